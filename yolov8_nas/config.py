@@ -1,0 +1,248 @@
+"""The run configuration: what a run is asked to do, read from YAML and checked before any work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from yolov8_nas.errors import InputError
+from yolov8_nas.search.constraint import Constraint
+
+Precision = Literal["fp32", "fp16", "int8", "best"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SupernetConfig(_Section):
+    """Training of the weight-sharing supernet.
+
+    Attributes:
+        epochs: Passes over the train split.
+        batch: Images per step, or `auto`: chosen by memory on a GPU, 16 on a CPU.
+        weights: A stock YOLOv8 checkpoint to start from, or nothing to start from scratch.
+        lr: Peak learning rate of AdamW.
+        random_networks: Random networks per step beside the largest and the smallest (sandwich rule).
+    """
+
+    epochs: Positive = 300
+    batch: Positive | Literal["auto"] = "auto"
+    weights: str | None = None
+    lr: float = Field(2e-3, gt=0)
+    random_networks: int = Field(2, ge=0)
+
+
+class ProbeConfig(_Section):
+    """Measurement of the target device.
+
+    Attributes:
+        networks: Networks built and measured to fit the latency model: whole networks and block swaps.
+        holdout: Further whole networks on which the model's error is told.
+        max_mape: Largest mean absolute percentage error on the held-out networks with which the search may go on.
+    """
+
+    networks: int = Field(150, ge=12)
+    holdout: int = Field(30, ge=5)
+    max_mape: float = Field(0.10, gt=0)
+
+
+class SearchConfig(_Section):
+    """The search on one target.
+
+    Attributes:
+        generations: Generations of the evolution.
+        population: Networks per generation.
+        candidates: Networks handed on, each exported and measured.
+        measure_every: Generations between two measurements of the front on the device.
+        bn_images: Images on which BatchNorm statistics are recalibrated before a network is scored.
+        random: Networks drawn at random within the limits and scored beside the search, for comparison.
+    """
+
+    generations: Positive = 40
+    population: int = Field(64, ge=4)
+    candidates: Positive = 3
+    measure_every: Positive = 10
+    bn_images: int = Field(1024, ge=16)
+    random: int = Field(0, ge=0)
+
+
+class FinetuneConfig(_Section):
+    """Fine-tuning of the candidates and training of the stock baseline.
+
+    Attributes:
+        epochs: Epochs of floating-point fine-tuning, from the supernet's weights.
+        candidates: How many of the search's candidates are tuned.
+        qat_epochs: Epochs of quantization-aware training after that, where the precision asks for INT8.
+        batch: Images per step.
+        lr: Peak learning rate of AdamW.
+        baseline: Whether stock YOLOv8 of the size is trained beside the candidates.
+    """
+
+    epochs: Positive = 100
+    candidates: Positive = 2
+    qat_epochs: Positive = 10
+    batch: Positive = 16
+    lr: float = Field(1e-3, gt=0)
+    baseline: bool = True
+
+
+class TargetConfig(_Section):
+    """One device to search for.
+
+    Attributes:
+        hardware: A catalogue name (`NVIDIA_T4`), `cpu`, `cpu-1t`, `cpu-2t`, or `auto`.
+        runtime: What runs the exported network there.
+        precision: `best` ships floating point or INT8, whichever keeps the limits and scores best.
+        constraints: Hard limits, in the form of `Constraint.parse`.
+        batch: Images per inference.
+    """
+
+    hardware: str = "auto"
+    runtime: Literal["tensorrt", "onnxruntime", "torch"] = "onnxruntime"
+    precision: Precision = "fp32"
+    constraints: tuple[str, ...] = Field(min_length=1)
+    batch: Positive = 1
+
+    @field_validator("constraints")
+    @classmethod
+    def _parse(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
+        for text in constraints:
+            Constraint.parse(text)
+        return constraints
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        """The hard limits."""
+        return tuple(Constraint.parse(text) for text in self.constraints)
+
+
+class TrackingConfig(_Section):
+    """Where runs and models are recorded.
+
+    Attributes:
+        uri: MLflow tracking server; nothing for SQLite and a folder beside the store.
+        experiment: MLflow experiment.
+    """
+
+    uri: str | None = None
+    experiment: str = "yolov8-nas"
+
+
+class RunConfig(_Section):
+    """Everything that a run is asked to do.
+
+    Attributes:
+        name: Name of the run and of the registered model.
+        data: Dataset: a folder, an archive, or nothing for the built-in demo data.
+        space: A built-in search space or the path of a YAML file.
+        imgsz: Side of the square network input in pixels, a multiple of 32.
+        store: Folder of the stage store; nothing for `store` in the work folder.
+        seed: Seed of everything that is random.
+    """
+
+    name: str = Field("inspection-demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
+    data: str | None = None
+    space: str = "yolov8n"
+    imgsz: int = Field(640, ge=32, multiple_of=32)
+    supernet: SupernetConfig = SupernetConfig()
+    probe: ProbeConfig = ProbeConfig()
+    search: SearchConfig = SearchConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    targets: tuple[TargetConfig, ...] = Field(min_length=1)
+    tracking: TrackingConfig = TrackingConfig()
+    store: str | None = None
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.finetune.candidates > self.search.candidates:
+            raise ValueError(
+                f"finetune.candidates = {self.finetune.candidates} is more than "
+                f"search.candidates = {self.search.candidates}"
+            )
+        if len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets: the same target stands there twice")
+        return self
+
+    @classmethod
+    def load(cls, path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+        """Read a YAML file, with `key=value` overrides such as `supernet.epochs=5` laid over it.
+
+        Raises:
+            InputError: The file is missing or not YAML, a key is unknown, a value is not of its form.
+        """
+        try:
+            data = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); give the path of a run configuration"
+            ) from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: not YAML: {error}") from None
+        if not isinstance(data, dict):
+            raise InputError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
+        for override in overrides:
+            _override(data, override)
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: Any, source: str) -> RunConfig:
+        """Check plain data; `source` names it in errors.
+
+        Raises:
+            InputError: A key is unknown or a value is not of its form; every fault is named.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            faults = []
+            for fault in error.errors():
+                where = ".".join(
+                    str(part) for part in fault["loc"] if not str(part).startswith(("function-", "literal["))
+                )
+                if fault["type"] == "extra_forbidden":
+                    faults.append(f"unknown key {where}{_known_keys(fault['loc'])}")
+                else:
+                    faults.append(f"{where or 'configuration'} = {fault['input']!r}: {fault['msg']}")
+            raise InputError(f"{source}: " + "; ".join(faults)) from None
+
+    def to_json(self) -> str:
+        """The configuration as canonical JSON, which `parse(json.loads(...))` reads."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name this configuration."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text!r} does not parse: write KEY=VALUE, for example --set supernet.epochs=5")
+    *parents, last = key.split(".")
+    for parent in parents:
+        below: Any = data.setdefault(parent, {}) if isinstance(data, dict) else None
+        if isinstance(below, dict):
+            data = below
+        else:
+            raise InputError(f"--set {text!r}: {parent} has no keys of its own")
+    data[last] = yaml.safe_load(value)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    """The keys that stand at the place of an unknown one, for the message."""
+    model: Any = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = TargetConfig if part == "targets" else annotation
+    return f" (known: {', '.join(model.model_fields)})"

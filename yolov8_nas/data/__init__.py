@@ -1,0 +1,1 @@
+"""Datasets: readers, checks, splits and the built-in demo data."""

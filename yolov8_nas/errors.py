@@ -1,0 +1,15 @@
+"""The two ways in which this software fails on purpose."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used: the message names the file, the value and the remedy.
+
+    The command line prints it as one line and exits with status 2.
+    """
+
+
+class StageError(RuntimeError):
+    """A stage that ran as it should and ended in a result that must not ship.
+
+    It is deterministic: running the same stage again gives the same answer, so it is recorded and not retried.
+    """

@@ -1,0 +1,1 @@
+"""The target device: profile, measurement and the latency model."""

@@ -1,0 +1,1 @@
+"""The search: limits, evolution and what it is compared with."""

@@ -1,0 +1,124 @@
+"""Limits that a detector must keep, e.g. `latency<=2.5ms`, `latency_p99(with_nms)<=4ms`, `memory<=1GiB`,
+`latency<=80%stock`.
+
+A limit is kept in one unit per metric (`UNITS`), so that what is compared is always the same quantity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from yolov8_nas.errors import InputError
+
+UNITS: Final[Mapping[str, tuple[str, Mapping[str, float]]]] = {
+    "latency": ("ms", {"us": 1e-3, "ms": 1.0, "s": 1e3}),
+    "throughput": ("img/s", {"img/s": 1.0, "fps": 1.0}),
+    "memory": ("MiB", {"MB": 1e6 / 2**20, "GB": 1e9 / 2**20, "MiB": 1.0, "GiB": 1024.0}),
+    "params": ("M", {"K": 1e-3, "M": 1.0}),
+    "flops": ("G", {"M": 1e-3, "G": 1.0}),
+}
+"""Metric: its unit here, and the factors from the units that people write."""
+
+STATISTICS: Final = ("p50", "p90", "p99")
+
+_PATTERN: Final = re.compile(
+    r"(?P<metric>[a-z]+?)(_(?P<statistic>p\d+))?(\((?P<scope>\w+)\))?(?P<relation>[<>]=?)"
+    r"(?P<number>[-+]?\d+(\.\d+)?([eE][-+]?\d+)?)(?P<unit>%stock|[A-Za-z/]+)"
+)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One hard limit.
+
+    Attributes:
+        metric: A key of `UNITS`. `throughput` is a lower limit, every other one an upper limit.
+        statistic: Percentile of latency; `p50` unless said otherwise.
+        scope: `engine` (the network alone) or `with_nms`.
+        limit: In the metric's unit; for a relative limit, the share of stock YOLOv8's value.
+        relative: Whether `limit` is a share of the stock network's measured value.
+    """
+
+    metric: str
+    statistic: str
+    scope: str
+    limit: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Constraint:
+        """Read a limit as people write it.
+
+        Raises:
+            InputError: It does not parse, is not positive, or names a metric, unit or statistic that does not exist.
+        """
+        match = _PATTERN.fullmatch(re.sub(r"\s+", "", text))
+        if not match:
+            raise InputError(
+                f"constraint {text!r} does not parse: write METRIC<=NUMBERUNIT, "
+                "for example latency<=8ms, latency_p99<=12ms, memory<=1GiB or latency<=80%stock"
+            )
+        metric, unit = match["metric"], match["unit"]
+        if metric not in UNITS:
+            raise InputError(f"constraint {text!r}: unknown metric {metric!r}; the metrics are {', '.join(UNITS)}")
+        statistic, scope = match["statistic"] or "p50", match["scope"] or "engine"
+        if match["statistic"] and metric != "latency":
+            raise InputError(f"constraint {text!r}: only latency has percentiles; write {metric}")
+        if statistic not in STATISTICS:
+            raise InputError(f"constraint {text!r}: unknown percentile {statistic!r}; use {', '.join(STATISTICS)}")
+        if scope not in ("engine", "with_nms"):
+            raise InputError(f"constraint {text!r}: unknown scope {scope!r}; use engine or with_nms")
+        if scope != "engine" and metric not in ("latency", "throughput"):
+            raise InputError(f"constraint {text!r}: {metric} has no scope; write {metric}")
+        wanted = ">" if metric == "throughput" else "<"
+        if match["relation"][0] != wanted:
+            raise InputError(f"constraint {text!r}: a limit on {metric} is written {metric}{wanted}=...")
+        limit = float(match["number"])
+        if not 0 < limit < float("inf"):
+            raise InputError(f"constraint {text!r}: the limit must be a positive number, not {match['number']}")
+        if unit == "%stock":
+            return cls(metric, statistic, scope, limit / 100, relative=True)
+        factors = UNITS[metric][1]
+        if unit not in factors:
+            raise InputError(f"constraint {text!r}: unknown unit {unit!r} for {metric}; use {', '.join(factors)}")
+        return cls(metric, statistic, scope, limit * factors[unit], relative=False)
+
+    @property
+    def quantity(self) -> str:
+        """Name of what is limited, for example `latency_p50` or `latency_p99(with_nms)`."""
+        name = f"{self.metric}_{self.statistic}" if self.metric == "latency" else self.metric
+        return name if self.scope == "engine" else f"{name}({self.scope})"
+
+    @property
+    def unit(self) -> str:
+        """Unit of `limit`, or `of stock` for a share of the stock network's value."""
+        return "of stock" if self.relative else UNITS[self.metric][0]
+
+    def resolve(self, stock: float) -> Constraint:
+        """This limit as an absolute one, given the stock network's measured value in the metric's unit."""
+        if not self.relative:
+            return self
+        return Constraint(self.metric, self.statistic, self.scope, self.limit * stock, relative=False)
+
+    def met(self, value: float) -> bool:
+        """Whether a measured value keeps the limit.
+
+        Raises:
+            ValueError: The limit is relative and has not been resolved.
+        """
+        if self.relative:
+            raise ValueError(f"{self} is relative to stock: resolve it first")
+        return value >= self.limit if self.metric == "throughput" else value <= self.limit
+
+    def violation(self, value: float) -> float:
+        """How far a value misses the limit, as a share of the limit; 0 or less where it keeps it."""
+        excess = (value - self.limit) / self.limit
+        return -excess if self.metric == "throughput" else excess
+
+    def __str__(self) -> str:
+        relation = ">=" if self.metric == "throughput" else "<="
+        amount = f"{100 * self.limit:g}%stock" if self.relative else f"{self.limit:.6g}{self.unit}"
+        return f"{self.quantity}{relation}{amount}"

@@ -1,0 +1,1 @@
+"""The weight-sharing supernet: elastic modules, training, derivation of stock networks."""
