@@ -1,0 +1,223 @@
+"""Runs in MLflow: one parent run per pipeline run, one child run per target.
+
+With no server configured, everything lies in `mlflow/` beside the stage store: `mlflow.db` (SQLite) and `artifacts/`.
+All processes of a run, and `yolov8-nas models` later, come to the same place from the same configuration.
+
+MLflow is imported by `connect`, not with this module: it takes seconds, and its telemetry has to be off before.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from yolov8_nas.config import RunConfig
+from yolov8_nas.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_TAG: Final = "yolov8_nas.run_id"
+"""Tag of a parent run: the pipeline run's id."""
+
+BRANCH_TAG: Final = "yolov8_nas.branch"
+"""Tag of a child run: the pipeline run's id, a slash and the target's id."""
+
+_SQLITE: Final = "sqlite:///"
+_ANSWER_WITHIN: Final = 5.0  # seconds in which a tracking server has to answer before a run starts
+
+
+def resolve_uri(uri: str | None, store: str | Path) -> str:
+    """Where a run is tracked.
+
+    Args:
+        uri: The configured tracking server or database; it goes before everything else.
+        store: Folder of the stage store.
+
+    Returns:
+        `uri`; without one, the server that `MLFLOW_TRACKING_URI` names; without that, SQLite in `mlflow/` beside the
+        store. SQLite paths are made absolute, since not every process of a run has the same working folder.
+
+    Raises:
+        InputError: There is neither a URI nor a folder to put a database beside, because the store is remote.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        if "://" in str(store):
+            raise InputError(
+                f"tracking.uri is not set and the store {store} is no local folder to put a database beside: "
+                "set tracking.uri or MLFLOW_TRACKING_URI"
+            )
+        uri = f"{_SQLITE}{Path(store).resolve().parent / 'mlflow' / 'mlflow.db'}"
+    if uri.startswith(_SQLITE):
+        return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).resolve()}"
+    return uri
+
+
+def database(uri: str) -> Path | None:
+    """The SQLite file of a tracking URI, or nothing for a server."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracking server and model registry at `uri`; a SQLite database is made where there is none.
+
+    MLflow's own log lines go to Python's root logger instead of the terminal.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    # The registry of a database looks up logged models at the process's URI, not at the client's.
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    file = database(uri)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(file.with_suffix(".lock")):  # two processes that make the tables at once would both fail
+            client.search_experiments(max_results=1)
+    return client
+
+
+def open_run(config: RunConfig, run_id: str, tracking_uri: str) -> str:
+    """Open the parent run of a pipeline run, or the one that an earlier try of the same run opened.
+
+    Args:
+        config: The run configuration; its values become parameters, and the whole an artifact.
+        run_id: Id of the pipeline run.
+        tracking_uri: As `resolve_uri` gave it.
+
+    Returns:
+        MLflow's id of the run.
+
+    Raises:
+        InputError: No server answers at `tracking_uri`, or the experiment was deleted.
+    """
+    _check_server(tracking_uri)
+    client = connect(tracking_uri)
+    run = find_or_create_run(client, config.tracking.experiment, RUN_TAG, run_id, name=f"{config.name}-{run_id}")
+    known = client.get_run(run).data.params  # a parameter can't be changed: a run that is resumed keeps its own
+    values = {key: str(value) for key, value in _flat(config.model_dump(mode="json")) if key not in known}
+    from mlflow.entities import Param
+
+    client.log_batch(run, params=[Param(key, value) for key, value in values.items()])
+    client.log_text(run, config.to_json(), "config.json")
+    client.update_run(run, status="RUNNING")
+    return run
+
+
+def close_run(tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path) -> None:
+    """Close the parent run: what the stages took, the summary and the report.
+
+    Args:
+        tracking_uri: As given to `open_run`.
+        mlflow_run: What `open_run` returned.
+        summary: What `summary.summarise` returned.
+        out: Folder that holds `summary.json` and `report.html`; one that is missing is left out.
+    """
+    client = connect(tracking_uri)
+    for stage in summary["stages"]:
+        if stage["seconds"] is not None:
+            name = "/".join(part for part in ("seconds", stage["name"], stage["target"]) if part)
+            client.log_metric(mlflow_run, name, stage["seconds"])
+    for file in (out / "summary.json", out / "report.html"):
+        if file.is_file():
+            client.log_artifact(mlflow_run, str(file))
+    status = summary["run"]["status"]
+    client.set_tag(mlflow_run, "status", status)
+    client.set_terminated(mlflow_run, "FAILED" if status == "failed" else "FINISHED")
+
+
+def find_or_create_run(
+    client: MlflowClient, experiment: str, key: str, value: str, *, name: str, tags: Mapping[str, str] | None = None
+) -> str:
+    """The run of `experiment` whose tag `key` is `value`; it is made where there is none, and never doubled.
+
+    MLflow has no unique tags: two processes that make the same run at once both look again and keep the older one.
+
+    Returns:
+        MLflow's id of the run.
+    """
+    where = _experiment(client, experiment)
+
+    def oldest() -> str | None:
+        found = client.search_runs([where], f"tags.`{key}` = '{value}'")
+        return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
+
+    present = oldest()
+    if present is not None:
+        return present
+    made: str = client.create_run(where, run_name=name, tags={key: value, **(tags or {})}).info.run_id
+    kept = oldest() or made
+    if kept != made:
+        client.delete_run(made)
+    return kept
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        file = database(client.tracking_uri)
+        try:
+            made: str = client.create_experiment(
+                name, artifact_location=(file.parent / "artifacts").as_uri() if file else None
+            )
+            return made
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    if found.lifecycle_stage == "deleted":
+        raise InputError(
+            f"tracking.experiment = {name!r} was deleted at {client.tracking_uri}: restore it or name another one"
+        )
+    return str(found.experiment_id)
+
+
+def _check_server(uri: str) -> None:
+    """Ask a server for its health, once: MLflow's own client would retry for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_ANSWER_WITHIN):
+            pass
+    except urllib.error.HTTPError:
+        pass  # something answers; whether it lets us in, MLflow's first call tells
+    except OSError as error:
+        raise InputError(
+            f"tracking.uri = {uri}: no MLflow server answers there ({error}); start it, "
+            "or leave tracking.uri empty to track in a local database"
+        ) from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}, "c": [2]}` as `a.b = 1, c.0 = 2`."""
+    items: Sequence[tuple[Any, Any]]
+    if isinstance(data, Mapping):
+        items = list(data.items())
+    elif isinstance(data, list):
+        items = list(enumerate(data))
+    else:
+        yield prefix, data
+        return
+    for key, value in items:
+        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
