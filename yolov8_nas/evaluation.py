@@ -1,0 +1,371 @@
+"""The one way in which this software scores a detector, and how two scores are compared.
+
+Square letterboxed input (`rect=False`), confidence from 0.001, IoU 0.7 in non-maximum suppression: only under one
+protocol do a checkpoint and its static ONNX file agree. Scoring is Ultralytics' own validator; what it knows of each
+image is kept, so that a difference between two detectors comes with an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils.nms import non_max_suppression
+
+from yolov8_nas.errors import InputError
+
+PROTOCOL: Final = {"rect": False, "conf": 0.001, "iou": 0.7, "max_det": 300, "split": "val"}
+"""What every evaluation has in common, in Ultralytics' terms."""
+
+_RECALL_GRID: Final = np.linspace(0, 1, 101)
+_EPS: Final = 1e-16
+_BLOCK: Final = 4_000_000
+"""Curve points that a bootstrap holds at once (32 MB an array)."""
+
+
+@dataclass(frozen=True)
+class ImageStats:
+    """What the validator found on one image, after non-maximum suppression.
+
+    Attributes:
+        name: File name of the image.
+        tp: Whether a detection is right, by IoU threshold 0.50, 0.55, ... 0.95: (detections, 10).
+        conf: Confidence of the detections, from high to low: (detections,).
+        pred_cls: Class of the detections: (detections,).
+        target_cls: Class of the true boxes: (boxes,).
+    """
+
+    name: str
+    tp: NDArray[np.bool_]
+    conf: NDArray[np.float32]
+    pred_cls: NDArray[np.int32]
+    target_cls: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The score of one detector on one split.
+
+    Attributes:
+        map50_95: Mean average precision over IoU 0.50 to 0.95, from 0 to 1.
+        map50: Mean average precision at IoU 0.50.
+        per_class: `map50_95` of each class that has boxes in the split.
+        images: Statistics of each image, in the order of the split.
+    """
+
+    map50_95: float
+    map50: float
+    per_class: dict[str, float]
+    images: tuple[ImageStats, ...]
+
+    def save(self, path: Path) -> Path:
+        """Write everything to an `.npz` file of plain arrays."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            np.savez_compressed(
+                file,
+                scores=np.array([self.map50_95, self.map50]),
+                classes=np.array(list(self.per_class), dtype=np.str_),
+                class_scores=np.array(list(self.per_class.values())),
+                names=np.array([image.name for image in self.images], dtype=np.str_),
+                detections=np.array([len(image.conf) for image in self.images]),
+                boxes=np.array([len(image.target_cls) for image in self.images]),
+                tp=np.concatenate([image.tp for image in self.images]),
+                conf=np.concatenate([image.conf for image in self.images]),
+                pred_cls=np.concatenate([image.pred_cls for image in self.images]),
+                target_cls=np.concatenate([image.target_cls for image in self.images]),
+            )
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluation:
+        """Read what `save` wrote; nothing is unpickled."""
+        with np.load(path, allow_pickle=False) as file:
+            data = dict(file)
+        detections, boxes = np.cumsum(data["detections"])[:-1], np.cumsum(data["boxes"])[:-1]
+        parts = (np.split(data[part], detections) for part in ("tp", "conf", "pred_cls"))
+        images = zip(data["names"].tolist(), *parts, np.split(data["target_cls"], boxes), strict=True)
+        return cls(
+            map50_95=float(data["scores"][0]),
+            map50=float(data["scores"][1]),
+            per_class=dict(zip(data["classes"].tolist(), data["class_scores"].tolist(), strict=True)),
+            images=tuple(ImageStats(*image) for image in images),
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one detector's mAP50-95 differs from another's on the same images.
+
+    Attributes:
+        difference: First minus second, in mAP from -1 to 1.
+        low: Lower end of the 95% interval.
+        high: Upper end of the 95% interval.
+        word: `ahead`, `undecided` or `behind`, said of the first.
+    """
+
+    difference: float
+    low: float
+    high: float
+    word: str
+
+
+class DetectionImages(YOLODataset):  # type: ignore[misc]
+    """Ultralytics' dataset, with its cache of parsed labels beside the data yaml instead of beside the labels.
+
+    A stage's inputs are shared and stay as they are; the yaml lies in a folder of the reader's own.
+    """
+
+    def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
+        folder = Path(self.data["yaml_file"]).parent
+        found: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(folder / f"{cache_hash}.cache", cache_hash)
+        return found
+
+
+class Evaluator:
+    """Scores many detectors on one split: the images are read once.
+
+    Args:
+        data: Ultralytics data yaml; its `val` split is used.
+        imgsz: Side of the square input in pixels.
+        batch: Images at once; a static ONNX file uses its own batch.
+        work: Folder for whatever is written on the way.
+        device: Torch device of networks that are not ONNX files.
+    """
+
+    def __init__(self, data: Path, *, imgsz: int, batch: int, work: Path, device: str = "cpu") -> None:
+        self.work = work
+        self.imgsz = imgsz
+        self._args = {
+            **PROTOCOL,
+            "task": "detect",
+            "mode": "val",
+            "data": str(data),
+            "imgsz": imgsz,
+            "batch": batch,
+            "device": device,
+            "workers": 0,
+            "cache": "ram",
+            "plots": False,
+            "verbose": False,
+        }
+        self._images: DetectionImages | None = None
+
+    def evaluate(self, model: nn.Module | Path) -> Evaluation:
+        """Score a network; the network itself is left as it is.
+
+        Args:
+            model: An Ultralytics network, or the path of a `.pt` or `.onnx` file.
+
+        Raises:
+            InputError: An ONNX file has another input size.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        validator = _Validator(self, self._args)
+        results = validator(model=str(model) if isinstance(model, Path) else model)
+        metrics = validator.metrics
+        return Evaluation(
+            map50_95=float(results["metrics/mAP50-95(B)"]),
+            map50=float(results["metrics/mAP50(B)"]),
+            per_class={
+                metrics.names[c]: float(ap) for c, ap in zip(metrics.box.ap_class_index, metrics.box.ap, strict=True)
+            },
+            images=validator.images,
+        )
+
+    def dataset(self, path: str, validator: DetectionValidator) -> DetectionImages:
+        """The split's images, built on the first call."""
+        if self._images is None:
+            self._images = DetectionImages(
+                img_path=path,
+                imgsz=self.imgsz,
+                augment=False,
+                hyp=validator.args,
+                rect=False,
+                cache="ram",
+                stride=32,
+                pad=0.5,
+                task="detect",
+                data=validator.data,
+            )
+        return self._images
+
+
+def evaluate(
+    model: nn.Module | Path, data: Path, *, imgsz: int, batch: int, work: Path, device: str = "cpu"
+) -> Evaluation:
+    """Score one network, see `Evaluator`."""
+    return Evaluator(data, imgsz=imgsz, batch=batch, work=work, device=device).evaluate(model)
+
+
+class _Validator(DetectionValidator):  # type: ignore[misc]
+    """Ultralytics' validator that keeps the statistics of each image and takes its images from an `Evaluator`."""
+
+    images: tuple[ImageStats, ...]
+
+    def __init__(self, owner: Evaluator, args: dict[str, Any]) -> None:
+        super().__init__(save_dir=owner.work, args=args)
+        self.owner = owner
+
+    def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> DetectionImages:
+        size = self.args.imgsz if isinstance(self.args.imgsz, list) else [self.args.imgsz] * 2
+        if size != [self.owner.imgsz] * 2:
+            raise InputError(
+                f"the network takes {size[0]}x{size[1]} images, the evaluation has {self.owner.imgsz} pixels: "
+                "evaluate it at its own size, or export it again"
+            )
+        return self.owner.dataset(img_path, self)
+
+    def postprocess(self, preds: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        # Stock code gives up after 2 s + 0.05 s an image and scores what is left as empty, so that a busy machine
+        # would change a score. Here nothing but the network decides.
+        outputs = non_max_suppression(
+            preds, self.args.conf, self.args.iou, multi_label=True, max_det=self.args.max_det, max_time_img=3600.0
+        )
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
+
+    def get_stats(self) -> dict[str, Any]:
+        stats, names = self.metrics.stats, [Path(file).name for file in self.dataloader.dataset.im_files]
+        self.images = tuple(
+            ImageStats(
+                name,
+                tp.astype(np.bool_),
+                conf.astype(np.float32),
+                pred.astype(np.int32),
+                target.astype(np.int32),
+            )
+            for name, tp, conf, pred, target in zip(
+                names, stats["tp"], stats["conf"], stats["pred_cls"], stats["target_cls"], strict=True
+            )
+        )
+        results: dict[str, Any] = super().get_stats()
+        return results
+
+
+def compare(first: Evaluation, second: Evaluation, resamples: int = 1000, seed: int = 0) -> Comparison:
+    """Compare two detectors by a paired bootstrap over images.
+
+    Each resample draws as many images as there are, with replacement, and scores both detectors on the same draw; the
+    interval is that of the percentiles (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+    Args:
+        first: The one that is spoken of.
+        second: The one it is compared with.
+        resamples: Draws.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: The two were not scored on the same images.
+    """
+    if [image.name for image in first.images] != [image.name for image in second.images]:
+        raise ValueError("the two evaluations are of different images: score both on the same split")
+    n = len(first.images)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    weights = np.concatenate([np.ones((1, n), dtype=draws.dtype), draws])
+    differences = mean_average_precision(first.images, weights) - mean_average_precision(second.images, weights)
+    low, high = np.percentile(differences[1:], [2.5, 97.5])
+    word = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
+    return Comparison(float(differences[0]), float(low), float(high), word)
+
+
+def mean_average_precision(images: Sequence[ImageStats], weights: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """mAP50-95 of weighted images: Ultralytics' definition, with each image counted as often as its weight says.
+
+    Precision only matters where recall grows. So the detections of a class shrink to those that are right at some IoU
+    threshold, each with the number of wrong ones before it: a few hundred points instead of tens of thousands.
+
+    Args:
+        images: Statistics of the images.
+        weights: How often each image counts, one row per result: (results, images).
+
+    Returns:
+        mAP50-95 by row of `weights`: (results,).
+    """
+    owner = np.concatenate([np.full(len(image.conf), i) for i, image in enumerate(images)])
+    order = np.argsort(-np.concatenate([image.conf for image in images]))
+    owner = owner[order]
+    tp = np.concatenate([image.tp for image in images])[order]
+    predicted = np.concatenate([image.pred_cls for image in images])[order]
+    targets = np.concatenate([image.target_cls for image in images])
+    target_owner = np.concatenate([np.full(len(image.target_cls), i) for i, image in enumerate(images)])
+
+    scores = np.full((len(weights), len(np.unique(targets))), np.nan)
+    for column, c in enumerate(np.unique(targets)):
+        boxes = weights @ np.bincount(target_owner[targets == c], minlength=len(images))
+        mine = predicted == c
+        scores[:, column] = _average_precision(tp[mine], owner[mine], weights, boxes)
+    present = ~np.isnan(scores)
+    mean: NDArray[np.float64] = np.where(present, scores, 0.0).sum(1) / np.maximum(present.sum(1), 1)
+    return mean
+
+
+def _average_precision(
+    tp: NDArray[np.bool_], owner: NDArray[np.integer[Any]], weights: NDArray[np.integer[Any]], boxes: NDArray[Any]
+) -> NDArray[np.float64]:
+    """AP50-95 of one class by row of `weights`; NaN where a row has no box of the class.
+
+    Args:
+        tp: The class's detections from the most confident on: (detections, 10).
+        owner: Index of each detection's image: (detections,).
+        weights: (results, images).
+        boxes: True boxes of the class by row: (results,).
+    """
+    right = np.flatnonzero(tp.any(1))
+    if not len(right):
+        return np.where(boxes > 0, 0.0, np.nan)
+    wrong_before = np.zeros((len(right), weights.shape[1]), dtype=weights.dtype)
+    group = np.searchsorted(right, np.arange(len(tp)))  # of a wrong detection: the next right one
+    wrong = (group < len(right)) & ~tp.any(1)
+    np.add.at(wrong_before, (group[wrong], owner[wrong]), 1)
+
+    result = np.full(len(weights), np.nan)
+    thresholds, points = tp.shape[1], 2 * len(right)
+    rows = max(1, _BLOCK // max(1, thresholds * points))
+    for start in range(0, len(weights), rows):
+        w = weights[start : start + rows]
+        total = boxes[start : start + rows]
+        # Detections by (row, threshold, point): a group of wrong ones, then the right one, in turn.
+        hits = np.zeros((len(w), thresholds, points))
+        misses = np.zeros_like(hits)
+        own = w[:, owner[right]]
+        hits[:, :, 1::2] = own[:, None, :] * tp[right].T
+        misses[:, :, ::2] = (w @ wrong_before.T)[:, None, :]
+        misses[:, :, 1::2] = own[:, None, :] * ~tp[right].T
+        hits, misses = hits.cumsum(2), misses.cumsum(2)
+        recall = hits / (total[:, None, None] + _EPS)
+        seen = hits + misses
+        precision = np.where(seen > 0, hits / np.maximum(seen, 1), 1.0)
+        ap = _area(recall.reshape(-1, points), precision.reshape(-1, points)).reshape(len(w), thresholds).mean(1)
+        result[start : start + rows] = np.where(total > 0, ap, np.nan)
+    return result
+
+
+def _area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area under precision-recall curves at 101 recalls, as Ultralytics' `compute_ap` has it, many curves at once.
+
+    Args:
+        recall: Ascending along the second axis: (curves, points).
+        precision: Of the same shape.
+    """
+    curves = len(recall)
+    ends = np.ones((curves, 1))
+    x = np.concatenate([0 * ends, recall, recall[:, -1:], ends], axis=1)
+    y = np.concatenate([ends, precision, 0 * ends, 0 * ends], axis=1)
+    y = np.maximum.accumulate(y[:, ::-1], axis=1)[:, ::-1]
+    # Index of the last point at or before each of the 101 recalls, by counting points into the grid's bins.
+    bins = np.searchsorted(_RECALL_GRID, x.ravel()).reshape(x.shape) + 102 * np.arange(curves)[:, None]
+    before = np.bincount(bins.ravel(), minlength=102 * curves).reshape(curves, 102).cumsum(1)[:, :101] - 1
+    after = np.minimum(before + 1, x.shape[1] - 1)
+    x0, x1 = np.take_along_axis(x, before, 1), np.take_along_axis(x, after, 1)
+    y0, y1 = np.take_along_axis(y, before, 1), np.take_along_axis(y, after, 1)
+    share = np.divide(_RECALL_GRID - x0, x1 - x0, out=np.zeros_like(x0), where=x1 > x0)
+    area: NDArray[np.float64] = np.trapezoid(y0 + share * (y1 - y0), _RECALL_GRID, axis=1)
+    return area
