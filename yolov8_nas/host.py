@@ -1,0 +1,82 @@
+"""Measuring and computing don't mix: a lock per host, shared for computing, exclusive for measuring."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from yolov8_nas.errors import InputError
+
+
+class HostLock:
+    """The lock of this host, for one process.
+
+    Sections nest: `measuring()` inside `computing()` gives the shared lock up and takes the exclusive one, and takes
+    the shared one again at its end, so two processes that compute can both come to measure. Whatever is inside
+    `measuring()` stays exclusive.
+
+    Args:
+        path: The lock file; nothing for the user's own in the temporary folder.
+        note: Told, once per wait, what is waited for.
+    """
+
+    def __init__(self, path: Path | None = None, note: Callable[[str], None] = print) -> None:
+        self.path = path or Path(tempfile.gettempdir()) / f"yolov8-nas-{os.getuid()}.lock"
+        self.note = note
+        self._file: int | None = None
+        self._mode = fcntl.LOCK_UN
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Hold the host for work that loads it: any number of processes, but nobody who measures."""
+        with self._hold(fcntl.LOCK_EX if self._mode == fcntl.LOCK_EX else fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Hold the host alone."""
+        with self._hold(fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def _hold(self, mode: int) -> Iterator[None]:
+        before = self._mode
+        self._set(mode)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, mode: int) -> None:
+        if mode == self._mode:
+            return
+        if self._file is None:
+            self._file = self._open()
+        if mode == fcntl.LOCK_UN:
+            os.close(self._file)
+            self._file = None
+        else:
+            try:
+                fcntl.flock(self._file, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                others = "a measurement" if mode == fcntl.LOCK_SH else "other work"
+                self.note(f"waiting for {others} on this host to end")
+                fcntl.flock(self._file, mode)
+        self._mode = mode
+
+    def _open(self) -> int:
+        # The temporary folder is everybody's: a link there, or another user's file, is not ours to follow.
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be opened as the host's lock ({error.strerror}); remove it"
+            ) from None
+        if os.fstat(file).st_uid != os.getuid():
+            os.close(file)
+            raise InputError(f"{self.path}: belongs to another user, so it cannot be the host's lock; remove it")
+        return file

@@ -1,0 +1,475 @@
+"""One way to run a stage, on a workstation and in a cluster.
+
+A stage is a function of files to files. `run_stage` owns everything around it: the key in the store, the lock, the
+checkpoints' place, skipping what is done, retrying what is transient, recording what failed, and the one tar that
+travels on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import select
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.host import HostLock
+from yolov8_nas.progress import Progress, duration
+from yolov8_nas.store import (
+    Entry,
+    Manifest,
+    Store,
+    canonical_digest,
+    extract,
+    file_sha256,
+    pack,
+    read_json,
+    tree_files,
+    write_json,
+)
+
+STAGES: Final = ("data-prep", "supernet-train", "hw-probe", "search", "qat-finetune", "trt-export", "register")
+"""The stages, in the order of the pipeline; stage `a-b` is `STAGE` in the module `yolov8_nas.stages.a_b`."""
+
+LOGS_VARIABLE: Final = "YOLOV8_NAS_LOGS"
+"""Environment variable with the folder of log files, one a stage; where it is not set, a stage logs to its output."""
+
+PARENT_VARIABLE: Final = "YOLOV8_NAS_PARENT"
+"""Environment variable with the process id that a stage must not outlive."""
+
+RETRY_DELAYS: Final = (2.0, 10.0, 30.0)
+"""Seconds to wait before each new try after a transient error."""
+
+STATUS_FILE: Final = "status.json"
+
+_TOOLS: Final = ("yolov8-nas", "torch", "ultralytics", "onnx", "onnxruntime", "nvidia-modelopt", "mlflow", "numpy")
+
+Settings = dict[str, Any]
+Status = Literal["done", "cached", "failed"]
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a running stage has.
+
+    Attributes:
+        settings: Plain values: all that the result depends on beside the inputs.
+        inputs: The folder of each input, by the name of the stage that made it.
+        out: Empty folder; what is written here is the result.
+        partial: Folder for checkpoints, written atomically; a later try finds it as this one left it.
+        progress: How far the stage has come.
+        host: The host's lock, for `computing()` and `measuring()`.
+    """
+
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    out: Path
+    partial: Path
+    progress: Progress
+    host: HostLock
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: One of `STAGES`.
+        version: Raised when the same settings and inputs would give another result.
+        settings: The settings that the stage depends on, as plain JSON values; they go into the key.
+        run: The stage itself: a function of `settings` and `inputs` to files in `out`.
+        always_run: Never skipped: its effects lie outside the store, and doing them twice does no harm.
+    """
+
+    name: str
+    version: int
+    settings: Callable[[RunConfig, TargetConfig | None], Settings]
+    run: Callable[[StageContext], None]
+    always_run: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended.
+
+    Attributes:
+        status: `cached` where the result was there already.
+        digest: SHA-256 of the tar that travels on.
+        key: Key in the store; empty where an earlier failure was passed on.
+        seconds: How long this call took.
+        error: What went wrong, where the stage failed.
+    """
+
+    status: Status
+    digest: str
+    key: str
+    seconds: float
+    error: str | None = None
+
+
+def find_stage(name: str) -> Stage:
+    """The stage of a name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if name not in STAGES:
+        raise KeyError(f"no stage {name!r}; the stages are {', '.join(STAGES)}")
+    stage = importlib.import_module(f"yolov8_nas.stages.{name.replace('-', '_')}").STAGE
+    assert isinstance(stage, Stage)
+    return stage
+
+
+def target_labels(config: RunConfig) -> list[str]:
+    """A short distinct name for each target of a run, for example `cpu-2t-int8`; numbered where two are alike."""
+    plain = [f"{target.hardware}-{target.precision}".lower().replace("_", "-") for target in config.targets]
+    return [
+        label if plain.count(label) == 1 else f"{label}-{plain[: index + 1].count(label)}"
+        for index, label in enumerate(plain)
+    ]
+
+
+def find_target(config: RunConfig, label: str) -> TargetConfig:
+    """The target of a label made by `target_labels`.
+
+    Raises:
+        InputError: The run has no such target.
+    """
+    labels = target_labels(config)
+    if label not in labels:
+        raise InputError(f"{config.name}: no target {label!r}; its targets are {', '.join(labels)}")
+    return config.targets[labels.index(label)]
+
+
+def open_store(store: str | Path) -> Store:
+    """The stage store at a path.
+
+    Raises:
+        InputError: It is not a folder of this machine.
+    """
+    if "://" in str(store):
+        raise InputError(f"store {store}: only folders can be stores so far; give a path")
+    return Store(Path(store))
+
+
+def run_stage(
+    stage: Stage | str,
+    *,
+    config: RunConfig | str,
+    target: str | None,
+    inputs: Mapping[str, Path],
+    output: Path,
+    store: str | Path,
+    run_id: str,
+    parameters: Mapping[str, Any] | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Bring a stage to its end and pack its result.
+
+    A finished result of the store is verified and used again. A stage that serves one target never raises for its own
+    failure: the failure is recorded and travels on as `status.json` in the tar, later stages of that target pass it
+    on, and the other targets are not disturbed. A stage that serves all targets raises.
+
+    Args:
+        stage: The stage or its name.
+        config: The run's configuration, or its JSON.
+        target: Label of the target, or nothing for a stage that serves all targets.
+        inputs: The tar of each input, by the name of the stage that made it.
+        output: Where the tar of the result goes.
+        store: The stage store.
+        run_id: Name of the run in whose records the outcome is written.
+        parameters: Further settings that only earlier tasks know; they go into the key.
+        digests: What the SHA-256 of the inputs must be, where it is known.
+
+    Raises:
+        InputError: The input cannot be used (stages that serve all targets).
+        StageError: The stage failed deterministically (stages that serve all targets).
+    """
+    if isinstance(stage, str):
+        stage = find_stage(stage)
+    if isinstance(config, str):
+        config = RunConfig.parse(json.loads(config), "run configuration")
+    die_with_parent()
+    with _log_file(stage.name, target):
+        run = _Run(stage, config, target, inputs, output, open_store(store), run_id)
+        return run.carry_out(parameters or {}, digests or {})
+
+
+class _Run:
+    """One call of `run_stage`."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        config: RunConfig,
+        target: str | None,
+        inputs: Mapping[str, Path],
+        output: Path,
+        store: Store,
+        run_id: str,
+    ) -> None:
+        self.stage = stage
+        self.config = config
+        self.target = target
+        self.inputs = inputs
+        self.output = output
+        self.store = store
+        self.run_id = run_id
+        self.progress = Progress.from_environment(stage.name, target)
+        self.start = time.monotonic()
+
+    def carry_out(self, parameters: Mapping[str, Any], expected: Mapping[str, str]) -> Outcome:
+        """Skip, run or pass on; whatever happens is recorded."""
+        self.progress.started()
+        try:
+            for name, path in self.inputs.items():
+                if failure := _read_status(path):
+                    return self._pass_on(name, failure)
+            digests = {name: _arrived(name, path, expected.get(name)) for name, path in sorted(self.inputs.items())}
+            target = None if self.target is None else find_target(self.config, self.target)
+            settings = {**self.stage.settings(self.config, target), **parameters}
+            key = canonical_digest([self.stage.name, self.stage.version, settings, digests])
+        except Exception as error:
+            return self._failed(error, "", None)
+        entry = self.store.entry(self.stage.name, key)
+        with entry.lock(lambda: self.progress.note("another run works on the same result; waiting for it")):
+            try:
+                if outcome := self._already(entry, key):
+                    return outcome
+                return self._compute(entry, key, settings, digests)
+            except Exception as error:
+                return self._failed(error, key, entry)
+
+    def _already(self, entry: Entry, key: str) -> Outcome | None:
+        """The outcome where there is nothing left to do."""
+        manifest = None if self.stage.always_run else entry.manifest
+        if manifest is not None:
+            if (damage := entry.damage(manifest)) is None:
+                return self._end("cached", pack(entry.outputs, self.output), key)
+            self.progress.note(f"the result in {entry.folder} is damaged ({damage}); computing it again")
+            entry.clear(partial=True)
+        # A stage can stand twice in a pipeline. Its failure is not tried again in the same run, only in a new one.
+        status = entry.outputs / STATUS_FILE
+        if status.is_file() and (failure := read_json(status))["run_id"] == self.run_id:
+            return self._end("failed", pack(entry.outputs, self.output), key, failure["error"])
+        return None
+
+    def _compute(self, entry: Entry, key: str, settings: Settings, digests: Mapping[str, str]) -> Outcome:
+        tries = len(RETRY_DELAYS) + 1
+        for number in range(1, tries + 1):
+            try:
+                self._try(entry, settings)
+                break
+            except Exception as error:
+                if number == tries or not _is_transient(error):
+                    raise
+                delay = RETRY_DELAYS[number - 1]
+                self.progress.note(f"{_unexpected(error)}; trying again in {duration(delay)} ({number} of {tries - 1})")
+                time.sleep(delay)
+        digest = pack(entry.outputs, self.output)
+        own, child = _peak_rss_mib()
+        entry.commit(
+            Manifest(
+                stage=self.stage.name,
+                version=self.stage.version,
+                key=key,
+                settings=settings,
+                inputs=digests,
+                outputs={name: file_sha256(path) for name, path in tree_files(entry.outputs).items()},
+                digest=digest,
+                seconds=time.monotonic() - self.start,
+                tools=_tools(),
+                seed=settings.get("seed"),
+                peak_rss_mib=own,
+                peak_rss_child_mib=child,
+            )
+        )
+        return self._end("done", digest, key)
+
+    def _try(self, entry: Entry, settings: Settings) -> None:
+        entry.clear(partial=False)
+        for folder in (entry.outputs, entry.partial, entry.scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        _tame_ultralytics(entry.scratch)
+        folders = {}
+        for name, path in self.inputs.items():
+            folders[name] = entry.scratch / name
+            extract(path, folders[name])
+        host = HostLock(note=self.progress.note)
+        self.stage.run(StageContext(settings, folders, entry.outputs, entry.partial, self.progress, host))
+
+    def _pass_on(self, name: str, failure: Mapping[str, Any]) -> Outcome:
+        with tempfile.TemporaryDirectory() as folder:
+            write_json(Path(folder) / STATUS_FILE, failure)
+            digest = pack(Path(folder), self.output)
+        return self._end("failed", digest, "", f"not run, because {failure.get('stage', name)} failed")
+
+    def _failed(self, error: Exception, key: str, entry: Entry | None) -> Outcome:
+        deterministic = isinstance(error, InputError | StageError)
+        if not deterministic:
+            traceback.print_exception(error)
+        failure = {
+            "status": "failed",
+            "stage": self.stage.name,
+            "target": self.target,
+            "kind": type(error).__name__,
+            "error": str(error) if deterministic else _unexpected(error),
+            "run_id": self.run_id,
+        }
+        with contextlib.ExitStack() as stack:
+            # Beside the status travels what the stage had written: the table of what was tried, the fit's figures.
+            folder = entry.outputs if entry else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_json(folder / STATUS_FILE, failure)
+            digest = pack(folder, self.output)
+        if entry and deterministic:
+            # Going on from these checkpoints could only fail again; a new run starts the stage afresh.
+            shutil.rmtree(entry.partial, ignore_errors=True)
+        outcome = self._end("failed", digest, key, failure["error"])
+        if self.target is None:
+            raise error
+        return outcome
+
+    def _end(self, status: Status, digest: str, key: str, error: str | None = None) -> Outcome:
+        seconds = time.monotonic() - self.start
+        self.progress.finished(status, seconds, error)
+        own, child = _peak_rss_mib()
+        record = {
+            "stage": self.stage.name,
+            "target": self.target,
+            "key": key,
+            "status": status,
+            "seconds": round(seconds, 3),
+            "error": error,
+            "peak_rss_mib": own,
+            "peak_rss_child_mib": child,
+        }
+        file = self.store.run_folder(self.run_id) / f"{self.target or 'all'}.{self.stage.name}.json"
+        # Where a stage stands twice in a pipeline, the record is that of the call that did the work.
+        if status != "cached" or not file.exists():
+            write_json(file, record)
+        return Outcome(status, digest, key, seconds, error)
+
+
+def die_with_parent() -> None:
+    """Let this process and its children end with the process that `YOLOV8_NAS_PARENT` names, however that one ends.
+
+    A signal on the parent's death (prctl) would not do: between the two stands a shell, started from a thread.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return
+    try:
+        handle = os.pidfd_open(int(parent))
+    except ProcessLookupError:
+        os._exit(1)
+
+    def watch() -> None:
+        select.select([handle], [], [])
+        import psutil  # here, so that a stage that has nothing to do starts in a blink
+
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _log_file(stage: str, target: str | None) -> Iterator[None]:
+    """Send everything this process writes to the stage's log file, where `YOLOV8_NAS_LOGS` asks for it."""
+    folder = os.environ.get(LOGS_VARIABLE)
+    if folder is None:
+        yield
+        return
+    path = Path(folder) / (f"{target}.{stage}.log" if target else f"{stage}.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    try:
+        # File descriptors, not sys.stdout: libraries in C++ and child processes write there too.
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _arrived(name: str, path: Path, expected: str | None) -> str:
+    """The digest of an input that came as it was sent."""
+    digest = file_sha256(path)
+    if expected is not None and digest != expected:
+        raise ConnectionError(f"{path}: the result of {name} arrived with SHA-256 {digest}, sent was {expected}")
+    return digest
+
+
+def _read_status(path: Path) -> dict[str, Any] | None:
+    """The failure that an input carries, if it is one."""
+    with tarfile.open(path, "r:") as tar:
+        try:
+            member = tar.extractfile(STATUS_FILE)
+        except KeyError:
+            return None
+        status: dict[str, Any] = json.load(member) if member else {}
+        return status
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether trying again can help: the network, a server's 5xx."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if any(base.__name__ in ("ConnectionError", "Timeout", "EndpointConnectionError") for base in type(error).__mro__):
+        return True  # of requests and botocore, which need not be imported to be told
+    status = getattr(error, "get_http_status_code", None)  # of MlflowException
+    return callable(status) and status() >= 500
+
+
+def _unexpected(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _tame_ultralytics(folder: Path) -> None:
+    """Give this process Ultralytics settings of its own: no integrations, no telemetry, no installing."""
+    os.environ["YOLO_CONFIG_DIR"] = str(folder)
+    os.environ["YOLO_AUTOINSTALL"] = "false"
+    integrations = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "sync")
+    write_json(folder / "Ultralytics" / "settings.json", dict.fromkeys(integrations, False))
+
+
+def _peak_rss_mib() -> tuple[float, float]:
+    """Peak resident memory of this process and of its largest child, in MiB."""
+    # Not ru_maxrss for the process itself: it is inherited from whatever process started this one.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    own = next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+    return round(own, 1), round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1)
+
+
+def _tools() -> dict[str, str]:
+    tools = {"python": platform.python_version()}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            tools[name] = importlib.metadata.version(name)
+    return tools
