@@ -1,0 +1,173 @@
+"""The normalised dataset that every later stage reads: written once, described by `dataset.json`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from yolov8_nas.data.check import SPLITS, CheckedDataset, CheckedImage
+from yolov8_nas.data.readers import Box
+from yolov8_nas.store import atomic_write, canonical_digest, file_sha256, read_json, tree_files, write_json
+
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `dataset.json` says.
+
+    Attributes:
+        folder: The folder that holds it, and `dataset/` with the images and labels.
+        digest: SHA-256 of class names, images, labels and split: two datasets with one digest are the same.
+        source: Name of what it was made from.
+        classes: Class names.
+        images: Number of images per split (`train`, `search`, `val`).
+        boxes: Number of boxes per split and class name.
+        image_sides: Smallest, median and largest width and height in pixels, over all images.
+        box_sides: Quantiles 5, 25, 50, 75 and 95 % of the square root of a box's share of its image's area.
+        warnings: What was mended or left out.
+    """
+
+    folder: Path
+    digest: str
+    source: str
+    classes: tuple[str, ...]
+    images: Mapping[str, int]
+    boxes: Mapping[str, Mapping[str, int]]
+    image_sides: Mapping[str, Sequence[int]]
+    box_sides: Sequence[float]
+    warnings: tuple[str, ...]
+
+
+def write(checked: CheckedDataset, folder: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """Write a checked dataset in its normal form.
+
+    The same images, labels and class names give the same bytes, wherever they came from.
+
+    Args:
+        checked: The dataset, its source still open.
+        folder: Where to write `dataset/` and `dataset.json`.
+        progress: Is told how many images of how many have been written.
+    """
+    root = folder / "dataset"
+    total, done = sum(checked.images.values()), 0
+    for split in SPLITS:
+        images, labels = root / "images" / split, root / "labels" / split
+        images.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        for image in checked.splits[split]:
+            name = _name(image)
+            (images / f"{name}{image.file.suffix.lower()}").write_bytes(_whole(image.file.read_bytes()))
+            (labels / f"{name}.txt").write_text("".join(format_row(box) for box in image.boxes))
+            done += 1
+            if progress:
+                progress(done, total)
+    everything = [image for images in checked.splits.values() for image in images]
+    sides = np.array([(image.width, image.height) for image in everything])
+    boxes = np.sqrt([box.width * box.height for image in everything for box in image.boxes])
+    described: dict[str, Any] = {
+        "digest": _digest(root, checked.names),
+        "source": checked.source,
+        "classes": list(checked.names),
+        "images": checked.images,
+        "boxes": checked.boxes,
+        "image_sides": {
+            "smallest": sides.min(axis=0).tolist(),
+            "median": np.median(sides, axis=0).astype(int).tolist(),
+            "largest": sides.max(axis=0).tolist(),
+        },
+        "box_sides": [round(float(q), 4) for q in np.quantile(boxes, (0.05, 0.25, 0.5, 0.75, 0.95))],
+        "warnings": list(checked.warnings),
+    }
+    write_json(folder / "dataset.json", described)
+    return load(folder)
+
+
+def load(folder: Path) -> Dataset:
+    """Read `dataset.json`.
+
+    Args:
+        folder: The folder that holds it.
+    """
+    described = read_json(folder / "dataset.json")
+    described["classes"], described["warnings"] = tuple(described["classes"]), tuple(described["warnings"])
+    return Dataset(folder=folder, **described)
+
+
+def data_yaml(
+    dataset_dir: Path,
+    into: Path,
+    validate_on: Literal["search", "val"],
+    train_on: Sequence[Literal["train", "search"]] = ("train",),
+) -> Path:
+    """Make a view of the dataset that Ultralytics can train and validate on.
+
+    Ultralytics writes its label caches beside the labels it was pointed at, and repairs images in place. The dataset
+    is a stage's verified output and must not change, so the view is a tree of links, and the caches land in it. It is
+    made once and used again as long as it shows the same dataset.
+
+    Args:
+        dataset_dir: The folder that holds `dataset.json`.
+        into: The caller's own folder; views with other splits have folders of their own in it.
+        validate_on: The split that becomes the view's `val`.
+        train_on: The splits that together become its `train`.
+
+    Returns:
+        The path of the view's `data.yaml`, absolute, as are the paths in it.
+    """
+    view = into.absolute() / f"data-{'-'.join(train_on)}-{validate_on}"
+    source = dataset_dir.resolve() / "dataset"
+    dataset = load(dataset_dir)
+    description = {
+        "path": str(view),
+        "train": str(view / "images" / "train"),
+        "val": str(view / "images" / "val"),
+        "names": dict(enumerate(dataset.classes)),
+        "made_from": {"folder": str(source), "digest": dataset.digest},
+    }
+    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    path = view / "data.yaml"  # written last: where it is, the view is whole
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return path
+    if view.exists():
+        shutil.rmtree(view)
+    for name, splits in (("train", train_on), ("val", (validate_on,))):
+        for kind in ("images", "labels"):
+            folder = view / kind / name
+            folder.mkdir(parents=True)
+            for split in splits:
+                for file in sorted((source / kind / split).iterdir()):
+                    (folder / file.name).symlink_to(file)
+    atomic_write(path, text)
+    return path
+
+
+def format_row(box: Box) -> str:
+    """A box as a row of a YOLO label file; reading it gives the same box to nine digits."""
+    return f"{box.label} {box.x:.9g} {box.y:.9g} {box.width:.9g} {box.height:.9g}\n"
+
+
+def _name(image: CheckedImage) -> str:
+    """A file name for people and machines: what is plain in the old one, made unique by content."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", image.file.stem)[:48].strip("_")
+    return f"{plain or 'image'}-{image.sha256[:12]}"
+
+
+def _whole(data: bytes) -> bytes:
+    """The image's bytes; a JPEG that does not end as it should gets its end marker.
+
+    Decoders read such a file, but Ultralytics rewrites it in place, which a verified output must not suffer.
+    """
+    return data + _JPEG_END if data.startswith(_JPEG_START) and not data.endswith(_JPEG_END) else data
+
+
+def _digest(root: Path, names: Sequence[str]) -> str:
+    files = {name: file_sha256(path) for name, path in tree_files(root).items()}
+    return canonical_digest({"classes": list(names), "files": files})
