@@ -281,6 +281,7 @@ class _YoloReader:
     def _images(self, split: str, value: Any, base: Path) -> list[Path] | None:
         where = self.description.name
         entries = value if isinstance(value, list) else [value]
+        faults_before = self.faults.count
         images: dict[Path, None] = {}  # a set that keeps its order
         for entry in entries:
             if not isinstance(entry, str):
@@ -303,12 +304,11 @@ class _YoloReader:
             else:
                 self.faults.add(where, f"{split}: {entry} does not exist", "correct the path or add the folder")
                 return None
-        if not images:
+        if not images and self.faults.count == faults_before:
             kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
             empty = "the validation split is empty" if split == "val" else "no images"
             self.faults.add(f"{where}, {split}: {value}", empty, f"put images there ({kinds})")
-            return None
-        return list(images)
+        return list(images) or None
 
     def _listed(self, file: Path, base: Path) -> Iterator[Path]:
         """The images that a text file names, one a line: absolute, or relative to the file or to the dataset."""
