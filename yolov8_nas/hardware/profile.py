@@ -1,0 +1,147 @@
+"""What this machine is, as far as latency depends on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+INSTRUCTIONS: Final = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8",
+    "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+"""CPU flags, as Linux names them, for which ONNX Runtime has kernels of their own."""
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A device that networks are measured on.
+
+    Attributes:
+        name: Name of the target as asked for, for example `cpu-2t`.
+        id: What identifies the hardware in registries: [a-z0-9-], for example `cpu-amd-epyc-9354-2t`.
+        kind: `cpu`.
+        model: The CPU's own name.
+        cores: Cores that this process may use.
+        threads: Threads that a network runs on.
+        instructions: Those of `INSTRUCTIONS` that the CPU has.
+        caches: Level, and size in KiB as the first core sees it, for example {"L1d": 32, "L2": 1024, "L3": 32768}.
+        memory_gb: Memory that this process may use, in GiB.
+        runtime: Name and version of what runs the networks.
+        system: Operating system and kernel.
+    """
+
+    name: str
+    id: str
+    kind: str
+    model: str
+    cores: int
+    threads: int
+    instructions: tuple[str, ...]
+    caches: Mapping[str, int]
+    memory_gb: float
+    runtime: Mapping[str, str]
+    system: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A mapping of plain values for JSON."""
+        return {**asdict(self), "instructions": list(self.instructions)}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The part on which latency depends: measurements are shared between machines where this is the same."""
+        kept = ("id", "model", "threads", "instructions", "caches", "runtime")
+        return {name: value for name, value in self.to_dict().items() if name in kept}
+
+
+def cpu_profile(name: str, threads: int) -> Profile:
+    """This machine's CPU as the target `name` with so many threads."""
+    model = cpu_model()
+    return Profile(
+        name=name,
+        id=f"cpu-{slug(model)}-{threads}t",
+        kind="cpu",
+        model=model,
+        cores=available_cores(),
+        threads=threads,
+        instructions=_instructions(),
+        caches=_caches(),
+        memory_gb=round(_memory() / _GIB, 1),
+        runtime={"name": "onnxruntime", "version": version("onnxruntime")},
+        system=f"{platform.system()} {platform.release()}",
+    )
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name, or its architecture where it does not tell (many ARM machines)."""
+    return next(_cpuinfo(cpuinfo, "model name", "Model", "Hardware"), platform.machine() or "unknown")
+
+
+def slug(model: str) -> str:
+    """A CPU's name in [a-z0-9-], without trademarks, the word CPU or Processor, and the number of cores."""
+    text = re.sub(r"\((r|tm|c)\)|\b(cpu|processor|\d+-core)\b", " ", model.lower())
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "unknown"
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its container rounded down, at least one."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, int(_cgroup_quota(Path("/sys/fs/cgroup")) or cores)))
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """CPU quota of the container in cores; nothing where there is none."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()  # version 2
+    except (OSError, ValueError):
+        try:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{part}_us").read_text().strip() for part in ("quota", "period"))
+        except OSError:
+            return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def _memory() -> int:
+    """Bytes of memory: the machine's, or the container's limit where that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return min(total, int((Path("/sys/fs/cgroup") / limit).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return total
+
+
+def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    flags = set(next(_cpuinfo(cpuinfo, "flags", "Features"), "").split())
+    return tuple(name for name in INSTRUCTIONS if name in flags)
+
+
+def _caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, int]:
+    caches = {}
+    for entry in sorted(root.glob("index*")):
+        try:
+            level, kind, size = ((entry / part).read_text().strip() for part in ("level", "type", "size"))
+        except OSError:
+            continue
+        if match := re.fullmatch(r"(\d+)([KM])", size):
+            letter = {"Data": "d", "Instruction": "i"}.get(kind, "")
+            caches[f"L{level}{letter}"] = int(match[1]) * (1024 if match[2] == "M" else 1)
+    return caches
+
+
+def _cpuinfo(cpuinfo: Path, *keys: str) -> Iterator[str]:
+    """Values of `keys` in /proc/cpuinfo, the first key first."""
+    try:
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+    except OSError:
+        return
+    for wanted in keys:
+        yield from (value.strip() for key, _, value in lines if key.strip() == wanted and value.strip())
