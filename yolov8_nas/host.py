@@ -37,21 +37,25 @@ class HostLock:
             yield
 
     @contextlib.contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Hold the host alone."""
-        with self._hold(fcntl.LOCK_EX):
+    def measuring(self, *, wait: bool = True) -> Iterator[None]:
+        """Hold the host alone.
+
+        Raises:
+            BlockingIOError: The host is held by others, and `wait` says not to wait for them.
+        """
+        with self._hold(fcntl.LOCK_EX, wait):
             yield
 
     @contextlib.contextmanager
-    def _hold(self, mode: int) -> Iterator[None]:
+    def _hold(self, mode: int, wait: bool = True) -> Iterator[None]:
         before = self._mode
-        self._set(mode)
+        self._set(mode, wait)
         try:
             yield
         finally:
             self._set(before)
 
-    def _set(self, mode: int) -> None:
+    def _set(self, mode: int, wait: bool = True) -> None:
         if mode == self._mode:
             return
         if self._file is None:
@@ -63,10 +67,22 @@ class HostLock:
             try:
                 fcntl.flock(self._file, mode | fcntl.LOCK_NB)
             except BlockingIOError:
+                if not wait:
+                    self._restore()
+                    raise
                 others = "a measurement" if mode == fcntl.LOCK_SH else "other work"
                 self.note(f"waiting for {others} on this host to end")
                 fcntl.flock(self._file, mode)
         self._mode = mode
+
+    def _restore(self) -> None:
+        """Take the old lock again, which an attempt at another one gives up even where it fails."""
+        assert self._file is not None
+        if self._mode == fcntl.LOCK_UN:
+            os.close(self._file)
+            self._file = None
+        else:
+            fcntl.flock(self._file, self._mode)
 
     def _open(self) -> int:
         # The temporary folder is everybody's: a link there, or another user's file, is not ours to follow.

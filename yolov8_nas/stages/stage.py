@@ -338,6 +338,8 @@ class _Run:
             folder = entry.outputs if entry else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             write_json(folder / STATUS_FILE, failure)
             digest = pack(folder, self.output)
+        if entry:
+            shutil.rmtree(entry.scratch, ignore_errors=True)
         if entry and deterministic:
             # Going on from these checkpoints could only fail again; a new run starts the stage afresh.
             shutil.rmtree(entry.partial, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The Kubeflow pipeline, and how it runs on one machine."""

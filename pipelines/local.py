@@ -1,0 +1,63 @@
+"""Run the pipeline on this machine: `python -m pipelines.local ARGUMENTS.json`.
+
+The same components and the same pipeline as in a cluster, through `kfp.local`, in a process of its own: kfp.local
+redirects `print` and the root logger of the process that it runs in.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from kfp import local
+from kfp.pipeline_spec.pipeline_spec_pb2 import ComponentSpec, PipelineSpec
+
+from pipelines.pipeline import PROBES, yolov8_nas
+from yolov8_nas.stages.stage import die_with_parent
+
+
+def run_locally(arguments: dict[str, Any], pipeline_root: Path) -> None:
+    """Run the pipeline in subprocesses of this environment.
+
+    Args:
+        arguments: Arguments of the pipeline.
+        pipeline_root: Folder for artifacts on their way; removed at the end, since the store keeps what matters.
+
+    Raises:
+        RuntimeError: A task failed; kfp.local's message names it.
+    """
+    one_at_a_time(yolov8_nas.pipeline_spec)
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(pipeline_root),
+        workspace_root=str(pipeline_root / "workspace"),
+    )
+    try:
+        yolov8_nas(**arguments)
+    finally:
+        shutil.rmtree(pipeline_root, ignore_errors=True)
+
+
+def one_at_a_time(spec: PipelineSpec) -> None:
+    """Take the concurrency out of a compiled pipeline, because one machine cannot measure and compute at once.
+
+    Targets follow each other, and training waits for the probes: a limit that nothing can keep then ends the run
+    before the training.
+    """
+    components: list[ComponentSpec] = [spec.root, *spec.components.values()]
+    for component in components:
+        tasks = component.dag.tasks
+        for name in tasks:
+            if tasks[name].WhichOneof("iterator"):
+                tasks[name].iterator_policy.parallelism_limit = 1
+            if tasks[name].task_info.name == PROBES:
+                tasks["supernet-train"].dependent_tasks.append(name)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    request = json.loads(Path(sys.argv[1]).read_text())
+    run_locally(request["arguments"], Path(request["pipeline_root"]))

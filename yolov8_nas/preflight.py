@@ -1,0 +1,191 @@
+"""What can be told in seconds before a run begins, so that nobody waits an hour for a typing error.
+
+`check` looks at configuration, folders, dataset, space and devices. `check_limits` exports and times the smallest
+network of the space and the stock one; it needs torch, so `python -m yolov8_nas.preflight` does it in a process of its
+own, and the process that shows progress for the rest of the run stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.errors import InputError
+from yolov8_nas.host import HostLock
+from yolov8_nas.space import SearchSpace, SpaceError, stock_architecture
+from yolov8_nas.stages.stage import open_store, target_labels
+
+if TYPE_CHECKING:
+    from yolov8_nas.data.check import CheckedDataset
+    from yolov8_nas.hardware.benchmark import Measurement
+
+
+@dataclass(frozen=True)
+class LimitCheck:
+    """What the preflight measured for one target.
+
+    Attributes:
+        target: Label of the target.
+        stock_ms: Median latency of stock YOLOv8 of the size, in ms.
+        smallest_ms: Median latency of the smallest network of the space, in ms.
+        limits: The limits, as absolute ones.
+    """
+
+    target: str
+    stock_ms: float
+    smallest_ms: float
+    limits: tuple[str, ...]
+
+
+def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
+    """Check everything that needs no network to be built. Nothing is written.
+
+    Raises:
+        InputError: A folder, the dataset, the space or a target cannot be used.
+        SpaceError: The space's YAML is wrong.
+    """
+    from yolov8_nas.data.check import check_source
+    from yolov8_nas.hardware.target import resolve
+
+    check_folder(workdir)
+    open_store(store)
+    SearchSpace.load(config.space)
+    for target in config.targets:
+        resolve(target.hardware, target.runtime, target.precision)
+    return check_source(config.data)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder can be made or written to, without making it.
+
+    Raises:
+        InputError: It cannot.
+    """
+    path = folder.absolute()
+    if "python3" in str(path):
+        # kfp.local puts the interpreter's path in place of this word wherever it stands in a task's arguments.
+        raise InputError(f"work folder {folder}: its path contains 'python3', which breaks local runs; choose another")
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise InputError(f"work folder {folder}: {path} is a file; choose another folder with --workdir")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"work folder {folder}: {path} is not writable; choose another folder with --workdir")
+
+
+def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
+    """Build, export and time the smallest network and the stock one, and hold the limits against the smallest.
+
+    While something else measures or computes on this host, nothing is timed: a disturbed measurement could only
+    refuse limits that can be kept, and hw-probe holds them against measurements in any case.
+
+    Raises:
+        InputError: A limit cannot be kept by any network of the space; the fastest achievable value is named.
+    """
+    from yolov8_nas.hardware.benchmark import Protocol, measure
+    from yolov8_nas.hardware.target import resolve
+
+    host = HostLock()
+    space = SearchSpace.load(config.space)
+    quick = Protocol(warmup=3, repetitions=12, min_rounds=3, max_rounds=5, precision=0.05, leg=2)
+    checks = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = _export(space, config, names, Path(folder))
+        for label, target in zip(target_labels(config), config.targets, strict=True):
+            try:
+                with host.measuring(wait=False):
+                    threads = resolve(target.hardware, target.runtime).threads
+                    smallest, stock = measure(files, threads=threads, protocol=quick)
+            except BlockingIOError:
+                continue
+            checks.append(_hold(config, space, label, target, smallest, stock, len(names)))
+    return checks
+
+
+def check_limits_apart(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
+    """`check_limits` in a process of its own.
+
+    Raises:
+        InputError: As `check_limits`.
+    """
+    request = json.dumps({"config": config.model_dump(mode="json"), "names": list(names)})
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "YOLO_CONFIG_DIR": folder, "YOLO_AUTOINSTALL": "false"}
+        command = [sys.executable, "-m", "yolov8_nas.preflight"]
+        done = subprocess.run(command, input=request, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode == 2:
+        raise InputError(done.stderr.strip().splitlines()[-1])
+    if done.returncode:
+        raise RuntimeError(f"the check of the limits ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+    return [LimitCheck(**check) for check in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _export(space: SearchSpace, config: RunConfig, names: Sequence[str], folder: Path) -> list[Path]:
+    from yolov8_nas.deploy.onnx import export_onnx
+    from yolov8_nas.supernet.derive import build
+
+    architectures = {"smallest": space.smallest(), "stock": stock_architecture(space.scale)}
+    batch = config.targets[0].batch
+    return [
+        export_onnx(build(architecture, len(names), names), folder / f"{name}.onnx", imgsz=config.imgsz, batch=batch)
+        for name, architecture in architectures.items()
+    ]
+
+
+def _hold(
+    config: RunConfig,
+    space: SearchSpace,
+    label: str,
+    target: TargetConfig,
+    smallest: Measurement,
+    stock: Measurement,
+    num_classes: int,
+) -> LimitCheck:
+    from yolov8_nas.hardware.cost import cost
+
+    def values(measurement: Measurement, params: float, gflops: float) -> Mapping[str, float]:
+        # The best round: nothing that can be kept must be refused because something else ran meanwhile.
+        latency = min(measurement.rounds)
+        return {
+            "latency": latency,
+            "throughput": 1000 * target.batch / latency,
+            "memory": measurement.memory_mb,
+            "params": params / 1e6,
+            "flops": gflops,
+        }
+
+    costs = [cost(a, num_classes, config.imgsz) for a in (space.smallest(), stock_architecture(space.scale))]
+    least, reference = (values(m, c.params, c.gflops) for m, c in zip((smallest, stock), costs, strict=True))
+    limits = [limit.resolve(reference[limit.metric]) for limit in target.limits]
+    for asked, limit in zip(target.limits, limits, strict=True):
+        if not limit.met(least[limit.metric]):
+            meaning = f" ({limit} here)" if asked.relative else ""
+            raise InputError(
+                f"constraint {asked}{meaning} on {target.hardware}: even the smallest network of space {space.name} "
+                f"at {config.imgsz} px has {limit.metric} {least[limit.metric]:.3g} {limit.unit}; "
+                "that is what can be achieved: change the limit, the space or imgsz"
+            )
+    return LimitCheck(label, min(stock.rounds), min(smallest.rounds), tuple(map(str, limits)))
+
+
+def _main() -> int:
+    request: dict[str, Any] = json.load(sys.stdin)
+    try:
+        checks = check_limits(RunConfig.parse(request["config"], "run configuration"), request["names"])
+    except (InputError, SpaceError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps([asdict(check) for check in checks]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
