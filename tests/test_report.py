@@ -1,0 +1,675 @@
+"""The report, on evidence that is made up here: figures in it measure nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from rich.console import Console
+
+from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.report import architecture as drawing
+from yolov8_nas.report import plots, sections, wording
+from yolov8_nas.report.build import build_report
+from yolov8_nas.report.terminal import verdict
+from yolov8_nas.space import Architecture, SearchSpace
+
+SPACE = SearchSpace.load("tiny")
+STAGES = ("hw-probe", "search", "qat-finetune", "trt-export", "register")
+
+
+def made_up_latency(architecture: Architecture) -> float:
+    """Something that grows with the network; no device has it."""
+    work = sum(
+        b.depth * b.hidden**1.2 * {"conv3": 1.0, "conv5": 1.9}.get(b.operator, 0.55) for b in architecture.blocks
+    )
+    return 1.6 + sum(architecture.convs) / 700 + work / 900
+
+
+def percentiles(p50: float) -> dict[str, float]:
+    return {"p50": p50, "p90": 1.05 * p50, "p99": 1.22 * p50}
+
+
+def curve(epochs: int, *, keys: tuple[str, ...] = ("map50_95",)) -> list[dict[str, float]]:
+    return [
+        {"epoch": e, "seconds": 9.0, "lr": 2e-3, "box": 2.4 * 0.88**e + 1, "cls": 3.1 * 0.8**e + 1, "dfl": 1.1 + 0.9**e}
+        | {key: 0.4 * (1 - 0.8**e) / (1 + i / 2) for i, key in enumerate(keys)}
+        for e in range(epochs)
+    ]
+
+
+def write(folder: Path, files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = name.endswith(".jsonl")
+        path.write_text("\n".join(map(json.dumps, content)) if lines else json.dumps(content))
+    return folder
+
+
+class MadeUpRun:
+    """A run as its stages would leave it; `folder` may be thinned out to play a run that failed."""
+
+    def __init__(
+        self, folder: Path, networks: int = 150, name: str = "press-shop", classes: tuple[str, ...] = ()
+    ) -> None:
+        rng = np.random.default_rng(0)
+        classes = classes or ("scratch", "dent", "hole", "stain")
+        stock = SPACE.stock
+        stock_ms = made_up_latency(stock)
+        self.limit = 0.8 * stock_ms
+        history = [self._evaluated(stock, "seed", 0, rng)]
+        history += [self._evaluated(SPACE.sample(rng), "evolution", 1 + i // 20, rng) for i in range(networks)]
+        history += [self._evaluated(SPACE.sample(rng), "random", 0, rng) for _ in range(networks // 3)]
+        within = [row for row in history if row["latency_ms"] <= self.limit]
+        chosen = sorted(within, key=lambda row: -row["map50_95"])[:3]
+        self.chosen = chosen[0]["architecture"]
+        p50 = 0.985 * chosen[0]["latency_ms"]
+        model = {
+            "map50_95": 0.4127,
+            "map50": 0.6714,
+            "latency_ms": percentiles(p50),
+            "memory_mb": 142.3,
+            "params": 1_934_112,
+            "gflops": 0.241,
+        }
+        limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": self.limit, "unit": "ms"}
+        kept = limit | {"text": "latency<=80%stock", "measured": p50, "met": True}
+        baselines = [
+            {
+                "name": "stock YOLOv8n",
+                "form": "unrolled FP32",
+                "map50_95": 0.3985,
+                "map50": 0.655,
+                "epochs": 24,
+                "latency_ms": percentiles(stock_ms),
+                "memory_mb": 171.0,
+                "params": 3_011_628,
+                "gflops": 0.33,
+            },
+            {
+                "name": "stock YOLOv8n",
+                "form": "C2f FP32",
+                "map50_95": 0.3985,
+                "map50": 0.655,
+                "epochs": 24,
+                "latency_ms": percentiles(1.05 * stock_ms),
+                "memory_mb": 174.0,
+                "params": 3_011_628,
+                "gflops": 0.33,
+            },
+        ]
+        comparison = {
+            "difference": 0.0142,
+            "low": -0.0061,
+            "high": 0.0339,
+            "word": "undecided",
+            "what": "the shipped file and stock YOLOv8n, on the same 60 validation images",
+        }
+        measured = [SPACE.sample(rng) for _ in range(36)]
+        latencies = [made_up_latency(a) * rng.normal(1, 0.02) for a in measured]
+        fitted = LatencyModel.fit(SPACE, len(classes), 128, measured[:28], latencies[:28]).to_dict()
+        int8 = model | {"latency_ms": percentiles(0.9 * p50), "map50_95": 0.4011, "map50": 0.66, "memory_mb": 120.0}
+        self.evidence: dict[str, Any] = {
+            "data-prep": write(
+                folder / "data-prep",
+                {
+                    "dataset.json": {
+                        "digest": "5f" * 32,
+                        "images": {"train": 180, "search": 40, "val": 60},
+                        "classes": list(classes),
+                        "source": "built-in demo data",
+                        "warnings": ["the same image is in train and val: a.jpg and b.jpg"],
+                        "boxes": {
+                            split: {c: 31 * (i + 2) for i, c in enumerate(classes)}
+                            for split in ("train", "search", "val")
+                        },
+                    }
+                },
+            ),
+            "supernet-train": write(
+                folder / "supernet-train",
+                {
+                    "supernet.json": {"space": SPACE.to_dict(), "imgsz": 128, "epochs": 16, "seconds": 151.2},
+                    "curves.json": [
+                        row | {"distill": 1.8 * 0.9 ** row["epoch"]}
+                        for row in curve(16, keys=("map50_95_largest", "map50_95_smallest"))
+                    ],
+                },
+            ),
+            "targets": {
+                "cpu-onnxruntime-best": {
+                    "hw-probe": write(
+                        folder / "hw-probe",
+                        {
+                            "profile.json": {
+                                "name": "Example CPU",
+                                "id": "example-cpu",
+                                "kind": "cpu",
+                                "cores": 2,
+                                "threads": 2,
+                                "instructions": ["avx2", "avx512_vnni"],
+                                "memory_gb": 24.0,
+                                "runtime": {"name": "onnxruntime", "version": "1.31.1"},
+                            },
+                            "latency_table.json": {
+                                "protocol": {},
+                                "rows": [
+                                    {
+                                        "architecture": a.to_dict(),
+                                        "role": role,
+                                        "latency_ms": percentiles(ms),
+                                        "memory_mb": 140.0,
+                                    }
+                                    for a, ms, role in zip(
+                                        [*measured, stock],
+                                        [*latencies, stock_ms],
+                                        ["train"] * 28 + ["holdout"] * 8 + ["stock"],
+                                        strict=True,
+                                    )
+                                ],
+                            },
+                            "latency_model.json": fitted
+                            | {"mape": 0.034, "spearman": 0.981, "networks": 8, "coverage": 1.0},
+                            "stock.json": {
+                                "scale": "n",
+                                "architecture": stock.to_dict(),
+                                "latency_ms": percentiles(stock_ms),
+                            },
+                            "constraints.json": [limit],
+                        },
+                    ),
+                    "search": write(
+                        folder / "search",
+                        {
+                            "history.jsonl": history,
+                            "candidates.json": [
+                                {
+                                    "architecture": row["architecture"],
+                                    "map50_95_search": row["map50_95"],
+                                    "met": True,
+                                    "predicted": {"latency_ms": {"p50": row["latency_ms"]}},
+                                    "measured": {"latency_ms": percentiles(row["latency_ms"] * f), "memory_mb": 142.0},
+                                }
+                                for row, f in zip(chosen, (0.985, 1.02, 0.97), strict=True)
+                            ],
+                        },
+                    ),
+                    "qat-finetune": write(
+                        folder / "qat-finetune",
+                        {
+                            "candidates/0/tuning.json": {"architecture": self.chosen, "curves": curve(12)},
+                            "candidates/1/tuning.json": {
+                                "architecture": chosen[1]["architecture"],
+                                "curves": curve(12),
+                            },
+                            "baseline/tuning.json": {"curves": curve(28)},
+                        },
+                    ),
+                    "trt-export": write(
+                        folder / "trt-export",
+                        {
+                            "verdict.json": {
+                                "status": "met",
+                                "baselines": baselines,
+                                "comparison": comparison,
+                                "tried": [
+                                    model
+                                    | {
+                                        "candidate": 0,
+                                        "precision": "fp32",
+                                        "constraints": [kept],
+                                        "outcome": "shipped",
+                                        "reason": "",
+                                    },
+                                    int8
+                                    | {
+                                        "candidate": 0,
+                                        "precision": "int8",
+                                        "constraints": [kept],
+                                        "outcome": "less accurate",
+                                        "reason": "keeps the limit, but scores 0.012 below FP32",
+                                    },
+                                    model
+                                    | {
+                                        "candidate": 1,
+                                        "precision": "fp32",
+                                        "map50_95": 0.4198,
+                                        "outcome": "limit missed",
+                                        "latency_ms": percentiles(1.03 * self.limit),
+                                        "constraints": [kept | {"measured": 1.03 * self.limit, "met": False}],
+                                    },
+                                ],
+                                "quantization": {
+                                    "fp32": model,
+                                    "int8": int8,
+                                    "difference": {
+                                        "difference": -0.0116,
+                                        "low": -0.0202,
+                                        "high": -0.0031,
+                                        "word": "behind",
+                                    },
+                                },
+                            },
+                            "engine.json": {
+                                "built": False,
+                                "reason": "TensorRT is not installed and this machine has no NVIDIA GPU.",
+                            },
+                        },
+                    ),
+                    "register": write(
+                        folder / "register",
+                        {
+                            "registry.json": {
+                                "model": name,
+                                "version": "3",
+                                "aliases": ["champion-example-cpu-fp32"],
+                                "run_id": "0f" * 16,
+                                "tracking_uri": "https://someone:secret@mlflow.example/?token=hidden",
+                            }
+                        },
+                    ),
+                }
+            },
+        }
+        names = ["data-prep", "supernet-train", *STAGES]
+        seconds = (4.2, 151.2, 97.0, 74.4, 139.0, 31.2, 8.8)
+        self.summary: dict[str, Any] = {
+            "schema": 1,
+            "run": {"name": name, "seed": 0, "imgsz": 128, "space": "tiny", "started": "2026-11-21T17:00:00Z"},
+            "dataset": {
+                "digest": "5f" * 32,
+                "images": {"train": 180, "search": 40, "val": 60},
+                "classes": list(classes),
+            },
+            "stages": [
+                {
+                    "name": n,
+                    "target": None if i < 2 else "cpu-onnxruntime-best",
+                    "status": "done",
+                    "seconds": s,
+                    "peak_memory_mb": 1900 - 70 * i,
+                }
+                for i, (n, s) in enumerate(zip(names, seconds, strict=True))
+            ],
+            "targets": [
+                {
+                    "status": "met",
+                    "error": None,
+                    "hardware": {"name": "Example CPU", "threads": 2},
+                    "runtime": {"name": "onnxruntime", "version": "1.31.1"},
+                    "precision_requested": "best",
+                    "precision_shipped": "fp32",
+                    "constraints": [kept],
+                    "architecture": self.chosen,
+                    "model": model
+                    | {"files": {"best.pt": "targets/cpu/best.pt", "model.onnx": "targets/cpu/model.onnx"}},
+                    "baselines": [{k: b[k] for k in ("name", "map50_95", "latency_ms")} for b in baselines],
+                    "latency_model": {"mape": 0.034, "spearman": 0.981, "networks": 36},
+                    "registry": {"model": name, "version": "3", "aliases": []},
+                }
+            ],
+        }
+
+    @staticmethod
+    def _evaluated(
+        architecture: Architecture, source: str, generation: int, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        ms = made_up_latency(architecture)
+        return {
+            "architecture": architecture.to_dict(),
+            "map50_95": 0.34 * (1 - np.exp(-(ms - 1.2) / 1.4)) + rng.normal(0, 0.016),
+            "latency_ms": ms,
+            "upper_ms": 1.05 * ms,
+            "generation": generation,
+            "source": source,
+        }
+
+
+class Page(HTMLParser):
+    """Reads a page's elements, attributes and the text of its scripts; fails on an element that is not closed."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.words: list[str] = []
+        self.feed(path.read_text())
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append((self.elements[-1][1], data))
+        elif "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return {str(a["data-plot"]): json.loads(text) for a, text in self.scripts if "data-plot" in a}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> MadeUpRun:
+    return MadeUpRun(tmp_path_factory.mktemp("evidence"))
+
+
+@pytest.fixture(scope="module")
+def page(run: MadeUpRun, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(build_report(run.summary, run.evidence, tmp_path_factory.mktemp("report") / "report.html"))
+
+
+def test_is_one_file_that_asks_for_nothing(run: MadeUpRun, tmp_path: Path) -> None:
+    path = build_report(run.summary, run.evidence, tmp_path / "report.html")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert path.stat().st_size < 6e6
+    for tag, attributes in Page(path).elements:
+        assert tag not in ("link", "iframe", "img")
+        assert "src" not in attributes
+        assert str(attributes.get("href") or "#").startswith("#")
+        if "http-equiv" in attributes:
+            assert str(attributes["content"]).startswith("default-src 'none'")
+
+
+def test_says_what_an_engineer_asks_first(page: Page) -> None:
+    verdict_at = page.text.index("Limit kept As measured")
+    assert verdict_at < page.text.index("What the search saw")
+    for words in ("undecided", "+0.014 (95 % interval −0.006 to +0.034)", "0.413", "0.399", "the interval holds zero"):
+        assert words in page.text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_every_part_is_there(page: Page) -> None:
+    headings = ("side by side", "What the search saw", "The chosen architecture", "Latency model", "Quantization")
+    headings += ("Candidates walked", "Fine-tuning", "Device", "Registry", "What was not measured", "Supernet", "Data")
+    assert all(heading in page.text for heading in headings)
+    for words in ("less accurate", "avx512_vnni", "the same image is in train and val", "2 min 31 s", "1,900"):
+        assert words in page.text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_tells_what_was_not_measured(page: Page) -> None:
+    told = page.text[page.text.index("Registry and files") :]
+    for words in ("TensorRT is not installed", "Power, energy and clocks", "trained once, with one seed", "rescaled"):
+        assert words in told
+
+
+def test_figures_are_valid_and_named(page: Page) -> None:
+    assert len(page.figures) == 8
+    for identity, figure in page.figures.items():
+        assert figure["data"], identity
+        plain = re.sub(r'"@[a-z0-9-]+"', '"#123456"', json.dumps(figure))
+        go.Figure(**json.loads(plain))  # raises on a name or value that Plotly does not know
+    labels = {a["id"]: a["aria-label"] for _, a in page.elements if a.get("class") == "plot"}
+    assert set(labels) == set(page.figures)
+    assert all(len(str(label)) > 40 for label in labels.values())
+
+
+def test_colours_of_figures_exist_in_light_and_dark(page: Page) -> None:
+    css = (Path(sections.__file__).parent / "templates" / "report.css").read_text()
+    light, dark = css.split("@media (prefers-color-scheme: dark)")
+    for name in set(re.findall(r'"@([a-z0-9-]+)"', json.dumps(page.figures))):
+        assert f"--{name}:" in light and f"--{name}:" in dark.split("\n}\n")[0]
+
+
+def test_pareto_marks_limit_shipped_stock_and_measured(run: MadeUpRun, page: Page) -> None:
+    figure = page.figures["target-1-pareto"]
+    traces = {trace["name"]: trace for trace in figure["data"]}
+    assert set(traces) == {"evaluated", "random search", "front", "measured", "stock", "shipped"}
+    assert figure["layout"]["shapes"][0]["x0"] == pytest.approx(run.limit)
+    chosen = Architecture.from_dict(run.chosen)
+    assert traces["shipped"]["x"] == [pytest.approx(made_up_latency(chosen), rel=1e-5)]
+    assert traces["stock"]["x"] == [pytest.approx(made_up_latency(SPACE.stock), rel=1e-5)]
+    assert len(traces["measured"]["x"]) == 9 and traces["measured"]["x"][2] is None
+
+
+def test_names_from_users_stay_text(tmp_path: Path) -> None:
+    evil = """"><img src=x onerror=alert(1)></script><script>alert(2)</script>'{{ 7*7 }}&amp;"""
+    made = MadeUpRun(tmp_path / "evidence", networks=30, name=evil, classes=(evil, "dent"))
+    target = made.summary["targets"][0]
+    target["hardware"]["name"] = target["error"] = target["precision_shipped"] = evil
+    target["baselines"][0]["name"] = evil
+    target["model"]["files"] = {evil: evil}
+    made.summary["stages"][0]["name"] = evil
+    verdict_file = made.evidence["targets"]["cpu-onnxruntime-best"]["trt-export"] / "verdict.json"
+    content = json.loads(verdict_file.read_text())
+    content["tried"][0] |= {"candidate": evil, "outcome": evil, "reason": evil}
+    content["baselines"][0] |= {"name": evil, "form": evil}
+    content["comparison"] |= {"what": evil, "word": evil}
+    verdict_file.write_text(json.dumps(content))
+    history = made.evidence["targets"]["cpu-onnxruntime-best"]["search"] / "history.jsonl"
+    history.write_text(history.read_text().replace('"evolution"', json.dumps(evil)))
+    page = Page(build_report(made.summary, made.evidence, tmp_path / "report.html"))
+    assert not [tag for tag, attributes in page.elements if tag == "img" or "onerror" in attributes]
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert len(scripts) == len(page.figures) + 2
+    assert page.text.count("alert(2)") >= 10
+    assert "49" not in page.text.split("alert(2)")[1][:20]
+
+
+def test_addresses_lose_their_credentials(page: Page, run: MadeUpRun) -> None:
+    assert "https://mlflow.example/" in page.text
+    assert "secret" not in page.text and "hidden=" not in page.text and "token" not in page.text
+    assert sections.public("s3://bucket/data.tar") == "s3://bucket/data.tar"
+
+
+@pytest.mark.parametrize("stage", ["data-prep", "supernet-train", *STAGES])
+def test_builds_without_any_one_stage(run: MadeUpRun, stage: str, tmp_path: Path) -> None:
+    evidence = run.evidence | {"targets": {name: dict(folders) for name, folders in run.evidence["targets"].items()}}
+    del (evidence if stage in evidence else evidence["targets"]["cpu-onnxruntime-best"])[stage]
+    summary = json.loads(json.dumps(run.summary))
+    next(row for row in summary["stages"] if row["name"] == stage)["status"] = "failed"
+    page = Page(build_report(summary, evidence, tmp_path / "report.html"))
+    # What the summary itself holds is shown from there.
+    assert stage in ("data-prep", "register") or f"The stage {stage} failed, so there is no" in page.text
+
+
+@pytest.mark.parametrize("how", ["empty", "broken"])
+def test_builds_from_files_that_are_absent_or_broken(how: str, tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path / "evidence", networks=30)
+    for file in (tmp_path / "evidence").rglob("*.json*"):
+        file.write_text('{"half": ') if how == "broken" else file.unlink()
+    page = Page(build_report(run.summary, run.evidence, tmp_path / "report.html"))
+    assert "The stage search left no readable search history." in page.text
+    assert "Limit kept" in page.text and "0.413" in page.text
+
+
+def test_a_run_that_reached_no_target_has_a_report(tmp_path: Path) -> None:
+    stages = [{"name": "data-prep", "target": None, "status": "failed", "seconds": None, "error": "no images"}]
+    page = Page(build_report({"stages": stages, "targets": []}, {}, tmp_path / "report.html"))
+    assert "none was reached" in page.text and "no images" in page.text
+    assert "The stage data-prep failed" in page.text and "The stage supernet-train did not run" in page.text
+    Page(build_report({}, {}, tmp_path / "report.html"))
+
+
+def test_two_targets_stand_apart(run: MadeUpRun, tmp_path: Path) -> None:
+    failed = {"status": "failed", "error": "hw-probe: no such device", "hardware": {"name": "NVIDIA T4"}}
+    summary = run.summary | {"targets": [*run.summary["targets"], failed]}
+    evidence = run.evidence | {"targets": run.evidence["targets"] | {"t4": {}}}
+    page = Page(build_report(summary, evidence, tmp_path / "report.html"))
+    identities = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(identities) == len(set(identities))
+    assert {"target-1", "target-2"} <= set(identities)
+    assert "No verdict hw-probe: no such device" in page.text
+    assert "The stage search did not run, so there is no search history." in page.text
+
+
+@pytest.mark.parametrize(
+    ("status", "met", "kind"),
+    [
+        ("met", [True], "met"),
+        ("met", [True, True], "met"),
+        ("failed", [True, False], "missed"),
+        ("failed", [False], "missed"),
+        ("failed", [], "failed"),
+        ("met", [True, None], "failed"),
+        ("failed", [None], "failed"),
+    ],
+)
+def test_verdict_needs_every_limit_measured_and_kept(status: str, met: list[bool | None], kind: str) -> None:
+    limits = [{"metric": "latency", "limit": 3.0, "unit": "ms", "measured": 2.0, "met": value} for value in met]
+    target = sections.Target("t", {"status": status, "constraints": limits}, _nothing(), _nothing()["search"])
+    assert sections.verdict(target)["kind"] == kind
+
+
+def _nothing() -> dict[str, sections.Outputs]:
+    return {stage: sections.Outputs(stage, None, None) for stage in STAGES}
+
+
+@pytest.mark.parametrize("word", ["ahead", "undecided", "behind", None])
+def test_no_outcome_without_its_interval(word: str | None) -> None:
+    comparison = {"difference": 0.0142, "low": -0.0061, "high": 0.0339, "word": word}
+    sentence = wording.comparison_sentence(comparison, "The shipped network", "stock YOLOv8n")
+    assert "+0.014 (95\N{NO-BREAK SPACE}% interval −0.006 to +0.034)" in sentence
+    assert (word or "against") in sentence
+
+
+def test_latency_bar_marks_the_statistic_that_is_limited() -> None:
+    row = {"metric": "latency", "statistic": "p99", "limit": 4.0, "unit": "ms", "measured": 3.6, "met": True}
+    target = sections.Target(
+        "t",
+        {"constraints": [row], "model": {"latency_ms": percentiles(3.0)}},
+        _nothing(),
+        _nothing()["search"],
+    )
+    bar = sections.view(target)["limits"][0]["bar"]
+    assert [mark["name"] for mark in bar["marks"] if mark["limited"]] == ["p99"]
+    assert 0 < bar["marks"][0]["at"] < bar["marks"][2]["at"] < bar["limit"] < 100
+
+
+def test_front_is_exactly_the_networks_that_none_beats() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        values = rng.integers(0, 12, (30, 2))
+        networks = [plots.Network(str(i), float(s), float(ms)) for i, (ms, s) in enumerate(values)]
+        expected = {
+            (n.predicted_ms, n.score)
+            for n in networks
+            if not any(
+                o.predicted_ms <= n.predicted_ms
+                and o.score >= n.score
+                and (o.predicted_ms, o.score) != (n.predicted_ms, n.score)
+                for o in networks
+            )
+        }
+        front = plots.pareto_front(networks)
+        assert {(n.predicted_ms, n.score) for n in front} == expected and len(front) == len(expected)
+
+
+def test_drawing_tells_what_differs_from_stock() -> None:
+    stock = SPACE.stock
+    same = drawing.draw(stock, stock, title="stock", identity="a")
+    assert "changed" not in same and not any(part.changed for part in drawing.parts(stock, stock))
+    genes = list(SPACE.encode(stock))
+    at = [d.name for d in SPACE.dimensions].index("topdown_p3.operator")
+    genes[at] = SPACE.dimensions[at].options.index("dilated3")
+    other = SPACE.decode(genes)
+    changed = [part for part in drawing.parts(other, stock) if part.changed]
+    assert [(part.name, "dilated 3×3" in part.here, "1 × 3×3" in part.stock) for part in changed] == [
+        ("Top-down P3", True, True)
+    ]
+    assert drawing.draw(other, stock, title="x", identity="a").count("changed") == 1
+
+
+def test_every_architecture_draws_as_valid_svg() -> None:
+    rng = np.random.default_rng(1)
+    for space in (SPACE, SearchSpace.load("yolov8l")):
+        for _ in range(5):
+            svg = drawing.draw(space.sample(rng), space.stock, title='<b> & "x"', identity='a"b')
+            root = ElementTree.fromstring(svg)
+            assert all(float(r.get("width", 0)) > 0 for r in root.iter("rect"))
+            assert root.find("title") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (wording.number(3.0712), "3.07"),
+        (wording.number(0.98123), "0.981"),
+        (wording.number(15234.4), "15,234"),
+        (wording.number(0), "0"),
+        (wording.number(-0.5), "−0.500"),
+        (wording.number(None), "–"),
+        (wording.score(float("nan")), "–"),
+        (wording.number("fast"), "–"),
+        (wording.duration(4.24), "4.2 s"),
+        (wording.duration(59.9), "1 min 0 s"),
+        (wording.duration(3725), "1 h 2 min"),
+        (wording.millions(1_934_112), "1.93 M"),
+        (wording.signed(-0.0061), "−0.006"),
+        (wording.limit({"metric": "throughput", "limit": 120.0, "unit": "img/s"}), "≥ 120 img/s"),
+        (wording.quantity({"metric": "latency", "statistic": "p99", "scope": "with_nms"}), "latency p99 with NMS"),
+    ],
+)
+def test_figures_read_well(text: str, expected: str) -> None:
+    assert text.replace("\N{NO-BREAK SPACE}", " ") == expected
+
+
+def _printed(summary: dict[str, Any]) -> str:
+    console = Console(width=110, record=True, file=StringIO())
+    console.print(verdict(summary))
+    return console.export_text().replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_terminal_verdict(run: MadeUpRun) -> None:
+    target = run.summary["targets"][0]
+    comparison = {"difference": 0.0142, "low": -0.0061, "high": 0.0339, "word": "undecided"}
+    printed = _printed({"targets": [target | {"comparison": comparison}]})
+    for words in ("Example CPU", "kept", "0.413", "searched, FP32 (shipped)", "stock YOLOv8n", "undecided", "interval"):
+        assert words in printed
+
+
+def test_terminal_verdict_of_failures() -> None:
+    failed = {"status": "failed", "error": "[red]no network keeps 0.1 ms[/red]", "hardware": {"name": "[b]cpu"}}
+    printed = _printed({"targets": [failed]})
+    assert "[red]no network keeps 0.1 ms[/red]" in printed and "[b]cpu" in printed
+    assert "data-prep failed" in _printed({"stages": [{"name": "data-prep", "status": "failed"}], "targets": []})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_draws_in_a_browser_without_sideways_scrolling(run: MadeUpRun, width: int, tmp_path: Path) -> None:
+    build_report(run.summary, run.evidence, tmp_path / "report.html")
+    (tmp_path / "frame.html").write_text(
+        f'<iframe src="report.html" style="width:{width}px;height:900px;border:0"></iframe><script>'
+        "onload = () => { const page = document.querySelector('iframe').contentDocument;"
+        "const plots = [...page.querySelectorAll('.plot')];"
+        "document.title = [page.documentElement.scrollWidth, plots.length,"
+        "plots.filter((plot) => plot.querySelector('.main-svg')).length].join(' '); }</script>"
+    )
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += ["--allow-file-access-from-files", "--virtual-time-budget=9000", "--window-size=1400,1000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", dom)
+    assert title, dom[:500]
+    scroll_width, wanted, drawn = map(int, title.groups())
+    assert scroll_width <= width
+    assert drawn == wanted == 8

@@ -1,0 +1,347 @@
+"""The report's plots, as Plotly figures in plain JSON.
+
+Colours are names of the page's CSS variables with an `@` in front (`@series-1`): the page's script fills them in, so
+that one figure serves light and dark. A plot is written by a dictionary because Plotly's Python objects would refuse
+such a colour; the tests check every figure against Plotly's schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Final
+
+from yolov8_nas.report.wording import is_number, milliseconds, number, percent, score
+
+Figure = dict[str, Any]
+
+_LOSSES: Final = {"box": "box", "cls": "class", "dfl": "distribution (DFL)", "distill": "distillation"}
+_SERIES: Final = ("@series-1", "@series-2", "@series-3", "@series-4")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot of the page.
+
+    Attributes:
+        identity: Unique within the page.
+        title: Caption.
+        label: What a reader who cannot see the plot should know.
+        figure: The Plotly figure, `data` and `layout`.
+        note: What to bear in mind when reading it.
+    """
+
+    identity: str
+    title: str
+    label: str
+    figure: Figure
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network that the search evaluated.
+
+    Attributes:
+        name: Short digest of its architecture.
+        score: mAP50-95 on the search split, with the supernet's weights.
+        predicted_ms: Predicted p50 latency.
+        measured_ms: Measured p50 latency, where it was measured.
+        source: `seed`, `evolution` or `random`.
+        generation: Generation in which it was evaluated.
+    """
+
+    name: str
+    score: float
+    predicted_ms: float
+    measured_ms: float | None = None
+    source: str = "evolution"
+    generation: int | None = None
+
+
+@dataclass(frozen=True)
+class Front:
+    """What the Pareto plot shows.
+
+    Attributes:
+        networks: Every evaluated network.
+        stock: The stock network, where the search evaluated it.
+        shipped: The network that ships.
+        limit_ms: Upper limit on p50 latency, where there is one.
+        candidates: Networks that were exported and measured.
+    """
+
+    networks: Sequence[Network]
+    stock: Network | None = None
+    shipped: Network | None = None
+    limit_ms: float | None = None
+    candidates: Sequence[Network] = field(default=())
+
+
+def pareto_front(networks: Iterable[Network]) -> list[Network]:
+    """The networks that no other one beats in both predicted latency and score, from the fastest to the slowest."""
+    front: list[Network] = []
+    for network in sorted(networks, key=lambda n: (n.predicted_ms, -n.score)):
+        if not front or network.score > front[-1].score:
+            front.append(network)
+    return front
+
+
+def pareto(identity: str, front: Front) -> Plot:
+    """Predicted latency against mAP50-95 on the search split, with the limit, stock and the shipped network."""
+    best = pareto_front(n for n in front.networks if n.source != "random")
+    by_source = {
+        "evaluated": [n for n in front.networks if n.source != "random"],
+        "random": [n for n in front.networks if n.source == "random"],
+    }
+    data = [
+        _scatter("evaluated", by_source["evaluated"], {"size": 6, "color": "@faint", "opacity": 0.75}),
+        _scatter(
+            "random search",
+            by_source["random"],
+            {"size": 7, "color": "@series-3", "symbol": "x-thin", "line": {"width": 1.5, "color": "@series-3"}},
+        ),
+        _scatter("front", best, {"size": 8, "color": "@series-1"}, line={"width": 1.5, "color": "@series-1"}),
+        _measured(front.candidates),
+    ]
+    if front.stock:
+        marker = {"size": 13, "color": "@series-2", "symbol": "diamond", "line": {"width": 1, "color": "@panel"}}
+        data.append(_scatter("stock", [front.stock], marker))
+    if front.shipped:
+        marker = {"size": 17, "color": "@series-4", "symbol": "star", "line": {"width": 1, "color": "@panel"}}
+        data.append(_scatter("shipped", [front.shipped], marker))
+    layout = _layout("latency p50, predicted (ms)", "mAP50-95, search split")
+    if front.limit_ms is not None:
+        layout |= _vertical(front.limit_ms, f"limit {milliseconds(front.limit_ms)}")
+    return Plot(
+        identity,
+        "Latency against accuracy of every evaluated network",
+        _pareto_label(front, len(best), len(by_source["random"])),
+        {"data": [trace for trace in data if trace["x"]], "layout": layout},
+        "Accuracy is that of the supernet's weights on the search split, before fine-tuning: it ranks networks and is "
+        "not the accuracy that ships. Latency is the latency model's prediction, except for the hollow squares, which "
+        "were exported and measured; a thin line leads from each to its prediction.",
+    )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One network that was measured and predicted.
+
+    Attributes:
+        measured_ms: Measured p50 latency.
+        predicted_ms: The latency model's prediction.
+        role: `train`, `swap`, `holdout` or `stock`.
+    """
+
+    measured_ms: float
+    predicted_ms: float
+    role: str
+
+
+def latency_model(identity: str, timings: Sequence[Timing], errors: Mapping[str, Any]) -> Plot:
+    """Measured against predicted latency, the networks that the model did not see marked."""
+    kinds = (
+        ("fitted on", ("train", "swap"), {"size": 6, "color": "@faint", "opacity": 0.8}),
+        ("held out", ("holdout",), {"size": 9, "color": "@series-1"}),
+        ("stock", ("stock",), {"size": 13, "color": "@series-2", "symbol": "diamond"}),
+    )
+    data = []
+    for name, roles, marker in kinds:
+        points = [t for t in timings if t.role in roles]
+        if points:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": name,
+                    "x": [_figure(t.measured_ms) for t in points],
+                    "y": [_figure(t.predicted_ms) for t in points],
+                    "marker": marker,
+                    "hovertemplate": "measured %{x:.3g} ms<br>predicted %{y:.3g} ms",
+                }
+            )
+    reach = [value for t in timings for value in (t.measured_ms, t.predicted_ms)]
+    layout = _layout("measured p50 (ms)", "predicted p50 (ms)")
+    low, high = 0.96 * min(reach), 1.04 * max(reach)
+    layout["shapes"] = [
+        {"type": "line", "layer": "below", "x0": low, "y0": low, "x1": high, "y1": high, "line": _dashed("@muted")}
+    ]
+    layout["xaxis"]["range"] = layout["yaxis"]["range"] = [low, high]
+    held_out = sum(t.role == "holdout" for t in timings)
+    told = (
+        f"Mean absolute error {percent(errors.get('mape'))}, Spearman correlation {number(errors.get('spearman'))} "
+        f"on {held_out} held-out networks."
+    )
+    return Plot(
+        identity,
+        "Latency model against measurement",
+        f"Scatter plot of predicted against measured latency of {len(timings)} networks. {told}",
+        {"data": data, "layout": layout},
+        "On the dashed line prediction equals measurement. The held-out networks took no part in the fit.",
+    )
+
+
+def losses(identity: str, title: str, curves: Sequence[Mapping[str, Any]]) -> Plot | None:
+    """Training losses by epoch; nothing where none was recorded."""
+    return _lines(identity, title, "loss", {name: _points(curves, key) for key, name in _LOSSES.items()})
+
+
+def scores(identity: str, title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Plot | None:
+    """mAP50-95 by epoch, a line for each training; a supernet's training has one for each network followed.
+
+    Returns:
+        Nothing where no training recorded a score.
+    """
+    lines = {}
+    for training, points in curves.items():
+        for key in sorted({key for point in points for key in point if key.startswith("map50_95")}):
+            followed = key.removeprefix("map50_95").strip("_").replace("_", " ")
+            lines[f"{training}, {followed}" if followed else training] = _points(points, key)
+    return _lines(identity, title, "mAP50-95, search split", lines)
+
+
+def _points(curves: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(p.get("epoch", i), p[key]) for i, p in enumerate(curves) if is_number(p.get(key))]
+
+
+def _lines(identity: str, title: str, quantity: str, lines: Mapping[str, list[tuple[float, float]]]) -> Plot | None:
+    drawn = {name: points for name, points in lines.items() if points}
+    if not drawn:
+        return None
+    data = []
+    for i, (name, points) in enumerate(drawn.items()):
+        colour = _SERIES[i % len(_SERIES)]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if len(points) <= 40 else "lines",
+                "name": escape(name),
+                "x": [epoch for epoch, _ in points],
+                "y": [_figure(value) for _, value in points],
+                "line": {"width": 2, "color": colour, "dash": "solid" if i < len(_SERIES) else "dash"},
+                "marker": {"size": 5, "color": colour},
+                "hovertemplate": "epoch %{x}<br>%{y:.4g}",
+            }
+        )
+    layout = _layout("epoch", quantity)
+    layout["yaxis"]["rangemode"] = "tozero"
+    ends = [f"{name} from {number(points[0][1])} to {number(points[-1][1])}" for name, points in drawn.items()]
+    label = f"{title}, {quantity} by epoch: {'; '.join(ends)}."
+    return Plot(identity, title, label, {"data": data, "layout": layout})
+
+
+def _scatter(name: str, networks: Sequence[Network], marker: Figure, line: Figure | None = None) -> Figure:
+    trace: Figure = {
+        "type": "scatter",
+        "mode": "lines+markers" if line else "markers",
+        "name": name,
+        "x": [_figure(n.predicted_ms) for n in networks],
+        "y": [_figure(n.score) for n in networks],
+        "text": [_hover(n) for n in networks],
+        "marker": marker,
+        "hovertemplate": "%{text}",
+    }
+    return trace | {"line": line} if line else trace
+
+
+def _measured(candidates: Sequence[Network]) -> Figure:
+    """The candidates where they were measured, each joined to its prediction (a null ends a line)."""
+    points: list[tuple[float | None, float | None, str]] = []
+    for network in candidates:
+        if network.measured_ms is not None:
+            text = _hover(network)
+            points += [(network.measured_ms, network.score, text), (network.predicted_ms, network.score, text)]
+            points.append((None, None, ""))
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": "measured",
+        "x": [_figure(x) for x, _, _ in points],
+        "y": [_figure(y) for _, y, _ in points],
+        "text": [text for _, _, text in points],
+        "line": {"width": 1, "color": "@ink"},
+        "marker": {
+            "size": [11, 0, 0] * (len(points) // 3),
+            "color": "@ink",
+            "symbol": "square-open",
+            "line": {"width": 1.5},
+        },
+        "hovertemplate": "%{text}",
+    }
+
+
+def _hover(network: Network) -> str:
+    lines = [f"<b>{escape(network.name)}</b> ({escape(network.source)})", f"mAP50-95 {score(network.score)}"]
+    lines.append(f"predicted {milliseconds(network.predicted_ms)}")
+    if network.measured_ms is not None:
+        lines.append(f"measured {milliseconds(network.measured_ms)}")
+    if network.generation is not None:
+        lines.append(f"generation {network.generation}")
+    return "<br>".join(lines)
+
+
+def _pareto_label(front: Front, best: int, random: int) -> str:
+    latencies = [n.predicted_ms for n in front.networks]
+    found = [n.score for n in front.networks]
+    told = [
+        f"Scatter plot of {len(front.networks)} evaluated networks ({random} of them from random search, "
+        f"{best} on the front): predicted latency {number(min(latencies))} to {milliseconds(max(latencies))}, "
+        f"mAP50-95 {score(min(found))} to {score(max(found))}."
+    ]
+    if front.limit_ms is not None:
+        told.append(f"The limit is {milliseconds(front.limit_ms)}.")
+    for name, network in (("Stock", front.stock), ("Shipped", front.shipped)):
+        if network:
+            told.append(f"{name}: {milliseconds(network.predicted_ms)}, mAP50-95 {score(network.score)}.")
+    return " ".join(told)
+
+
+def _layout(x: str, y: str) -> Figure:
+    axis = {
+        "gridcolor": "@line",
+        "linecolor": "@line",
+        "zeroline": False,
+        "automargin": True,
+        "tickfont": {"size": 12, "color": "@muted"},
+    }
+    return {
+        "font": {"size": 13, "color": "@ink"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 14, "t": 10, "b": 46},
+        "hovermode": "closest",
+        "showlegend": True,
+        "hoverlabel": {"bgcolor": "@panel", "bordercolor": "@line", "font": {"color": "@ink"}, "align": "left"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+        "xaxis": axis | {"title": {"text": x, "standoff": 8, "font": {"size": 12, "color": "@muted"}}},
+        "yaxis": axis | {"title": {"text": y, "standoff": 8, "font": {"size": 12, "color": "@muted"}}},
+    }
+
+
+def _vertical(x: float, text: str) -> Figure:
+    return {
+        "shapes": [{"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": _dashed("@bad")}],
+        "annotations": [
+            {
+                "x": x,
+                "yref": "paper",
+                "y": 0,
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "text": text,
+                "showarrow": False,
+                "font": {"size": 12, "color": "@bad"},
+            }
+        ],
+    }
+
+
+def _dashed(colour: str) -> Figure:
+    return {"width": 1.5, "dash": "dash", "color": colour}
+
+
+def _figure(value: float | None) -> float | None:
+    """Six significant digits: enough for any screen, and a third of the bytes."""
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,491 @@
+"""What the report says of one target, from the summary and the stages' outputs; the template only lays it out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.report import architecture as drawing
+from yolov8_nas.report import plots, wording
+from yolov8_nas.report.evidence import Outputs, mapping, pick, records
+from yolov8_nas.space import Architecture, SpaceError, stock_architecture
+
+TARGET_STAGES: Final = ("hw-probe", "search", "qat-finetune", "trt-export", "register")
+
+_UNITS: Final = {"gb": "GB", "mb": "MiB", "ms": "ms", "mhz": "MHz"}
+_SUFFIXES: Final = re.compile(rf"_({'|'.join(_UNITS)})$")
+_SAME_LATENCY: Final = 0.02
+"""Share within which two latencies count as equal (a stock network rescaled to the searched one's latency)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target of the summary with what its stages left.
+
+    Attributes:
+        identity: Unique within the page.
+        summary: Its entry in the summary.
+        outputs: The outputs of each per-target stage.
+        supernet: The supernet stage's outputs.
+    """
+
+    identity: str
+    summary: Mapping[str, Any]
+    outputs: Mapping[str, Outputs]
+    supernet: Outputs
+
+    @property
+    def verdict(self) -> Mapping[str, Any]:
+        """trt-export's verdict, empty where the target did not come so far."""
+        return mapping(self.outputs["trt-export"].json("verdict.json"))
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Figures of the shipped file, as measured."""
+        return mapping(self.summary.get("model"))
+
+    @property
+    def baselines(self) -> list[Mapping[str, Any]]:
+        """The stock networks; trt-export's table knows more of them than the summary."""
+        return records(self.verdict.get("baselines")) or records(self.summary.get("baselines"))
+
+    @property
+    def name(self) -> str:
+        """Device, runtime and precision."""
+        runtime = mapping(self.summary.get("runtime"))
+        shipped = self.summary.get("precision_shipped") or self.summary.get("precision_requested")
+        named = [
+            str(pick(self.summary, "hardware", "name") or "unknown device"),
+            " ".join(str(runtime[key]) for key in ("name", "version") if runtime.get(key)),
+            wording.precision(shipped) if shipped else "",
+        ]
+        return " · ".join(part for part in named if part)
+
+    def architecture(self, data: Any) -> Architecture | None:
+        """An architecture, or nothing where `data` is none."""
+        try:
+            return Architecture.from_dict(data) if isinstance(data, Mapping) else None
+        except SpaceError:
+            return None
+
+    @property
+    def stock(self) -> Architecture | None:
+        """The stock network that is compared with."""
+        measured = self.architecture(pick(self.outputs["hw-probe"].json("stock.json"), "architecture"))
+        scale = pick(self.supernet.json("supernet.json"), "space", "scale")
+        if measured is None and scale in ("n", "s", "m", "l"):
+            return stock_architecture(scale)
+        return measured
+
+
+def view(target: Target) -> dict[str, Any]:
+    """Everything that the template shows of a target."""
+    comparison = mapping(target.verdict.get("comparison") or target.summary.get("comparison"))
+    return {
+        "identity": target.identity,
+        "name": target.name,
+        "verdict": verdict(target),
+        "limits": [_limit(row, target.model) for row in records(target.summary.get("constraints"))],
+        "headline": _headline(target, comparison),
+        "side_by_side": side_by_side(target),
+        "pareto": _pareto(target),
+        "architecture": _architecture(target),
+        "latency_model": _latency_model(target),
+        "tuning": _tuning(target),
+        "quantization": _quantization(target),
+        "tried": [_tried(row) for row in records(target.verdict.get("tried"))],
+        "tried_missing": target.outputs["trt-export"].why_missing("table of candidates"),
+        "device": flatten(
+            target.outputs["hw-probe"].json("profile.json") or target.summary.get("hardware"), skip=("schema",)
+        ),
+        "registry": _registry(target),
+        "files": sorted(mapping(target.model.get("files")).items()),
+        "unmeasured": unmeasured(target),
+    }
+
+
+def verdict(target: Target) -> dict[str, str]:
+    """The verdict on the limits: `kind` is met, missed or failed."""
+    limits = records(target.summary.get("constraints"))
+    error = str(target.summary.get("error") or "")
+    failed = target.summary.get("status") == "failed"
+    missed = [row for row in limits if row.get("met") is False]
+    every = "Limit" if len(limits) == 1 else f"All {len(limits)} limits"
+    if not failed and limits and all(row.get("met") is True for row in limits):
+        return {"kind": "met", "title": f"{every} kept", "text": "As measured on this device with the file that ships."}
+    if missed or target.verdict.get("status") == "failed":
+        names = ", ".join(wording.quantity(row) for row in missed) or "No candidate keeps the limits"
+        return {"kind": "missed", "title": "Limit missed", "text": error or f"{names}: as measured on this device."}
+    return {
+        "kind": "failed",
+        "title": "No verdict",
+        "text": error or "The run ended before the exported file was measured on this device.",
+    }
+
+
+def side_by_side(target: Target) -> list[dict[str, Any]]:
+    """The shipped network and the stock ones, with the speed ratio of each stock network to the shipped one."""
+    rows = []
+    if target.model:
+        shipped = wording.precision(target.summary.get("precision_shipped"))
+        rows.append({"name": "searched, shipped", "form": shipped, "shipped": True} | _measures(target.model))
+    ours = pick(target.model, "latency_ms", "p50")
+    rows += [
+        {"name": str(baseline.get("name") or "stock"), "form": str(baseline.get("form") or ""), "shipped": False}
+        | _measures(baseline)
+        | {"speed": _quotient(pick(baseline, "latency_ms", "p50"), ours)}
+        for baseline in target.baselines
+    ]
+    return rows
+
+
+def unmeasured(target: Target) -> list[tuple[str, str]]:
+    """What was not measured or not done, and why: absence is told, never left to be guessed."""
+    told: list[tuple[str, str]] = []
+    engine = mapping(target.outputs["trt-export"].json("engine.json"))
+    if engine and not engine.get("built"):
+        told.append(("TensorRT engine", f"Not built: {engine.get('reason') or 'no reason was recorded'}"))
+    elif not engine:
+        told.append(("TensorRT engine", target.outputs["trt-export"].why_missing("engine.json")))
+    profile = mapping(target.outputs["hw-probe"].json("profile.json"))
+    if not any(wording.is_number(target.model.get(key)) for key in ("power_w", "energy_mj", "energy_j")):
+        reason = "They are read from NVML, which NVIDIA GPUs have; this target is a CPU." if _is_cpu(profile) else ""
+        told.append(("Power, energy and clocks", reason or "No such counter was read on this device."))
+    limits = records(target.summary.get("constraints"))
+    if not any(row.get("scope") == "with_nms" for row in limits):
+        told.append(
+            (
+                "Latency around the network",
+                "The network alone was timed: loading and resizing an image, and non-maximum suppression, come on top.",
+            )
+        )
+    told += [
+        (f"Limit on {wording.quantity(row)}", "It has no measurement, and so no verdict.")
+        for row in limits
+        if row.get("measured") is None
+    ]
+    if not records(target.verdict.get("tried")) or not mapping(pick(target.verdict, "quantization", "int8")):
+        asked = target.summary.get("precision_requested")
+        reason = f"The run asked for {wording.precision(asked)}." if asked in ("fp32", "fp16") else ""
+        told.append(("INT8", reason or target.outputs["trt-export"].why_missing("INT8 result")))
+    if target.baselines:
+        told.append(
+            (
+                "Spread between trainings",
+                "Each network was trained once, with one seed; the interval covers the choice of validation images.",
+            )
+        )
+        ours = pick(target.model, "latency_ms", "p50")
+        theirs = [pick(row, "latency_ms", "p50") for row in target.baselines]
+        if wording.is_number(ours) and not any(
+            wording.is_number(value) and abs(value / ours - 1) <= _SAME_LATENCY for value in theirs
+        ):
+            told.append(
+                (
+                    "Stock at the same latency",
+                    "Stock is compared at its own size and for as many epochs; no stock network was rescaled to the "
+                    "shipped one's latency.",
+                )
+            )
+    else:
+        told.append(
+            ("Stock baseline", "No stock network was trained in this run, so there is nothing to compare with.")
+        )
+    told += [
+        (name, "No figure was recorded for the shipped file.")
+        for key, name in (
+            ("map50", "mAP50"),
+            ("memory_mb", "Peak memory"),
+            ("params", "Parameters"),
+            ("gflops", "FLOPs"),
+        )
+        if target.model and target.model.get(key) is None
+    ]
+    for stage in TARGET_STAGES:
+        if target.outputs[stage].folder is None:
+            told.append((f"Stage {stage}", target.outputs[stage].why_missing("output")))
+    return told
+
+
+def flatten(data: Any, prefix: str = "", skip: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Plain data as rows of name and text, nested names joined; credentials in addresses are left out."""
+    rows: list[tuple[str, str]] = []
+    for key, value in mapping(data).items():
+        name = _SUFFIXES.sub(lambda match: f", {_UNITS[match[1]]}", f"{prefix} {key}".strip()).replace("_", " ")
+        if key in skip:
+            continue
+        if isinstance(value, Mapping):
+            rows += flatten(value, name)
+        elif isinstance(value, list):
+            rows.append((name, ", ".join(str(item) for item in value) or wording.ABSENT))
+        elif value is None:
+            rows.append((name, "not measured"))
+        elif isinstance(value, bool):
+            rows.append((name, "yes" if value else "no"))
+        elif isinstance(value, float):
+            rows.append((name, f"{value:.4g}"))
+        else:
+            rows.append((name, public(str(value))))
+    return rows
+
+
+def public(address: str) -> str:
+    """An address without user, password and query, which may be credentials: a report is passed on."""
+    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", re.sub(r"(\w+://[^?\s]*)\?\S*", r"\1", address))
+
+
+def _is_cpu(profile: Mapping[str, Any]) -> bool:
+    return profile.get("kind") == "cpu"
+
+
+def _measures(row: Mapping[str, Any]) -> dict[str, Any]:
+    latency = mapping(row.get("latency_ms"))
+    return {
+        "map50_95": row.get("map50_95"),
+        "map50": row.get("map50"),
+        "p50": latency.get("p50"),
+        "p90": latency.get("p90"),
+        "p99": latency.get("p99"),
+        "memory_mb": row.get("memory_mb"),
+        "params": row.get("params"),
+        "gflops": row.get("gflops"),
+        "epochs": row.get("epochs"),
+    }
+
+
+def _headline(target: Target, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of the verdict: accuracy, the difference to stock with its interval, and the speed ratio."""
+    rows = [row for row in side_by_side(target) if not row["shipped"]]
+    baseline = rows[0] if rows else {}
+    # The whole name of the network compared with: what, and in which form.
+    other = str(comparison.get("against") or baseline.get("name") or "stock")
+    interval = None
+    bounds = [comparison.get(key) for key in ("low", "difference", "high")]
+    if all(wording.is_number(bound) for bound in bounds):
+        reach = 1.2 * max(0.01, *(abs(float(bound)) for bound in bounds if bound is not None))
+        interval = {"low": _place(bounds[0], reach), "at": _place(bounds[1], reach), "high": _place(bounds[2], reach)}
+    return {
+        "word": comparison.get("word") if interval else None,
+        "sentence": wording.comparison_sentence(comparison, "The shipped network", other) if interval else "",
+        "what": str(comparison.get("what") or ""),
+        "difference": comparison.get("difference"),
+        "low": comparison.get("low"),
+        "high": comparison.get("high"),
+        "interval": interval,
+        "other": other,
+        "speed": baseline.get("speed"),
+        "stock_map": baseline.get("map50_95"),
+        "stock_p50": baseline.get("p50"),
+        "map50_95": target.model.get("map50_95"),
+        "map50": target.model.get("map50"),
+    }
+
+
+def _place(value: Any, reach: float) -> float:
+    """Position on an axis from -reach to reach, in percent."""
+    return round(50 + 50 * float(value) / reach, 2)
+
+
+def _limit(row: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """One limit beside its measurement; latency and memory also as positions on a bar, in percent of its length."""
+    bar = None
+    bound, measured = row.get("limit"), row.get("measured")
+    limited = (row.get("statistic") or "p50", "measured")
+    marks: list[tuple[str, Any]] = [("measured", measured)]
+    if row.get("metric") == "latency" and row.get("scope") != "with_nms":
+        marks = [(name, pick(model, "latency_ms", name)) for name in ("p50", "p90", "p99")]
+    marks = [(name, value) for name, value in marks if wording.is_number(value)]
+    if bound is not None and wording.is_number(bound) and marks:
+        full = 1.1 * max(bound, *(value for _, value in marks))
+        bar = {
+            "limit": round(100 * bound / full, 2),
+            "marks": [
+                {"name": name, "at": round(100 * value / full, 2), "value": value, "limited": name in limited}
+                for name, value in marks
+            ],
+        }
+    return {
+        "name": wording.quantity(row),
+        "bound": wording.limit(row),
+        "measured": wording.with_unit(measured, str(row.get("unit", ""))),
+        "met": row.get("met"),
+        "asked": str(row.get("text") or ""),
+        "bar": bar,
+        "lower": row.get("metric") == "throughput",
+    }
+
+
+def _network(row: Mapping[str, Any], score: str = "map50_95") -> plots.Network | None:
+    predicted = row.get("latency_ms") if wording.is_number(row.get("latency_ms")) else None
+    if predicted is None:
+        predicted = pick(row, "predicted", "latency_ms", "p50") or pick(row, "predicted", "p50")
+        predicted = predicted or pick(row, "predicted", "latency_ms")
+    measured = row.get("measured_ms")
+    if measured is None:
+        measured = pick(row, "measured", "latency_ms", "p50")
+    if not wording.is_number(predicted) or not wording.is_number(row.get(score)):
+        return None
+    try:
+        name = Architecture.from_dict(row["architecture"]).digest
+    except (KeyError, SpaceError, TypeError):
+        name = "network"
+    return plots.Network(
+        name=name,
+        score=row[score],
+        predicted_ms=float(predicted),
+        measured_ms=float(measured) if wording.is_number(measured) else None,
+        source=str(row.get("source") or "evolution"),
+        generation=row.get("generation"),
+    )
+
+
+def _pareto(target: Target) -> dict[str, Any]:
+    search = target.outputs["search"]
+    history = [row for row in search.lines("history.jsonl") if isinstance(row, Mapping)]
+    networks = [network for network in map(_network, history) if network]
+    if not networks:
+        return {"plot": None, "missing": search.why_missing("search history"), "facts": []}
+    candidates = [n for n in (_network(r, "map50_95_search") for r in records(search.json("candidates.json"))) if n]
+    chosen = target.architecture(target.summary.get("architecture"))
+    known = {network.name: network for network in [*candidates, *networks]}
+    stock = target.stock
+    limits = [
+        row["limit"]
+        for row in records(target.summary.get("constraints"))
+        + records(target.outputs["hw-probe"].json("constraints.json"))
+        if row.get("metric") == "latency"
+        and row.get("statistic") in (None, "p50")
+        and row.get("scope") in (None, "engine")
+        and wording.is_number(row.get("limit"))
+    ]
+    front = plots.Front(
+        networks=networks,
+        stock=known.get(stock.digest) if stock else None,
+        shipped=known.get(chosen.digest) if chosen else None,
+        limit_ms=min(limits) if limits else None,
+        candidates=candidates,
+    )
+    drawn = sum(n.source == "random" for n in networks)
+    facts = [("evaluated by the search", str(len(networks) - drawn)), ("by random search", str(drawn))]
+    facts.append(("on the front", str(len(plots.pareto_front(n for n in networks if n.source != "random")))))
+    if limits:
+        facts.append(("within the limit by prediction", str(sum(n.predicted_ms <= min(limits) for n in networks))))
+    return {"plot": plots.pareto(f"{target.identity}-pareto", front), "missing": "", "facts": facts}
+
+
+def _architecture(target: Target) -> dict[str, Any]:
+    chosen = target.architecture(target.summary.get("architecture"))
+    if chosen is None:
+        return {"svg": None, "missing": "No network was chosen on this target."}
+    stock = target.stock
+    rows = drawing.parts(chosen, stock)
+    changed = sum(row.changed for row in rows)
+    name = str(pick(target.baselines, 0, "name") or "the stock network")
+    if stock is None:
+        summary = "There is no stock network to compare with."
+    elif changed:
+        summary = f"{changed} of {len(rows)} parts differ from {name}; they are tinted and say what stock has there."
+    else:
+        summary = f"The network that ships is {name} itself: no part differs."
+    title = f"Architecture {chosen.digest} on {target.name}"
+    svg = drawing.draw(chosen, stock, title=title, identity=f"{target.identity}-network")
+    return {"svg": svg, "rows": rows, "summary": summary, "digest": chosen.digest, "missing": ""}
+
+
+def _latency_model(target: Target) -> dict[str, Any]:
+    probe = target.outputs["hw-probe"]
+    fitted = mapping(probe.json("latency_model.json"))
+    errors = mapping(target.summary.get("latency_model")) or fitted
+    rows = [
+        row
+        for row in records(pick(probe.json("latency_table.json"), "rows"))
+        if wording.is_number(pick(row, "latency_ms", "p50")) and target.architecture(row.get("architecture"))
+    ]
+    if not rows or not fitted:
+        return {"plot": None, "missing": probe.why_missing("latency table"), "facts": []}
+    architectures = [Architecture.from_dict(row["architecture"]) for row in rows]
+    predicted, _ = LatencyModel.from_dict(fitted).predict(architectures)
+    timings = [
+        plots.Timing(row["latency_ms"]["p50"], float(value), str(row.get("role")))
+        for row, value in zip(rows, predicted, strict=True)
+    ]
+    held_out = [t for t in timings if t.role == "holdout"]
+    facts = [
+        ("mean absolute error, held out", wording.percent(errors.get("mape"))),
+        ("Spearman correlation, held out", wording.number(errors.get("spearman"))),
+        ("networks measured", str(len(timings))),
+        ("of them held out", str(len(held_out))),
+    ]
+    if wording.is_number(fitted.get("coverage")):
+        facts.append(("held-out networks under their upper bound", wording.percent(fitted["coverage"], 0)))
+    plot = plots.latency_model(f"{target.identity}-latency", timings, errors)
+    return {"plot": plot, "missing": "", "facts": facts}
+
+
+def _tuning(target: Target) -> dict[str, Any]:
+    """Curves of every network that was tuned, baseline last."""
+    stage = target.outputs["qat-finetune"]
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    if stage.folder is not None:
+        candidates = sorted((stage.folder / "candidates").glob("*"), key=lambda path: (len(path.name), path.name))
+        named = [(f"candidates/{path.name}", f"Candidate {path.name}") for path in candidates]
+        for folder, name in [*named, ("baseline", "Stock baseline")]:
+            tuning = mapping(stage.json(f"{folder}/tuning.json"))
+            curves[name] = records(tuning.get("curves"))
+            curves[f"{name}, quantization-aware"] = records(tuning.get("qat_curves"))
+    drawn = [plots.scores(f"{target.identity}-tuning", "Accuracy of every network in training", curves)]
+    drawn += [
+        plots.losses(f"{target.identity}-loss-{i}", f"{name}: loss", points)
+        for i, (name, points) in enumerate(curves.items())
+    ]
+    shown = [plot for plot in drawn if plot]
+    return {"plots": shown, "missing": "" if shown else stage.why_missing("fine-tuning curves")}
+
+
+def _quantization(target: Target) -> dict[str, Any] | None:
+    result = mapping(target.verdict.get("quantization"))
+    rows = [
+        {"name": name, "shipped": target.summary.get("precision_shipped") == key} | _measures(mapping(result.get(key)))
+        for key, name in (("fp32", "FP32"), ("int8", "INT8, quantization-aware trained"))
+        if mapping(result.get(key))
+    ]
+    if len(rows) < 2:
+        return None
+    difference = mapping(result.get("difference"))
+    return {
+        "rows": rows,
+        "sentence": wording.comparison_sentence(difference, "INT8", "FP32")
+        if wording.is_number(difference.get("difference"))
+        else "",
+        "speed": _quotient(rows[0]["p50"], rows[1]["p50"]),
+    }
+
+
+def _quotient(dividend: Any, divisor: Any) -> float | None:
+    if wording.is_number(dividend) and wording.is_number(divisor) and divisor:
+        return dividend / divisor
+    return None
+
+
+def _tried(row: Mapping[str, Any]) -> dict[str, Any]:
+    missed = [
+        f"{wording.quantity(limit)} {wording.with_unit(limit.get('measured'), str(limit.get('unit', '')))}, "
+        f"limit {wording.limit(limit)}"
+        for limit in records(row.get("constraints"))
+        if limit.get("met") is False
+    ]
+    return {
+        "candidate": str(row.get("candidate", "")),
+        "precision": wording.precision(row.get("precision")),
+        "outcome": str(row.get("outcome") or ""),
+        "reason": str(row.get("reason") or "; ".join(missed)),
+        "shipped": row.get("outcome") == "shipped",
+    } | _measures(row)
+
+
+def _registry(target: Target) -> list[tuple[str, str]]:
+    recorded = mapping(target.outputs["register"].json("registry.json")) or mapping(target.summary.get("registry"))
+    return flatten(recorded)

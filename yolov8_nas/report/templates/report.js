@@ -1,0 +1,34 @@
+// Draws the plots in the page's own colours, and again when the colour scheme or the width changes.
+(() => {
+  "use strict";
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 640px)");
+
+  // Values of colour keys that begin with "@" are names of CSS variables.
+  const coloured = (value, key, style) => {
+    if (Array.isArray(value)) return value.map((item) => coloured(item, key, style));
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, coloured(inner, name, style)]));
+    }
+    const named = typeof value === "string" && value.startsWith("@") && key.endsWith("color");
+    return named ? style.getPropertyValue("--" + value.slice(1)).trim() : value;
+  };
+
+  const draw = () => {
+    const style = getComputedStyle(document.documentElement);
+    for (const source of document.querySelectorAll("script[data-plot]")) {
+      const figure = coloured(JSON.parse(source.textContent), "", style);
+      figure.layout.font.family = getComputedStyle(document.body).fontFamily;
+      // On a phone a finger scrolls the page, not the plot.
+      figure.layout.dragmode = narrow.matches ? false : "zoom";
+      Plotly.react(source.dataset.plot, figure.data, figure.layout, {
+        responsive: true,
+        displayModeBar: false,
+      });
+    }
+  };
+
+  dark.addEventListener("change", draw);
+  narrow.addEventListener("change", draw);
+  draw();
+})();

@@ -1,0 +1,126 @@
+"""Figures as people read them, and the words for a comparison: one place, so that report and terminal agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, TypeGuard
+
+ABSENT: Final = "–"
+"""Stands where a value was not measured. A missing value is never printed as zero."""
+
+_MINUS: Final = "\N{MINUS SIGN}"
+_QUANTITIES: Final = {"params": "parameters", "flops": "FLOPs"}
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a finite number; stages write `null` for what they could not measure."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number with `digits` significant digits, never in exponent form, large ones with separators."""
+    if not is_number(value):
+        return ABSENT
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{min(decimals, 9)}f}".replace("-", _MINUS)
+
+
+def with_unit(value: Any, unit: str, digits: int = 3) -> str:
+    """A number and its unit, held together by a no-break space."""
+    return f"{number(value, digits)}\N{NO-BREAK SPACE}{unit}" if is_number(value) else ABSENT
+
+
+def milliseconds(value: Any) -> str:
+    """A latency in ms."""
+    return with_unit(value, "ms")
+
+
+def score(value: Any) -> str:
+    """An mAP between 0 and 1, to three decimals."""
+    return f"{value:.3f}" if is_number(value) else ABSENT
+
+
+def signed(value: Any) -> str:
+    """A difference in mAP with its sign, to three decimals."""
+    return f"{value:+.3f}".replace("-", _MINUS) if is_number(value) else ABSENT
+
+
+def percent(value: Any, decimals: int = 1) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.{decimals}f}\N{NO-BREAK SPACE}%" if is_number(value) else ABSENT
+
+
+def ratio(value: Any) -> str:
+    """A speed ratio, e.g. 1.27×."""
+    return f"{value:.2f}×" if is_number(value) else ABSENT
+
+
+def millions(value: Any) -> str:
+    """A count of parameters in millions."""
+    return with_unit(value / 1e6, "M") if is_number(value) else ABSENT
+
+
+def whole(value: Any) -> str:
+    """A count."""
+    return f"{value:,.0f}" if is_number(value) else ABSENT
+
+
+def duration(seconds: Any) -> str:
+    """A time span in the two units that matter."""
+    if not is_number(seconds):
+        return ABSENT
+    if seconds < 9.95:
+        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((i for i, (amount, _) in enumerate(parts) if amount), 2)
+    return " ".join(f"{amount}\N{NO-BREAK SPACE}{unit}" for amount, unit in parts[first : first + 2])
+
+
+def quantity(constraint: Mapping[str, Any]) -> str:
+    """What a limit limits, e.g. `latency p50` or `latency p99 with NMS`."""
+    metric = str(constraint.get("metric", "?"))
+    words = [_QUANTITIES.get(metric, metric)]
+    if metric == "latency":
+        words.append(str(constraint.get("statistic") or "p50"))
+    if constraint.get("scope") == "with_nms":
+        words.append("with NMS")
+    return " ".join(words)
+
+
+def limit(constraint: Mapping[str, Any]) -> str:
+    """The bound of a limit, e.g. `≤ 3.91 ms`."""
+    relation = "≥" if constraint.get("metric") == "throughput" else "≤"
+    return f"{relation}\N{NO-BREAK SPACE}{with_unit(constraint.get('limit'), str(constraint.get('unit', '')))}"
+
+
+def precision(name: Any) -> str:
+    """A precision as it is written in prose."""
+    return str(name).upper() if name in ("fp32", "fp16", "int8") else str(name or ABSENT)
+
+
+def interval(comparison: Mapping[str, Any]) -> str:
+    """A difference in mAP50-95 with its 95 % interval."""
+    low, high = signed(comparison.get("low")), signed(comparison.get("high"))
+    return f"{signed(comparison.get('difference'))} (95\N{NO-BREAK SPACE}% interval {low} to {high})"
+
+
+def comparison_sentence(comparison: Mapping[str, Any], one: str, other: str) -> str:
+    """The outcome of a comparison in mAP50-95, never without its interval.
+
+    Args:
+        comparison: `difference`, `low`, `high` in mAP (0 to 1) and `word`: ahead, undecided or behind.
+        one: What is compared.
+        other: What it is compared with.
+    """
+    figures = f"mAP50-95 differs by {interval(comparison)}"
+    match comparison.get("word"):
+        case "ahead":
+            return f"{one} is ahead of {other} on these validation images: {figures}."
+        case "behind":
+            return f"{one} is behind {other} on these validation images: {figures}."
+        case "undecided":
+            return f"{one} against {other} is undecided: {figures}, and the interval holds zero."
+    return f"{one} against {other}: {figures}."
