@@ -30,6 +30,7 @@ RUN_TAG: Final = "yolov8_nas.run_id"
 BRANCH_TAG: Final = "yolov8_nas.branch"
 """Tag of a child run: the pipeline run's id, a slash and the target's id."""
 
+_URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 _SQLITE: Final = "sqlite:///"
 _ANSWER_WITHIN: Final = 5.0  # seconds in which a tracking server has to answer before a run starts
 
@@ -48,12 +49,12 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
     Raises:
         InputError: There is neither a URI nor a folder to put a database beside, because the store is remote.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or os.environ.get(_URI_VARIABLE)
     if not uri:
         if "://" in str(store):
             raise InputError(
                 f"tracking.uri is not set and the store {store} is no local folder to put a database beside: "
-                "set tracking.uri or MLFLOW_TRACKING_URI"
+                f"set tracking.uri or {_URI_VARIABLE}"
             )
         uri = f"{_SQLITE}{Path(store).resolve().parent / 'mlflow' / 'mlflow.db'}"
     if uri.startswith(_SQLITE):
@@ -78,8 +79,13 @@ def connect(uri: str) -> MlflowClient:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    # The registry of a database looks up logged models at the process's URI, not at the client's.
+    # The registry of a database looks up logged models at the process's URI, not at the client's. The environment stays
+    # as it is, though: `resolve_uri` reads it.
+    before = os.environ.get(_URI_VARIABLE)
     mlflow.set_tracking_uri(uri)
+    os.environ.pop(_URI_VARIABLE, None)
+    if before is not None:
+        os.environ[_URI_VARIABLE] = before
     client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     file = database(uri)
     if file is not None:

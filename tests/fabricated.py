@@ -1,0 +1,123 @@
+"""Stage outputs as a finished branch leaves them, small and made up: what registry and summary read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from yolov8_nas.config import RunConfig
+from yolov8_nas.space import SearchSpace
+from yolov8_nas.store import write_json
+
+CONFIG = RunConfig.parse(
+    {
+        "name": "weld-seams",
+        "space": "tiny",
+        "imgsz": 64,
+        "targets": [{"hardware": "cpu-2t", "precision": "best", "constraints": ["latency<=80%stock"]}],
+    },
+    "test",
+)
+PROFILE = {
+    "name": "Example CPU 2.5 GHz, 2 threads",
+    "id": "cpu-example-2-5-ghz-2t",
+    "kind": "cpu",
+    "model": "Example CPU 2.5 GHz",
+    "cores": 4,
+    "threads": 2,
+    "instructions": ["avx2"],
+    "memory_gb": 16.0,
+    "runtime": {"name": "onnxruntime", "version": "1.31.1"},
+}
+
+
+def small_onnx(path: Path, bias: float = 0.0) -> Path:
+    """Write a network of one convolution; `bias` makes its bytes differ."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 64, 64])
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 8, 64, 64])
+    weight = numpy_helper.from_array(np.full((8, 3, 1, 1), 0.5, np.float32), "weight")
+    shift = numpy_helper.from_array(np.full(8, bias, np.float32), "bias")
+    node = helper.make_node("Conv", ["images", "weight", "bias"], ["output0"])
+    graph = helper.make_graph([node], "small", [images], [output], [weight, shift])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0, met: bool = True) -> dict[str, Path]:
+    """Write every stage's output below `root` as the stages do.
+
+    Args:
+        root: A folder per stage is made in it.
+        map50_95: Score of the shipped network.
+        p50: Its median latency in ms; the limit is 3.2 ms.
+        met: Whether a candidate kept the limit.
+
+    Returns:
+        The folder of each stage but `register`.
+    """
+    names = ("data-prep", "supernet-train", "hw-probe", "search", "qat-finetune", "trt-export")
+    folders = {name: root / name for name in names}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    architecture = SearchSpace.load("tiny").stock.to_dict()
+    write_json(
+        folders["data-prep"] / "dataset.json",
+        {
+            "digest": "d" * 64,
+            "images": {"train": 12, "search": 3, "val": 4},
+            "classes": ["scratch", "dent"],
+            "source": "demo",
+            "boxes": {},
+            "warnings": [],
+        },
+    )
+    (folders["supernet-train"] / "supernet.safetensors").write_bytes(b"weights")
+    curves = [{"epoch": e, "seconds": 1.5 * e, "box": 2.0 / e, "map50_95_largest": 0.1 * e} for e in (1, 2, 3)]
+    write_json(folders["supernet-train"] / "curves.json", curves)
+    write_json(folders["hw-probe"] / "profile.json", PROFILE)
+    latency = {"p50": 4.0, "p90": 4.2, "p99": 4.9}
+    write_json(folders["hw-probe"] / "stock.json", {"scale": "n", "architecture": architecture, "latency_ms": latency})
+    write_json(
+        folders["hw-probe"] / "latency_model.json", {"mape": 0.03, "spearman": 0.98, "networks": 40, "coverage": 0.9}
+    )
+    limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}
+    write_json(folders["hw-probe"] / "constraints.json", [{**limit, "text": "latency<=80%stock"}])
+    (folders["search"] / "history.jsonl").write_text('{"map50_95": 0.3}\n')
+    write_json(folders["search"] / "candidates.json", [{"architecture": architecture, "slack": 0.05}])
+    tuned = folders["qat-finetune"] / "candidates" / "0"
+    write_json(tuned / "tuning.json", {"architecture": architecture, "curves": [{"epoch": 1, "box": 1.0}]})
+    model = folders["trt-export"] / "model"
+    model.mkdir()
+    small_onnx(model / "model.onnx", bias=map50_95 + p50)
+    for name in ("best.pt", "subnet.pt"):
+        (model / name).write_bytes(f"{name} {map50_95} {p50}".encode())
+    shipped = {
+        "candidate": 0,
+        "precision": "fp32",
+        "file": "model.onnx",
+        "architecture": architecture,
+        "latency_ms": {"p50": p50, "p90": p50 + 0.2, "p99": p50 + 1},
+        "memory_mb": 61.0,
+        "map50_95": map50_95,
+        "map50": map50_95 + 0.2,
+        "params": 2_300_000,
+        "gflops": 0.31,
+        "constraints": [{**limit, "measured": p50, "met": met}],
+    }
+    verdict: dict[str, Any] = {
+        "status": "met" if met else "failed",
+        "shipped": shipped if met else None,
+        "tried": [{**shipped, "outcome": "shipped" if met else "limit missed", "reason": ""}],
+        "baselines": [
+            {"name": "YOLOv8n", "form": "unrolled", "map50_95": 0.38, "map50": 0.6, "latency_ms": latency, "epochs": 8}
+        ],
+        "comparison": {"difference": 0.03, "low": -0.01, "high": 0.07, "word": "undecided", "what": "mAP50-95"},
+        "quantization": None,
+        "checkpoint_map50_95": map50_95,
+    }
+    write_json(folders["trt-export"] / "verdict.json", verdict)
+    return folders

@@ -1,0 +1,353 @@
+"""Registers a verified detector: a version of an MLflow registered model, with its files, figures and tags.
+
+The same content registered twice, or by two processes at once, converges to one version: a version carries a digest of
+its content, is looked for by it before one is made, and of two that were made at once the lower number stays. Files,
+figures and alias follow, each of them repeatable, and the tag `state=complete` comes last. Readers (`query`) see only
+complete versions, so a registration that was killed half-way is invisible until the next try has finished it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.store import canonical_digest, file_sha256, write_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+STATE: Final = "state"
+COMPLETE: Final = "complete"
+CONTENT: Final = "content"
+MODEL_ID: Final = "model_id"
+
+_SHORT: Final = {"latency": "lat", "throughput": "thr", "memory": "mem", "params": "params", "flops": "flops"}
+_SMALL_UNITS: Final = {
+    "latency": ("us", 1e3),
+    "throughput": ("ips", 1.0),
+    "memory": ("mib", 1.0),
+    "params": ("k", 1e3),
+    "flops": ("m", 1e3),
+}
+
+
+@dataclass(frozen=True)
+class Deployable:
+    """A verified detector, ready to be registered.
+
+    Attributes:
+        name: Name of the registered model.
+        files: Files by the name they get; `model.onnx` is what runs.
+        hardware_id: The device it was verified on.
+        precision: Precision of `model.onnx`.
+        limits: The limits it was asked to keep, as people wrote them.
+        scale: Size of the stock YOLOv8 that relative limits are shares of.
+        resolved: The limits as absolute ones with what was measured: `constraints` of the verdict.
+        metrics: Figures of `model.onnx`, all as measured on the device; `map50_95` among them.
+        params: What the detector is.
+        tags: What it was made from and for; `dataset`, the digest of the images it was scored on, among them.
+        description: One sentence for people.
+    """
+
+    name: str
+    files: Mapping[str, Path]
+    hardware_id: str
+    precision: str
+    limits: tuple[str, ...]
+    scale: str
+    resolved: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    description: str
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file."""
+        return {name: file_sha256(path) for name, path in sorted(self.files.items())}
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Where a detector stands in the registry.
+
+    Attributes:
+        model: Name of the registered model.
+        version: Its version.
+        model_id: MLflow's id of the logged model, which holds files and figures.
+        aliases: Aliases that point at the version now.
+        created: Whether this call completed it; false where it was complete before, and nothing was changed.
+        role: `champion`, `challenger`, or nothing where another version has taken both since.
+        reason: Why it has that role.
+    """
+
+    model: str
+    version: int
+    model_id: str
+    aliases: tuple[str, ...]
+    created: bool
+    role: str | None
+    reason: str
+
+
+def limit_slug(text: str, scale: str) -> str:
+    """A limit as it stands in an alias: `lat-p50-3000us`, `lat-p99-nms-4000us`, `mem-1024mib`, `lat-p50-80pct-yolov8n`.
+
+    A relative limit keeps its share: its absolute value is measured anew by every run, and an alias must not change
+    with it.
+    """
+    limit = Constraint.parse(text)
+    parts = [_SHORT[limit.metric]]
+    if limit.metric == "latency":
+        parts.append(limit.statistic)
+    if limit.scope == "with_nms":
+        parts.append("nms")
+    if limit.relative:
+        parts += [f"{_plain(100 * limit.limit)}pct", f"yolov8{scale}"]
+    else:
+        unit, factor = _SMALL_UNITS[limit.metric]
+        parts.append(f"{_plain(limit.limit * factor)}{unit}")
+    return _slug("-".join(parts))
+
+
+def purpose(hardware_id: str, precision: str, limits: Sequence[str], scale: str) -> str:
+    """What follows `champion-` in an alias: hardware, precision and limits, in letters, digits, `_` and `-`."""
+    return _slug("-".join([hardware_id, precision, *sorted(limit_slug(text, scale) for text in limits)]))
+
+
+def register(client: MlflowClient, run: str, deployable: Deployable) -> Registration:
+    """Register a detector, or find it where the same content is registered already.
+
+    Args:
+        client: As `tracking.connect` gave it.
+        run: MLflow's id of the run that made the detector.
+        deployable: The detector.
+
+    Returns:
+        The version that holds this content, now complete.
+    """
+    digests = deployable.digests()
+    content = canonical_digest(
+        {
+            "files": digests,
+            "hardware": deployable.hardware_id,
+            "constraints": [{key: limit[key] for key in _LIMIT} for limit in deployable.resolved],
+        }
+    )
+    tags = {
+        **deployable.tags,
+        "hardware_id": deployable.hardware_id,
+        "precision": deployable.precision,
+        "constraints": ", ".join(deployable.limits),
+        **{f"sha256.{name}": digest for name, digest in digests.items()},
+        CONTENT: content,
+    }
+    version = _converge(client, run, deployable, tags)
+    number, model_id = str(version.version), version.tags[MODEL_ID]
+    _link(client, run, model_id)
+    created = version.tags[STATE] != COMPLETE
+    _log_metrics(client, run, deployable, model_id if created else None)
+    if created:
+        _log_files(client, model_id, deployable, {"content": content, "files": digests, "tags": tags})
+        made = [{"name": deployable.name, "version": int(number)}]  # as MLflow's own fluent API notes it
+        client.set_logged_model_tags(
+            model_id,
+            {
+                "registered_model": deployable.name,
+                "registered_version": number,
+                "mlflow.modelVersions": json.dumps(made),
+            },
+        )
+        client.finalize_logged_model(model_id, "READY")
+        _give_alias(client, deployable, int(number))
+        client.set_logged_model_tags(model_id, {STATE: COMPLETE})
+        client.set_model_version_tag(deployable.name, number, STATE, COMPLETE)
+    return _standing(client, deployable, int(number), model_id, created)
+
+
+def alias_holders(client: MlflowClient, name: str) -> dict[str, int]:
+    """The version that each alias of a registered model points at. (A database gives MLflow numbers, a server text.)"""
+    return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+
+
+_LIMIT: Final = ("metric", "statistic", "scope", "limit", "unit")
+
+
+def _plain(number: float) -> str:
+    return f"{number:.3f}".rstrip("0").rstrip(".")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _converge(client: MlflowClient, run: str, deployable: Deployable, tags: Mapping[str, str]) -> ModelVersion:
+    """The one version with this content; two processes that make it at once both end with the lower number."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(deployable.name, tags={"made_by": "yolov8-nas"})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+    def lowest() -> ModelVersion | None:
+        found = client.search_model_versions(f"name = '{deployable.name}' AND tags.{CONTENT} = '{tags[CONTENT]}'")
+        return min(found, key=lambda version: int(version.version), default=None)
+
+    present = lowest()
+    if present is not None:
+        return present
+    model = client.create_logged_model(
+        client.get_run(run).info.experiment_id,
+        name=deployable.name,
+        source_run_id=run,
+        tags=dict(tags),
+        params=dict(deployable.params),
+        model_type="detector",
+    )
+    made = client.create_model_version(
+        deployable.name,
+        source=f"models:/{model.model_id}",
+        run_id=run,
+        model_id=model.model_id,
+        tags={**tags, STATE: "incomplete", MODEL_ID: model.model_id},
+        description=deployable.description,
+    )
+    kept = lowest() or made
+    if int(kept.version) != int(made.version):
+        client.delete_model_version(deployable.name, str(made.version))
+        client.delete_logged_model(model.model_id)
+    return kept
+
+
+def _link(client: MlflowClient, run: str, model_id: str) -> None:
+    """Note the detector as an output of the run, once."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = client.get_run(run).outputs
+    if not any(output.model_id == model_id for output in (outputs.model_outputs if outputs else ())):
+        client.log_outputs(run, [LoggedModelOutput(model_id, 0)])
+
+
+def _log_metrics(client: MlflowClient, run: str, deployable: Deployable, model_id: str | None) -> None:
+    """Log the figures to the run, and with `model_id` to the logged model too, each linked to the dataset.
+
+    MLflow drops a metric that equals an earlier one in value, step and time, so a fixed time makes this repeatable.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+    when = client.get_run(run).info.start_time
+    name, digest = deployable.tags["dataset_name"], deployable.tags["dataset"][:36]  # MLflow keeps 36 characters
+    source = json.dumps({"sha256": deployable.tags["dataset"]})
+    dataset = Dataset(name=name, digest=digest, source_type="code", source=source)
+    client.log_inputs(run, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "validation")])])
+    client.log_batch(
+        run,
+        metrics=[
+            Metric(key, value, when, 0, model_id=model_id, dataset_name=name, dataset_digest=digest)
+            for key, value in deployable.metrics.items()
+        ],
+    )
+
+
+def _log_files(client: MlflowClient, model_id: str, deployable: Deployable, manifest: Mapping[str, Any]) -> None:
+    """Upload an MLflow model of the ONNX flavour, with the other files and the manifest beside it."""
+    with tempfile.TemporaryDirectory(prefix="yolov8-nas-") as temporary:
+        folder = Path(temporary) / "model"
+        _save_onnx_flavour(deployable.files["model.onnx"], folder)
+        for name, path in deployable.files.items():
+            shutil.copyfile(path, folder / name)
+        write_json(folder / "manifest.json", manifest)
+        client.log_model_artifacts(model_id, str(folder))
+
+
+def _save_onnx_flavour(file: Path, folder: Path) -> None:
+    """Write what lets `mlflow.pyfunc.load_model` run the network.
+
+    There is no input example: MLflow writes one as text, 27 MB for an image of 640 pixels, and the signature already
+    says all about a static input. The ONNX file itself is written anew by MLflow, so the caller copies the measured
+    one over it, byte by byte.
+    """
+    import mlflow.onnx
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    model = onnx.load(file)
+
+    def schema(values: Sequence[onnx.ValueInfoProto]) -> Schema:
+        specs = []
+        for value in values:
+            tensor = value.type.tensor_type
+            shape = tuple(side.dim_value if side.HasField("dim_value") else -1 for side in tensor.shape.dim)
+            specs.append(TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, value.name))
+        return Schema(specs)
+
+    mlflow.onnx.save_model(
+        model,
+        str(folder),
+        signature=ModelSignature(schema(model.graph.input), schema(model.graph.output)),
+        pip_requirements=[f"{name}=={installed(name)}" for name in ("onnx", "onnxruntime", "numpy")],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+    )
+
+
+def _give_alias(client: MlflowClient, deployable: Deployable, version: int) -> None:
+    """Point `champion-...` or `challenger-...` at a version that has just been registered.
+
+    A version becomes champion where there is none yet, or where it scores at least as well as the champion on the same
+    images; that it keeps the limits is why it is registered at all. Scores on different images say nothing about each
+    other, so there the champion stays.
+    """
+    suffix = purpose(deployable.hardware_id, deployable.precision, deployable.limits, deployable.scale)
+    champion, challenger = f"champion-{suffix}", f"challenger-{suffix}"
+    holders = alias_holders(client, deployable.name)
+    if holders.get(champion) == version:
+        return  # an earlier try came this far
+    role, reason = "champion", "the first that keeps these limits on this device"
+    if champion in holders:
+        holder = client.get_model_version(deployable.name, str(holders[champion]))
+        if holder.tags.get(STATE) == COMPLETE:
+            role, reason = _against(client, deployable, holder)
+    client.set_model_version_tag(deployable.name, str(version), f"{role}_because", reason)
+    client.set_registered_model_alias(deployable.name, champion if role == "champion" else challenger, str(version))
+
+
+def _against(client: MlflowClient, deployable: Deployable, champion: ModelVersion) -> tuple[str, str]:
+    """The role of a detector where there is a champion, and the reason."""
+    if champion.tags.get("dataset") != deployable.tags["dataset"]:
+        return "challenger", (
+            f"the champion, version {champion.version}, was scored on another state of the dataset; "
+            "score both on the same images before promoting"
+        )
+    model = client.get_logged_model(champion.tags[MODEL_ID])
+    theirs = next(metric.value for metric in model.metrics if metric.key == "map50_95")
+    ours = deployable.metrics["map50_95"]
+    word = "at least" if ours >= theirs else "below"
+    return "champion" if ours >= theirs else "challenger", (
+        f"keeps the limits with mAP50-95 {ours:.4f}, {word} the {theirs:.4f} of champion version {champion.version}"
+    )
+
+
+def _standing(client: MlflowClient, deployable: Deployable, version: int, model_id: str, created: bool) -> Registration:
+    holders = alias_holders(client, deployable.name)
+    aliases = tuple(sorted(alias for alias, holder in holders.items() if holder == version))
+    suffix = purpose(deployable.hardware_id, deployable.precision, deployable.limits, deployable.scale)
+    role = next((role for role in ("champion", "challenger") if f"{role}-{suffix}" in aliases), None)
+    tags = client.get_model_version(deployable.name, str(version)).tags
+    reason = tags.get(f"{role}_because") or (
+        f"set in the registry by somebody since version {version} was registered"
+        if role
+        else "another version has taken its place since"
+    )
+    return Registration(deployable.name, version, model_id, aliases, created, role, reason)
