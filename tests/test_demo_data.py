@@ -9,6 +9,7 @@ import pytest
 
 from yolov8_nas.data import demo
 from yolov8_nas.data.demo import CLASSES, make_demo, render
+from yolov8_nas.errors import InputError
 from yolov8_nas.store import tree_digest
 
 
@@ -92,3 +93,10 @@ def test_arguments_that_make_no_dataset(tmp_path: Path, arguments: dict[str, flo
     with pytest.raises(ValueError, match="give at least"):
         make_demo(tmp_path / "demo", **arguments)
     assert not (tmp_path / "demo").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("somebody's")
+    with pytest.raises(InputError, match="give a new or an empty folder"):
+        make_demo(tmp_path, images=2, size=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.yaml"]

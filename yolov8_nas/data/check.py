@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -101,21 +102,21 @@ def checked(
     source: str | Path | None,
     *,
     scratch: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[CheckedDataset]:
     """Open and check a dataset; its files are there until the context ends.
 
     Args:
         source: As for `check_source`.
         scratch: Folder for what is unpacked or made on the way.
-        progress: Is told how many images of how many have been looked at.
+        progress: Is told what is being done, and with how many images of how many.
 
     Raises:
         InputError: As for `check_source`.
     """
     if source is None:
         with tempfile.TemporaryDirectory(dir=scratch, prefix="demo-") as folder:
-            demo.make_demo(Path(folder))
+            demo.make_demo(Path(folder), progress=partial(progress, "drawing images") if progress else None)
             yield _check(Path(folder), "demo", "demo", True, progress)
         return
     path = readers.local_path(source)
@@ -157,7 +158,7 @@ def _read(folder: Path, source: str, faults: Faults, *, confined: bool) -> reade
 
 
 def _check(
-    folder: Path, source: str, name: str, confined: bool, progress: Callable[[int, int], None] | None
+    folder: Path, source: str, name: str, confined: bool, progress: Callable[[str, int, int], None] | None
 ) -> CheckedDataset:
     faults = Faults()
     listing = _read(folder, source, faults, confined=confined)
@@ -207,7 +208,7 @@ _Pairs = list[tuple[Sample, CheckedImage]]
 
 
 def _inspect(
-    listing: readers.Listing, faults: Faults, progress: Callable[[int, int], None] | None
+    listing: readers.Listing, faults: Faults, progress: Callable[[str, int, int], None] | None
 ) -> tuple[_Pairs, _Pairs]:
     """Open every image; what cannot be used becomes a fault."""
     samples = [(split, sample) for split in readers.SPLITS for sample in listing.samples[split]]
@@ -220,7 +221,7 @@ def _inspect(
             else:
                 faults.add(sample.name, *image)
             if progress:
-                progress(done, len(samples))
+                progress("checking images", done, len(samples))
     return pairs["train"], pairs["val"]
 
 

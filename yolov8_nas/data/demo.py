@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolov8_nas.errors import InputError
+
 CLASSES = ("scratch", "dent", "hole", "stain")
 
 Image = NDArray[np.float32]  # (size, size, 3), BGR, 0 to 255; a plane is (size, size)
@@ -47,24 +49,37 @@ class Defect:
     bottom: int
 
 
-def make_demo(folder: Path, images: int = 320, size: int = 160, seed: int = 0, val_share: float = 0.25) -> Path:
+def make_demo(
+    folder: Path,
+    images: int = 320,
+    size: int = 160,
+    seed: int = 0,
+    val_share: float = 0.25,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Write the demo as a YOLO dataset: `data.yaml`, `images/{train,val}/*.png`, `labels/{train,val}/*.txt`.
 
     The same arguments give the same bytes (with the same versions of NumPy and OpenCV). Picture `i` depends on `seed`
     and `i` alone, so a larger demo contains the smaller one's pictures.
 
     Args:
-        folder: Where to write; made where it is missing.
+        folder: Where to write: a new or an empty folder.
         images: Number of pictures, at least 2.
         size: Side of a picture in pixels, at least 64.
         seed: Seed of the pictures.
         val_share: Share of the pictures that goes to `val`, spread evenly.
+        progress: Is told how many pictures of how many are made.
 
     Returns:
         The path of `data.yaml`.
+
+    Raises:
+        InputError: The folder holds something already.
     """
     if images < 2 or size < 64 or not 0 < val_share < 1:
         raise ValueError(f"images={images}, size={size}, val_share={val_share}: give at least 2 images of 64 pixels")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: there is something already; give a new or an empty folder")
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
@@ -83,6 +98,8 @@ def make_demo(folder: Path, images: int = 320, size: int = 160, seed: int = 0, v
             for d in defects
         ]
         (folder / "labels" / split / f"part_{i:04d}.txt").write_text("".join(lines))
+        if progress:
+            progress(i + 1, images)
     names = "".join(f"  {i}: {name}\n" for i, name in enumerate(CLASSES))
     data_yaml = folder / "data.yaml"
     data_yaml.write_text(f"path: .\ntrain: images/train\nval: images/val\nnames:\n{names}")
@@ -120,7 +137,7 @@ def render(size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], tupl
             break
     picture = picture * _lighting(size, light, metal, rng)[..., None]
     picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.35, 0.6)) * scale)
-    picture = picture + rng.normal(0, rng.uniform(1.5, 4.0), picture.shape).astype(np.float32)
+    picture = picture + np.float32(rng.uniform(1.5, 4.0)) * rng.standard_normal(picture.shape, dtype=np.float32)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8), tuple(defects)
 
 
@@ -139,9 +156,12 @@ def _grid(size: int) -> tuple[Image, Image]:
 
 def _noise(shape: tuple[int, int], sigma_x: float, sigma_y: float, rng: np.random.Generator) -> Image:
     """Smooth noise of mean 0 and standard deviation 1."""
-    noise = cv2.GaussianBlur(
-        rng.standard_normal(shape).astype(np.float32), (0, 0), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REFLECT
-    )
+    height, width = shape
+    step_x, step_y = max(1, int(sigma_x // 6)), max(1, int(sigma_y // 6))  # wide blurs are done small and enlarged
+    small = rng.standard_normal((math.ceil(height / step_y), math.ceil(width / step_x)), dtype=np.float32)
+    noise = cv2.GaussianBlur(small, (0, 0), sigma_x / step_x, sigmaY=sigma_y / step_y, borderType=cv2.BORDER_REFLECT)
+    if small.shape != shape:
+        noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray((noise - noise.mean()) / (noise.std() + 1e-6), np.float32)
 
 

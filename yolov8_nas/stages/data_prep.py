@@ -43,7 +43,7 @@ def run(context: StageContext) -> None:
         checked(
             context.settings["source"],
             scratch=context.partial,
-            progress=lambda done, total: context.progress.update(done, 2 * total, "checking images"),
+            progress=lambda step, done, total: context.progress.update(done, total, step),
         ) as source,
     ):
         for warning in source.warnings:
@@ -51,7 +51,7 @@ def run(context: StageContext) -> None:
         written = dataset.write(
             source,
             context.out,
-            progress=lambda done, total: context.progress.update(total + done, 2 * total, "writing images"),
+            progress=lambda done, total: context.progress.update(done, total, "writing images"),
         )
     counts = ", ".join(f"{count} {split}" for split, count in written.images.items())
     context.progress.note(f"{written.source}: {counts} images, {len(written.classes)} classes")
