@@ -206,8 +206,22 @@ def evaluate(
     return Evaluator(data, imgsz=imgsz, batch=batch, work=work, device=device).evaluate(model)
 
 
-class _Validator(DetectionValidator):  # type: ignore[misc]
-    """Ultralytics' validator that keeps the statistics of each image and takes its images from an `Evaluator`."""
+class ProtocolValidator(DetectionValidator):  # type: ignore[misc]
+    """Ultralytics' validator without its time limit.
+
+    Stock code gives up on non-maximum suppression after 2 s + 0.05 s an image and scores what is left as empty, so that
+    a busy machine would change a score. Here nothing but the network decides.
+    """
+
+    def postprocess(self, preds: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        outputs = non_max_suppression(
+            preds, self.args.conf, self.args.iou, multi_label=True, max_det=self.args.max_det, max_time_img=3600.0
+        )
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
+
+
+class _Validator(ProtocolValidator):
+    """The validator that keeps the statistics of each image and takes its images from an `Evaluator`."""
 
     images: tuple[ImageStats, ...]
 
@@ -223,14 +237,6 @@ class _Validator(DetectionValidator):  # type: ignore[misc]
                 "evaluate it at its own size, or export it again"
             )
         return self.owner.dataset(img_path, self)
-
-    def postprocess(self, preds: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        # Stock code gives up after 2 s + 0.05 s an image and scores what is left as empty, so that a busy machine
-        # would change a score. Here nothing but the network decides.
-        outputs = non_max_suppression(
-            preds, self.args.conf, self.args.iou, multi_label=True, max_det=self.args.max_det, max_time_img=3600.0
-        )
-        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
 
     def get_stats(self) -> dict[str, Any]:
         stats, names = self.metrics.stats, [Path(file).name for file in self.dataloader.dataset.im_files]

@@ -15,11 +15,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
+from torch import Tensor
 from ultralytics.nn.modules import C2f, Detect
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.torch_utils import is_qat
 
+from yolov8_nas.deploy.quantization import load_network, move_output_quantizers, quantize
 from yolov8_nas.store import atomic_write
 
 OPSET: Final = 18
@@ -32,8 +37,7 @@ def export_onnx(
     """Write a network as ONNX: input `images` (batch, 3, imgsz, imgsz) in 0..1, output `output0`.
 
     The output is (batch, 4 + classes, anchors): boxes as centre and size in pixels, class probabilities. The network
-    itself is left as it is, and the same network gives the same bytes. With fake quantization in it (a QAT
-    checkpoint), the graph carries Q/DQ nodes.
+    itself is left as it is, and the same network gives the same bytes. Fake quantization becomes Q/DQ nodes.
 
     Args:
         model: An Ultralytics detection network.
@@ -58,6 +62,8 @@ def export_onnx(
             dynamo=False,
         )
     graph = onnx.load_from_string(buffer.getvalue())
+    if is_qat(network):
+        _store_integers(graph.graph)
     classes = dict(enumerate(names)) if names is not None else dict(network.names)
     metadata = {
         "description": "YOLOv8-style detector",
@@ -80,12 +86,71 @@ def export_onnx(
     return path
 
 
+def export_int8(checkpoint: Path, path: Path, *, imgsz: int, batch: int = 1) -> Path:
+    """Write the network of a QAT checkpoint as ONNX with explicit Q/DQ, see `export_onnx`."""
+    return export_onnx(load_network(checkpoint), path, imgsz=imgsz, batch=batch)
+
+
+def export_int8_ptq(
+    model: DetectionModel, path: Path, *, imgsz: int, batch: int = 1, calibration: Sequence[Tensor]
+) -> Path:
+    """Write a network as INT8 without training: the graph is the one that ships, its weights have not adapted.
+
+    Args:
+        model: A network without fake quantization; it is left as it is.
+        path: File to write.
+        imgsz: Side of the square input in pixels.
+        batch: Images per inference.
+        calibration: Batches BCHW, RGB in 0..1, from which the ranges come.
+    """
+    return export_onnx(quantize(deepcopy(model), calibration), path, imgsz=imgsz, batch=batch)
+
+
 def _inference_copy(model: DetectionModel) -> DetectionModel:
     """A copy in the form that runs on a device: FP32 on the CPU, BatchNorm folded, the head in export mode."""
-    network = deepcopy(model).cpu().float().eval().requires_grad_(False).fuse(verbose=False)
+    network = deepcopy(model).cpu().float().eval().requires_grad_(False)
+    move_output_quantizers(network)
+    network = network.fuse(verbose=False)
     for module in network.modules():
         if isinstance(module, Detect):
             module.export, module.format, module.dynamic, module.shape = True, "onnx", False, None
         elif isinstance(module, C2f):
             module.forward = module.forward_split  # `chunk` becomes an awkward graph; `split` computes the same
     return network
+
+
+def _store_integers(graph: onnx.GraphProto) -> None:
+    """Make a graph with fake quantization one that holds integers and runs on them; what it computes stays the same.
+
+    Weights are stored quantized, a quarter of the size. Activations become unsigned, with 128 for zero: ONNX Runtime
+    has integer convolutions of unsigned activations only on x86, and runs signed ones in floating point.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= {
+        node.output[0]: node.attribute[0].t
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    half = numpy_helper.from_array(np.array(128, np.uint8), "activation_zero")
+    graph.initializer.append(half)
+    weights: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in constants:
+            weights[node.output[0]] = node
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and not {node.input[0], node.output[0]} & set(
+            weights
+        ):
+            assert not numpy_helper.to_array(constants[node.input[2]]).any(), "symmetric quantization has zero at zero"
+            node.input[2] = half.name
+    for name, node in weights.items():
+        weight, scale = (numpy_helper.to_array(constants[i]) for i in node.input[:2])
+        shape = (-1, *[1] * (weight.ndim - 1))
+        integers = np.clip(np.rint(weight / scale.reshape(shape)), -128, 127).astype(np.int8)
+        graph.initializer.append(numpy_helper.from_array(integers, name))
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in used]:
+        graph.node.remove(node)

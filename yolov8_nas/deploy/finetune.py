@@ -1,0 +1,254 @@
+"""Training of stand-alone networks: fine-tuning, quantization-aware training, and the stock baseline.
+
+This is Ultralytics' own trainer, with what it leaves open pinned down. The network is trained as it is given, instead
+of being rebuilt from its yaml. Each epoch is seeded anew from (seed, epoch), so that a checkpoint needs no random
+states. Checkpoints are in full precision, where stock ones hold a halved EMA and FP16 moments. So a training that was
+killed and goes on ends, on a CPU with as many threads, with the same bits as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import DetectionModel
+
+from yolov8_nas.errors import StageError
+from yolov8_nas.evaluation import PROTOCOL, DetectionImages, ProtocolValidator
+from yolov8_nas.store import atomic_write
+
+CHECKPOINT: Final = "checkpoint.pt"
+
+Report = Callable[[float, float], None]
+"""Told epochs done, with a fraction for the one in progress, and the best mAP50-95 so far."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: Passes over the train split.
+        batch: Images per step. Every step updates the weights: small data sets have too few steps to accumulate.
+        lr: Peak learning rate of AdamW; it falls linearly to a hundredth.
+        imgsz: Side of the square input in pixels.
+        seed: Seed of order and augmentation.
+        mosaic: Whether four images are joined to one, but for the last epochs.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    imgsz: int
+    seed: int
+    mosaic: bool = True
+
+    @property
+    def closing(self) -> int:
+        """Epochs at the end without mosaic."""
+        return min(10, math.ceil(self.epochs / 4)) if self.mosaic else 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    Attributes:
+        network: The EMA weights of the epoch that scored best on the yaml's `val` split.
+        epoch: That epoch, from 1.
+        curves: One row per epoch: epoch, seconds, box, cls, dfl (mean training losses), val_box, val_cls, val_dfl, lr,
+            map50, map50_95.
+    """
+
+    network: DetectionModel
+    epoch: int
+    curves: list[dict[str, float]]
+
+
+def train(
+    network: DetectionModel,
+    data: Path,
+    recipe: Recipe,
+    *,
+    work: Path,
+    report: Report = lambda epochs, best: None,
+    device: str = "cpu",
+) -> Trained:
+    """Train a network, or go on where an interrupted training of the same network in the same folder stopped.
+
+    Args:
+        network: The network at the start, with fake quantization for quantization-aware training; it is left as it is.
+        data: Ultralytics data yaml. The best epoch is chosen on its `val` split, so this must not be the split of final
+            figures.
+        recipe: How to train.
+        work: The training's own folder; the checkpoint stays in it.
+        report: Told of progress.
+        device: Torch device.
+
+    Raises:
+        StageError: The loss became infinite.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    trainer = _Trainer(deepcopy(network), data, recipe, work, report, device)
+    if trainer.epochs_done < recipe.epochs:
+        trainer.train()
+    best = deepcopy(network)
+    best.load_state_dict(trainer.best["state"])
+    return Trained(best.eval(), trainer.best["epoch"], trainer.curves)
+
+
+class _Trainer(DetectionTrainer):  # type: ignore[misc]
+    """Ultralytics' trainer for one given network."""
+
+    def __init__(
+        self, network: DetectionModel, data: Path, recipe: Recipe, work: Path, report: Report, device: str
+    ) -> None:
+        super().__init__(
+            overrides={
+                "task": "detect",
+                "mode": "train",
+                "model": "network.yaml",  # never read: the network is set below
+                "data": str(data),
+                "save_dir": str(work / "ultralytics"),
+                "device": device,
+                "workers": 0 if device == "cpu" else 8,
+                "cache": "ram",
+                "epochs": recipe.epochs,
+                "patience": 0,
+                "batch": recipe.batch,
+                "nbs": recipe.batch,
+                "imgsz": recipe.imgsz,
+                "optimizer": "AdamW",
+                "lr0": recipe.lr,
+                "lrf": 0.01,
+                "momentum": 0.9,
+                "warmup_epochs": min(3.0, 0.1 * recipe.epochs),
+                "warmup_bias_lr": 0.0,  # stock 0.1 is meant for SGD
+                "mosaic": float(recipe.mosaic),
+                "close_mosaic": 0,  # closed in `_begin_epoch`: stock code draws from the generator when it closes it
+                "amp": False,
+                "seed": recipe.seed,
+                "deterministic": True,
+                "plots": False,
+                "verbose": False,
+                "conf": PROTOCOL["conf"],
+                "iou": PROTOCOL["iou"],
+                "max_det": PROTOCOL["max_det"],
+            }
+        )
+        self.callbacks: dict[str, list[Any]] = defaultdict(list)  # no logging integrations
+        self.add_callback("on_train_epoch_start", _Trainer._begin_epoch)
+        self.add_callback("on_train_batch_end", _Trainer._tell)
+        self.model = network
+        self.recipe = recipe
+        self.report = report
+        self.checkpoint = work / CHECKPOINT
+        self.state: dict[str, Any] | None = None
+        self.best: dict[str, Any] = {"epoch": 0, "map50_95": -1.0, "state": {}}
+        self.curves: list[dict[str, float]] = []
+        if self.checkpoint.exists():
+            self.state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            self.best, self.curves = self.state["best"], self.state["curves"]
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.curves)
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> DetectionImages:
+        return DetectionImages(
+            img_path=img_path,
+            imgsz=self.args.imgsz,
+            batch_size=batch,
+            augment=mode == "train",
+            hyp=self.args,
+            rect=False,
+            cache=self.args.cache,
+            stride=32,
+            pad=0.0 if mode == "train" else 0.5,
+            task="detect",
+            data=self.data,
+        )
+
+    def get_validator(self) -> ProtocolValidator:
+        return ProtocolValidator(
+            self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
+        )
+
+    def resume_training(self, ckpt: None) -> None:
+        if self.state is None:
+            return
+        self.model.load_state_dict(self.state["model"])
+        self.ema.ema.load_state_dict(self.state["ema"])
+        self.ema.updates = self.state["updates"]
+        self.optimizer.load_state_dict(self.state["optimizer"])
+        self.start_epoch = self.epochs_done
+        self.state = None
+
+    def save_model(self) -> bool:
+        row = {
+            "epoch": self.epoch + 1,
+            "seconds": round(time.time() - self.epoch_time_start, 3),
+            **{name.removesuffix("_loss"): round(float(loss), 5) for name, loss in self.tloss.items()},
+            **{f"val_{name.removesuffix('_loss')}": self.metrics[f"val/{name}"] for name in self.tloss},
+            "lr": self.lr["lr/pg0"],
+            "map50": self.metrics["metrics/mAP50(B)"],
+            "map50_95": self.metrics["metrics/mAP50-95(B)"],
+        }
+        self.curves.append(row)
+        if row["map50_95"] >= self.best["map50_95"]:
+            state = {name: tensor.clone() for name, tensor in self.ema.ema.state_dict().items()}
+            self.best = {"epoch": row["epoch"], "map50_95": row["map50_95"], "state": state}
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "ema": self.ema.ema.state_dict(),
+                "updates": self.ema.updates,
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+                "curves": self.curves,
+            },
+            buffer,
+        )
+        atomic_write(self.checkpoint, buffer.getvalue())
+        self.report(self.epochs_done, self.best["map50_95"])
+        return True
+
+    def final_eval(self) -> None:
+        """Nothing: the artifact is scored, not the checkpoint of the trainer."""
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Nothing: the curves are in the checkpoint."""
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        if not self.loss.isfinite():
+            raise StageError(
+                f"the loss became {float(self.loss)} in epoch {epoch + 1}: lower finetune.lr = {self.recipe.lr}"
+            )
+        return False
+
+    def _begin_epoch(self) -> None:
+        if self.epoch >= self.recipe.epochs - self.recipe.closing:
+            self._close_dataloader_mosaic()
+        seed = self.recipe.seed + self.epoch
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002  # Ultralytics' augmentation draws from the global generators
+        torch.manual_seed(seed)
+        self.train_loader.generator.manual_seed(seed)
+        self.train_loader.reset()
+        self.step = 0
+
+    def _tell(self) -> None:
+        self.step += 1
+        self.report(self.epochs_done + self.step / (len(self.train_loader) + 1), self.best["map50_95"])
