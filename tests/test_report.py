@@ -40,10 +40,10 @@ def percentiles(p50: float) -> dict[str, float]:
     return {"p50": p50, "p90": 1.05 * p50, "p99": 1.22 * p50}
 
 
-def curve(epochs: int, *, keys: tuple[str, ...] = ("map50_95",)) -> list[dict[str, float]]:
+def curve(epochs: int, *, keys: tuple[str, ...] = ("map50_95",), top: float = 0.4) -> list[dict[str, float]]:
     return [
         {"epoch": e, "seconds": 9.0, "lr": 2e-3, "box": 2.4 * 0.88**e + 1, "cls": 3.1 * 0.8**e + 1, "dfl": 1.1 + 0.9**e}
-        | {key: 0.4 * (1 - 0.8**e) / (1 + i / 2) for i, key in enumerate(keys)}
+        | {key: top * (1 - 0.8**e) / (1 + i / 2) for i, key in enumerate(keys)}
         for e in range(epochs)
     ]
 
@@ -126,6 +126,7 @@ class MadeUpRun:
                 {
                     "dataset.json": {
                         "digest": "5f" * 32,
+                        "image_sides": {"width": [192, 256, 320], "height": [192, 256, 320]},
                         "images": {"train": 180, "search": 40, "val": 60},
                         "classes": list(classes),
                         "source": "built-in demo data",
@@ -153,7 +154,8 @@ class MadeUpRun:
                         folder / "hw-probe",
                         {
                             "profile.json": {
-                                "name": "Example CPU",
+                                "name": "cpu-2t",
+                                "model": "Example CPU",
                                 "id": "example-cpu",
                                 "kind": "cpu",
                                 "cores": 2,
@@ -208,12 +210,16 @@ class MadeUpRun:
                     "qat-finetune": write(
                         folder / "qat-finetune",
                         {
-                            "candidates/0/tuning.json": {"architecture": self.chosen, "curves": curve(12)},
+                            "candidates/0/tuning.json": {
+                                "architecture": self.chosen,
+                                "curves": curve(12),
+                                "qat_curves": curve(3),
+                            },
                             "candidates/1/tuning.json": {
                                 "architecture": chosen[1]["architecture"],
-                                "curves": curve(12),
+                                "curves": curve(12, top=0.41),
                             },
-                            "baseline/tuning.json": {"curves": curve(28)},
+                            "baseline/tuning.json": {"curves": curve(28, top=0.39)},
                         },
                     ),
                     "trt-export": write(
@@ -306,7 +312,7 @@ class MadeUpRun:
                 {
                     "status": "met",
                     "error": None,
-                    "hardware": {"name": "Example CPU", "threads": 2},
+                    "hardware": {"name": "cpu-2t", "model": "Example CPU", "threads": 2},
                     "runtime": {"name": "onnxruntime", "version": "1.31.1"},
                     "precision_requested": "best",
                     "precision_shipped": "fp32",
@@ -420,7 +426,7 @@ def test_tells_what_was_not_measured(page: Page) -> None:
 
 
 def test_figures_are_valid_and_named(page: Page) -> None:
-    assert len(page.figures) == 8
+    assert len(page.figures) == 9
     for identity, figure in page.figures.items():
         assert figure["data"], identity
         plain = re.sub(r'"@[a-z0-9-]+"', '"#123456"', json.dumps(figure))
@@ -672,4 +678,4 @@ def test_draws_in_a_browser_without_sideways_scrolling(run: MadeUpRun, width: in
     assert title, dom[:500]
     scroll_width, wanted, drawn = map(int, title.groups())
     assert scroll_width <= width
-    assert drawn == wanted == 8
+    assert drawn == wanted == 9

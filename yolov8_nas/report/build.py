@@ -116,7 +116,14 @@ def _dataset(summary: Mapping[str, Any], data: Outputs) -> dict[str, Any]:
         {"name": name, "boxes": [_class_count(boxes.get(split), name, i) for split in _SPLITS]}
         for i, name in enumerate(names)
     ]
+    sides = mapping(written.get("image_sides"))
+    facts = [
+        (f"image {name}, smallest to largest", f"{wording.whole(values[0])} to {wording.whole(values[-1])} px")
+        for name, values in sides.items()
+        if isinstance(values, list) and values
+    ]
     return {
+        "facts": facts,
         "images": [images.get(split) for split in _SPLITS],
         "classes": rows,
         "counted": any(count is not None for row in rows for count in row["boxes"]),

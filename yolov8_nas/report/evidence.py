@@ -23,6 +23,11 @@ class Outputs:
     folder: Path | None
     status: str | None
 
+    @property
+    def present(self) -> bool:
+        """Whether the stage left anything."""
+        return self.folder is not None and self.folder.is_dir()
+
     def json(self, name: str) -> Any:
         """Content of a JSON file, or nothing where it is absent or broken."""
         text = self._text(name)

@@ -16,8 +16,8 @@ from yolov8_nas.report.wording import is_number, milliseconds, number, percent, 
 
 Figure = dict[str, Any]
 
-_LOSSES: Final = {"box": "box", "cls": "class", "dfl": "distribution (DFL)", "distill": "distillation"}
-_SERIES: Final = ("@series-1", "@series-2", "@series-3", "@series-4")
+_LOSSES: Final = {"box": "box", "cls": "class", "dfl": "DFL", "distill": "distillation"}
+_SERIES: Final = ("@series-1", "@series-2", "@series-4", "@series-3", "@series-5", "@series-6")
 
 
 @dataclass(frozen=True)

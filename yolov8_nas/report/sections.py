@@ -15,7 +15,7 @@ from yolov8_nas.space import Architecture, SpaceError, stock_architecture
 
 TARGET_STAGES: Final = ("hw-probe", "search", "qat-finetune", "trt-export", "register")
 
-_UNITS: Final = {"gb": "GB", "mb": "MiB", "ms": "ms", "mhz": "MHz"}
+_UNITS: Final = {"gb": "GiB", "mb": "MiB", "ms": "ms", "mhz": "MHz"}
 _SUFFIXES: Final = re.compile(rf"_({'|'.join(_UNITS)})$")
 _SAME_LATENCY: Final = 0.02
 """Share within which two latencies count as equal (a stock network rescaled to the searched one's latency)."""
@@ -57,8 +57,10 @@ class Target:
         """Device, runtime and precision."""
         runtime = mapping(self.summary.get("runtime"))
         shipped = self.summary.get("precision_shipped") or self.summary.get("precision_requested")
+        device = {**mapping(self.summary.get("hardware")), **mapping(self.outputs["hw-probe"].json("profile.json"))}
+        model, asked = device.get("model"), device.get("name")
         named = [
-            str(pick(self.summary, "hardware", "name") or "unknown device"),
+            f"{model} ({asked})" if model and asked else str(model or asked or "unknown device"),
             " ".join(str(runtime[key]) for key in ("name", "version") if runtime.get(key)),
             wording.precision(shipped) if shipped else "",
         ]
@@ -204,9 +206,11 @@ def unmeasured(target: Target) -> list[tuple[str, str]]:
         )
         if target.model and target.model.get(key) is None
     ]
-    for stage in TARGET_STAGES:
-        if target.outputs[stage].folder is None:
-            told.append((f"Stage {stage}", target.outputs[stage].why_missing("output")))
+    told += [
+        (f"Stage {stage}", outputs.why_missing("output"))
+        for stage, outputs in target.outputs.items()
+        if not outputs.present
+    ]
     return told
 
 
@@ -435,14 +439,18 @@ def _tuning(target: Target) -> dict[str, Any]:
         for folder, name in [*named, ("baseline", "Stock baseline")]:
             tuning = mapping(stage.json(f"{folder}/tuning.json"))
             curves[name] = records(tuning.get("curves"))
-            curves[f"{name}, quantization-aware"] = records(tuning.get("qat_curves"))
-    drawn = [plots.scores(f"{target.identity}-tuning", "Accuracy of every network in training", curves)]
-    drawn += [
+            curves[f"{name}, QAT"] = records(tuning.get("qat_curves"))
+    accuracy = plots.scores(f"{target.identity}-tuning", "Accuracy of every network in training", curves)
+    drawn = [
         plots.losses(f"{target.identity}-loss-{i}", f"{name}: loss", points)
         for i, (name, points) in enumerate(curves.items())
     ]
     shown = [plot for plot in drawn if plot]
-    return {"plots": shown, "missing": "" if shown else stage.why_missing("fine-tuning curves")}
+    return {
+        "accuracy": accuracy,
+        "losses": shown,
+        "missing": "" if accuracy or shown else stage.why_missing("fine-tuning curves"),
+    }
 
 
 def _quantization(target: Target) -> dict[str, Any] | None:

@@ -34,8 +34,9 @@ def verdict(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def _heading(target: Mapping[str, Any]) -> Text:
-    name = str(pick(target, "hardware", "name") or "unknown device")
-    return Text(f"\n{name}, {pick(target, 'runtime', 'name') or 'no runtime'}", style="bold")
+    hardware = mapping(target.get("hardware"))
+    named = [hardware.get("model"), hardware.get("name"), pick(target, "runtime", "name")]
+    return Text("\n" + (", ".join(str(part) for part in named if part) or "unknown device"), style="bold")
 
 
 def _limits(target: Mapping[str, Any]) -> list[Text]:
