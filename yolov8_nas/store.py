@@ -162,7 +162,7 @@ def extract(archive: Path, into: Path, *, max_bytes: int = MAX_BYTES, max_files:
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         shutil.rmtree(into, ignore_errors=True)
         raise ArchiveError(f"{archive}: damaged or encrypted ({error}); make or download it again") from None
-    except NotADirectoryError as error:
+    except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         shutil.rmtree(into, ignore_errors=True)
         raise ArchiveError(f"{archive}: a member is both a file and a folder ({error}); pack it again") from None
     except BaseException:
