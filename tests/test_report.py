@@ -508,7 +508,7 @@ def test_builds_from_files_that_are_absent_or_broken(how: str, tmp_path: Path) -
 def test_a_run_that_reached_no_target_has_a_report(tmp_path: Path) -> None:
     stages = [{"name": "data-prep", "target": None, "status": "failed", "seconds": None, "error": "no images"}]
     page = Page(build_report({"stages": stages, "targets": []}, {}, tmp_path / "report.html"))
-    assert "none was reached" in page.text and "no images" in page.text
+    assert "No target was reached" in page.text and "no images" in page.text
     assert "The stage data-prep failed" in page.text and "The stage supernet-train did not run" in page.text
     Page(build_report({}, {}, tmp_path / "report.html"))
 

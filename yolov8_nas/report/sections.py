@@ -56,13 +56,13 @@ class Target:
     def name(self) -> str:
         """Device, runtime and precision."""
         runtime = mapping(self.summary.get("runtime"))
-        shipped = self.summary.get("precision_shipped") or self.summary.get("precision_requested")
+        shipped, wanted = self.summary.get("precision_shipped"), self.summary.get("precision_requested")
         device = {**mapping(self.summary.get("hardware")), **mapping(self.outputs["hw-probe"].json("profile.json"))}
         model, asked = device.get("model"), device.get("name")
         named = [
             f"{model} ({asked})" if model and asked else str(model or asked or "unknown device"),
             " ".join(str(runtime[key]) for key in ("name", "version") if runtime.get(key)),
-            wording.precision(shipped) if shipped else "",
+            wording.precision(shipped) if shipped else f"{wording.precision(wanted)} asked for" if wanted else "",
         ]
         return " · ".join(part for part in named if part)
 
@@ -299,7 +299,7 @@ def _limit(row: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     bound, measured = row.get("limit"), row.get("measured")
     limited = (row.get("statistic") or "p50", "measured")
     marks: list[tuple[str, Any]] = [("measured", measured)]
-    if row.get("metric") == "latency" and row.get("scope") != "with_nms":
+    if model and row.get("metric") == "latency" and row.get("scope") != "with_nms":
         marks = [(name, pick(model, "latency_ms", name)) for name in ("p50", "p90", "p99")]
     marks = [(name, value) for name, value in marks if wording.is_number(value)]
     if bound is not None and wording.is_number(bound) and marks:
@@ -368,7 +368,7 @@ def _pareto(target: Target) -> dict[str, Any]:
     front = plots.Front(
         networks=networks,
         stock=known.get(stock.digest) if stock else None,
-        shipped=known.get(chosen.digest) if chosen else None,
+        shipped=known.get(chosen.digest) if chosen and target.model else None,
         limit_ms=min(limits) if limits else None,
         candidates=candidates,
     )
