@@ -4,13 +4,24 @@ A C2f block is unrolled into stock rows: two 1x1 convolutions on the same input 
 convolution), the bottlenecks, Concat, and the closing 1x1 convolution. Unrolled stock YOLOv8 computes what C2f
 computes; what it gains is that every operator of the space has a stock row, so that a checkpoint loads where only
 Ultralytics is installed.
+
+`model_rows` and `model_yaml` need neither torch nor Ultralytics, so both are imported by the functions that use them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from yolov8_nas.space import Architecture, Block, is_backbone
+from yolov8_nas.space import BLOCKS, CONVS, Architecture, Block, is_backbone
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+    from yolov8_nas.supernet.supernet import Supernet
 
 Row = list[Any]
 
@@ -91,3 +102,131 @@ def _layer(block: Block, shortcut: bool) -> tuple[str, list[Any]]:
         case "dilated3":
             return "Conv", [c, 3, 1, None, 1, 2]
     raise AssertionError(block.operator)
+
+
+def build(architecture: Architecture, num_classes: int, names: Sequence[str] | None = None) -> DetectionModel:
+    """A plain Ultralytics network with fresh weights.
+
+    Args:
+        architecture: The network.
+        num_classes: Number of classes of the Detect head.
+        names: Class names; `0`, `1`, ... unless given.
+
+    Returns:
+        A `DetectionModel` of stock modules in training mode, its rows in the order of `model_rows`.
+    """
+    from ultralytics.nn.tasks import DetectionModel
+
+    model = DetectionModel(model_yaml(architecture, num_classes), verbose=False)
+    if names is not None:
+        model.names = dict(enumerate(names))
+    return model
+
+
+def derive(supernet: Supernet, architecture: Architecture) -> DetectionModel:
+    """The stand-alone network of an architecture, with copies of its weights and BatchNorm statistics.
+
+    A supernet keeps no running statistics while it trains: recalibrate the network (`batchnorm.recalibrate`) before it
+    is evaluated. Which architecture is active in the supernet does not matter and does not change.
+
+    Raises:
+        SpaceError: The architecture is not in the supernet's space.
+    """
+    model = build(architecture, supernet.num_classes, supernet.names).to(next(supernet.parameters()))
+    for module, state in zip(model.model, supernet.states(architecture), strict=True):
+        fixed = {  # what a supernet does not hold: counters, and the constant weights of DFL
+            name: tensor for name, tensor in module.state_dict().items() if name not in state
+        }
+        assert all(name.endswith("num_batches_tracked") or name == "dfl.conv.weight" for name in fixed), fixed.keys()
+        module.load_state_dict({**fixed, **state})
+    return model
+
+
+def unroll(stock: DetectionModel) -> DetectionModel:
+    """The same network as stock YOLOv8 with its C2f blocks unrolled into the rows of `model_rows`.
+
+    Args:
+        stock: A detection network with the modules of Ultralytics' `yolov8.yaml`, of any size.
+
+    Returns:
+        A new network with copied weights; its outputs are the same.
+    """
+    from ultralytics.nn.modules import SPPF, C2f, Conv, Detect
+
+    def modules(kind: type) -> list[Any]:
+        return [module for module in stock.model if type(module) is kind]
+
+    convs, c2fs = dict(zip(CONVS, modules(Conv), strict=True)), dict(zip(BLOCKS, modules(C2f), strict=True))
+    (sppf,), (detect,) = modules(SPPF), modules(Detect)
+
+    def block(c2f: Any) -> Block:
+        width = c2f.cv2.conv.out_channels
+        return Block(depth=len(c2f.m), width=width, expansion=c2f.c / width, operator="conv3")
+
+    architecture = Architecture(
+        convs=tuple(conv.conv.out_channels for conv in convs.values()),
+        blocks=tuple(block(c2f) for c2f in c2fs.values()),
+        sppf_kernel=sppf.m.kernel_size,
+        sppf_width=sppf.cv2.conv.out_channels,
+    )
+    model = build(architecture, detect.nc, [stock.names[i] for i in range(detect.nc)])
+    model.to(next(stock.parameters()))
+    for (name, _), module in zip(model_rows(architecture), model.model, strict=True):
+        match name.split("."):
+            case ["sppf"]:
+                module.load_state_dict(sppf.state_dict())
+            case ["detect"]:
+                module.load_state_dict(detect.state_dict())
+            case [conv] if conv in convs:
+                module.load_state_dict(convs[conv].state_dict())
+            case [c2f_name, "split0" | "split1" as half]:
+                c2f = c2fs[c2f_name]
+                part = slice(0, c2f.c) if half == "split0" else slice(c2f.c, None)
+                state = c2f.cv1.state_dict()
+                module.load_state_dict({key: value[part] if value.ndim else value for key, value in state.items()})
+            case [c2f_name, "layers", index]:
+                module.load_state_dict(c2fs[c2f_name].m[int(index)].state_dict())
+            case [c2f_name, "merge"]:
+                module.load_state_dict(c2fs[c2f_name].cv2.state_dict())
+    return model.train(stock.training)
+
+
+def save_checkpoint(model: DetectionModel, path: Path, *, names: Sequence[str], imgsz: int) -> None:
+    """Write a plain Ultralytics checkpoint, in full precision and atomically.
+
+    It refers to stock classes only: `YOLO(path)` validates, predicts, exports and trains it where this package is not
+    installed.
+
+    Args:
+        model: A network of stock modules, as `build` or `derive` gives it; it is not changed.
+        path: The file, by custom with the suffix `.pt`.
+        names: Class names.
+        imgsz: Side of the square input in pixels that the network was trained for.
+    """
+    import torch
+    import ultralytics
+
+    model = copy.deepcopy(model).float().cpu().eval()
+    model.names = dict(enumerate(names))
+    model.args = {"task": "detect", "imgsz": imgsz}
+    for leftover in ("criterion", "pt_path"):  # a loss from training, and the path of the machine it came from
+        model.__dict__.pop(leftover, None)
+        model._modules.pop(leftover, None)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    checkpoint = {
+        "epoch": -1,
+        "best_fitness": None,
+        "model": model,
+        "ema": None,
+        "updates": None,
+        "optimizer": None,
+        "train_args": dict(model.args),
+        "train_metrics": {},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(),
+        "version": ultralytics.__version__,
+        "license": "AGPL-3.0",
+    }
+    partial = path.with_name(f".{path.name}.tmp")
+    torch.save(checkpoint, partial)
+    partial.replace(path)

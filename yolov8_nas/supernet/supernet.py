@@ -1,0 +1,201 @@
+"""The weight-sharing supernet: one set of weights that holds every network of a space.
+
+The supernet has no topology of its own. It walks the rows of the active architecture (`derive.model_rows`), the same
+rows from which the stand-alone network is built, and applies to each the elastic layer of the row's name. So every
+elastic dimension comes from one place: depth is a shorter list of rows, width and expansion are fewer channels of the
+members, the operator is an argument.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from yolov8_nas.errors import InputError
+from yolov8_nas.space import Architecture, SearchSpace, is_backbone
+from yolov8_nas.supernet.derive import Row, model_rows
+from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticSPPF, State
+
+WEIGHTS: Final = "supernet.safetensors"
+DETAILS: Final = "supernet.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the active architecture, ready to run.
+
+    Attributes:
+        name: The row's name; also the elastic module's, where the row has weights.
+        sources: Indices of the steps that give the input; empty for the image.
+        row: The row itself.
+        members: Active channels of each member of the input; of Detect, the channels of P3, P4 and P5.
+        operator: The operator of a bottleneck.
+    """
+
+    name: str
+    sources: tuple[int, ...]
+    row: Row
+    members: tuple[int, ...]
+    operator: str
+
+
+class Supernet(nn.Module):
+    """Shared weights of all networks of a space, one of which is active at a time.
+
+    Args:
+        space: The networks.
+        num_classes: Number of classes.
+        names: Class names; `0`, `1`, ... unless given.
+    """
+
+    def __init__(self, space: SearchSpace, num_classes: int, names: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.space = space
+        self.num_classes = num_classes
+        self.names = tuple(names) if names is not None else tuple(str(i) for i in range(num_classes))
+        if len(self.names) != num_classes:
+            raise InputError(f"{len(self.names)} class names for {num_classes} classes; give one name per class")
+        options = {dimension.name: dimension.options for dimension in space.dimensions}
+        for step in _steps(space.largest()):
+            layer = _elastic_layer(step, options, num_classes)
+            if layer is not None:
+                self._add(step.name, layer)
+        self.activate(space.largest())
+
+    def _add(self, name: str, layer: nn.Module) -> None:
+        """Register `layer` under a dotted name, so that a row's name is the name of its module."""
+        parent: nn.Module = self
+        *parents, last = name.split(".")
+        for part in parents:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.add_module(last, layer)
+
+    def activate(self, architecture: Architecture) -> None:
+        """Choose the network that `forward` computes.
+
+        Raises:
+            SpaceError: The architecture is not in the space.
+        """
+        self.space.encode(architecture)
+        self.active = architecture
+        self._active_steps = _steps(architecture)
+
+    def forward(self, x_BCHW: Tensor) -> dict[str, Tensor | list[Tensor]]:
+        """Raw head outputs of the active network, in training as in evaluation mode.
+
+        Args:
+            x_BCHW: Images, RGB in 0..1, height and width multiples of 32.
+
+        Returns:
+            `boxes` (B, 64, A), `scores` (B, classes, A) as logits, `feats` the maps of P3, P4 and P5.
+        """
+        outputs: list[Any] = []
+        for step in self._active_steps:
+            inputs = [outputs[i] for i in step.sources] or [x_BCHW]
+            outputs.append(self._run(step, inputs))
+        return outputs[-1]  # type: ignore[no-any-return]
+
+    def _run(self, step: Step, inputs: list[Tensor]) -> Any:
+        _, _, module, arguments = step.row
+        match module:
+            case "Concat":
+                return torch.cat(inputs, 1)
+            case "nn.Upsample":
+                return F.interpolate(inputs[0], scale_factor=2.0, mode="nearest")
+        layer = self.get_submodule(step.name)
+        match layer:
+            case ElasticConv():
+                return layer(inputs[0], step.members, *arguments[:2])
+            case ElasticBottleneck():
+                return layer(inputs[0], step.operator)
+            case ElasticSPPF():
+                return layer(inputs[0], *arguments)
+            case ElasticDetect():
+                return layer(inputs)
+        raise AssertionError(step)
+
+    def states(self, architecture: Architecture) -> list[State]:
+        """The weights of a network: for each of its rows, the state of the stock module (empty without weights).
+
+        Raises:
+            SpaceError: The architecture is not in the space.
+        """
+        self.space.encode(architecture)
+        states: list[State] = []
+        for step in _steps(architecture):
+            arguments = step.row[3]
+            layer = self.get_submodule(step.name) if step.row[2] not in ("Concat", "nn.Upsample") else None
+            match layer:
+                case ElasticConv():
+                    states.append(layer.state(step.members, *arguments[:2]))
+                case ElasticBottleneck():
+                    states.append(layer.state(arguments[0], step.operator))
+                case ElasticSPPF():
+                    states.append(layer.state(sum(step.members), arguments[0]))
+                case ElasticDetect():
+                    states.append(layer.state(step.members))
+                case _:
+                    states.append({})
+        return states
+
+    def save(self, folder: Path, details: Mapping[str, Any]) -> None:
+        """Write `supernet.safetensors` and `supernet.json` (the space, the classes and `details`) into a folder."""
+        save_file({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        known = {"space": self.space.to_dict(), "num_classes": self.num_classes, "names": list(self.names)}
+        (folder / DETAILS).write_text(json.dumps({**known, **details}, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Supernet:
+        """The supernet that `save` wrote, in evaluation mode with its largest network active.
+
+        Raises:
+            InputError: A file is missing, damaged or of another space.
+        """
+        try:
+            details = json.loads((folder / DETAILS).read_text())
+            supernet = cls(SearchSpace.from_dict(details["space"]), details["num_classes"], details["names"])
+            supernet.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"{folder}: not a supernet ({error}); train it again") from None
+        return supernet.eval()
+
+
+def _steps(architecture: Architecture) -> list[Step]:
+    steps: list[Step] = []
+    outputs: list[tuple[int, ...]] = []  # of each row, the channels of every member of its output
+    for i, (name, row) in enumerate(model_rows(architecture)):
+        source, _, module, arguments = row
+        relative = source if isinstance(source, list) else [source]
+        sources = tuple(s % i for s in relative) if i else ()  # -1 is the row before, others are absolute already
+        members = sum((outputs[s] for s in sources), ()) if i else (3,)
+        operator = architecture.block(name.split(".")[0]).operator if ".layers." in name else ""
+        steps.append(Step(name, sources, row, members, operator))
+        outputs.append(members if module in ("Concat", "nn.Upsample", "Detect") else (arguments[0],))
+    return steps
+
+
+def _elastic_layer(step: Step, options: Mapping[str, Sequence[Any]], num_classes: int) -> nn.Module | None:
+    """The elastic layer behind a row of the space's largest architecture."""
+    _, _, module, arguments = step.row
+    if step.operator:
+        block = step.name.split(".")[0]
+        return ElasticBottleneck(arguments[0], options[f"{block}.operator"], shortcut=is_backbone(block))
+    match module:
+        case "Conv":
+            return ElasticConv(step.members, *arguments)
+        case "SPPF":
+            return ElasticSPPF(sum(step.members), arguments[0])
+        case "Detect":
+            return ElasticDetect(step.members, num_classes)
+    return None
