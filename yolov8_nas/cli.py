@@ -293,3 +293,7 @@ def _show(content: Any, as_json: bool) -> None:
 def main() -> None:
     """Entry point of the command `yolov8-nas`."""
     app()
+
+
+if __name__ == "__main__":
+    main()

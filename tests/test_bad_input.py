@@ -1,0 +1,250 @@
+"""Bad input, through the command line: status 2, one message with file, value and remedy, and nothing written."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import stat
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from yolov8_nas import local, preflight, store
+from yolov8_nas.cli import app
+
+SETTINGS: dict[str, Any] = {
+    "name": "x",
+    "space": "tiny",
+    "imgsz": 64,
+    "targets": [{"hardware": "cpu-1t", "constraints": ["latency<=80%stock"]}],
+}
+
+
+@dataclass
+class Case:
+    """A sound run that a test spoils."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    def configure(self, **changes: Any) -> None:
+        self.config.write_text(yaml.safe_dump({**SETTINGS, "data": str(self.data), **changes}))
+
+    def target(self, **changes: Any) -> None:
+        self.configure(targets=[{**SETTINGS["targets"][0], **changes}])
+
+    def first(self, split: str) -> tuple[Path, Path]:
+        """An image of a split that has a box, and its label file."""
+        for label in sorted((self.data / "labels" / split).glob("*.txt")):
+            if label.read_text().strip():
+                (image,) = (self.data / "images" / split).glob(f"{label.stem}.*")
+                return image, label
+        raise AssertionError(f"no label in {split}")
+
+    def archive(self, *members: tarfile.TarInfo | tuple[str, bytes], mode: str = "w:gz") -> None:
+        path = self.folder / "data.tar.gz"
+        with tarfile.open(path, mode) as tar:
+            tar.add(self.data, "data")
+            for member in members:
+                if isinstance(member, tarfile.TarInfo):
+                    tar.addfile(member)
+                else:
+                    info = tarfile.TarInfo(member[0])
+                    info.size = len(member[1])
+                    tar.addfile(info, io.BytesIO(member[1]))
+        self.configure(data=str(path))
+
+    def run(self, *more: object) -> Any:
+        arguments = ["run", str(self.config), "--workdir", str(self.work), *map(str, more)]
+        return CliRunner().invoke(app, arguments)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dataset in YOLO's layout."""
+    data = tmp_path_factory.mktemp("sound") / "data"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 4)):
+        (data / "images" / split).mkdir(parents=True)
+        (data / "labels" / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(data / "images" / split / f"{split}{i}.png")
+            (data / "labels" / split / f"{split}{i}.txt").write_text(f"{i % 2} 0.5 0.5 0.2 0.2\n")
+    names = {"train": "images/train", "val": "images/val", "names": {0: "dent", 1: "hole"}}
+    (data / "data.yaml").write_text(yaml.safe_dump(names))
+    return data
+
+
+@pytest.fixture
+def case(tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    made = Case(tmp_path)
+    shutil.copytree(sound, made.data)
+    made.configure()
+
+    def never(*_: object) -> None:
+        pytest.fail("the run was started")
+
+    monkeypatch.setattr(local, "run_pipeline", never)
+    return made
+
+
+def _link(name: str, target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info
+
+
+def _label(text: str) -> Callable[[Case], object]:
+    return lambda c: c.first("train")[1].write_text(text)
+
+
+def _space(c: Case) -> None:
+    text = (Path(preflight.__file__).parent / "spaces" / "tiny.yaml").read_text()
+    (c.folder / "space.yaml").write_text(text.replace("conv5", "conv7"))
+    c.configure(space=str(c.folder / "space.yaml"))
+
+
+def _bomb(c: Case) -> None:
+    c.archive(("data/zeros", bytes(64 * 2**20)))
+
+
+BAD: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
+    # dataset
+    "no data.yaml": (lambda c: (c.data / "data.yaml").unlink(), ("data.yaml", "data")),
+    "no such dataset": (lambda c: shutil.rmtree(c.data), ("data", "no such")),
+    "no images": (lambda c: shutil.rmtree(c.data / "images" / "train"), ("train", "images")),
+    "unreadable image": (lambda c: c.first("train")[0].write_bytes(b"no picture"), ("train0.png",)),
+    "class out of range": (_label("7 0.5 0.5 0.1 0.1\n"), ("train0.txt", "7")),
+    "box outside the image": (_label("0 1.5 0.5 0.2 0.2\n"), ("train0.txt", "1.5")),
+    "NaN": (_label("0 nan 0.5 0.2 0.2\n"), ("train0.txt", "nan")),
+    "empty validation": (lambda c: [f.unlink() for f in (c.data / "images" / "val").iterdir()], ("val",)),
+    # configuration
+    "no configuration": (lambda c: c.config.unlink(), ("config.yaml", "cannot be read")),
+    "not YAML": (lambda c: c.config.write_text("a: [1"), ("config.yaml", "not YAML")),
+    "unknown key": (lambda c: c.configure(epoch=3), ("config.yaml", "unknown key epoch", "imgsz")),
+    "unknown key inside": (lambda c: c.configure(supernet={"epoch": 3}), ("supernet.epoch", "epochs")),
+    "no targets": (lambda c: c.configure(targets=[]), ("targets",)),
+    "input size": (lambda c: c.configure(imgsz=100), ("imgsz", "100", "32")),
+    "name": (lambda c: c.configure(name="a b/c"), ("name", "a b/c")),
+    "remote store": (lambda c: c.configure(store="s3://bucket/store"), ("s3://bucket/store", "path")),
+    # space
+    "unknown space": (lambda c: c.configure(space="huge"), ("huge", "tiny", "yolov8n")),
+    "unknown operator": (_space, ("space.yaml", "conv7", "conv5")),
+    # target
+    "unknown hardware": (lambda c: c.target(hardware="toaster"), ("toaster", "cpu")),
+    "absent hardware": (lambda c: c.target(hardware="NVIDIA_T4"), ("NVIDIA_T4", "cpu")),
+    "absent runtime": (lambda c: c.target(runtime="tensorrt"), ("tensorrt", "onnxruntime")),
+    "unknown precision": (lambda c: c.target(precision="int4"), ("precision", "int4")),
+    "impossible precision": (lambda c: c.target(precision="fp16"), ("fp16", "int8")),
+    # limits
+    "limit without a number": (lambda c: c.target(constraints=["latency<=fast"]), ("latency<=fast", "latency<=8ms")),
+    "negative limit": (lambda c: c.target(constraints=["latency<=-1ms"]), ("latency<=-1ms", "positive")),
+    "unknown metric": (lambda c: c.target(constraints=["speed<=8ms"]), ("speed", "latency")),
+    "unknown unit": (lambda c: c.target(constraints=["latency<=8parsec"]), ("parsec", "ms")),
+    "wrong way round": (lambda c: c.target(constraints=["latency>=8ms"]), ("latency<=",)),
+    # archives
+    "archive with ..": (lambda c: c.archive(("../evil", b"x")), ("data.tar.gz", "../evil")),
+    "archive with an absolute path": (lambda c: c.archive(("/tmp/evil-member", b"x")), ("data.tar.gz", "absolute")),
+    "archive with a link out": (lambda c: c.archive(_link("data/l", "../../evil")), ("data.tar.gz", "link")),
+    "archive that is a bomb": (_bomb, ("data.tar.gz", "decompression bomb")),
+    # folders
+    "work folder below a file": (lambda c: c.work.write_text("a file"), ("work", "is a file")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told_before_anything_is_done(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "RATIO_FROM", 4 * 2**20)  # so that a bomb is small enough for a test
+    spoil, told = BAD[name]
+    spoil(case)
+    before = sorted(path for path in case.folder.rglob("*") if not path.name.endswith(".pyc"))
+    start = time.monotonic()
+    result = case.run()
+    assert time.monotonic() - start < 20
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.output
+    for part in told:
+        assert part in result.stderr, result.stderr
+    assert sorted(case.folder.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--constraint", "latency<=-3ms", "positive"),
+        ("--hardware", "toaster", "toaster"),
+        ("--precision", "fp17", "fp17"),
+        ("--set", "supernet.epochs", "KEY=VALUE"),
+        ("--set", "supernet.epochs=none", "supernet.epochs"),
+        ("--data", "/no/such/data", "/no/such/data"),
+    ],
+)
+def test_bad_options(case: Case, option: str, value: str, told: str) -> None:
+    result = case.run(option, value)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert not case.work.exists()
+
+
+def test_the_same_image_in_train_and_val_is_a_warning_that_names_it(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, label = case.first("train")
+    shutil.copy(image, case.data / "images" / "val" / "copy.png")
+    shutil.copy(label, case.data / "labels" / "val" / "copy.txt")
+    monkeypatch.setattr(preflight, "check_limits_apart", lambda *_: [])
+    monkeypatch.setattr(local, "run_pipeline", lambda *_: {"run": {"status": "met"}, "stages": [], "targets": []})
+    result = case.run()
+    assert result.exit_code == 0, result.output
+    assert "warning:" in result.output
+    assert image.name in result.output
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_work_folder_that_is_not_writable(case: Case) -> None:
+    case.work.mkdir()
+    case.work.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    result = case.run()
+    assert result.exit_code == 2
+    assert "not writable" in result.stderr
+
+
+def test_a_work_folder_on_a_read_only_file_system(case: Case) -> None:
+    result = case.run("--workdir", "/proc/self/work")
+    assert result.exit_code == 2
+    assert "/proc" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_limit_that_nothing_can_keep_names_the_fastest(case: Case) -> None:
+    case.target(constraints=["latency<=1us"])
+    result = case.run()
+    assert result.exit_code == 2, result.output
+    assert "latency_p50<=0.001ms" in result.stderr
+    assert "even the smallest network of space tiny at 64 px has latency 0." in result.stderr
+    assert not case.work.exists()

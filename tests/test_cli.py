@@ -1,0 +1,171 @@
+"""The command line: what it offers, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from yolov8_nas import local, preflight
+from yolov8_nas.cli import app
+from yolov8_nas.config import RunConfig
+from yolov8_nas.errors import InputError, StageError
+
+SETTINGS = {
+    "name": "x",
+    "space": "tiny",
+    "imgsz": 64,
+    "targets": [{"hardware": "cpu-1t", "constraints": ["latency<=80%stock"]}],
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(SETTINGS))
+    return file
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
+    """Runs that were started, instead of being run."""
+    calls: list[tuple[RunConfig, Path]] = []
+
+    def run_pipeline(config: RunConfig, workdir: Path, console: Any) -> dict[str, Any]:
+        calls.append((config, workdir))
+        return {"run": {"status": "met"}, "stages": [], "targets": []}
+
+    monkeypatch.setattr(local, "run_pipeline", run_pipeline)
+    monkeypatch.setattr(preflight, "check_limits_apart", lambda config, names: [])
+    return calls
+
+
+def _invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_options_go_before_the_file(config: Path, tmp_path: Path, ran: list[tuple[RunConfig, Path]]) -> None:
+    work = tmp_path / "work"
+    result = _invoke(
+        "run", config, "--workdir", work, "--hardware", "cpu", "--hardware", "cpu-1t", "--constraint", "latency<=8ms",
+        "--constraint", "memory<=1GiB", "--precision", "int8", "--set", "supernet.epochs=3",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    ((run, where),) = ran
+    assert where == work
+    assert run.supernet.epochs == 3
+    assert [(t.hardware, t.precision, t.constraints) for t in run.targets] == [
+        ("cpu", "int8", ("latency<=8ms", "memory<=1GiB")),
+        ("cpu-1t", "int8", ("latency<=8ms", "memory<=1GiB")),
+    ]
+
+
+def test_relative_paths_are_of_the_folder_where_the_command_is_given(
+    config: Path, tmp_path: Path, ran: list[tuple[RunConfig, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _invoke("data", "make-demo", "data", "--images", "24", "--size", "64").exit_code == 0
+    assert _invoke("run", config, "--data", "data").exit_code == 0
+    ((run, where),) = ran
+    assert run.data == str(tmp_path / "data")
+    assert where == Path("runs/x")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (InputError("data.yaml: missing"), 2, "error: data.yaml: missing"),
+        (StageError("no summary"), 1, "failed: no summary"),
+        (KeyboardInterrupt(), 130, "the same command goes on"),
+    ],
+)
+def test_failures_are_one_message_and_a_status(
+    config: Path, tmp_path: Path, ran: object, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int,
+    told: str,
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(local, "run_pipeline", fail)
+    result = _invoke("run", config, "--workdir", tmp_path / "work")
+    assert result.exit_code == status
+    assert told in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_failed_stage_ends_with_one(
+    config: Path, tmp_path: Path, ran: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = {"name": "search", "target": "cpu-1t-fp32", "status": "failed", "seconds": 1.0, "error": "none keeps it"}
+    summary = {"run": {"status": "failed"}, "stages": [failed], "targets": []}
+    monkeypatch.setattr(local, "run_pipeline", lambda *_: summary)
+    result = _invoke("run", config, "--workdir", tmp_path / "work")
+    assert result.exit_code == 1
+    assert "failed: search: none keeps it" in result.stderr
+
+
+def test_a_work_folder_holds_one_run(config: Path, tmp_path: Path, ran: list[Any]) -> None:
+    with local.held(tmp_path / "work"):
+        result = _invoke("run", config, "--workdir", tmp_path / "work")
+    assert result.exit_code == 2
+    assert "another run is in it" in result.stderr
+    assert not ran
+
+
+def test_a_run_that_was_cut_short_keeps_its_name(tmp_path: Path) -> None:
+    config = RunConfig.parse(SETTINGS, "test")
+    other = RunConfig.parse({**SETTINGS, "seed": 1}, "test")
+    first = local._run_id(config, tmp_path)
+    assert local._run_id(config, tmp_path) == first
+    assert local._run_id(other, tmp_path) != first
+    last = local._run_id(config, tmp_path)
+    local._finish(tmp_path)
+    assert local._run_id(config, tmp_path) not in (first, last)
+
+
+def test_the_demo_and_the_examples_are_sound() -> None:
+    root = Path(__file__).parents[1]
+    examples = sorted((root / "examples").glob("*.yaml"))
+    assert {"demo.yaml", "bccd.yaml"} <= {file.name for file in examples}
+    for file in examples:
+        RunConfig.load(file)
+    assert (root / "examples" / "demo.yaml").read_text() == (root / "yolov8_nas" / "demo.yaml").read_text()
+
+
+def test_probe_tells_what_this_machine_is() -> None:
+    result = _invoke("probe", "--info", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["kind"] == "cpu"
+    assert _invoke("probe").exit_code == 2
+
+
+def test_doctor_finds_this_installation_sound() -> None:
+    result = _invoke("doctor")
+    assert "torch 2.14.0" in result.output.replace("\n", " ")
+
+
+def test_data_check_counts(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert _invoke("data", "make-demo", data, "--images", "24", "--size", "64").exit_code == 0
+    result = _invoke("data", "check", data)
+    assert result.exit_code == 0, result.output
+    assert "scratch" in result.output
+    assert _invoke("data", "make-demo", data).exit_code == 2
+
+
+def test_models_without_a_registry(tmp_path: Path) -> None:
+    result = _invoke("models", "list", "--workdir", tmp_path)
+    assert result.exit_code == 2
+    assert "no registry there" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_compile_writes_a_pipeline(tmp_path: Path) -> None:
+    out = tmp_path / "pipeline.yaml"
+    assert _invoke("compile", "-o", out).exit_code == 0
+    assert "yolov8-nas" in out.read_text()
+    assert _invoke("compile", "-o", tmp_path / "missing" / "x.yaml").exit_code == 2

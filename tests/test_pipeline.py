@@ -1,0 +1,148 @@
+"""The pipeline as it is compiled, and as it runs on one machine: the whole way once, in miniature, and once more."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.close_run.component import close_run
+from components.data_prep.component import data_prep
+from components.hw_probe.component import hw_probe
+from components.open_run.component import open_run
+from components.qat_finetune.component import qat_finetune
+from components.register.component import register
+from components.search.component import search
+from components.supernet_train.component import supernet_train
+from components.trt_export.component import trt_export
+from pipelines.compile import compile_pipeline
+from pipelines.local import one_at_a_time
+from pipelines.pipeline import yolov8_nas
+from yolov8_nas.stages.stage import STAGES
+
+ROOT = Path(__file__).parents[1]
+COMPONENTS = (
+    open_run,
+    data_prep,
+    supernet_train,
+    hw_probe,
+    search,
+    qat_finetune,
+    trt_export,
+    register,
+    close_run,
+)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = tmp_path_factory.mktemp("pipeline") / "pipeline.yaml"
+    compile_pipeline(file)
+    content: dict[str, Any] = next(yaml.safe_load_all(file.read_text()))
+    return content
+
+
+def test_every_stage_is_a_component_of_the_pipeline(compiled: dict[str, Any]) -> None:
+    names = {re.sub(r"^exec-|-2$", "", name) for name in compiled["deploymentSpec"]["executors"]}
+    assert names == {*STAGES, "open-run", "close-run"}
+
+
+def test_kubeflow_caches_nothing(compiled: dict[str, Any]) -> None:
+    for component in [compiled["root"], *compiled["components"].values()]:
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            assert not task.get("cachingOptions", {}).get("enableCache"), task["taskInfo"]["name"]
+
+
+def test_nothing_is_installed_at_run_time(compiled: dict[str, Any]) -> None:
+    for executor in compiled["deploymentSpec"]["executors"].values():
+        assert "pip install" not in json.dumps(executor)
+
+
+def test_no_output_parameter_enters_a_loop(compiled: dict[str, Any]) -> None:
+    """kfp.local 2.17 puts the loop's item in its place without a word."""
+    for component in compiled["components"].values():
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            if "parameterIterator" in task:
+                assert "taskOutputParameter" not in json.dumps(task["inputs"]["parameters"])
+
+
+def test_on_one_machine_targets_follow_each_other_and_training_waits_for_the_probes() -> None:
+    spec = type(yolov8_nas.pipeline_spec)()
+    spec.CopyFrom(yolov8_nas.pipeline_spec)
+    one_at_a_time(spec)
+    loops = [
+        (name, task, component.dag.tasks)
+        for component in spec.components.values()
+        for name, task in component.dag.tasks.items()
+        if task.WhichOneof("iterator")
+    ]
+    assert [task.iterator_policy.parallelism_limit for _, task, _ in loops] == [1, 1]
+    probes = next(name for name, task, _ in loops if task.task_info.name == "probes")
+    assert probes in loops[0][2]["supernet-train"].dependent_tasks
+
+
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
+def test_readmes_match_the_components(component: Any) -> None:
+    text = (ROOT / "components" / component.name.replace("-", "_") / "README.md").read_text()
+    sections = text.split("## ")
+    spec = component.component_spec
+    for title, things in (("Inputs", spec.inputs), ("Outputs", spec.outputs)):
+        section = next(section for section in sections if section.startswith(title))
+        assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(things or {}), title
+    assert any(section.startswith("Resources") for section in sections)
+
+
+TINY = """
+name: miniature
+data: {data}
+space: tiny
+imgsz: 64
+supernet: {{epochs: 1, random_networks: 1}}
+probe: {{networks: 12, holdout: 5, max_mape: 10}}
+search: {{generations: 1, population: 4, candidates: 1, measure_every: 1, bn_images: 16, random: 2}}
+finetune: {{epochs: 1, candidates: 1, qat_epochs: 1}}
+targets:
+  - {{hardware: cpu, precision: best, constraints: ["latency<=150%stock"]}}
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_way_in_miniature_and_once_more(tmp_path: Path) -> None:
+    cli = [sys.executable, "-m", "yolov8_nas.cli"]
+    data, work = tmp_path / "data", tmp_path / "work"
+    subprocess.run([*cli, "data", "make-demo", str(data), "--images", "40", "--size", "64"], check=True)
+    (tmp_path / "tiny.yaml").write_text(TINY.format(data=data))
+    command = [*cli, "run", str(tmp_path / "tiny.yaml"), "--workdir", str(work)]
+
+    def run() -> dict[str, Any]:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        logs = "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in sorted((work / "logs").glob("*.log")))
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
+        summary: dict[str, Any] = json.loads((work / "summary.json").read_text())
+        return summary
+
+    first = run()
+    assert {stage["name"] for stage in first["stages"]} >= set(STAGES)
+    assert {stage["status"] for stage in first["stages"]} == {"done"}
+    (target,) = first["targets"]
+    assert target["status"] == "met"
+    assert all(limit["met"] and limit["measured"] <= limit["limit"] for limit in target["constraints"])
+    assert {"best.pt", "model.onnx"} <= set(target["model"]["files"])
+    assert all((work / file).is_file() for file in target["model"]["files"].values())
+    assert target["model"]["latency_ms"]["p50"] > 0
+    assert target["registry"]["version"]
+    assert "</html>" in (work / "report.html").read_text()
+    assert not (work / "kfp").exists()
+
+    second = run()
+    again = {stage["name"]: stage["status"] for stage in second["stages"]}
+    assert again.pop("register") == "done", "it always runs, and changes nothing"
+    assert set(again.values()) == {"cached"}
+    assert second["targets"][0]["model"]["latency_ms"] == target["model"]["latency_ms"]
+    assert second["targets"][0]["registry"]["version"] == target["registry"]["version"]
