@@ -7,6 +7,7 @@ image is kept, so that a difference between two detectors comes with an interval
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.nms import non_max_suppression
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.store import atomic_write
 
 PROTOCOL: Final = {"rect": False, "conf": 0.001, "iou": 0.7, "max_det": 300, "split": "val"}
 """What every evaluation has in common, in Ultralytics' terms."""
@@ -66,24 +68,23 @@ class Evaluation:
     per_class: dict[str, float]
     images: tuple[ImageStats, ...]
 
-    def save(self, path: Path) -> Path:
-        """Write everything to an `.npz` file of plain arrays."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file,
-                scores=np.array([self.map50_95, self.map50]),
-                classes=np.array(list(self.per_class), dtype=np.str_),
-                class_scores=np.array(list(self.per_class.values())),
-                names=np.array([image.name for image in self.images], dtype=np.str_),
-                detections=np.array([len(image.conf) for image in self.images]),
-                boxes=np.array([len(image.target_cls) for image in self.images]),
-                tp=np.concatenate([image.tp for image in self.images]),
-                conf=np.concatenate([image.conf for image in self.images]),
-                pred_cls=np.concatenate([image.pred_cls for image in self.images]),
-                target_cls=np.concatenate([image.target_cls for image in self.images]),
-            )
-        return path
+    def save(self, path: Path) -> None:
+        """Write everything to an `.npz` file of plain arrays, atomically."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            scores=np.array([self.map50_95, self.map50]),
+            classes=np.array(list(self.per_class), dtype=np.str_),
+            class_scores=np.array(list(self.per_class.values())),
+            names=np.array([image.name for image in self.images], dtype=np.str_),
+            detections=np.array([len(image.conf) for image in self.images]),
+            boxes=np.array([len(image.target_cls) for image in self.images]),
+            tp=np.concatenate([image.tp for image in self.images]),
+            conf=np.concatenate([image.conf for image in self.images]),
+            pred_cls=np.concatenate([image.pred_cls for image in self.images]),
+            target_cls=np.concatenate([image.target_cls for image in self.images]),
+        )
+        atomic_write(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:

@@ -1,0 +1,56 @@
+"""A tiny detection problem that a tiny network learns in seconds: bright squares and dark discs on grey."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES = ["square", "disc"]
+
+
+def make_dataset(folder: Path, *, train: int, search: int, val: int, size: int = 64) -> Path:
+    """Write what data-prep writes: `folder/dataset/{images,labels}/<split>` and `folder/dataset.json`."""
+    rng = np.random.default_rng(0)
+    counts = {"train": train, "search": search, "val": val}
+    for split, count in counts.items():
+        images, labels = (folder / "dataset" / kind / split for kind in ("images", "labels"))
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for i in range(count):
+            picture, rows = _picture(rng, size)
+            cv2.imwrite(str(images / f"{split}{i:03d}.png"), picture)
+            (labels / f"{split}{i:03d}.txt").write_text("".join(rows))
+    details = {
+        "digest": hashlib.sha256(str(counts).encode()).hexdigest(),
+        "images": counts,
+        "classes": CLASSES,
+        "source": "made by the tests",
+        "boxes": {},
+        "image_sides": {},
+        "box_sides": [],
+        "warnings": [],
+    }
+    (folder / "dataset.json").write_text(json.dumps(details))
+    return folder
+
+
+def _picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[str]]:
+    picture = rng.integers(110, 130, (size, size, 3)).astype(np.uint8)
+    rows = []
+    for column in range(2):
+        side = int(rng.integers(14, 24))
+        x = size // 2 * column + int(rng.integers(0, size // 2 - side))
+        y = int(rng.integers(0, size - side))
+        kind = int(rng.integers(2))
+        if kind == 0:
+            cv2.rectangle(picture, (x, y), (x + side, y + side), (230, 230, 230), -1)
+        else:
+            cv2.circle(picture, (x + side // 2, y + side // 2), side // 2, (20, 20, 20), -1)
+        rows.append(
+            f"{kind} {(x + side / 2) / size:.5f} {(y + side / 2) / size:.5f} {side / size:.5f} {side / size:.5f}\n"
+        )
+    return picture, rows

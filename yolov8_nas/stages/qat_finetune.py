@@ -1,0 +1,178 @@
+"""qat-finetune: the search's candidates and the stock baseline, trained to the end.
+
+Every training has a folder of its own in `partial` and goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.stages.stage import Settings, Stage, StageContext
+from yolov8_nas.store import read_json, write_json
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+    from yolov8_nas.deploy.finetune import Recipe, Trained
+    from yolov8_nas.space import Architecture
+
+CALIBRATION_IMAGES: Final = 256
+"""Training images from which BatchNorm statistics and INT8 ranges come."""
+
+QAT_LR: Final = 0.1
+"""Peak learning rate of quantization-aware training as a share of fine-tuning's: the network only has to adapt."""
+
+QAT_COST: Final = 3
+"""What an epoch with fake quantization counts in progress; one without counts 1."""
+
+
+def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
+    """What the trainings depend on beside their inputs."""
+    assert target is not None
+    return {
+        "finetune": config.finetune.model_dump(),
+        "supernet": {"epochs": config.supernet.epochs, "lr": config.supernet.lr},
+        "int8": target.precision in ("int8", "best"),
+        "imgsz": config.imgsz,
+        "seed": config.seed,
+    }
+
+
+def run(ctx: StageContext) -> None:
+    """Write `candidates/<i>/{subnet.pt,best.pt,qat.pt,tuning.json}`, the same for `baseline`, and `finetune.json`.
+
+    Raises:
+        StageError: A training diverged.
+    """
+    with ctx.host.computing():
+        _Finetuning(ctx).run()
+
+
+STAGE = Stage(name="qat-finetune", version=1, settings=settings, run=run)
+
+
+class _Finetuning:
+    """One run of the stage."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        import torch
+
+        from yolov8_nas.data.dataset import data_yaml
+        from yolov8_nas.space import Architecture
+        from yolov8_nas.supernet.batchnorm import calibration_batches
+        from yolov8_nas.supernet.supernet import Supernet
+
+        self.ctx = ctx
+        self.options = ctx.settings["finetune"]
+        self.imgsz: int = ctx.settings["imgsz"]
+        self.seed: int = ctx.settings["seed"]
+        self.device = "0" if torch.cuda.is_available() else "cpu"
+        self.supernet = Supernet.load(ctx.inputs["supernet-train"])
+        self.names = list(self.supernet.names)
+        self.data = data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
+        self.calibration = calibration_batches(
+            self.data, self.imgsz, CALIBRATION_IMAGES, self.options["batch"], self.seed
+        )
+        found = read_json(ctx.inputs["search"] / "candidates.json")[: self.options["candidates"]]
+        self.candidates = [Architecture.from_dict(candidate["architecture"]) for candidate in found]
+        # Stock learns for as many epochs as the supernet and the fine-tuning together, so that neither has seen the
+        # data more often. Having no weights to start from, it starts with the learning rate that the supernet had.
+        self.tuning = self._recipe(self.options["epochs"], self.options["lr"])
+        scratch = ctx.settings["supernet"]
+        self.from_scratch = self._recipe(scratch["epochs"] + self.options["epochs"], scratch["lr"])
+        self.qat = self._recipe(self.options["qat_epochs"], QAT_LR * self.options["lr"], mosaic=False)
+        qat_cost = QAT_COST * self.qat.epochs if ctx.settings["int8"] else 0
+        self.total = len(self.candidates) * (self.tuning.epochs + qat_cost)
+        if self.options["baseline"]:
+            self.total += self.from_scratch.epochs + qat_cost
+        self.done = 0.0
+
+    def run(self) -> None:
+        """Train everything, one after the other."""
+        from yolov8_nas.supernet.batchnorm import recalibrate
+        from yolov8_nas.supernet.derive import derive, save_checkpoint
+
+        rows = []
+        for i, architecture in enumerate(self.candidates):
+            folder = self.ctx.out / "candidates" / str(i)
+            folder.mkdir(parents=True)
+            network = derive(self.supernet, architecture)
+            recalibrate(network, self.calibration)
+            save_checkpoint(network, folder / "subnet.pt", names=self.names, imgsz=self.imgsz)
+            tuned = self._train(f"candidate {i}", network, architecture, self.tuning, folder)
+            rows.append({"index": i, "architecture": architecture.to_dict(), **tuned})
+        result: dict[str, Any] = {"candidates": rows, "baseline": None, "qat": asdict(self.qat)}
+        if self.options["baseline"]:
+            result["baseline"] = self._baseline()
+        write_json(self.ctx.out / "finetune.json", result)
+
+    def _baseline(self) -> dict[str, Any]:
+        import torch
+
+        from yolov8_nas.supernet.derive import build
+
+        space = self.supernet.space
+        torch.manual_seed(self.seed)  # the initial weights
+        network = build(space.stock, len(self.names), self.names)
+        folder = self.ctx.out / "baseline"
+        folder.mkdir()
+        tuned = self._train("stock", network, space.stock, self.from_scratch, folder)
+        # Unrolled, C2f is the same function in the form in which the candidates ship: like is compared with like.
+        return {"name": f"YOLOv8{space.scale}", "form": "unrolled", "architecture": space.stock.to_dict(), **tuned}
+
+    def _train(
+        self, name: str, network: DetectionModel, architecture: Architecture, recipe: Recipe, folder: Path
+    ) -> dict[str, Any]:
+        """Train a network in floating point, then for INT8 where that is asked for; returns its row of the summary."""
+        from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
+        from yolov8_nas.supernet.derive import save_checkpoint
+
+        tuned = self._carry_out(name, network, recipe)
+        save_checkpoint(tuned.network, folder / "best.pt", names=self.names, imgsz=self.imgsz)
+        score = {"fp32": tuned.curves[tuned.epoch - 1]["map50_95"]}
+        best_epoch = {"fp32": tuned.epoch}
+        quantized: Trained | None = None
+        if self.ctx.settings["int8"]:
+            start = quantize(deepcopy(tuned.network), self.calibration)
+            quantized = self._carry_out(f"{name}, INT8", start, self.qat)
+            save_qat_checkpoint(quantized.network, folder / "qat.pt", names=self.names, imgsz=self.imgsz)
+            score["int8"] = quantized.curves[quantized.epoch - 1]["map50_95"]
+            best_epoch["int8"] = quantized.epoch
+        row = {
+            "map50_95": score,
+            "best_epoch": best_epoch,
+            "epochs": recipe.epochs,
+            "recipe": asdict(recipe),
+            "seconds": round(sum(r["seconds"] for t in (tuned, quantized) if t for r in t.curves), 1),
+        }
+        tuning = {"architecture": architecture.to_dict(), "curves": tuned.curves, **row}
+        if quantized:
+            tuning["qat_curves"] = quantized.curves
+        write_json(folder / "tuning.json", tuning)
+        return row
+
+    def _carry_out(self, name: str, network: DetectionModel, recipe: Recipe) -> Trained:
+        from ultralytics.utils.torch_utils import is_qat
+
+        from yolov8_nas.deploy.finetune import train
+
+        weight = QAT_COST if is_qat(network) else 1
+
+        def report(epochs: float, best: float) -> None:
+            figures = {"map50_95": best} if best >= 0 else {}
+            message = f"{name}: epoch {min(int(epochs) + 1, recipe.epochs)} of {recipe.epochs}"
+            self.ctx.progress.update(self.done + weight * epochs, self.total, message, **figures)
+
+        work = self.ctx.partial / "trainings" / name.replace(", ", "-").replace(" ", "-").lower()
+        trained = train(network, self.data, recipe, work=work, report=report, device=self.device)
+        self.done += weight * recipe.epochs
+        return trained
+
+    def _recipe(self, epochs: int, lr: float, *, mosaic: bool = True) -> Recipe:
+        from yolov8_nas.deploy.finetune import Recipe
+
+        return Recipe(epochs, self.options["batch"], lr, self.imgsz, self.seed, mosaic)

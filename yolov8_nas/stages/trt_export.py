@@ -1,0 +1,377 @@
+"""trt-export: the file that ships, exported, verified, timed and scored on the target.
+
+Every tuned network is exported in every precision that may ship, and all files are measured in the same alternating
+rounds, with the stock network among them. Which one ships is decided on the search split; the figures told are of the
+val split, which has chosen nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.errors import StageError
+from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.stages.stage import Settings, Stage, StageContext
+from yolov8_nas.store import read_json, write_json
+
+if TYPE_CHECKING:
+    from yolov8_nas.evaluation import Evaluation, Evaluator
+    from yolov8_nas.hardware.benchmark import Measurement
+
+BATCH: Final = 16
+"""Images at once when a checkpoint is scored; an exported file has its own batch."""
+
+WANTED: Final = {"fp32": ("fp32",), "int8": ("int8",), "best": ("fp32", "int8")}
+"""Precisions that may ship, by the precision asked for."""
+
+
+def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
+    """What the verdict depends on beside the inputs."""
+    assert target is not None
+    return {
+        "hardware": target.hardware,
+        "runtime": target.runtime,
+        "precision": target.precision,
+        "batch": target.batch,
+        "imgsz": config.imgsz,
+        "seed": config.seed,
+    }
+
+
+def run(ctx: StageContext) -> None:
+    """Write `verdict.json`, `engine.json`, `evaluation/*.npz`, and `model/` where a file keeps the limits.
+
+    Raises:
+        StageError: None does; the verdict with the table of what was tried is written all the same.
+    """
+    _Export(ctx).run()
+
+
+STAGE = Stage(name="trt-export", version=1, settings=settings, run=run)
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """One exported file: of a candidate, or of the stock network (`candidate` is None)."""
+
+    candidate: int | None
+    precision: str
+    folder: Path
+    onnx: Path
+    architecture: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.onnx.stem
+
+
+@dataclass(frozen=True)
+class _File(_Exported):
+    """One exported file and what was measured of it."""
+
+    measurement: Measurement
+    search: Evaluation
+    val: Evaluation
+
+
+class _Export:
+    """One run of the stage."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        self.ctx = ctx
+        self.imgsz: int = ctx.settings["imgsz"]
+        self.batch: int = ctx.settings["batch"]
+        self.wanted = WANTED[ctx.settings["precision"]]
+        self.tuned = ctx.inputs["qat-finetune"]
+        self.summary = read_json(self.tuned / "finetune.json")
+        self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
+        self.limits = [
+            Constraint(row["metric"], row["statistic"], row["scope"], row["limit"], relative=False)
+            for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")
+        ]
+        self.steps = 0
+        self.total = 1
+
+    def run(self) -> None:
+        """Export, measure, score, decide, write."""
+        from yolov8_nas.deploy.tensorrt import status
+
+        with self.ctx.host.computing():
+            exported = self._export()
+            self.total = 2 * len(exported) + 2
+            self._step("exported")
+            measurements = self._measure(exported)
+            files = self._score(exported, measurements)
+            write_json(self.ctx.out / "engine.json", status())
+            self._decide(files)
+
+    def _export(self) -> list[_Exported]:
+        from yolov8_nas.deploy.onnx import export_onnx
+        from yolov8_nas.deploy.quantization import load_network
+        from yolov8_nas.deploy.verification import verify_onnx
+
+        rows = [
+            (row["index"], self.tuned / "candidates" / str(row["index"]), row) for row in self.summary["candidates"]
+        ]
+        if self.summary["baseline"]:
+            rows.append((None, self.tuned / "baseline", self.summary["baseline"]))
+        files = []
+        for candidate, folder, row in rows:
+            # FP32 always: it is what INT8 is compared with.
+            for precision, checkpoint in (("fp32", "best.pt"), ("int8", "qat.pt")):
+                if not (folder / checkpoint).exists():
+                    continue
+                network = load_network(folder / checkpoint)
+                name = f"{'stock' if candidate is None else f'candidate-{candidate}'}-{precision}.onnx"
+                onnx = export_onnx(network, self.ctx.partial / name, imgsz=self.imgsz, batch=self.batch)
+                if precision == "fp32":
+                    verify_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch)
+                files.append(_Exported(candidate, precision, folder, onnx, row["architecture"]))
+        return files
+
+    def _measure(self, files: Sequence[_Exported]) -> list[Measurement]:
+        from yolov8_nas.hardware.benchmark import VERIFY, measure
+
+        def progress(done: float, total: float) -> None:
+            share = len(files) * done / total
+            self.ctx.progress.update(self.steps + share, self.total, "measuring on the target")
+
+        with self.ctx.host.measuring():
+            measurements = measure(
+                [file.onnx for file in files],
+                threads=read_json(self.ctx.inputs["hw-probe"] / "profile.json")["threads"],
+                protocol=VERIFY,
+                reference=next((f.onnx for f in files if f.candidate is None), files[0].onnx),
+                progress=progress,
+                checkpoint=self.ctx.partial / "measurements.json",
+            )
+        self._step("measured", len(files))
+        return measurements
+
+    def _score(self, exported: Sequence[_Exported], measurements: Sequence[Measurement]) -> list[_File]:
+        search, val = self._evaluator("search"), self._evaluator("val")
+        files = []
+        for file, measurement in zip(exported, measurements, strict=True):
+            scored = _File(
+                **vars(file),
+                measurement=measurement,
+                search=self._evaluate(search, f"{file.name}-search", file.onnx),
+                val=self._evaluate(val, f"{file.name}-val", file.onnx),
+            )
+            scored.val.save(self.ctx.out / "evaluation" / f"{file.name}.npz")
+            files.append(scored)
+            self._step(f"scored {file.name}", map50_95=scored.val.map50_95)
+        return files
+
+    def _evaluator(self, split: Literal["search", "val"]) -> Evaluator:
+        from yolov8_nas.data.dataset import data_yaml
+        from yolov8_nas.evaluation import Evaluator
+
+        data = data_yaml(self.ctx.inputs["data-prep"], self.ctx.partial, validate_on=split)
+        return Evaluator(data, imgsz=self.imgsz, batch=BATCH, work=self.ctx.partial / "work")
+
+    def _evaluate(self, evaluator: Evaluator, name: str, model: Path) -> Evaluation:
+        from yolov8_nas.evaluation import Evaluation
+
+        kept = self.ctx.partial / "evaluation" / f"{name}.npz"
+        if kept.exists():
+            return Evaluation.load(kept)
+        evaluation = evaluator.evaluate(model)
+        evaluation.save(kept)
+        return evaluation
+
+    def _decide(self, files: Sequence[_File]) -> None:
+        """Walk the files from accurate to less so, ship the first that holds, and write the verdict."""
+        ours = sorted((f for f in files if f.candidate is not None), key=lambda f: -f.search.map50_95)
+        stock = [f for f in files if f.candidate is None]
+        shipped = next((f for f in ours if f.precision in self.wanted and self._holds(f)), None)
+        verdict: dict[str, Any] = {
+            "status": "met" if shipped else "failed",
+            "chosen_on": "search split",
+            "shipped": None,
+            "tried": [self._tried(file, shipped) for file in ours],
+            "baselines": [self._baseline(file) for file in _same_precision_first(stock, shipped)],
+            "comparison": None,
+            "comparisons": [],
+            "quantization": self._quantization(files, shipped or ours[0]),
+            "checkpoint_map50_95": None,
+        }
+        if shipped:
+            self._ship(shipped)
+            verdict["shipped"] = {**self._described(shipped), "file": "model.onnx"}
+            checkpoint = self._evaluate(self._evaluator("val"), "checkpoint-val", shipped.folder / "best.pt")
+            verdict["checkpoint_map50_95"] = checkpoint.map50_95
+            verdict["comparisons"] = self._comparisons(shipped, _same_precision_first(stock, shipped), ours)
+            verdict["comparison"] = next(iter(verdict["comparisons"]), None)
+        write_json(self.ctx.out / "verdict.json", verdict)
+        self._step(f"{shipped.name} ships" if shipped else "no file keeps the limits")
+        if not shipped:
+            raise StageError(self._why_none(ours))
+
+    def _holds(self, file: _File) -> bool:
+        return all(row["met"] for row in self._constraints(file))
+
+    def _constraints(self, file: _File) -> list[dict[str, Any]]:
+        """The limits with what was measured of a file."""
+        rows = []
+        for limit in self.limits:
+            measured = self._value(limit, file)
+            rows.append(
+                {
+                    "metric": limit.metric,
+                    "statistic": limit.statistic,
+                    "scope": limit.scope,
+                    "limit": limit.limit,
+                    "unit": limit.unit,
+                    "measured": measured,
+                    "met": limit.met(measured),
+                }
+            )
+        return rows
+
+    def _value(self, limit: Constraint, file: _File) -> float:
+        """What a limit is about, in its unit."""
+        latency: dict[str, float] = asdict(file.measurement.latency_ms)
+        match limit.metric:
+            case "latency":
+                return latency[limit.statistic]
+            case "throughput":
+                return 1000 * self.batch / latency["p50"]
+            case "memory":
+                return file.measurement.memory_mb
+            case "params":
+                return self._cost(file)["params"] / 1e6
+            case "flops":
+                return self._cost(file)["gflops"]
+        raise AssertionError(limit.metric)
+
+    def _cost(self, file: _File) -> dict[str, float]:
+        from yolov8_nas.hardware.cost import cost
+        from yolov8_nas.space import Architecture
+
+        exact = cost(Architecture.from_dict(file.architecture), len(self.classes), self.imgsz)
+        return {"params": exact.params, "gflops": exact.gflops}
+
+    def _figures(self, file: _File) -> dict[str, Any]:
+        """What is told of every file."""
+        measured = file.measurement.to_dict()
+        return {
+            "precision": file.precision,
+            "latency_ms": measured["latency_ms"],
+            "latency_interval_ms": measured["interval_ms"],
+            "repetitions": measured["repetitions"],
+            "disturbed": measured["disturbed"],
+            "memory_mb": measured["memory_mb"],
+            "map50_95": file.val.map50_95,
+            "map50": file.val.map50,
+            "per_class": file.val.per_class,
+            "map50_95_search": file.search.map50_95,
+            "file_mb": file.onnx.stat().st_size / 2**20,
+            **self._cost(file),
+        }
+
+    def _described(self, file: _File) -> dict[str, Any]:
+        return {
+            "candidate": file.candidate,
+            "architecture": file.architecture,
+            **self._figures(file),
+            "constraints": self._constraints(file),
+        }
+
+    def _tried(self, file: _File, shipped: _File | None) -> dict[str, Any]:
+        missed = [row for row in self._constraints(file) if not row["met"]]
+        if file is shipped:
+            outcome, reason = "shipped", ""
+        elif file.precision not in self.wanted:
+            outcome, reason = "not asked for", f"the target asks for {self.ctx.settings['precision']}; for comparison"
+        elif missed:
+            outcome = "limit missed"
+            reason = "; ".join(
+                f"{row['metric']} {row['measured']:.4g} {row['unit']}, limit {row['limit']:.4g}" for row in missed
+            )
+        else:
+            assert shipped is not None
+            outcome = "less accurate"
+            reason = f"search split: {file.search.map50_95:.3f} against {shipped.search.map50_95:.3f}"
+        return {**self._described(file), "outcome": outcome, "reason": reason}
+
+    def _baseline(self, file: _File) -> dict[str, Any]:
+        row = self.summary["baseline"]
+        return {
+            "name": row["name"],
+            "form": f"{row['form']}, {file.precision.upper()}",
+            "epochs": row["epochs"],
+            **self._figures(file),
+        }
+
+    def _comparisons(self, shipped: _File, stock: Sequence[_File], ours: Sequence[_File]) -> list[dict[str, Any]]:
+        """What ships against stock: in its own precision first, and FP32 against FP32 beside it."""
+        pairs = [(shipped, file) for file in stock]
+        if shipped.precision != "fp32":
+            fp32 = next(f for f in ours if f.candidate == shipped.candidate and f.precision == "fp32")
+            pairs += [(fp32, file) for file in stock if file.precision == "fp32"]
+        name = self.summary["baseline"]["name"] if stock else ""
+        return [
+            {
+                **_compared(first, second),
+                "what": f"mAP50-95 on val, {first.precision.upper()} against {second.precision.upper()}, "
+                "as exported; 95% interval over images, one training each",
+                "against": f"{name} ({second.precision.upper()})",
+            }
+            for first, second in pairs
+        ]
+
+    def _quantization(self, files: Sequence[_File], shown: _File) -> dict[str, Any] | None:
+        """FP32 and INT8 of one network side by side, where INT8 was asked for."""
+        pair = {file.precision: file for file in files if file.candidate == shown.candidate}
+        if "int8" not in pair:
+            return None
+        return {
+            "candidate": shown.candidate,
+            **{precision: self._figures(file) for precision, file in pair.items()},
+            "difference": _compared(pair["int8"], pair["fp32"]),
+        }
+
+    def _ship(self, shipped: _File) -> None:
+        model = self.ctx.out / "model"
+        model.mkdir()
+        shutil.copyfile(shipped.onnx, model / "model.onnx")
+        for precision in ("fp32", "int8"):
+            other = self.ctx.partial / f"candidate-{shipped.candidate}-{precision}.onnx"
+            if other.exists():
+                shutil.copyfile(other, model / f"model_{precision}.onnx")
+        for checkpoint in ("subnet.pt", "best.pt", "qat.pt"):
+            if (shipped.folder / checkpoint).exists():
+                shutil.copyfile(shipped.folder / checkpoint, model / checkpoint)
+
+    def _why_none(self, ours: Sequence[_File]) -> str:
+        tried = [file for file in ours if file.precision in self.wanted]
+        closest = min(tried, key=lambda f: max(limit.violation(self._value(limit, f)) for limit in self.limits))
+        missed = ", ".join(
+            f"{row['metric']} {row['measured']:.4g} {row['unit']} (limit {row['limit']:.4g})"
+            for row in self._constraints(closest)
+            if not row["met"]
+        )
+        return (
+            f"none of {len(tried)} exported files keeps the limits as measured; closest is {closest.name}, {missed}: "
+            "raise the limit, or tune more candidates (finetune.candidates)"
+        )
+
+    def _step(self, message: str, steps: int = 1, **figures: float) -> None:
+        self.steps += steps
+        self.ctx.progress.update(self.steps, self.total, message, **figures)
+
+
+def _same_precision_first(stock: Sequence[_File], shipped: _File | None) -> list[_File]:
+    return sorted(stock, key=lambda f: shipped is not None and f.precision != shipped.precision)
+
+
+def _compared(first: _File, second: _File) -> dict[str, Any]:
+    from yolov8_nas.evaluation import compare
+
+    return asdict(compare(first.val, second.val))
