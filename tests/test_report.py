@@ -85,37 +85,15 @@ class MadeUpRun:
         }
         limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": self.limit, "unit": "ms"}
         kept = limit | {"text": "latency<=80%stock", "measured": p50, "met": True}
+        stock_figures = {"map50_95": 0.3985, "map50": 0.655, "memory_mb": 171.0, "params": 3_011_628, "gflops": 0.33}
+        stock_figures |= {"name": "YOLOv8n", "epochs": 28, "per_class": dict.fromkeys(classes, 0.3985)}
         baselines = [
-            {
-                "name": "stock YOLOv8n",
-                "form": "unrolled FP32",
-                "map50_95": 0.3985,
-                "map50": 0.655,
-                "epochs": 24,
-                "latency_ms": percentiles(stock_ms),
-                "memory_mb": 171.0,
-                "params": 3_011_628,
-                "gflops": 0.33,
-            },
-            {
-                "name": "stock YOLOv8n",
-                "form": "C2f FP32",
-                "map50_95": 0.3985,
-                "map50": 0.655,
-                "epochs": 24,
-                "latency_ms": percentiles(1.05 * stock_ms),
-                "memory_mb": 174.0,
-                "params": 3_011_628,
-                "gflops": 0.33,
-            },
+            stock_figures | {"form": "unrolled, FP32", "latency_ms": percentiles(stock_ms)},
+            stock_figures | {"form": "unrolled, INT8", "latency_ms": percentiles(0.9 * stock_ms)},
         ]
-        comparison = {
-            "difference": 0.0142,
-            "low": -0.0061,
-            "high": 0.0339,
-            "word": "undecided",
-            "what": "the shipped file and stock YOLOv8n, on the same 60 validation images",
-        }
+        comparison = {"difference": 0.0142, "low": -0.0061, "high": 0.0339, "word": "undecided"}
+        comparison |= {"what": "on the same 60 validation images", "against": "YOLOv8n (FP32)"}
+        against_int8 = {"difference": 0.04, "low": 0.012, "high": 0.066, "word": "ahead", "against": "YOLOv8n (INT8)"}
         measured = [SPACE.sample(rng) for _ in range(36)]
         latencies = [made_up_latency(a) * rng.normal(1, 0.02) for a in measured]
         fitted = LatencyModel.fit(SPACE, len(classes), 128, measured[:28], latencies[:28]).to_dict()
@@ -187,6 +165,7 @@ class MadeUpRun:
                                 "scale": "n",
                                 "architecture": stock.to_dict(),
                                 "latency_ms": percentiles(stock_ms),
+                                "as_ultralytics_exports_it": {"latency_ms": percentiles(1.05 * stock_ms)},
                             },
                             "constraints.json": [limit],
                         },
@@ -219,6 +198,7 @@ class MadeUpRun:
                                 "architecture": chosen[1]["architecture"],
                                 "curves": curve(12, top=0.41),
                             },
+                            "finetune.json": {"candidates": [{"index": 0, "epochs": 12}, {"index": 1, "epochs": 12}]},
                             "baseline/tuning.json": {"curves": curve(28, top=0.39)},
                         },
                     ),
@@ -229,6 +209,16 @@ class MadeUpRun:
                                 "status": "met",
                                 "baselines": baselines,
                                 "comparison": comparison,
+                                "comparisons": [comparison, against_int8],
+                                "checkpoint_map50_95": 0.4129,
+                                "shipped": model
+                                | {
+                                    "candidate": 0,
+                                    "precision": "fp32",
+                                    "latency_interval_ms": [0.99 * p50, 1.01 * p50],
+                                    "per_class": dict.fromkeys(classes, 0.4127),
+                                    "disturbed": False,
+                                },
                                 "tried": [
                                     model
                                     | {
@@ -310,6 +300,7 @@ class MadeUpRun:
             ],
             "targets": [
                 {
+                    "id": "cpu-onnxruntime-best",
                     "status": "met",
                     "error": None,
                     "hardware": {"name": "cpu-2t", "model": "Example CPU", "threads": 2},
@@ -407,7 +398,15 @@ def test_is_one_file_that_asks_for_nothing(run: MadeUpRun, tmp_path: Path) -> No
 def test_says_what_an_engineer_asks_first(page: Page) -> None:
     verdict_at = page.text.index("Limit kept As measured")
     assert verdict_at < page.text.index("What the search saw")
-    for words in ("undecided", "+0.014 (95 % interval −0.006 to +0.034)", "0.413", "0.399", "the interval holds zero"):
+    for words in (
+        "against stock YOLOv8n (FP32) is undecided",
+        "p50 3.0",
+        "16 + 12",
+        "+0.014 (95 % interval −0.006 to +0.034)",
+        "0.413",
+        "0.399",
+        "the interval holds zero",
+    ):
         assert words in page.text.replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -466,7 +465,7 @@ def test_names_from_users_stay_text(tmp_path: Path) -> None:
     content = json.loads(verdict_file.read_text())
     content["tried"][0] |= {"candidate": evil, "outcome": evil, "reason": evil}
     content["baselines"][0] |= {"name": evil, "form": evil}
-    content["comparison"] |= {"what": evil, "word": evil}
+    content["comparisons"][0] |= {"what": evil, "word": evil}
     verdict_file.write_text(json.dumps(content))
     history = made.evidence["targets"]["cpu-onnxruntime-best"]["search"] / "history.jsonl"
     history.write_text(history.read_text().replace('"evolution"', json.dumps(evil)))
@@ -514,7 +513,7 @@ def test_a_run_that_reached_no_target_has_a_report(tmp_path: Path) -> None:
 
 
 def test_two_targets_stand_apart(run: MadeUpRun, tmp_path: Path) -> None:
-    failed = {"status": "failed", "error": "hw-probe: no such device", "hardware": {"name": "NVIDIA T4"}}
+    failed = {"id": "t4", "status": "failed", "error": "hw-probe: no such device", "hardware": {"name": "NVIDIA T4"}}
     summary = run.summary | {"targets": [*run.summary["targets"], failed]}
     evidence = run.evidence | {"targets": run.evidence["targets"] | {"t4": {}}}
     page = Page(build_report(summary, evidence, tmp_path / "report.html"))

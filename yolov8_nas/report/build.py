@@ -28,8 +28,8 @@ def build_report(summary: Mapping[str, Any], evidence: Mapping[str, Any], out: P
 
     Args:
         summary: The content of `summary.json`.
-        evidence: Output folders by stage name, and under `targets` one mapping of stage name to folder per target, in
-            the order of the summary's targets.
+        evidence: Output folders by stage name, and under `targets` the same for the stages of each target,
+            by the target's `id` in the summary.
         out: The HTML file to write.
 
     Returns:
@@ -71,14 +71,14 @@ def _template() -> Template:
 def _page(summary: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, Any]:
     stages = records(summary.get("stages"))
     data, supernet = (_outputs(stage, evidence.get(stage), None, stages) for stage in ("data-prep", "supernet-train"))
-    left = list(mapping(evidence.get("targets")).items())
+    left = mapping(evidence.get("targets"))
     targets = []
     for i, entry in enumerate(records(summary.get("targets"))):
-        name, folders = left[i] if i < len(left) else (None, {})
+        name = str(entry.get("id"))
         target = sections.Target(
             identity=f"target-{i + 1}",
             summary=entry,
-            outputs={s: _outputs(s, mapping(folders).get(s), name, stages) for s in sections.TARGET_STAGES},
+            outputs={s: _outputs(s, mapping(left.get(name)).get(s), name, stages) for s in sections.TARGET_STAGES},
             supernet=supernet,
         )
         targets.append(sections.view(target))
@@ -99,8 +99,7 @@ def _outputs(stage: str, folder: Any, target: str | None, stages: list[Mapping[s
     """What a stage left; its status is that of its row in the summary."""
     status = None
     for row in stages:
-        # A run with one target may leave the name of the target out.
-        if row.get("name") == stage and (target is None or row.get("target") in (None, target)):
+        if row.get("name") == stage and row.get("target") == target:
             status = str(row.get("status"))
     return Outputs(stage, Path(folder) if folder else None, status)
 

@@ -17,6 +17,7 @@ TARGET_STAGES: Final = ("hw-probe", "search", "qat-finetune", "trt-export", "reg
 
 _UNITS: Final = {"gb": "GiB", "mb": "MiB", "ms": "ms", "mhz": "MHz"}
 _SUFFIXES: Final = re.compile(rf"_({'|'.join(_UNITS)})$")
+_LONG_NAMES: Final = {"caches": "cache in KiB,", "id": "identity"}
 _SAME_LATENCY: Final = 0.02
 """Share within which two latencies count as equal (a stock network rescaled to the searched one's latency)."""
 
@@ -85,13 +86,16 @@ class Target:
 
 def view(target: Target) -> dict[str, Any]:
     """Everything that the template shows of a target."""
-    comparison = mapping(target.verdict.get("comparison") or target.summary.get("comparison"))
+    comparisons = records(target.verdict.get("comparisons"))
+    if not comparisons and mapping(target.summary.get("comparison")):
+        comparisons = [target.summary["comparison"]]
     return {
         "identity": target.identity,
         "name": target.name,
         "verdict": verdict(target),
-        "limits": [_limit(row, target.model) for row in records(target.summary.get("constraints"))],
-        "headline": _headline(target, comparison),
+        "limits": [_limit(row, target) for row in records(target.summary.get("constraints"))],
+        "headline": _headline(target, comparisons),
+        "classes": _classes(target),
         "side_by_side": side_by_side(target),
         "pareto": _pareto(target),
         "architecture": _architecture(target),
@@ -100,9 +104,7 @@ def view(target: Target) -> dict[str, Any]:
         "quantization": _quantization(target),
         "tried": [_tried(row) for row in records(target.verdict.get("tried"))],
         "tried_missing": target.outputs["trt-export"].why_missing("table of candidates"),
-        "device": flatten(
-            target.outputs["hw-probe"].json("profile.json") or target.summary.get("hardware"), skip=("schema",)
-        ),
+        "device": flatten(target.outputs["hw-probe"].json("profile.json") or target.summary.get("hardware")),
         "registry": _registry(target),
         "files": sorted(mapping(target.model.get("files")).items()),
         "unmeasured": unmeasured(target),
@@ -130,16 +132,21 @@ def verdict(target: Target) -> dict[str, str]:
 
 def side_by_side(target: Target) -> list[dict[str, Any]]:
     """The shipped network and the stock ones, with the speed ratio of each stock network to the shipped one."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     if target.model:
-        shipped = wording.precision(target.summary.get("precision_shipped"))
-        rows.append({"name": "searched, shipped", "form": shipped, "shipped": True} | _measures(target.model))
+        row = {"name": "searched, shipped", "shipped": True, "speed": None, "epochs": _epochs(target)}
+        row["form"] = wording.precision(target.summary.get("precision_shipped"))
+        rows.append(row | _measures(target.model))
     ours = pick(target.model, "latency_ms", "p50")
+    stock = [*target.baselines]
+    as_c2f = mapping(pick(target.outputs["hw-probe"].json("stock.json"), "as_ultralytics_exports_it"))
+    if as_c2f and stock:
+        stock.append({**as_c2f, "name": stock[0].get("name"), "form": "C2f, FP32, untrained"})
     rows += [
-        {"name": str(baseline.get("name") or "stock"), "form": str(baseline.get("form") or ""), "shipped": False}
-        | _measures(baseline)
-        | {"speed": _quotient(pick(baseline, "latency_ms", "p50"), ours)}
-        for baseline in target.baselines
+        {"name": wording.stock_name(row.get("name")), "form": str(row.get("form") or ""), "shipped": False}
+        | _measures(row)
+        | {"speed": _quotient(pick(row, "latency_ms", "p50"), ours), "epochs": wording.whole(row.get("epochs"))}
+        for row in stock
     ]
     return rows
 
@@ -147,7 +154,9 @@ def side_by_side(target: Target) -> list[dict[str, Any]]:
 def unmeasured(target: Target) -> list[tuple[str, str]]:
     """What was not measured or not done, and why: absence is told, never left to be guessed."""
     told: list[tuple[str, str]] = []
-    engine = mapping(target.outputs["trt-export"].json("engine.json"))
+    if pick(target.verdict, "shipped", "disturbed"):
+        told.append(("An undisturbed latency", "Other load was there throughout; too few rounds were free of it."))
+    engine = mapping(target.summary.get("engine") or target.outputs["trt-export"].json("engine.json"))
     if engine and not engine.get("built"):
         told.append(("TensorRT engine", f"Not built: {engine.get('reason') or 'no reason was recorded'}"))
     elif not engine:
@@ -214,13 +223,12 @@ def unmeasured(target: Target) -> list[tuple[str, str]]:
     return told
 
 
-def flatten(data: Any, prefix: str = "", skip: Sequence[str] = ()) -> list[tuple[str, str]]:
+def flatten(data: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Plain data as rows of name and text, nested names joined; credentials in addresses are left out."""
     rows: list[tuple[str, str]] = []
     for key, value in mapping(data).items():
         name = _SUFFIXES.sub(lambda match: f", {_UNITS[match[1]]}", f"{prefix} {key}".strip()).replace("_", " ")
-        if key in skip:
-            continue
+        name = _LONG_NAMES.get(name, name)
         if isinstance(value, Mapping):
             rows += flatten(value, name)
         elif isinstance(value, list):
@@ -256,58 +264,84 @@ def _measures(row: Mapping[str, Any]) -> dict[str, Any]:
         "memory_mb": row.get("memory_mb"),
         "params": row.get("params"),
         "gflops": row.get("gflops"),
-        "epochs": row.get("epochs"),
     }
 
 
-def _headline(target: Target, comparison: Mapping[str, Any]) -> dict[str, Any]:
+def _epochs(target: Target) -> str:
+    """Epochs that the shipped network's weights have seen: in the supernet, and in fine-tuning."""
+    tuned = records(pick(target.outputs["qat-finetune"].json("finetune.json"), "candidates"))
+    index = pick(target.verdict, "shipped", "candidate")
+    seen = [
+        pick(target.supernet.json("supernet.json"), "epochs"),
+        next((row.get("epochs") for row in tuned if row.get("index") == index), None),
+    ]
+    return " + ".join(map(wording.whole, seen)) if all(map(wording.is_number, seen)) else wording.ABSENT
+
+
+def _headline(target: Target, comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures of the verdict: accuracy, the difference to stock with its interval, and the speed ratio."""
-    rows = [row for row in side_by_side(target) if not row["shipped"]]
-    baseline = rows[0] if rows else {}
-    # The whole name of the network compared with: what, and in which form.
-    other = str(comparison.get("against") or baseline.get("name") or "stock")
+    baseline: Mapping[str, Any] = next((row for row in side_by_side(target) if not row["shipped"]), {})
+    comparison = comparisons[0] if comparisons else {}
+    bounds = [comparison[key] for key in ("low", "difference", "high") if wording.is_number(comparison.get(key))]
     interval = None
-    bounds = [comparison.get(key) for key in ("low", "difference", "high")]
-    if all(wording.is_number(bound) for bound in bounds):
-        reach = 1.2 * max(0.01, *(abs(float(bound)) for bound in bounds if bound is not None))
-        interval = {"low": _place(bounds[0], reach), "at": _place(bounds[1], reach), "high": _place(bounds[2], reach)}
+    if len(bounds) == 3:
+        reach = 1.2 * max(0.01, *map(abs, bounds))
+        interval = dict(zip(("low", "at", "high"), (_place(bound, reach) for bound in bounds), strict=True))
     return {
         "word": comparison.get("word") if interval else None,
-        "sentence": wording.comparison_sentence(comparison, "The shipped network", other) if interval else "",
-        "what": str(comparison.get("what") or ""),
+        "sentences": [_compared(row, baseline) for row in comparisons],
         "difference": comparison.get("difference"),
         "low": comparison.get("low"),
         "high": comparison.get("high"),
         "interval": interval,
-        "other": other,
+        "other": str(baseline.get("name") or "stock"),
         "speed": baseline.get("speed"),
         "stock_map": baseline.get("map50_95"),
         "stock_p50": baseline.get("p50"),
         "map50_95": target.model.get("map50_95"),
         "map50": target.model.get("map50"),
+        "checkpoint": target.verdict.get("checkpoint_map50_95"),
     }
 
 
-def _place(value: Any, reach: float) -> float:
+def _compared(comparison: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, str]:
+    """A comparison as a sentence, and what was compared."""
+    other = wording.stock_name(comparison.get("against") or baseline.get("name"))
+    return wording.comparison_sentence(comparison, "The shipped network", other), str(comparison.get("what") or "")
+
+
+def _classes(target: Target) -> list[tuple[str, Any, Any]]:
+    """mAP50-95 of each class: shipped, and the first stock network."""
+    ours = mapping(pick(target.verdict, "shipped", "per_class"))
+    theirs = mapping(pick(target.baselines, 0, "per_class"))
+    return [(str(name), value, theirs.get(name)) for name, value in ours.items()]
+
+
+def _place(value: float, reach: float) -> float:
     """Position on an axis from -reach to reach, in percent."""
-    return round(50 + 50 * float(value) / reach, 2)
+    return round(50 + 50 * value / reach, 2)
 
 
-def _limit(row: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """One limit beside its measurement; latency and memory also as positions on a bar, in percent of its length."""
+def _limit(row: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """One limit beside its measurement, also as positions on a bar, in percent of its length."""
     bar = None
     bound, measured = row.get("limit"), row.get("measured")
     limited = (row.get("statistic") or "p50", "measured")
     marks: list[tuple[str, Any]] = [("measured", measured)]
-    if model and row.get("metric") == "latency" and row.get("scope") != "with_nms":
-        marks = [(name, pick(model, "latency_ms", name)) for name in ("p50", "p90", "p99")]
+    if target.model and row.get("metric") == "latency" and row.get("scope") != "with_nms":
+        marks = [(name, pick(target.model, "latency_ms", name)) for name in ("p50", "p90", "p99")]
     marks = [(name, value) for name, value in marks if wording.is_number(value)]
-    if bound is not None and wording.is_number(bound) and marks:
+    if wording.is_number(bound) and marks:
         full = 1.1 * max(bound, *(value for _, value in marks))
         bar = {
             "limit": round(100 * bound / full, 2),
             "marks": [
-                {"name": name, "at": round(100 * value / full, 2), "value": value, "limited": name in limited}
+                {
+                    "name": name,
+                    "at": round(100 * value / full, 2),
+                    "text": wording.number(value) + (_latency_interval(target) if name == "p50" else ""),
+                    "limited": name in limited,
+                }
                 for name, value in marks
             ],
         }
@@ -320,6 +354,14 @@ def _limit(row: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
         "bar": bar,
         "lower": row.get("metric") == "throughput",
     }
+
+
+def _latency_interval(target: Target) -> str:
+    """The 95 % interval of the shipped file's p50, as told by the measurement."""
+    low, high = (pick(target.verdict, "shipped", "latency_interval_ms", i) for i in (0, 1))
+    if not (wording.is_number(low) and wording.is_number(high)):
+        return ""
+    return f" (95\N{NO-BREAK SPACE}% interval {wording.number(low)} to {wording.number(high)})"
 
 
 def _network(row: Mapping[str, Any], score: str = "map50_95") -> plots.Network | None:
@@ -387,7 +429,7 @@ def _architecture(target: Target) -> dict[str, Any]:
     stock = target.stock
     rows = drawing.parts(chosen, stock)
     changed = sum(row.changed for row in rows)
-    name = str(pick(target.baselines, 0, "name") or "the stock network")
+    name = wording.stock_name(pick(target.baselines, 0, "name"))
     if stock is None:
         summary = "There is no stock network to compare with."
     elif changed:

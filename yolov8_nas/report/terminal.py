@@ -28,7 +28,7 @@ def verdict(summary: Mapping[str, Any]) -> RenderableType:
         parts += [_heading(target), *_limits(target), _networks(target)]
         comparison = mapping(target.get("comparison"))
         if wording.is_number(comparison.get("difference")):
-            other = str(pick(target.get("baselines"), 0, "name") or "stock")
+            other = wording.stock_name(comparison.get("against") or pick(target.get("baselines"), 0, "name"))
             parts.append(Text(wording.comparison_sentence(comparison, "The shipped network", other)))
     return Group(*parts)
 
@@ -64,7 +64,9 @@ def _networks(target: Mapping[str, Any]) -> Table:
     model = mapping(target.get("model"))
     shipped = f"searched, {wording.precision(target.get('precision_shipped'))} (shipped)"
     rows = [(shipped, model)] if model else []
-    rows += [(str(row.get("name") or "stock"), row) for row in records(target.get("baselines"))]
+    for row in records(target.get("baselines")):
+        named = wording.stock_name(row.get("name"))
+        rows.append((f"{named}, {row['form']}" if row.get("form") else named, row))
     for name, row in rows:
         latency = mapping(row.get("latency_ms"))
         table.add_row(

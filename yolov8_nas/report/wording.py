@@ -96,6 +96,12 @@ def limit(constraint: Mapping[str, Any]) -> str:
     return f"{relation}\N{NO-BREAK SPACE}{with_unit(constraint.get('limit'), str(constraint.get('unit', '')))}"
 
 
+def stock_name(name: Any) -> str:
+    """A baseline's name, marked as a stock network's."""
+    named = str(name or "network")
+    return named if named.startswith("stock") else f"stock {named}"
+
+
 def precision(name: Any) -> str:
     """A precision as it is written in prose."""
     return str(name).upper() if name in ("fp32", "fp16", "int8") else str(name or ABSENT)
