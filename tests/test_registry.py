@@ -18,8 +18,8 @@ from yolov8_nas.progress import Progress
 from yolov8_nas.registry import query, register, tracking
 from yolov8_nas.registry.register import Registration
 from yolov8_nas.stages.register import STAGE
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import file_sha256, read_json
+from yolov8_nas.stages.stage import StageContext, run_stage
+from yolov8_nas.store import file_sha256, pack, read_json, write_json
 
 _names = (f"line-{number}" for number in count())
 
@@ -128,7 +128,7 @@ def test_version_holds_files_figures_and_tags(branch: Branch, model: str, uri: s
     assert shown.metrics["map50_95"] == 0.41
     assert shown.metrics["latency_p99_ms"] == 4.0
     assert shown.metrics["map50_95_against_stock_low"] == -0.01
-    assert shown.tags["hardware"] == PROFILE["name"]
+    assert shown.tags["hardware_id"] == PROFILE["id"]
     assert shown.tags["constraints"] == "latency<=80%stock"
     assert shown.params["imgsz"] == "64"
     client = tracking.connect(uri)
@@ -182,7 +182,8 @@ def test_same_content_at_once_is_one_version(
     )
     assert branch.register()["version"] == first["version"]
     monkeypatch.undo()
-    assert [version.version for version in client.search_model_versions(f"name = '{model}'")] == [first["version"]]
+    left = client.search_model_versions(f"name = '{model}'")
+    assert [int(version.version) for version in left] == [first["version"]]
 
 
 def test_same_files_under_another_limit_are_another_version(uri: str, model: str, branch: Branch) -> None:
@@ -230,14 +231,14 @@ def deployable(model: str, tmp_path: Path) -> register.Deployable:
     return register.Deployable(
         name=model,
         files={file.name: file for file in files.iterdir()},
-        hardware_id="cpu-x",
+        hardware_id=f"cpu-{model}",
         precision="fp32",
         limits=("latency<=3.2ms",),
         scale="n",
         resolved=[{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}],
         metrics={"map50_95": 0.4, "latency_p50_ms": 3.0},
         params={"imgsz": "64"},
-        tags={"hardware": f"CPU of {model}", "dataset": "d" * 64, "dataset_name": model},
+        tags={"hardware": "cpu", "hardware_model": f"CPU of {model}", "dataset": "d" * 64, "dataset_name": model},
         description="made up",
     )
 
@@ -268,7 +269,7 @@ def test_registration_that_was_cut_short_is_hidden_and_finished_by_the_next(
 def test_best_is_the_most_accurate_within_the_limits(uri: str, model: str, deployable: register.Deployable) -> None:
     client = tracking.connect(uri)
     run = tracking.open_run(CONFIG, f"run-{model}", uri)
-    hardware = deployable.tags["hardware"]
+    hardware = deployable.tags["hardware_model"]
 
     def add(number: int, map50_95: float, latency: float, **changes: Any) -> Registration:
         limit = {**deployable.resolved[0], "limit": 10.0 + number}
@@ -278,10 +279,10 @@ def test_best_is_the_most_accurate_within_the_limits(uri: str, model: str, deplo
     fast = add(0, 0.30, 2.0)
     middle = add(1, 0.40, 4.0, precision="int8")
     slow = add(2, 0.50, 9.0)
-    add(3, 0.90, 1.0, tags={**deployable.tags, "hardware": "other"}, hardware_id="other-id")
+    add(3, 0.90, 1.0, tags={**deployable.tags, "hardware_model": "other"}, hardware_id="other-id")
     assert query.best(uri, hardware, 10).version == slow.version
     assert query.best(uri, hardware, 4.0).version == middle.version
-    assert query.best(uri, "cpu-x", 4.0, name=model).version == middle.version
+    assert query.best(uri, deployable.hardware_id, 4.0, name=model).version == middle.version
     assert query.best(uri, hardware, 4.0, precision="fp32").version == fast.version
     assert query.best(uri, hardware, 10, min_map=0.45).version == slow.version
     with pytest.raises(InputError, match=f"{model} version {fast.version}.*0.300 at 2 ms"):
@@ -290,6 +291,8 @@ def test_best_is_the_most_accurate_within_the_limits(uri: str, model: str, deplo
         query.best(uri, hardware, 10, min_map=0.95)
     with pytest.raises(InputError, match=f"no model was verified on hardware 'Tesla T4'.*{re.escape(hardware)}"):
         query.best(uri, "Tesla T4", 10)
+    with pytest.raises(InputError, match=r"'cpu' is more than one device; give one of .*other-id"):
+        query.best(uri, "cpu", 10)
     with pytest.raises(InputError, match="no registered model 'it\"s'"):
         query.best(uri, hardware, 10, name='it"s')
     # A version that somebody deleted is not offered any more.
@@ -307,14 +310,25 @@ def test_show_names_what_there_is(branch: Branch, model: str, uri: str, tmp_path
         query.list_models(tracking.resolve_uri(None, tmp_path / "store"))
 
 
-def test_failed_branch_registers_nothing(branch: Branch, model: str, uri: str) -> None:
-    entry = branch.register(met=False)
-    assert (entry["model"], entry["version"], entry["aliases"]) == (None, None, [])
-    client = tracking.connect(uri)
-    assert client.search_model_versions(f"name = '{model}'") == []
-    assert client.get_run(entry["run_id"]).info.status == "FAILED"
-    artifacts = {file.path for file in client.list_artifacts(entry["run_id"], "trt-export")}
-    assert artifacts == {"trt-export/verdict.json"}
+def test_failed_branch_registers_nothing(branch: Branch, model: str, uri: str, tmp_path: Path) -> None:
+    """What comes after a failed verdict passes the failure on, and the registry never hears of it."""
+    folders = write_outputs(tmp_path / "outputs", p50=9.0)
+    write_json(folders["trt-export"] / "status.json", {"status": "failed", "stage": "trt-export", "error": "no file"})
+    inputs = {name: tmp_path / f"{name}.tar" for name in folders}
+    for name, folder in folders.items():
+        pack(folder, inputs[name])
+    outcome = run_stage(
+        STAGE,
+        config=branch.config,
+        target="cpu-2t-best",
+        inputs=inputs,
+        output=tmp_path / "out.tar",
+        store=tmp_path / "store",
+        run_id="run",
+        parameters={"run_id": "run", "tracking_uri": uri, "mlflow_run": "none", "label": "cpu-2t-best"},
+    )
+    assert (outcome.status, outcome.error) == ("failed", "not run, because trt-export failed")
+    assert tracking.connect(uri).search_registered_models(f"name = '{model}'") == []
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,10 @@ def close_run(
     from yolov8_nas.summary import summarise
 
     opened_store = open_store(store)
+    parsed = RunConfig.parse(json.loads(config), "run configuration")
     with tempfile.TemporaryDirectory() as temporary:
         out = workdir or Path(temporary)
-        summary: dict[str, Any] = summarise(opened_store, run_id, out)
+        summary = summarise(opened_store, run_id, out, parsed, pipeline_error)
         report = build_report(summary, evidence(opened_store, run_id, targets), out / "report.html")
         for source, copy in ((out / "summary.json", summary_file), (report, report_file)):
             copy.parent.mkdir(parents=True, exist_ok=True)

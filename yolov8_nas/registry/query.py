@@ -5,7 +5,7 @@ Only complete versions exist here: one whose registration was cut short is not s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -115,23 +115,25 @@ def best(
 
     Args:
         tracking_uri: As `tracking.resolve_uri` gave it.
-        hardware: Name or id of the device, as `list_models` tells it.
+        hardware: Id, model or configured name (`cpu-2t`) of the device.
         max_latency_ms: Longest median latency in ms.
         min_map: Least mAP50-95, between 0 and 1.
         precision: Only this one: `fp32`, `fp16` or `int8`.
         name: Only versions of this registered model; scores on different datasets don't compare.
 
     Raises:
-        InputError: Nothing was verified on that device, or nothing there is fast and accurate enough; the message
-            names what there is.
+        InputError: Nothing was verified on that device, the name fits several, or nothing there is fast and accurate
+            enough; the message names what there is.
     """
     client = _open(tracking_uri)
     known = list(_complete(client, []))
-    field = next((key for key in ("hardware", "hardware_id") if any(m.tags.get(key) == hardware for m in known)), None)
-    if field is None:
-        there = {f"{model.tags.get('hardware')} ({model.tags.get('hardware_id')})" for model in known}
-        raise InputError(f"no model was verified on hardware {hardware!r}; there is {_these(there)}")
-    asked = [f"tags.{field} = '{hardware}'"]
+    there = {f"{model.tags['hardware_id']} ({model.tags['hardware_model']})" for model in known}
+    devices = {model.tags["hardware_id"] for model in known if hardware in _names(model)}
+    if not devices:
+        raise InputError(f"no model was verified on hardware {hardware!r}; there is {_these(sorted(there))}")
+    if len(devices) > 1:
+        raise InputError(f"{hardware!r} is more than one device; give one of {', '.join(sorted(devices))}")
+    asked = [f"tags.hardware_id = '{devices.pop()}'"]
     if name is not None:
         names = {model.tags["registered_model"] for model in known}
         if name not in names:
@@ -146,15 +148,18 @@ def best(
         version = _registered(client, model)
         if version is not None:
             return _describe(client, version.name, version)
-    fastest = [model for model in _complete(client, asked) if _registered(client, model)]
-    there = {
-        f"{m.tags['registered_model']} version {m.tags['registered_version']} ({m.tags['precision']}): "
+    near = sorted(
+        ((model, _metrics(model)) for model in _complete(client, asked) if _registered(client, model)),
+        key=lambda pair: pair[1]["latency_p50_ms"],
+    )
+    offers = [
+        f"{model.tags['registered_model']} version {model.tags['registered_version']} ({model.tags['precision']}): "
         f"mAP50-95 {values['map50_95']:.3f} at {values['latency_p50_ms']:.3g} ms"
-        for m, values in sorted(((m, _metrics(m)) for m in fastest), key=lambda pair: pair[1]["latency_p50_ms"])[:5]
-    }
+        for model, values in near[:5]
+    ]
     wish = f"latency <= {max_latency_ms:g} ms" + (f" and mAP50-95 >= {min_map:g}" if min_map is not None else "")
     kind = "".join(f" {word}" for word in (precision, name) if word)
-    raise InputError(f"no{kind} model on {hardware} has {wish}; there is {_these(there)}")
+    raise InputError(f"no{kind} model on {hardware} has {wish}; there is {_these(offers)}")
 
 
 def _open(uri: str) -> MlflowClient:
@@ -164,7 +169,11 @@ def _open(uri: str) -> MlflowClient:
     return connect(uri)
 
 
-def _these(things: Any) -> str:
+def _names(model: LoggedModel) -> set[str]:
+    return {model.tags[key] for key in ("hardware_id", "hardware_model", "hardware")}
+
+
+def _these(things: Iterable[str]) -> str:
     return ", ".join(things) or "nothing yet"
 
 

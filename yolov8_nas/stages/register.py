@@ -9,7 +9,7 @@ target).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
@@ -44,7 +44,6 @@ def run(ctx: StageContext) -> None:
     from yolov8_nas.registry.tracking import BRANCH_TAG, connect, find_or_create_run
 
     uri, label = ctx.settings["tracking_uri"], ctx.settings["label"]
-    verdict = read_json(ctx.inputs["trt-export"] / "verdict.json")
     ctx.progress.update(0, 3, "opening the tracking store")
     client = connect(uri)
     mlflow_run = find_or_create_run(
@@ -57,30 +56,18 @@ def run(ctx: StageContext) -> None:
     )
     ctx.progress.update(1, 3, "logging curves and measurements")
     _log_evidence(client, mlflow_run, ctx)
-    entry: dict[str, Any] = {"model": None, "version": None, "aliases": [], "run_id": mlflow_run, "tracking_uri": uri}
-    if verdict["status"] == "met":
-        ctx.progress.update(2, 3, "registering the model")
-        done = register(client, mlflow_run, _deployable(ctx, verdict))
-        entry |= {
-            "model": done.model,
-            "version": done.version,
-            "aliases": list(done.aliases),
-            "model_id": done.model_id,
-            "created": done.created,
-            "role": done.role,
-            "reason": done.reason,
-        }
-        message = f"{done.model} version {done.version}" + (f" is {done.role}: {done.reason}" if done.role else "")
-    else:
-        entry["reason"] = message = "no candidate kept its limits, so nothing is registered"
-    client.set_terminated(mlflow_run, "FINISHED" if verdict["status"] == "met" else "FAILED")
-    write_json(ctx.out / "registry.json", entry)
-    ctx.progress.update(3, 3, message)
+    ctx.progress.update(2, 3, "registering the model")
+    done = register(client, mlflow_run, _deployable(ctx))
+    client.set_terminated(mlflow_run, "FINISHED")
+    write_json(ctx.out / "registry.json", {**asdict(done), "run_id": mlflow_run, "tracking_uri": uri})
+    standing = f" is {done.role}: {done.reason}" if done.role else ""
+    ctx.progress.update(3, 3, f"{done.model} version {done.version}{standing}")
 
 
-def _deployable(ctx: StageContext, verdict: Mapping[str, Any]) -> Deployable:
+def _deployable(ctx: StageContext) -> Deployable:
     from yolov8_nas.registry.register import Deployable
 
+    verdict = read_json(ctx.inputs["trt-export"] / "verdict.json")
     shipped = verdict["shipped"]
     profile = read_json(ctx.inputs["hw-probe"] / "profile.json")
     dataset = read_json(ctx.inputs["data-prep"] / "dataset.json")
@@ -119,6 +106,7 @@ def _deployable(ctx: StageContext, verdict: Mapping[str, Any]) -> Deployable:
         },
         tags={
             "hardware": profile["name"],
+            "hardware_model": profile["model"],
             "runtime": runtime["name"],
             "runtime_version": runtime["version"],
             "dataset": dataset["digest"],
@@ -129,7 +117,7 @@ def _deployable(ctx: StageContext, verdict: Mapping[str, Any]) -> Deployable:
             "run_id": ctx.settings["run_id"],
         },
         description=(
-            f"{shipped['precision']}, {ctx.settings['imgsz']} px, on {profile['name']} with {runtime['name']} "
+            f"{shipped['precision']}, {ctx.settings['imgsz']} px, on {profile['model']} with {runtime['name']} "
             f"{runtime['version']}: mAP50-95 {shipped['map50_95']:.3f}, p50 {shipped['latency_ms']['p50']:.3g} ms; "
             f"keeps {', '.join(limits)}"
         ),
@@ -138,19 +126,18 @@ def _deployable(ctx: StageContext, verdict: Mapping[str, Any]) -> Deployable:
 
 def _log_evidence(client: MlflowClient, mlflow_run: str, ctx: StageContext) -> None:
     """Curves as metrics by epoch; every stage's JSON files as artifacts, under the stage's name."""
-    _log_curves(client, ctx.settings["mlflow_run"], "supernet", _json(ctx.inputs["supernet-train"] / "curves.json"))
+    curves = read_json(ctx.inputs["supernet-train"] / "curves.json")
+    _log_curves(client, ctx.settings["mlflow_run"], "supernet", curves)
     tuned = ctx.inputs["qat-finetune"]
     for file in sorted(tuned.rglob("tuning.json")):
         name = file.parent.relative_to(tuned).as_posix().replace("candidates/", "candidate_")
-        _log_curves(client, mlflow_run, name, _json(file).get("curves", []))
+        tuning = read_json(file)
+        _log_curves(client, mlflow_run, name, tuning["curves"])
+        _log_curves(client, mlflow_run, f"{name}_int8", tuning.get("qat_curves", ()))
     for stage, folder in ctx.inputs.items():
         for name, file in tree_files(folder).items():
             if file.suffix in (".json", ".jsonl") and "dataset/" not in name:
                 client.log_artifact(mlflow_run, str(file), f"{stage}/{name}".rpartition("/")[0])
-
-
-def _json(file: Path) -> Any:
-    return read_json(file) if file.is_file() else []
 
 
 def _log_curves(client: MlflowClient, mlflow_run: str, name: str, curves: Iterable[Mapping[str, Any]]) -> None:
