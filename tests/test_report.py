@@ -529,6 +529,7 @@ def test_two_targets_stand_apart(run: MadeUpRun, tmp_path: Path) -> None:
     [
         ("met", [True], "met"),
         ("met", [True, True], "met"),
+        ("failed", [True], "failed"),
         ("failed", [True, False], "missed"),
         ("failed", [False], "missed"),
         ("failed", [], "failed"),

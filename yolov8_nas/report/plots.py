@@ -132,7 +132,7 @@ class Timing:
     Attributes:
         measured_ms: Measured p50 latency.
         predicted_ms: The latency model's prediction.
-        role: `train`, `swap`, `holdout` or `stock`.
+        role: `train`, `swap`, `holdout`, `stock`, or `fastest`: measured after the fit, as no other kept the limit.
     """
 
     measured_ms: float
@@ -146,6 +146,7 @@ def latency_model(identity: str, timings: Sequence[Timing], errors: Mapping[str,
         ("fitted on", ("train", "swap"), {"size": 6, "color": "@faint", "opacity": 0.8}),
         ("held out", ("holdout",), {"size": 9, "color": "@series-1"}),
         ("stock", ("stock",), {"size": 13, "color": "@series-2", "symbol": "diamond"}),
+        ("fastest predicted", ("fastest",), {"size": 11, "color": "@series-3", "symbol": "triangle-left"}),
     )
     data = []
     for name, roles, marker in kinds:

@@ -118,7 +118,9 @@ def verdict(target: Target) -> dict[str, str]:
     failed = target.summary.get("status") == "failed"
     missed = [row for row in limits if row.get("met") is False]
     every = "Limit" if len(limits) == 1 else f"All {len(limits)} limits"
-    if not failed and limits and all(row.get("met") is True for row in limits):
+    if limits and all(row.get("met") is True for row in limits):
+        if failed:
+            return {"kind": "failed", "title": f"{every} kept, but the run failed", "text": error}
         return {"kind": "met", "title": f"{every} kept", "text": "As measured on this device with the file that ships."}
     if missed or target.verdict.get("status") == "failed":
         names = ", ".join(wording.quantity(row) for row in missed) or "No candidate keeps the limits"
@@ -398,6 +400,8 @@ def _pareto(target: Target) -> dict[str, Any]:
     chosen = target.architecture(target.summary.get("architecture"))
     known = {network.name: network for network in [*candidates, *networks]}
     stock = target.stock
+    # A stock network that misses the limit is no member of the search's history; its score stands apart.
+    scored = mapping(pick(search.json("search.json"), "stock"))
     limits = [
         row["limit"]
         for row in records(target.summary.get("constraints"))
@@ -409,7 +413,7 @@ def _pareto(target: Target) -> dict[str, Any]:
     ]
     front = plots.Front(
         networks=networks,
-        stock=known.get(stock.digest) if stock else None,
+        stock=(known.get(stock.digest) or _network({**scored, "architecture": stock.to_dict()})) if stock else None,
         shipped=known.get(chosen.digest) if chosen and target.model else None,
         limit_ms=min(limits) if limits else None,
         candidates=candidates,
@@ -465,6 +469,8 @@ def _latency_model(target: Target) -> dict[str, Any]:
         ("networks measured", str(len(timings))),
         ("of them held out", str(len(held_out))),
     ]
+    if wording.is_number(fitted.get("scatter")):
+        facts.append(("scatter of the measurements themselves", f"±{wording.percent(fitted['scatter'])}"))
     if wording.is_number(fitted.get("coverage")):
         facts.append(("held-out networks under their upper bound", wording.percent(fitted["coverage"], 0)))
     plot = plots.latency_model(f"{target.identity}-latency", timings, errors)
