@@ -80,9 +80,8 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
     write_json(folders["hw-probe"] / "profile.json", PROFILE)
     latency = {"p50": 4.0, "p90": 4.2, "p99": 4.9}
     write_json(folders["hw-probe"] / "stock.json", {"scale": "n", "architecture": architecture, "latency_ms": latency})
-    write_json(
-        folders["hw-probe"] / "latency_model.json", {"mape": 0.03, "spearman": 0.98, "networks": 40, "coverage": 0.9}
-    )
+    errors = {"mape": 0.03, "spearman": 0.98, "networks": 40, "holdout": 10, "coverage": 0.9}
+    write_json(folders["hw-probe"] / "latency_model.json", errors)
     limit: dict[str, Any] = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}
     write_json(folders["hw-probe"] / "constraints.json", [{**limit, "text": "latency<=80%stock"}])
     (folders["search"] / "history.jsonl").write_text('{"map50_95": 0.3}\n')

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -329,6 +338,48 @@ def test_failed_branch_registers_nothing(branch: Branch, model: str, uri: str, t
     )
     assert (outcome.status, outcome.error) == ("failed", "not run, because trt-export failed")
     assert tracking.connect(uri).search_registered_models(f"name = '{model}'") == []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of an MLflow server with a database and artifacts of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    database, artifacts = f"sqlite:///{tmp_path}/server.db", str(tmp_path / "artifacts")
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", database, "--artifacts-destination", artifacts]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            with suppress(OSError), urllib.request.urlopen(f"{uri}/health"):
+                break
+            time.sleep(1)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_server_does_as_the_database_does(server: str, tmp_path: Path) -> None:
+    """A server answers with other types (a version is text), and artifacts go through it."""
+    branch = Branch(server, "served", tmp_path)
+    suffix = "cpu-example-2-5-ghz-2t-fp32-lat-p50-80pct-yolov8n"
+    entries = [branch.register(map50_95=score) for score in (0.4, 0.5, 0.4, 0.3)]
+    assert [entry["version"] for entry in entries] == [1, 2, 1, 3]
+    assert [entry["aliases"] for entry in entries] == [
+        [f"champion-{suffix}"],
+        [f"champion-{suffix}"],
+        [],
+        [f"challenger-{suffix}"],
+    ]
+    assert query.best(server, PROFILE["model"], 10).version == 2
+    assert [version.version for version in query.list_models(server)] == [3, 2, 1]
+    assert query.show(server, "served", f"challenger-{suffix}").metrics["map50_95"] == 0.3
 
 
 @pytest.mark.parametrize(

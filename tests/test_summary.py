@@ -91,7 +91,8 @@ def test_finished_run_has_every_key_of_the_schema(run: FinishedRun) -> None:
     assert set(model) == {"map50_95", "map50", "latency_ms", "memory_mb", "params", "gflops", "files"}
     assert target["baselines"][0]["name"] == "YOLOv8n"
     assert target["baselines"][0]["latency_ms"]["p50"] == 4.0
-    assert target["latency_model"] == {"mape": 0.03, "spearman": 0.98, "networks": 40}
+    errors = {"mape": 0.03, "spearman": 0.98, "networks": 40, "holdout": 10, "coverage": 0.9}
+    assert target["latency_model"] == errors
     assert target["registry"] == {"model": "weld-seams", "version": 3, "aliases": ["champion-x"]}
     assert target["comparison"]["word"] == "undecided"
 

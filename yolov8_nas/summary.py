@@ -129,11 +129,16 @@ class Baseline(_Model):
 
 
 class LatencyModel(_Model):
-    """Error of the latency model on held-out whole networks."""
+    """Error of the latency model, fitted to `networks` measured ones, on `holdout` others.
+
+    `coverage` is the share of them that were no slower than the model's upper bound.
+    """
 
     mape: float
     spearman: float
     networks: int
+    holdout: int
+    coverage: float
 
 
 class Registry(_Model):
