@@ -9,9 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from yolov8_nas.errors import InputError
+
+Value = TypeVar("Value", float, NDArray[np.float64])
 
 UNITS: Final[Mapping[str, tuple[str, Mapping[str, float]]]] = {
     "latency": ("ms", {"us": 1e-3, "ms": 1.0, "s": 1e3}),
@@ -113,8 +118,8 @@ class Constraint:
             raise ValueError(f"{self} is relative to stock: resolve it first")
         return value >= self.limit if self.metric == "throughput" else value <= self.limit
 
-    def violation(self, value: float) -> float:
-        """How far a value misses the limit, as a share of the limit; 0 or less where it keeps it."""
+    def violation(self, value: Value) -> Value:
+        """How far a value, or each of an array, misses the limit, as a share of it; 0 or less where it keeps it."""
         excess = (value - self.limit) / self.limit
         return -excess if self.metric == "throughput" else excess
 

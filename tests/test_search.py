@@ -1,0 +1,351 @@
+"""The search: limits are kept, nothing is scored twice, an interruption changes nothing, and it beats blind luck."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yolov8_nas.errors import StageError
+from yolov8_nas.hardware.benchmark import Measurement, Percentiles
+from yolov8_nas.hardware.cost import cost
+from yolov8_nas.search.candidates import ATTEMPTS, choose
+from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.search.evolution import Trial, evolve, first_generation, pareto_front, random_networks, repair
+from yolov8_nas.search.memo import Memo
+from yolov8_nas.search.objective import CostModel, Estimate, MemoryModel
+from yolov8_nas.space import Architecture, SearchSpace
+
+SPACE = SearchSpace.load("tiny")
+MARGIN = 1.05
+
+
+class Interrupted(Exception):
+    """Stands for a SIGKILL."""
+
+
+def share(space: SearchSpace, architecture: Architecture) -> np.ndarray:
+    """Genes as shares of their range, from 0 for the smallest option to 1."""
+    options = np.array([len(d.options) for d in space.dimensions])
+    return np.array(space.encode(architecture)) / np.maximum(options - 1, 1)
+
+
+@dataclass
+class Landscape:
+    """A search problem that can be computed: what a network costs, what it scores, and what was asked."""
+
+    space: SearchSpace = SPACE
+    limit: float = 4.0
+    seed: int = 0
+    scored: list[Architecture] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        n = len(self.space.dimensions)
+        self.expense = rng.gamma(1.0, size=n) * 8 / n
+        self.value = rng.gamma(1.0, size=n)
+        self.pairs = rng.permutation(n)
+
+    def latency(self, architectures: Sequence[Architecture]) -> np.ndarray:
+        return np.array([1 + share(self.space, a) @ self.expense for a in architectures])
+
+    def accuracy(self, architecture: Architecture) -> float:
+        x = share(self.space, architecture)
+        return float((np.sqrt(x) @ self.value + (x * x[self.pairs]) @ self.value) / (2 * self.value.sum()))
+
+    def price(self, architectures: Sequence[Architecture]) -> Estimate:
+        limit = Constraint.parse(f"latency<={self.limit}ms")
+        latency = self.latency(architectures)
+        values = MARGIN * latency[:, None]
+        return Estimate((limit,), latency, MARGIN * latency, values, limit.violation(values))
+
+    def score(self, architectures: Sequence[Architecture]) -> list[float]:
+        self.scored += architectures
+        return [self.accuracy(a) for a in architectures]
+
+    def evolve(self, generations: int = 6, population: int = 12, seed: int = 0, **callbacks: Any) -> list[Trial]:
+        score = callbacks.pop("score", self.score)
+        return evolve(
+            self.space, self.price, score, population=population, generations=generations, seed=seed, **callbacks
+        )
+
+
+@pytest.mark.parametrize("limit", [1.5, 3.0, 6.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_scored_network_keeps_the_limit_and_none_is_scored_twice(limit: float, seed: int) -> None:
+    landscape = Landscape(limit=limit)
+    trials = landscape.evolve(seed=seed)
+    assert MARGIN * landscape.latency(landscape.scored).max() <= limit
+    assert len(set(landscape.scored)) == len(landscape.scored) == len(trials) == 6 * 12
+    assert [t.generation for t in trials] == sorted(t.generation for t in trials)
+    assert {t.source for t in trials if t.generation == 0} == {"seed"}
+    assert {t.source for t in trials if t.generation} == {"evolution"}
+
+
+def test_the_first_generation_holds_the_smallest_and_stock_where_they_keep_the_limits() -> None:
+    roomy = Landscape(limit=1e3)
+    networks = first_generation(SPACE, roomy.price, 8, np.random.default_rng(0))
+    assert {SPACE.smallest(), SPACE.stock, SPACE.largest()} <= set(networks)
+    tight = Landscape(limit=1.06)
+    networks = first_generation(SPACE, tight.price, 8, np.random.default_rng(0))
+    assert SPACE.smallest() in networks
+    assert SPACE.stock not in networks
+
+
+def test_an_impossible_limit_ends_after_a_bounded_number_of_predictions() -> None:
+    landscape = Landscape(limit=0.9)
+    asked = 0
+
+    def price(architectures: Sequence[Architecture]) -> Estimate:
+        nonlocal asked
+        asked += len(architectures)
+        return landscape.price(architectures)
+
+    with pytest.raises(StageError, match=r"latency_p50<=0\.9ms \(nearest: 1\.05 ms\)"):
+        evolve(SPACE, price, landscape.score, population=4, generations=3, seed=0)
+    assert not landscape.scored
+    assert asked < 200_000
+
+
+def test_it_ends_where_all_networks_within_the_limits_are_scored() -> None:
+    landscape = Landscape(small_space(), limit=1e3)
+    trials = landscape.evolve(generations=100, population=16)
+    assert len(trials) == landscape.space.size
+
+
+def small_space() -> SearchSpace:
+    """The tiny space with all but a few dimensions held at stock."""
+    free = {"backbone_p3.depth", "backbone_p4.operator", "backbone_p5.width", "topdown_p4.operator", "sppf.width"}
+    content = SPACE.to_dict()
+    stock = SPACE.stock.to_dict()
+    for name, width in stock["convs"].items():
+        content["convs"][name] = [width]
+    for name, block in stock["blocks"].items():
+        for part, value in block.items():
+            if f"{name}.{part}" not in free:
+                content["blocks"][name][part] = [value]
+    content["sppf"]["kernel"] = [stock["sppf"]["kernel"]]
+    return SearchSpace.from_dict(content)
+
+
+@pytest.mark.parametrize("last", range(1, 40, 6))
+def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path: Path, last: int) -> None:
+    undisturbed = Landscape().evolve(generations=4, population=10)
+    landscape = Landscape()
+    path = tmp_path / "scores.jsonl"
+
+    def scorer(stop_after: float) -> Callable[[Sequence[Architecture]], list[float]]:
+        memo = Memo(path)
+
+        def score(architectures: Sequence[Architecture]) -> list[float]:
+            for architecture in architectures:
+                if architecture not in memo:
+                    if len(landscape.scored) >= stop_after:
+                        raise Interrupted
+                    memo.add(architecture, *landscape.score([architecture]))
+            return [memo[architecture] for architecture in architectures]
+
+        return score
+
+    with pytest.raises(Interrupted):
+        landscape.evolve(generations=4, population=10, score=scorer(last))
+    path.write_text(path.read_text() + '{"architecture": {"convs": {"st')  # torn by the kill
+    assert landscape.evolve(generations=4, population=10, score=scorer(np.inf)) == undisturbed
+    assert len(landscape.scored) == len(set(landscape.scored)) == 40
+
+
+def test_memo_drops_a_torn_line_only(tmp_path: Path) -> None:
+    memo = Memo(tmp_path / "memo.jsonl")
+    memo.add(SPACE.stock, 0.25)
+    memo.add(SPACE.smallest(), 1.5)
+    whole = memo.path.read_bytes()
+    memo.path.write_bytes(whole[:-1])
+    again = Memo(memo.path)
+    assert SPACE.stock in again and again[SPACE.stock] == 0.25
+    assert SPACE.smallest() not in again
+    again.add(SPACE.smallest(), 1.5)
+    assert memo.path.read_bytes() == whole
+
+
+def test_a_refitted_cost_model_is_obeyed_at_once() -> None:
+    landscape = Landscape(limit=5.0)
+
+    def tighten(generation: int, history: Sequence[Trial]) -> None:
+        if generation == 1:
+            landscape.limit = 2.5
+
+    trials = landscape.evolve(generations=5, population=10, after_generation=tighten)
+    latency = MARGIN * landscape.latency([t.architecture for t in trials])
+    late = np.array([t.generation >= 2 for t in trials])
+    assert latency[~late].max() > 2.5
+    assert latency[late].max() <= 2.5
+    assert len({t.architecture for t in trials}) == len(trials)
+
+
+def test_it_beats_random_search_with_equal_evaluations() -> None:
+    # By luck alone, 10 wins of 10 have a probability of 0.1%.
+    wins = 0
+    for seed in range(10):
+        landscape = Landscape(limit=4.0, seed=seed)
+        found = max(t.map50_95 for t in landscape.evolve(generations=5, population=12, seed=seed))
+        drawn = random_networks(SPACE, landscape.price, 5 * 12, seen=set(), seed=seed)
+        assert len(drawn) == 5 * 12
+        wins += found > max(map(landscape.accuracy, drawn))
+    assert wins >= 9
+
+
+def test_it_finds_the_optimum_of_a_small_landscape_with_few_evaluations() -> None:
+    space = small_space()
+    every = [space.decode(g) for g in np.ndindex(*(len(d.options) for d in space.dimensions))]
+    landscape = Landscape(space, limit=1 + 0.6 * 1.05 * (Landscape(space).latency([space.largest()])[0] - 1))
+    feasible = landscape.price(every).feasible
+    best = max(landscape.accuracy(a) for a, ok in zip(every, feasible, strict=True) if ok)
+    assert feasible.sum() > 60
+    trials = landscape.evolve(generations=4, population=8)
+    assert max(t.map50_95 for t in trials) == best
+
+
+def test_repair_keeps_what_is_feasible_and_mends_the_rest() -> None:
+    landscape = Landscape(limit=2.5)
+    rng = np.random.default_rng(0)
+    options = np.array([len(d.options) for d in SPACE.dimensions])
+    before = rng.integers(0, options, size=(30, len(options)))
+    before[0] = SPACE.encode(SPACE.smallest())
+    after, worst = repair(SPACE, landscape.price, before, rng)
+    assert (worst <= 0).all()
+    assert (after[0] == before[0]).all()
+    assert ((after >= 0) & (after < options)).all()
+
+
+def test_random_networks_are_feasible_new_and_bounded() -> None:
+    landscape = Landscape(limit=4.0)
+    first = random_networks(SPACE, landscape.price, 5, seen=set(), seed=3)
+    assert landscape.price(first).feasible.all()
+    assert not set(first) & set(random_networks(SPACE, landscape.price, 5, seen=set(first), seed=3))
+    assert random_networks(SPACE, Landscape(limit=0.5).price, 5, seen=set(), seed=3) == []
+
+
+def test_pareto_front() -> None:
+    assert pareto_front([0.1, 0.3, 0.2, 0.3, 0.3], [1.0, 3.0, 2.0, 3.0, 4.0]) == [0, 2, 1]
+    assert pareto_front([], []) == []
+
+
+class Fixed:
+    """A latency model that knows each network's latency."""
+
+    def __init__(self, latency: Callable[[Sequence[Architecture]], np.ndarray]) -> None:
+        self.latency = latency
+
+    def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
+        return self.latency(architectures), MARGIN * self.latency(architectures)
+
+
+def cost_model(*limits: str, landscape: Landscape | None = None, batch: int = 1) -> CostModel:
+    latency: Any = Fixed((landscape or Landscape()).latency)
+    networks = [SPACE.sample(np.random.default_rng(seed)) for seed in range(12)]
+    rows = []
+    for i, network in enumerate(networks):
+        paper = cost(network, 2, 64)
+        percentiles = {"p50": 2.0, "p90": 2.2, "p99": 2.5 if i else 100.0}
+        memory = 30 + 8e-6 * paper.params + 2e-7 * paper.bytes
+        rows.append({"architecture": network.to_dict(), "latency_ms": percentiles, "memory_mb": memory})
+    parsed = [Constraint.parse(limit) for limit in limits]
+    return CostModel.from_probe(parsed, latency, rows, num_classes=2, imgsz=64, batch=batch)
+
+
+def test_limits_are_held_against_the_upper_bound_the_usual_tail_and_exact_costs() -> None:
+    networks = [SPACE.smallest(), SPACE.stock, SPACE.largest()]
+    paper = [cost(network, 2, 64) for network in networks]
+    model = cost_model(
+        "latency<=3ms", "latency_p99<=3ms", "throughput>=900fps", "params<=2M", "flops<=1G", "memory<=60MiB", batch=4
+    )
+    estimate = model(networks)
+    expected = Landscape().latency(networks)
+    assert estimate.latency_ms == pytest.approx(expected)
+    assert estimate.values[:, 0] == pytest.approx(1.05 * expected)
+    assert estimate.values[:, 1] == pytest.approx(1.05 * 1.25 * expected)  # one burst does not decide
+    assert estimate.values[:, 2] == pytest.approx(4000 / (1.05 * expected))
+    assert estimate.values[:, 3] == pytest.approx([c.params / 1e6 for c in paper])
+    assert estimate.values[:, 4] == pytest.approx([c.gflops for c in paper])
+    assert estimate.values[:, 5] == pytest.approx([30 + 8e-6 * c.params + 2e-7 * c.bytes for c in paper])
+    for i, limit in enumerate(model.limits):
+        assert [limit.met(v) for v in estimate.values[:, i]] == (estimate.violation[:, i] <= 0).tolist()
+    assert estimate.feasible.tolist() == (estimate.violation <= 0).all(axis=1).tolist()
+
+
+def test_memory_is_bounded_from_above_on_the_networks_it_was_fitted_to() -> None:
+    rng = np.random.default_rng(0)
+    costs = [cost(SPACE.sample(rng), 2, 64) for _ in range(20)]
+    memory = [40 + 1e-5 * c.params + rng.normal() for c in costs]
+    upper = MemoryModel.fit(costs, memory).upper(costs)
+    assert (upper >= np.array(memory) - 1e-9).all()
+    assert (upper - memory).max() < 6
+
+
+def device(latency: Callable[[Architecture], float], log: list[list[Architecture]]) -> Any:
+    """Measures networks as `latency` says."""
+
+    def measure(architectures: Sequence[Architecture]) -> list[Measurement]:
+        log.append(list(architectures))
+        return [
+            Measurement(Percentiles(ms, 1.1 * ms, 1.2 * ms), (ms, ms), 30.0, (ms,), 1, False)
+            for ms in map(latency, architectures)
+        ]
+
+    return measure
+
+
+def test_candidates_are_the_most_accurate_that_keep_the_limits_as_measured() -> None:
+    landscape = Landscape(limit=4.0)
+    trials = landscape.evolve()
+    costs, log = cost_model("latency<=4ms", landscape=landscape), []
+
+    def true_latency(architecture: Architecture) -> float:
+        return float(landscape.latency([architecture])[0])
+
+    met, missed = choose(trials, costs, device(true_latency, log), count=3)
+    front = pareto_front([t.map50_95 for t in trials], landscape.latency([t.architecture for t in trials]))
+    assert [c.trial for c in met] == [trials[i] for i in front[:-4:-1]]
+    assert not missed
+    assert len(log) == 1
+    assert [c.slack for c in met] == pytest.approx([1 - true_latency(c.trial.architecture) / 4 for c in met])
+    assert all(json.loads(json.dumps(c.to_dict()))["met"] for c in met)
+
+
+def test_on_a_slower_device_the_next_candidates_are_those_that_are_still_expected_to_hold() -> None:
+    landscape = Landscape(limit=4.0)
+    trials = landscape.evolve()
+    costs, log = cost_model("latency<=4ms", landscape=landscape), []
+
+    def slower(architecture: Architecture) -> float:
+        return 1.3 * float(landscape.latency([architecture])[0])
+
+    met, missed = choose(trials, costs, device(slower, log), count=3)
+    assert len(met) == len(missed) == 3
+    assert [len(networks) for networks in log] == [3, 3]
+    assert all(slower(c.trial.architecture) <= 4 for c in met)
+    assert [c.trial.map50_95 for c in met] == sorted((c.trial.map50_95 for c in met), reverse=True)
+
+
+def test_without_a_candidate_the_limit_and_the_fastest_are_named_after_a_bounded_number_of_measurements() -> None:
+    landscape = Landscape(limit=4.0)
+    trials = landscape.evolve()
+    costs, log = cost_model("latency<=4ms", landscape=landscape), []
+    with pytest.raises(StageError, match=r"none of 8 networks .* keeps latency_p50<=4ms; the fastest takes 9 ms"):
+        choose(trials, costs, device(lambda architecture: 9.0, log), count=2)
+    assert sum(map(len, log)) == ATTEMPTS * 2
+
+
+def test_fewer_candidates_than_wanted_are_handed_on_where_fewer_hold() -> None:
+    landscape = Landscape(limit=4.0)
+    trials = landscape.evolve()[:4]
+    met, missed = choose(
+        trials, cost_model("latency<=4ms"), device(lambda a: 9.0 if a == trials[0].architecture else 3.0, []), count=9
+    )
+    assert len(met) == 3
+    assert [c.trial for c in missed] == [trials[0]]

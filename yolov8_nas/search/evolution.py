@@ -1,0 +1,355 @@
+"""Evolution under hard limits: NSGA-II on the genes of a search space, with a cheap guess before each costly score.
+
+The state of the search is its history. A generation follows from the networks scored before it, the cost model and
+its own number: its parents are NSGA-II's survivors among *all* networks scored so far, and its random numbers are
+seeded with the seed and that number. So an interrupted search is continued by running it again with its scores
+remembered, and a cost model that was refitted in between re-ranks every network, not only the living ones.
+
+Images are never spent on a network that would miss a limit: a child that is predicted to miss one is repaired until
+it keeps it, in a bounded number of steps, or dropped. Nor are they spent on the least promising ones: many more
+children are bred than scored, and NSGA-II's selection is made among them by the accuracy that a linear model of the
+scores so far expects of their options. Without that guess, a few generations are hardly better than random search.
+
+Sources: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002 (sorting and crowding distance
+are pymoo's); Lu et al., "NSGANetV2: evolutionary multi-objective surrogate-assisted neural architecture search", 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_function
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+from yolov8_nas.errors import StageError
+from yolov8_nas.search.objective import Estimate, Floats
+from yolov8_nas.space import Architecture, SearchSpace
+
+Genes: TypeAlias = NDArray[np.int64]
+Source: TypeAlias = Literal["seed", "evolution", "random"]
+
+Price: TypeAlias = Callable[[Sequence[Architecture]], Estimate]
+"""Predicts what networks cost; cheap."""
+
+Score: TypeAlias = Callable[[Sequence[Architecture]], Sequence[float]]
+"""Measures mAP50-95 of the networks of a generation; what a search spends its time on."""
+
+CROSSOVER: Final = 0.9
+"""Share of children with two parents."""
+
+MUTATIONS: Final = 1.5
+"""Genes of a child that change at random, on average."""
+
+BROOD: Final = 10
+"""Children bred for each one that is scored."""
+
+RIDGE: Final = 1.0
+"""Weight of the ridge penalty in the linear model of the scores: that of one observation."""
+
+USED: Final = 0.85
+"""Share of the latency in reach below which being faster still counts for nothing in selection."""
+
+TRIES: Final = 20
+"""Rounds in which a generation is filled; a round makes as many networks as are missing."""
+
+NEIGHBOURS: Final = 8
+"""Changes of one gene that a step of a repair looks at."""
+
+DRAWS: Final = 20_000
+"""Networks drawn at most in search of random ones that keep the limits."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network that was scored.
+
+    Attributes:
+        architecture: The network.
+        map50_95: Its mAP50-95 on the search split with the supernet's weights.
+        generation: The generation that it belongs to, from 0; nothing for a random network.
+        source: `seed` for the first generation, `evolution` for the others, `random` for a blind draw.
+    """
+
+    architecture: Architecture
+    map50_95: float
+    generation: int | None
+    source: Source
+
+
+def evolve(
+    space: SearchSpace,
+    price: Price,
+    score: Score,
+    *,
+    population: int,
+    generations: int,
+    seed: int,
+    after_generation: Callable[[int, Sequence[Trial]], None] | None = None,
+) -> list[Trial]:
+    """Search for networks that trade latency for accuracy best, within the limits.
+
+    The same arguments give the same search, as far as `price` and `score` answer the same.
+
+    Args:
+        space: The search space.
+        price: Predicts what networks cost and by how much they miss the limits.
+        score: Measures the networks of a generation. It never sees a network twice, nor one that misses a limit.
+        population: Networks per generation, and most parents of the next.
+        generations: Number of generations, the first one included.
+        seed: Seed of everything random.
+        after_generation: Called with the number of the generation and all networks scored so far.
+
+    Returns:
+        Every scored network, in order. They are fewer than `population * generations` where fewer keep the limits.
+
+    Raises:
+        StageError: No network was found that keeps the limits.
+    """
+    history: list[Trial] = []
+    for generation in range(generations):
+        rng = np.random.default_rng([seed, generation])
+        seen = {trial.architecture for trial in history}
+        if parents := survivors(history, price, population):
+            brood = _breed(space, parents, price, BROOD * population, seen=seen, rng=rng)
+            promise = expected_scores(space, history, brood)
+            children = [brood[i] for i in select(promise, price(brood), population)]
+        else:
+            children = [a for a in first_generation(space, price, population, rng) if a not in seen]
+        if not children:
+            break  # every network that keeps the limits has been scored, as far as twenty rounds can tell
+        source: Source = "evolution" if generation else "seed"
+        scores = score(children)
+        history += [Trial(a, s, generation, source) for a, s in zip(children, scores, strict=True)]
+        if after_generation:
+            after_generation(generation, history)
+    return history
+
+
+def first_generation(space: SearchSpace, price: Price, count: int, rng: np.random.Generator) -> list[Architecture]:
+    """Networks to start from: the smallest, stock, some sizes between smallest and largest, and random ones.
+
+    Those that would miss a limit are repaired, so that stock YOLOv8, for example, enters as a near relative that keeps
+    the limits.
+
+    Args:
+        space: The search space.
+        price: Predicts what networks cost.
+        count: Networks wanted; there are fewer where fewer were found.
+        rng: Source of randomness.
+
+    Raises:
+        StageError: No network was found that keeps the limits.
+    """
+    options = np.array([len(d.options) for d in space.dimensions])
+    sizes = [np.rint(share * (options - 1)).astype(np.int64) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    known = np.array([sizes[0], space.encode(space.stock), *sizes[1:]])
+    nearest: tuple[float, Architecture] | None = None
+    found: dict[Architecture, None] = {}
+    for _ in range(TRIES):
+        missing = max(count - len(found), 0)
+        wanted = np.concatenate([known, rng.integers(0, options, size=(max(missing - len(known), 0), len(options)))])
+        genes, worst = repair(space, price, wanted, rng)
+        networks = [space.decode(g) for g in genes.tolist()]
+        found |= dict.fromkeys(a for a, w in zip(networks, worst, strict=True) if w <= 0)
+        if len(networks) and (nearest is None or worst.min() < nearest[0]):
+            nearest = float(worst.min()), networks[int(worst.argmin())]
+        if len(found) >= count:
+            break
+        known = known[:0]
+    if not found and nearest:
+        raise StageError(_impossible(space, price, nearest[1]))
+    return list(found)[:count]
+
+
+def survivors(history: Sequence[Trial], price: Price, count: int) -> list[Architecture]:
+    """The parents of the next generation: the scored networks that `select` takes, the best first."""
+    if not history:
+        return []
+    estimate = price([t.architecture for t in history])
+    return [history[i].architecture for i in select([t.map50_95 for t in history], estimate, count)]
+
+
+def select(scores: Sequence[float] | Floats, estimate: Estimate, count: int) -> list[int]:
+    """NSGA-II's selection among the networks that are predicted to keep the limits.
+
+    It trades (1 - mAP) for latency. A limit is there to be used, so a network that already is well below the slowest
+    one counts as no better for being faster still: otherwise most of a search is spent on networks that nobody with
+    this limit wants.
+
+    Args:
+        scores: mAP of n networks, known or expected.
+        estimate: What they cost.
+        count: Networks wanted.
+
+    Returns:
+        Indices of at most `count` networks, by non-domination rank and then by crowding distance.
+    """
+    living = np.flatnonzero(estimate.feasible)
+    latency = estimate.latency_ms[living]
+    latency = np.maximum(latency, USED * latency.max(initial=0.0))
+    objectives = np.stack([1 - np.asarray(scores)[living], latency], axis=1)
+    order: list[int] = []
+    for rank in NonDominatedSorting().do(objectives, n_stop_if_ranked=count):
+        crowding = get_crowding_function("cd").do(objectives[rank])
+        order += living[rank[np.argsort(-crowding, kind="stable")]].tolist()
+    return order[:count]
+
+
+def expected_scores(space: SearchSpace, history: Sequence[Trial], architectures: Sequence[Architecture]) -> Floats:
+    """What a linear model of the scores so far expects of networks: ridge regression on which options they have.
+
+    Args:
+        space: The search space.
+        history: Scored networks, at least one.
+        architectures: The networks that are asked about.
+
+    Returns:
+        Expected mAP50-95: (n,).
+    """
+
+    def options(networks: Sequence[Architecture]) -> Floats:
+        genes = np.array([space.encode(a) for a in networks], dtype=np.int64).reshape(-1, len(space.dimensions))
+        return np.concatenate([np.eye(len(d.options))[genes[:, i]] for i, d in enumerate(space.dimensions)], axis=1)
+
+    known = options([t.architecture for t in history])
+    scores = np.array([t.map50_95 for t in history])
+    effects = np.linalg.solve(known.T @ known + RIDGE * np.eye(known.shape[1]), known.T @ (scores - scores.mean()))
+    expected: Floats = scores.mean() + options(architectures) @ effects
+    return expected
+
+
+def pareto_front(scores: Sequence[float], latency_ms: Sequence[float] | Floats) -> list[int]:
+    """Indices of the networks that no other one beats in both accuracy and latency, from fast to slow.
+
+    Of networks that are alike in both, the first one stays.
+    """
+    front: list[int] = []
+    for i in sorted(range(len(scores)), key=lambda i: (float(latency_ms[i]), -scores[i])):
+        if not front or scores[i] > scores[front[-1]]:
+            front.append(i)
+    return front
+
+
+def random_networks(
+    space: SearchSpace, price: Price, count: int, *, seen: Set[Architecture], seed: int
+) -> list[Architecture]:
+    """Networks drawn uniformly from those that keep the limits: the baseline that a search has to beat.
+
+    They are drawn from the whole space and thrown away where they miss a limit, never repaired, which would favour the
+    neighbourhood of the limit.
+
+    Args:
+        space: The search space.
+        price: Predicts what networks cost.
+        count: Networks wanted; there are fewer where `DRAWS` draws don't hold as many.
+        seen: Networks to leave out.
+        seed: Seed of the draws.
+    """
+    rng = np.random.default_rng([seed, 0, 1])  # another stream than any generation's
+    found: dict[Architecture, None] = {}
+    batch = 500
+    for _ in range(0, DRAWS, batch):
+        if len(found) >= count:
+            break
+        drawn = [space.sample(rng) for _ in range(batch)]
+        found |= dict.fromkeys(a for a, ok in zip(drawn, price(drawn).feasible, strict=True) if ok and a not in seen)
+    return list(found)[:count]
+
+
+def repair(space: SearchSpace, price: Price, genes: Genes, rng: np.random.Generator) -> tuple[Genes, Floats]:
+    """Walk networks into the limits: by one gene at a time, to a random neighbour that misses them by less.
+
+    Nothing is assumed of which option is cheap: on some devices a depthwise convolution is slower than a full one.
+
+    Args:
+        space: The search space.
+        price: Predicts what networks cost.
+        genes: The networks: (n, dimensions).
+        rng: Source of randomness.
+
+    Returns:
+        The networks, and by how much each misses its worst limit: (n, dimensions), (n,). It is 0 or less but for those
+        that the bounded number of steps, two per dimension, did not mend.
+    """
+    genes = genes.copy()
+    worst = _worst(space, price, genes)
+    for _ in range(2 * genes.shape[1]):
+        broken = np.flatnonzero(worst > 0)
+        if not len(broken) or space.size == 1:
+            break
+        near = _neighbours(space, np.repeat(genes[broken], NEIGHBOURS, axis=0), rng)
+        near_worst = _worst(space, price, near).reshape(len(broken), NEIGHBOURS)
+        better = near_worst < worst[broken, None]
+        pick = better.argmax(axis=1)
+        moved = better.any(axis=1)
+        rows = np.arange(len(broken))
+        genes[broken[moved]] = near.reshape(len(broken), NEIGHBOURS, -1)[rows, pick][moved]
+        worst[broken[moved]] = near_worst[rows, pick][moved]
+    return genes, worst
+
+
+def _breed(
+    space: SearchSpace,
+    parents: Sequence[Architecture],
+    price: Price,
+    count: int,
+    *,
+    seen: Set[Architecture],
+    rng: np.random.Generator,
+) -> list[Architecture]:
+    """New networks within the limits that descend from `parents`, the best of which come first."""
+    pool = np.array([space.encode(parent) for parent in parents])
+    found: dict[Architecture, None] = {}
+    for _ in range(TRIES):
+        missing = count - len(found)
+        if not missing:
+            break
+        # The pool is sorted, so the winner of a binary tournament is the lower of two indices.
+        mother, father = rng.integers(0, len(pool), size=(2, missing, 2)).min(axis=2)
+        from_father = (rng.random((missing, pool.shape[1])) < 0.5) & (rng.random((missing, 1)) < CROSSOVER)
+        children = _mutate(space, np.where(from_father, pool[father], pool[mother]), rng)
+        children, worst = repair(space, price, children, rng)
+        networks = [space.decode(genes) for genes in children.tolist()]
+        found |= dict.fromkeys(a for a, w in zip(networks, worst, strict=True) if w <= 0 and a not in seen)
+    return list(found)
+
+
+def _mutate(space: SearchSpace, genes: Genes, rng: np.random.Generator) -> Genes:
+    """Each gene replaced, with a probability that makes it `MUTATIONS` a network, by another of its options."""
+    options = np.array([len(d.options) for d in space.dimensions])
+    rate = MUTATIONS / max(1, int((options > 1).sum()))
+    shift = rng.integers(1, np.maximum(options, 2), size=genes.shape)
+    changed: Genes = np.where(rng.random(genes.shape) < rate, (genes + shift) % options, genes)
+    return changed
+
+
+def _neighbours(space: SearchSpace, genes: Genes, rng: np.random.Generator) -> Genes:
+    """Each network with one of its genes replaced by another option."""
+    options = np.array([len(d.options) for d in space.dimensions])
+    rows = np.arange(len(genes))
+    columns = rng.choice(np.flatnonzero(options > 1), size=len(genes))
+    near = genes.copy()
+    near[rows, columns] = (near[rows, columns] + rng.integers(1, options[columns])) % options[columns]
+    return near
+
+
+def _worst(space: SearchSpace, price: Price, genes: Genes) -> Floats:
+    return price([space.decode(g) for g in genes.tolist()]).worst
+
+
+def _impossible(space: SearchSpace, price: Price, nearest: Architecture) -> str:
+    estimate = price([nearest])
+    missed = [
+        f"{limit} (nearest: {value:.4g} {limit.unit})"
+        for limit, value, violation in zip(estimate.limits, estimate.values[0], estimate.violation[0], strict=True)
+        if violation > 0
+    ]
+    return (
+        f"no network of space {space.name!r} is predicted to keep {' and '.join(missed)}; its expected latency is "
+        f"{estimate.latency_ms[0]:.4g} ms, {estimate.upper_ms[0]:.4g} ms at the upper bound: "
+        "raise the limit or take a smaller space or input size"
+    )

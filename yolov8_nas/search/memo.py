@@ -1,0 +1,47 @@
+"""Results that took time, kept so that an interrupted search never asks for them again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from yolov8_nas.space import Architecture
+from yolov8_nas.store import atomic_write
+
+
+class Memo:
+    """One number per architecture, in a file of JSON lines that is whole again after a SIGKILL.
+
+    Each number is on disk when `add` returns. A last line that was torn is dropped, and its network is asked for again.
+
+    Args:
+        path: The file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, float] = {}
+        if not path.exists():
+            return
+        whole, newline, torn = path.read_text(errors="replace").rpartition("\n")
+        if torn:
+            atomic_write(path, whole + newline)
+        for line in whole.splitlines():
+            record = json.loads(line)
+            self._values[Architecture.from_dict(record["architecture"]).digest] = record["value"]
+
+    def __contains__(self, architecture: Architecture) -> bool:
+        return architecture.digest in self._values
+
+    def __getitem__(self, architecture: Architecture) -> float:
+        return self._values[architecture.digest]
+
+    def add(self, architecture: Architecture, value: float) -> None:
+        """Remember the number of a network."""
+        line = json.dumps({"architecture": architecture.to_dict(), "value": value}) + "\n"
+        with self.path.open("a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._values[architecture.digest] = value

@@ -1,0 +1,261 @@
+"""What a network of the space costs and what it scores: the two questions that a search asks.
+
+Cost is predicted, for thousands of networks a second; a score is measured on images, for one or two. So the search
+asks for the cost first, and only of networks that are predicted to keep every limit for the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor
+from ultralytics.nn.tasks import DetectionModel
+
+from yolov8_nas.evaluation import Evaluator
+from yolov8_nas.hardware.benchmark import Measurement
+from yolov8_nas.hardware.cost import Cost, cost
+from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.space import Architecture
+from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
+from yolov8_nas.supernet.derive import derive
+from yolov8_nas.supernet.supernet import Supernet
+
+if TYPE_CHECKING:
+    from yolov8_nas.hardware.latency_model import LatencyModel
+
+Floats: TypeAlias = NDArray[np.float64]
+
+_MEMORY_ROWS: Final = 8
+"""Networks with measured memory that it takes to fit memory's three coefficients."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What n networks are predicted to cost.
+
+    Attributes:
+        limits: The limits that they are held against.
+        latency_ms: Expected median latency in milliseconds: (n,).
+        upper_ms: Upper confidence bound of it: (n,).
+        values: What each limit is about, on the unfavourable side of what is known: (n, limits).
+        violation: How far each value misses its limit, as a share of the limit; 0 or less keeps it: (n, limits).
+    """
+
+    limits: tuple[Constraint, ...]
+    latency_ms: Floats
+    upper_ms: Floats
+    values: Floats
+    violation: Floats
+
+    @property
+    def worst(self) -> Floats:
+        """The largest violation of each network: (n,)."""
+        worst: Floats = self.violation.max(axis=1)
+        return worst
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """Whether each network is predicted to keep every limit: (n,)."""
+        feasible: NDArray[np.bool_] = self.worst <= 0
+        return feasible
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Peak memory as a runtime's base plus shares of weights and of all tensor traffic, none of them negative.
+
+    Attributes:
+        base_mb: What the runtime takes without a network, in MiB.
+        per_param: MiB per parameter.
+        per_byte: MiB per byte that the network's layers read and write.
+        margin_mb: By how much the network that was worst predicted exceeded its prediction.
+    """
+
+    base_mb: float
+    per_param: float
+    per_byte: float
+    margin_mb: float
+
+    @classmethod
+    def fit(cls, costs: Sequence[Cost], memory_mb: Sequence[float]) -> MemoryModel:
+        """Non-negative least squares on measured networks."""
+        features = _memory_features(costs)
+        scale = features.max(axis=0)
+        solution, _ = nnls(features / scale, np.array(memory_mb))
+        base, per_param, per_byte = (float(c) for c in solution / scale)
+        model = cls(base, per_param, per_byte, margin_mb=0.0)
+        return replace(model, margin_mb=max(0.0, float((np.array(memory_mb) - model.upper(costs)).max())))
+
+    def upper(self, costs: Sequence[Cost]) -> Floats:
+        """Peak memory in MiB that none of the measured networks would have exceeded: (n,)."""
+        predicted: Floats = _memory_features(costs) @ np.array([self.base_mb, self.per_param, self.per_byte])
+        return predicted + self.margin_mb
+
+
+def _memory_features(costs: Sequence[Cost]) -> Floats:
+    return np.array([[1.0, c.params, c.bytes] for c in costs])
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Predicts cost and keeps the limits in sight; call it with architectures for an `Estimate`.
+
+    Latency is held against its limit by the latency model's upper bound. A percentile above the median is that bound
+    times the ratio of the percentile to the median, by the median over the measured networks: the tail belongs to the
+    device and its disturbances rather than to a network, and a burst during one measurement must not decide. The
+    number of parameters and operations is exact. What cannot be predicted (memory, where the probe measured none) is
+    left to the measurement of the candidates, which decides in any case.
+
+    Attributes:
+        limits: Absolute limits, at least one.
+        latency: The device's latency model.
+        tail: Ratio of each latency percentile to the median.
+        memory: Model of peak memory, if there is one.
+        num_classes: Number of classes of the detection head.
+        imgsz: Side of the square input in pixels.
+        batch: Images per inference.
+    """
+
+    limits: tuple[Constraint, ...]
+    latency: LatencyModel
+    tail: Mapping[str, float]
+    memory: MemoryModel | None
+    num_classes: int
+    imgsz: int
+    batch: int
+
+    @classmethod
+    def from_probe(
+        cls,
+        limits: Sequence[Constraint],
+        latency: LatencyModel,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        num_classes: int,
+        imgsz: int,
+        batch: int,
+    ) -> CostModel:
+        """The cost model of a probed device.
+
+        Args:
+            limits: Absolute limits.
+            latency: The fitted latency model.
+            rows: The measured networks, in the form of `latency_table.json`.
+            num_classes: Number of classes of the detection head.
+            imgsz: Side of the square input in pixels.
+            batch: Images per inference.
+        """
+        weighed = [row for row in rows if row.get("memory_mb") is not None]
+        memory = None
+        if len(weighed) >= _MEMORY_ROWS:
+            costs = [cost(Architecture.from_dict(row["architecture"]), num_classes, imgsz) for row in weighed]
+            memory = MemoryModel.fit(costs, [row["memory_mb"] for row in weighed])
+        tail = {
+            percentile: float(np.median([row["latency_ms"][percentile] / row["latency_ms"]["p50"] for row in rows]))
+            for percentile in ("p50", "p90", "p99")
+        }
+        return cls(tuple(limits), latency, tail, memory, num_classes, imgsz, batch)
+
+    def __call__(self, architectures: Sequence[Architecture]) -> Estimate:
+        """Predict what networks cost."""
+        latency, upper = self.latency.predict(architectures)
+        costs = self._costs(architectures)
+        unknown = np.full(len(architectures), np.nan)
+        values = self._values(
+            latency_ms={percentile: upper * ratio for percentile, ratio in self.tail.items()},
+            memory_mb=self.memory.upper(costs) if self.memory and costs else unknown,
+            params=np.array([c.params for c in costs], dtype=float) if costs else unknown,
+            gflops=np.array([c.gflops for c in costs], dtype=float) if costs else unknown,
+        )
+        return Estimate(self.limits, latency, upper, values, self.violation(values))
+
+    def measured(self, architecture: Architecture, measurement: Measurement) -> Floats:
+        """What each limit is about, as measured of one network: (limits,)."""
+        exact = cost(architecture, self.num_classes, self.imgsz)
+        values: Floats = self._values(
+            latency_ms={name: np.array([value]) for name, value in asdict(measurement.latency_ms).items()},
+            memory_mb=np.array([measurement.memory_mb]),
+            params=np.array([float(exact.params)]),
+            gflops=np.array([exact.gflops]),
+        )[0]
+        return values
+
+    def violation(self, values: Floats) -> Floats:
+        """How far values miss their limits, as shares of the limits; 0 where a value is unknown: (n, limits)."""
+        missed = np.stack([limit.violation(values[:, i]) for i, limit in enumerate(self.limits)], axis=1)
+        return np.where(np.isnan(values), 0.0, missed)
+
+    def refit(self, architectures: Sequence[Architecture], latency_ms: Sequence[float]) -> CostModel:
+        """This model after more networks were measured.
+
+        Args:
+            architectures: The measured networks.
+            latency_ms: Their median latencies in milliseconds.
+        """
+        return replace(self, latency=self.latency.refit(architectures, latency_ms))
+
+    def _values(self, *, latency_ms: Mapping[str, Floats], memory_mb: Floats, params: Floats, gflops: Floats) -> Floats:
+        """What each limit is about, in its unit, of n networks: (n, limits)."""
+
+        def value(limit: Constraint) -> Floats:
+            match limit.metric:
+                case "latency":
+                    return latency_ms[limit.statistic]
+                case "throughput":
+                    return 1000 * self.batch / latency_ms["p50"]
+                case "memory":
+                    return memory_mb
+                case "params":
+                    return params / 1e6
+                case "flops":
+                    return gflops
+            raise AssertionError(limit.metric)
+
+        return np.stack([value(limit) for limit in self.limits], axis=1)
+
+    def _costs(self, architectures: Sequence[Architecture]) -> list[Cost]:
+        """Exact costs, where a limit asks for them: they take longer than the prediction of latency."""
+        if all(limit.metric in ("latency", "throughput") for limit in self.limits):
+            return []
+        return [cost(architecture, self.num_classes, self.imgsz) for architecture in architectures]
+
+
+class Scorer:
+    """Scores networks with the supernet's weights on the search split.
+
+    A network is derived as a stock model, gets BatchNorm statistics of its own (the supernet's belong to all networks
+    at once and fit none) and is scored under the one evaluation protocol. The result depends on the network alone, not
+    on those scored before it. Images are read once, for all networks.
+
+    Args:
+        supernet: The trained supernet.
+        data: Ultralytics data yaml, train split for calibration and search split as `val`.
+        imgsz: Side of the square input in pixels.
+        batch: Images at once.
+        bn_images: Train images for BatchNorm statistics.
+        seed: Seed of their choice.
+        work: Folder for whatever is written on the way.
+    """
+
+    def __init__(
+        self, supernet: Supernet, data: Path, *, imgsz: int, batch: int, bn_images: int, seed: int, work: Path
+    ) -> None:
+        self.supernet = supernet
+        self.calibration: list[Tensor] = calibration_batches(data, imgsz, bn_images, batch, seed)
+        self.evaluator = Evaluator(data, imgsz=imgsz, batch=batch, work=work)
+
+    def network(self, architecture: Architecture) -> DetectionModel:
+        """The stand-alone network with the supernet's weights, ready for inference."""
+        model = derive(self.supernet, architecture)
+        recalibrate(model, self.calibration)
+        return model.eval()
+
+    def __call__(self, architecture: Architecture) -> float:
+        """mAP50-95 of a network on the search split, from 0 to 1."""
+        return self.evaluator.evaluate(self.network(architecture)).map50_95
