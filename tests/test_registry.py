@@ -94,6 +94,18 @@ def test_uri_is_the_configured_one_or_a_database_beside_the_store(
     assert tracking.resolve_uri(None, "s3://bucket/store") == "http://given:5000"
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://user:secret@mlflow.example:5000/path?token=1", "https://mlflow.example:5000/path"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("sqlite:////store/mlflow.db", "sqlite:////store/mlflow.db"),
+    ],
+)
+def test_uri_is_shown_without_credentials(uri: str, shown: str) -> None:
+    assert tracking.without_credentials(uri) == shown
+
+
 def test_server_that_does_not_answer_is_named_at_once() -> None:
     with pytest.raises(InputError, match=re.escape("http://127.0.0.1:9")):
         tracking.open_run(CONFIG, "run", "http://127.0.0.1:9")

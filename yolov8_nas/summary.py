@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.registry.tracking import without_credentials
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.stages.stage import STAGES, target_labels
 from yolov8_nas.store import Store, read_json, tree_files, write_json
@@ -218,7 +218,7 @@ def summarise(store: Store, run_id: str, out: Path, config: RunConfig, error: st
             seconds=round(sum(row.seconds for row in rows), 3),
             peak_memory_mb=max((row.peak_memory_mb for row in rows if row.peak_memory_mb is not None), default=None),
             tools=_tools(store, records.values()),
-            tracking_uri=_without_credentials(opened.get("tracking_uri")),
+            tracking_uri=without_credentials(opened["tracking_uri"]) if opened else None,
             mlflow_run=opened.get("mlflow_run"),
         ),
         dataset=Dataset.model_validate({key: dataset[key] for key in Dataset.model_fields}) if dataset else None,
@@ -376,13 +376,3 @@ def _read(folder: Path | None, name: str) -> Any:
     """Content of a JSON file, or nothing where the stage did not come so far."""
     file = folder / name if folder else None
     return read_json(file) if file and file.is_file() else None
-
-
-def _without_credentials(uri: str | None) -> str | None:
-    """A tracking URI that can be shown: no user, no password, no query."""
-    if uri is None:
-        return None
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    # An empty host is written out, since `sqlite:////a` with three slashes would be another file.
-    return urlunsplit((parts.scheme, host, parts.path, "", "")) if host else uri

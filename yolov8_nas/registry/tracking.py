@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError
@@ -65,6 +66,14 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
 def database(uri: str) -> Path | None:
     """The SQLite file of a tracking URI, or nothing for a server."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def without_credentials(uri: str) -> str:
+    """A tracking URI that can be shown: no user, no password, no query."""
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    # A database's URI has no host, and would lose one of its slashes here.
+    return urlunsplit((parts.scheme, host, parts.path, "", "")) if host else uri
 
 
 def connect(uri: str) -> MlflowClient:

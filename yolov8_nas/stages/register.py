@@ -41,7 +41,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
 def run(ctx: StageContext) -> None:
     """Log the branch's evidence to a run of its own, register what it ships, and write `registry.json`."""
     from yolov8_nas.registry.register import register
-    from yolov8_nas.registry.tracking import BRANCH_TAG, connect, find_or_create_run
+    from yolov8_nas.registry.tracking import BRANCH_TAG, connect, find_or_create_run, without_credentials
 
     uri, label = ctx.settings["tracking_uri"], ctx.settings["label"]
     ctx.progress.update(0, 3, "opening the tracking store")
@@ -59,7 +59,9 @@ def run(ctx: StageContext) -> None:
     ctx.progress.update(2, 3, "registering the model")
     done = register(client, mlflow_run, _deployable(ctx))
     client.set_terminated(mlflow_run, "FINISHED")
-    write_json(ctx.out / "registry.json", {**asdict(done), "run_id": mlflow_run, "tracking_uri": uri})
+    write_json(
+        ctx.out / "registry.json", {**asdict(done), "run_id": mlflow_run, "tracking_uri": without_credentials(uri)}
+    )
     standing = f" is {done.role}: {done.reason}" if done.role else ""
     ctx.progress.update(3, 3, f"{done.model} version {done.version}{standing}")
 
