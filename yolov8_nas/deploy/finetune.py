@@ -234,7 +234,7 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
     def _handle_nan_recovery(self, epoch: int) -> bool:
         if not self.loss.isfinite():
             raise StageError(
-                f"the loss became {float(self.loss)} in epoch {epoch + 1}: lower finetune.lr = {self.recipe.lr}"
+                f"the loss became {self.loss.item()} in epoch {epoch + 1}: lower finetune.lr = {self.recipe.lr}"
             )
         return False
 

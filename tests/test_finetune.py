@@ -1,0 +1,178 @@
+"""Trainings of stand-alone networks go on after an interruption as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import detection
+import pytest
+import torch
+from ultralytics.nn.tasks import DetectionModel
+
+from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.deploy.finetune import CHECKPOINT, Recipe, Trained, train
+from yolov8_nas.deploy.quantization import quantize
+from yolov8_nas.errors import StageError
+from yolov8_nas.space import SearchSpace
+from yolov8_nas.supernet.batchnorm import calibration_batches
+from yolov8_nas.supernet.derive import build
+from yolov8_nas.supernet.supernet import Supernet
+
+TINY = SearchSpace.load("tiny")
+RECIPE = Recipe(epochs=3, batch=8, lr=2e-3, imgsz=64, seed=0)
+
+
+class Interrupted(Exception):
+    """What a test stops a training with."""
+
+
+def interrupt_after(epoch: int) -> Any:
+    def report(epochs: float, best: float) -> None:
+        if epochs == epoch:
+            raise Interrupted
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return detection.make_dataset(tmp_path_factory.mktemp("data"), train=16, search=4, val=4)
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data_yaml(folder, tmp_path_factory.mktemp("view"), validate_on="search")
+
+
+def network() -> DetectionModel:
+    torch.manual_seed(0)
+    return build(TINY.smallest(), 2, detection.CLASSES)
+
+
+def assert_same_training(first: Trained, second: Trained, works: tuple[Path, Path]) -> None:
+    assert [{**row, "seconds": 0} for row in first.curves] == [{**row, "seconds": 0} for row in second.curves]
+    a, b = (torch.load(work / CHECKPOINT, weights_only=True) for work in works)
+    for part in ("model", "ema"):
+        assert all(torch.equal(tensor, b[part][name]) for name, tensor in a[part].items())
+    assert all(
+        torch.equal(moment, b["optimizer"]["state"][i][key])
+        for i, moments in a["optimizer"]["state"].items()
+        for key, moment in moments.items()
+    )
+
+
+def test_resumed_is_bit_identical(data: Path, tmp_path: Path) -> None:
+    start = network()
+    whole = train(start, data, RECIPE, work=tmp_path / "whole")
+    for epoch in (1, 2):
+        with pytest.raises(Interrupted):
+            train(start, data, RECIPE, work=tmp_path / "parts", report=interrupt_after(epoch))
+    parts = train(start, data, RECIPE, work=tmp_path / "parts")
+    assert_same_training(whole, parts, (tmp_path / "whole", tmp_path / "parts"))
+    moved = [(a - b).abs().max() for a, b in zip(start.parameters(), whole.network.parameters(), strict=True)]
+    assert max(moved) > 1e-3
+
+
+def test_a_finished_training_is_not_repeated(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, batch=8, lr=2e-3, imgsz=64, seed=0)
+    told: list[float] = []
+    first = train(network(), data, recipe, work=tmp_path, report=lambda epochs, best: told.append(epochs))
+    assert told == sorted(told) and told[-1] == 1
+    second = train(network(), data, recipe, work=tmp_path, report=interrupt_after(1))
+    assert second.curves == first.curves
+    states = first.network.state_dict(), second.network.state_dict()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_seeds_differ(data: Path, tmp_path: Path) -> None:
+    curves = [train(network(), data, Recipe(1, 8, 2e-3, 64, seed), work=tmp_path / str(seed)).curves for seed in (0, 1)]
+    assert curves[0][0]["box"] != curves[1][0]["box"]
+
+
+def test_divergence_is_told(data: Path, tmp_path: Path) -> None:
+    broken = network()
+    with torch.no_grad():
+        broken.model[0].conv.weight.fill_(float("nan"))
+    with pytest.raises(StageError, match=r"lower finetune\.lr"):
+        train(broken, data, Recipe(1, 8, 2e-3, 64, 0), work=tmp_path)
+
+
+@pytest.mark.slow
+def test_resumed_qat_is_bit_identical(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=2, batch=8, lr=1e-3, imgsz=64, seed=0, mosaic=False)
+    calibration = calibration_batches(data, 64, 16, 8, 0)
+
+    def start() -> DetectionModel:
+        return quantize(network().eval(), calibration)
+
+    whole = train(start(), data, recipe, work=tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(start(), data, recipe, work=tmp_path / "parts", report=interrupt_after(1))
+    parts = train(start(), data, recipe, work=tmp_path / "parts")
+    assert_same_training(whole, parts, (tmp_path / "whole", tmp_path / "parts"))
+
+
+STAGE_SCRIPT = """
+import sys, torch
+from pathlib import Path
+from yolov8_nas.config import RunConfig
+from yolov8_nas.host import HostLock
+from yolov8_nas.progress import Progress
+from yolov8_nas.stages.qat_finetune import STAGE
+from yolov8_nas.stages.stage import StageContext
+torch.set_num_threads(1)
+root, work = map(Path, sys.argv[1:])
+config = RunConfig.parse(
+    {"space": "tiny", "imgsz": 64, "supernet": {"epochs": 1}, "search": {"candidates": 1},
+     "finetune": {"epochs": 2, "candidates": 1, "qat_epochs": 1, "batch": 8},
+     "targets": [{"hardware": "cpu-1t", "precision": "best", "constraints": ["latency<=50ms"]}]}, "test")
+for name in ("out", "partial"):
+    (work / name).mkdir(parents=True, exist_ok=True)
+inputs = {name: root / name for name in ("data-prep", "supernet-train", "search")}
+context = StageContext(STAGE.settings(config, config.targets[0]), inputs, work / "out", work / "partial",
+                       Progress.silent(), HostLock(work / "lock"))
+STAGE.run(context)
+"""
+
+
+@pytest.mark.slow
+def test_stage_survives_sigkill(tmp_path: Path) -> None:
+    detection.make_dataset(tmp_path / "data-prep", train=16, search=4, val=4)
+    torch.manual_seed(0)
+    (tmp_path / "supernet-train").mkdir()
+    Supernet(TINY, 2, detection.CLASSES).save(tmp_path / "supernet-train", {})
+    (tmp_path / "search").mkdir()
+    candidates = [{"architecture": TINY.smallest().to_dict()}]
+    (tmp_path / "search" / "candidates.json").write_text(json.dumps(candidates))
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", STAGE_SCRIPT, str(tmp_path), str(tmp_path / name)]
+        return subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    assert start("whole").wait() == 0
+    killed = start("killed")
+    trainings = tmp_path / "killed" / "partial" / "trainings"
+    while killed.poll() is None and not (trainings / "candidate-0" / CHECKPOINT).exists():
+        time.sleep(0.02)
+    assert killed.poll() is None
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "out" / "finetune.json").exists()
+    subprocess.run(["rm", "-r", str(tmp_path / "killed" / "out")], check=True)  # as a stage's next try does
+    assert start("killed").wait() == 0
+    for file in ("candidates/0/best.pt", "candidates/0/qat.pt", "baseline/best.pt", "baseline/qat.pt"):
+        a, b = (
+            torch.load(tmp_path / name / "out" / file, weights_only=False)["model"].state_dict()
+            for name in ("whole", "killed")
+        )
+        assert all(torch.equal(tensor, b[key]) for key, tensor in a.items()), file
+    summary = json.loads((tmp_path / "killed" / "out" / "finetune.json").read_text())
+    assert summary["baseline"]["epochs"] == 3
+    assert set(summary["candidates"][0]["map50_95"]) == {"fp32", "int8"}
