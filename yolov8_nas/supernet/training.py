@@ -95,11 +95,12 @@ def train(
     """Train a supernet, going on from the checkpoint in `partial` where there is one.
 
     Args:
-        supernet: Freshly initialised; it is trained in place, on the device where it is.
+        supernet: Freshly initialised; it is trained in place, on the device where it is, channels last in memory:
+            convolutions on a CPU take three quarters of the time so.
         data_yaml: Ultralytics data yaml with absolute paths, in a writable folder; `train` is trained on, `val` is
             validated on.
         recipe: How to train.
-        partial: Folder for the checkpoint, which is written after every epoch.
+        partial: Folder for the checkpoint, which is written after every epoch; it is made where it is missing.
         progress: Told after every step.
 
     Returns:
@@ -110,6 +111,8 @@ def train(
     Raises:
         StageError: The loss is not finite any more.
     """
+    partial.mkdir(parents=True, exist_ok=True)
+    supernet.to(memory_format=torch.channels_last)
     device = next(supernet.parameters()).device
     images = train_split(data_yaml, recipe.imgsz, augment=True)
     optimizer = _optimizer(supernet, recipe)
@@ -142,7 +145,7 @@ def train(
             step = epoch * steps_per_epoch + i
             asked = time.perf_counter()
             batch = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in next(batches).items()}
-            batch["img"] = batch["img"].float() / 255
+            batch["img"] = (batch["img"].float() / 255).contiguous(memory_format=torch.channels_last)
             waited += time.perf_counter() - asked
 
             for group in optimizer.param_groups:
@@ -161,9 +164,10 @@ def train(
             decay = min(0.9999, (1 + step) / (10 + step))
             torch._foreach_lerp_(averages, weights, 1 - decay)
 
-            known = {"map": curves[-1]["map50_95_largest"]} if curves and "map50_95_largest" in curves[-1] else {}
-            loss = sum(losses[part] for part in ("box", "cls", "dfl")) * steps_per_epoch / (i + 1)
-            progress.update(step + 1, steps, f"epoch {epoch + 1} of {recipe.epochs}", loss=loss, **known)
+            figures = {"loss": sum(losses[part] for part in ("box", "cls", "dfl")) * steps_per_epoch / (i + 1)}
+            scores = [point["map50_95_largest"] for point in curves if "map50_95_largest" in point]
+            figures |= {"map": scores[-1]} if scores else {}
+            progress.update(step + 1, steps, f"epoch {epoch + 1} of {recipe.epochs}", **figures)
 
         point = {"epoch": epoch + 1, **losses, "lr": optimizer.param_groups[0]["lr"], "data_seconds": waited}
         if (epoch + 1) % recipe.validation_interval == 0 or epoch + 1 == recipe.epochs:
