@@ -53,7 +53,7 @@ RIDGE: Final = 1.0
 USED: Final = 0.85
 """Share of the latency in reach below which being faster still counts for nothing in selection."""
 
-TRIES: Final = 20
+TRIES: Final = 5
 """Rounds in which a generation is filled; a round makes as many networks as are missing."""
 
 NEIGHBOURS: Final = 8
@@ -120,7 +120,7 @@ def evolve(
         else:
             children = [a for a in first_generation(space, price, population, rng) if a not in seen]
         if not children:
-            break  # every network that keeps the limits has been scored, as far as twenty rounds can tell
+            break  # every network that keeps the limits has been scored, as far as a few rounds can tell
         source: Source = "evolution" if generation else "seed"
         scores = score(children)
         history += [Trial(a, s, generation, source) for a, s in zip(children, scores, strict=True)]

@@ -258,4 +258,4 @@ class Scorer:
 
     def __call__(self, architecture: Architecture) -> float:
         """mAP50-95 of a network on the search split, from 0 to 1."""
-        return self.evaluator.evaluate(self.network(architecture)).map50_95
+        return self.evaluator.evaluate(self.network(architecture).fuse(verbose=False)).map50_95
