@@ -109,7 +109,7 @@ def train(
         loss, `lr`, and where it was validated `map50_95_largest` and `map50_95_smallest`.
 
     Raises:
-        StageError: The loss is not finite any more.
+        StageError: The gradient is not finite any more.
     """
     partial.mkdir(parents=True, exist_ok=True)
     supernet.to(memory_format=torch.channels_last)
