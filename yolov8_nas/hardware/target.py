@@ -118,10 +118,10 @@ def _not_here(hardware: str) -> str:
     cpus = ", ".join(_CPU_NAMES)
     gpu = _gpu(hardware)
     if gpu is None:
-        known = [*_CPU_NAMES, *(name.removeprefix("NVIDIA ").replace(" ", "_") for name in GPUS.values())]
-        by_lower = {name.lower(): name for name in known}
-        near = difflib.get_close_matches(hardware.lower(), by_lower, n=3, cutoff=0.5)
-        meant = f"Did you mean {', '.join(by_lower[name] for name in near)}? " if near else ""
+        known = {name: name for name in _CPU_NAMES} | {key: name.replace(" ", "_") for key, name in GPUS.items()}
+        asked = "".join(_words(hardware)) if "cpu" not in hardware.lower() else hardware.lower()
+        near = difflib.get_close_matches(asked, known, n=3, cutoff=0.5)
+        meant = f"Did you mean {', '.join(known[name] for name in near)}? " if near else ""
         return f"hardware {hardware!r} is unknown. {meant}On this machine use {cpus}"
     present = _present_gpus()
     if gpu in map(_gpu, present):
@@ -135,10 +135,14 @@ def _not_here(hardware: str) -> str:
 
 def _gpu(hardware: str) -> str | None:
     """Key in `GPUS` of a GPU's name as people, drivers and clouds write it; nothing where it is none."""
-    words = re.findall(r"[a-z0-9]+", hardware.lower())
-    words = [word for word in words if word not in ("nvidia", "tesla", "geforce", "gpu")]
+    words = _words(hardware)
     # the rest of a product's name (`sxm4`, `80gb`, `pcie`, `ti`) does not tell another chip of this list
     return next((name for n in range(len(words), 0, -1) if (name := "".join(words[:n])) in GPUS), None)
+
+
+def _words(hardware: str) -> list[str]:
+    words = re.findall(r"[a-z0-9]+", hardware.lower())
+    return [word for word in words if word not in ("nvidia", "tesla", "geforce", "gpu")]
 
 
 def _present_gpus() -> list[str]:

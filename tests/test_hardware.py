@@ -1,0 +1,285 @@
+"""Targets, the machine's profile, cost on paper, and the measuring protocol."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from yolov8_nas.errors import InputError
+from yolov8_nas.hardware import benchmark, profile, target
+from yolov8_nas.hardware.benchmark import Protocol, measure, median_interval
+from yolov8_nas.hardware.cost import cost
+from yolov8_nas.hardware.memory import peak_memory
+from yolov8_nas.hardware.target import resolve
+from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.supernet.derive import model_yaml
+
+QUICK = Protocol(warmup=1, repetitions=3, min_rounds=3, max_rounds=4, precision=0.5, leg=2)
+
+
+def write_network(path: Path, channels: int, shape: tuple[int | str, ...] = (1, 3, 32, 32)) -> Path:
+    """One convolution, 3 channels in, `channels` out."""
+    weight = numpy_helper.from_array(np.ones((channels, 3, 3, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["images", "w"], ["y"], pads=[1] * 4)],
+        "one convolution",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [weight],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def architectures() -> Iterator[tuple[str, int, Architecture]]:
+    """Networks of two spaces, with few classes and with many."""
+    for name in ("tiny", "yolov8n"):
+        space = SearchSpace.load(name)
+        rng = np.random.default_rng(3)
+        yield name, 80, space.stock
+        yield name, 3, space.smallest()
+        yield from ((name, int(rng.choice([1, 20, 200])), space.sample(rng)) for _ in range(2))
+
+
+# Targets -------------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_the_cpu_lead_to_the_same_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "available_cores", lambda: 2)
+    assert resolve("auto") == resolve("cpu") == resolve("CPU-2t")
+    assert resolve("cpu-1t").threads == 1
+    assert resolve("cpu-1t", precision="int8").id.endswith("-1t")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("cpu-8t",), ["8 threads", "may use 2 cores", "cpu-2t"]),
+        (("cpu-0t",), ["0 threads"]),
+        (("NVIDIA_T4",), ["no NVIDIA T4", "use auto, cpu"]),
+        (("Tesla-T4",), ["no NVIDIA T4"]),
+        (("NVIDIA A100-SXM4-80GB",), ["no NVIDIA A100 "]),
+        (("A10",), ["no NVIDIA A10 "]),
+        (("NVIDIA_T5",), ["'NVIDIA_T5' is unknown", "T4"]),
+        (("cpu-2",), ["unknown", "cpu-2t"]),
+        (("cpu", "tensorrt"), ["tensorrt", "GPUs only", "onnxruntime"]),
+        (("cpu", "torch"), ["torch", "only what ships"]),
+        (("cpu", "onnxruntime", "fp16"), ["fp16", "int8 or best"]),
+    ],
+)
+def test_unusable_targets_are_told_with_the_remedy(
+    arguments: tuple[str, ...], words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(target, "available_cores", lambda: 2)
+    monkeypatch.setattr(target, "_GPU_FOLDER", tmp_path)
+    with pytest.raises(InputError) as error:
+        resolve(*arguments)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_a_gpu_that_is_here_is_not_denied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t Tesla T4\nIRQ: 1\n")
+    monkeypatch.setattr(target, "_GPU_FOLDER", tmp_path)
+    with pytest.raises(InputError, match="the NVIDIA T4 is here, but this version measures CPUs"):
+        resolve("NVIDIA_T4")
+    with pytest.raises(InputError, match=r"no NVIDIA L4 \(its GPU is Tesla T4\)"):
+        resolve("L4")
+
+
+# Profile -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "slug"),
+    [
+        ("AMD EPYC 9354 32-Core Processor", "amd-epyc-9354"),
+        ("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", "intel-xeon-platinum-8375c-2-90ghz"),
+        ("13th Gen Intel(R) Core(TM) i7-1370P", "13th-gen-intel-core-i7-1370p"),
+        ("???", "unknown"),
+    ],
+)
+def test_hardware_ids_are_slugs(model: str, slug: str) -> None:
+    assert profile.slug(model) == slug
+
+
+def test_the_profile_survives_json_and_knows_what_latency_depends_on() -> None:
+    here = profile.cpu_profile("cpu-1t", 1)
+    plain = json.loads(json.dumps(here.to_dict()))
+    assert plain["id"].startswith("cpu-") and plain["id"].endswith("-1t")
+    assert plain["cores"] >= 1 and plain["memory_gb"] > 0.1
+    assert plain["runtime"]["name"] == "onnxruntime"
+    assert {"id", "instructions", "runtime", "threads"} <= set(here.key)
+    assert "memory_gb" not in here.key
+
+
+def test_a_containers_quota_counts_as_cores(tmp_path: Path) -> None:
+    assert profile._cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert profile._cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert profile._cgroup_quota(tmp_path) is None
+
+
+# Cost ----------------------------------------------------------------------------------------------------------------
+
+
+def test_cost_agrees_exactly_with_the_model_that_ultralytics_builds() -> None:
+    import torch
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.set_num_threads(1)
+    for name, num_classes, architecture in architectures():
+        model = DetectionModel(model_yaml(architecture, num_classes), verbose=False).eval()
+        macs = 0
+
+        def count(module: torch.nn.Conv2d, _: object, output: torch.Tensor) -> None:
+            nonlocal macs
+            macs += module.weight.numel() * output.shape[2] * output.shape[3]
+
+        for module_name, module in model.named_modules():
+            if isinstance(module, torch.nn.Conv2d) and "dfl" not in module_name:
+                module.register_forward_hook(count)
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, 64, 64))
+        found = cost(architecture, num_classes, 64)
+        assert found.params == sum(p.numel() for p in model.parameters()), (name, architecture)
+        assert found.macs == macs, (name, architecture)
+
+
+def test_stock_yolov8n_costs_what_is_quoted_for_it() -> None:
+    stock = cost(SearchSpace.load("yolov8n").stock, 80, 640)
+    assert stock.params == 3_157_200
+    assert stock.gflops == pytest.approx(8.7, abs=0.05)
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    rng = np.random.default_rng(0)
+    covered = np.mean(
+        [low <= 1 <= high for low, high in (median_interval(rng.lognormal(0, 1, 9)) for _ in range(4000))]
+    )
+    assert 0.95 <= covered <= 0.975
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
+class FakeMachine:
+    """Visits with known latencies; from one visit to another everything is slower by `load`."""
+
+    def __init__(self, milliseconds: dict[str, float], disturbed: range = range(0), load: float = 2.0) -> None:
+        self.milliseconds = milliseconds
+        self.disturbed = disturbed
+        self.load = load
+        self.visits: list[str] = []
+
+    def __call__(self, file: Path, threads: int, protocol: Protocol) -> list[float]:
+        rng = np.random.default_rng(len(self.visits))
+        factor = self.load if len(self.visits) in self.disturbed else 1.0
+        self.visits.append(file.name)
+        return list(self.milliseconds[file.name] * factor * (1 + 0.01 * rng.random(protocol.repetitions)))
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "peak_memory", lambda files, threads: [1.0] * len(files))
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_disturbed_leg_is_repeated_and_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = {f"{i}.onnx": 1.0 + i for i in range(6)}
+    machine = FakeMachine(truth, disturbed=range(9, 22))
+    monkeypatch.setattr(benchmark, "_visit", machine)
+    measured = measure([Path(name) for name in truth], threads=1, protocol=Protocol(min_rounds=6, leg=3))
+    for name, measurement in zip(truth, measured, strict=True):
+        assert measurement.latency_ms.p50 == pytest.approx(truth[name], rel=0.011)
+        assert measurement.latency_ms.p99 < 1.02 * truth[name]
+        assert len(measurement.rounds) >= 6 and not measurement.disturbed
+    assert len(machine.visits) > 6 * (6 + 2 * 2)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_rounds_end_when_the_interval_is_narrow_and_are_bounded_when_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    calm = FakeMachine({"a": 1.0, "b": 2.0})
+    monkeypatch.setattr(benchmark, "_visit", calm)
+    measure([Path("a"), Path("b")], threads=1, protocol=Protocol(min_rounds=6, max_rounds=20, precision=0.02))
+    assert calm.visits.count("b") == 6
+    wild = FakeMachine({"a": 1.0, "b": 2.0}, disturbed=range(0, 10_000, 2), load=1.09)
+    monkeypatch.setattr(benchmark, "_visit", wild)
+    protocol = Protocol(min_rounds=6, max_rounds=9, precision=0.0001)
+    (_, b) = measure([Path("a"), Path("b")], threads=1, protocol=protocol)
+    assert wild.visits.count("b") == 9
+    assert b.interval_ms[0] < b.latency_ms.p50 < b.interval_ms[1]
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_killed_measurement_goes_on_from_its_last_leg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    truth = {f"{i}.onnx": 1.0 + i for i in range(5)}
+    files = [Path(name) for name in truth]
+    whole = FakeMachine(truth)
+    monkeypatch.setattr(benchmark, "_visit", whole)
+    measure(files, threads=1, protocol=QUICK)
+
+    class Killed(FakeMachine):
+        def __call__(self, file: Path, threads: int, protocol: Protocol) -> list[float]:
+            if len(self.visits) == 10:
+                raise KeyboardInterrupt
+            return super().__call__(file, threads, protocol)
+
+    first, second = Killed(truth), FakeMachine(truth)
+    monkeypatch.setattr(benchmark, "_visit", first)
+    with pytest.raises(KeyboardInterrupt):
+        measure(files, threads=1, protocol=QUICK, checkpoint=tmp_path / "legs.json")
+    monkeypatch.setattr(benchmark, "_visit", second)
+    done: list[float] = []
+    measured = measure(
+        files,
+        threads=1,
+        protocol=QUICK,
+        checkpoint=tmp_path / "legs.json",
+        progress=lambda share, total: done.append(share / total),
+    )
+    assert len(second.visits) < len(whole.visits)
+    assert all(len(m.rounds) >= QUICK.min_rounds for m in measured)
+    assert done == sorted(done) and done[-1] == 1.0
+
+
+def test_real_networks_are_measured(tmp_path: Path) -> None:
+    files = [write_network(tmp_path / f"{channels}.onnx", channels, (1, 3, 128, 128)) for channels in (8, 512)]
+    small, large = measure(files, threads=1, protocol=QUICK)
+    assert small.latency_ms.p50 * 4 < large.latency_ms.p50
+    for m in (small, large):
+        assert 0 < m.latency_ms.p50 <= m.latency_ms.p90 <= m.latency_ms.p99
+        assert m.interval_ms[0] <= m.latency_ms.p50 <= m.interval_ms[1]
+        assert m.repetitions == len(m.rounds) * QUICK.repetitions
+        assert json.loads(json.dumps(m.to_dict()))["latency_ms"]["p50"] == m.latency_ms.p50
+    # 512 channels of 128 x 128 FP32 pixels are 32 MiB
+    assert 32 + small.memory_mb < large.memory_mb < 160
+    assert 0 < small.memory_mb < 32
+
+
+def test_memory_is_measured_without_torch() -> None:
+    code = "import sys, yolov8_nas.hardware.memory; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_files_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no network")
+    dynamic = write_network(tmp_path / "dynamic.onnx", 4, ("batch", 3, 32, 32))
+    with pytest.raises(InputError, match=r"broken\.onnx"):
+        peak_memory([broken], 1)
+    with pytest.raises(InputError, match=r"broken\.onnx: ONNX Runtime .* cannot open it"):
+        measure([broken], threads=1, protocol=QUICK)
+    with pytest.raises(InputError, match="static shape"):
+        measure([dynamic], threads=1, protocol=QUICK)

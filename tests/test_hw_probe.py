@@ -1,0 +1,265 @@
+"""The hw-probe stage, on a made-up device unless a test is marked slow."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yolov8_nas.config import RunConfig
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.hardware import benchmark
+from yolov8_nas.hardware.benchmark import Measurement, Percentiles
+from yolov8_nas.hardware.cost import cost
+from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.host import HostLock
+from yolov8_nas.progress import Progress
+from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.stages import hw_probe
+from yolov8_nas.stages.stage import StageContext
+from yolov8_nas.store import read_json
+
+SPACE = SearchSpace.load("tiny")
+
+
+def config(**changes: Any) -> RunConfig:
+    target = {"hardware": "cpu-1t", "constraints": changes.pop("constraints", ["latency<=80%stock"])}
+    target |= {name: changes.pop(name) for name in ("precision",) if name in changes}
+    probe = {"networks": 40, "holdout": 10} | changes.pop("probe", {})
+    return RunConfig.parse({"space": "tiny", "imgsz": 64, **changes, "probe": probe, "targets": [target]}, "test")
+
+
+def context(folder: Path, run_config: RunConfig) -> StageContext:
+    for name in ("out", "partial"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    settings = {**hw_probe.settings(run_config, run_config.targets[0]), "num_classes": 3}
+    settings = json.loads(json.dumps(settings))
+    return StageContext(
+        settings, {}, folder / "out", folder / "partial", Progress.silent(), HostLock(folder / "host.lock")
+    )
+
+
+class Device:
+    """Exports architectures as names and measures them by their cost; `noise` makes it unpredictable."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise = noise
+        self.known: dict[str, Architecture] = {}
+        self.exported: list[str] = []
+        self.measured: list[str] = []
+
+    def write_onnx(self, probe: Any, model: Any, file: Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("network")
+        self.exported.append(file.stem)
+
+    def measure(self, files: Sequence[Path], *, threads: int, reference: Path, **_: Any) -> list[Measurement]:
+        assert reference.stem == SPACE.stock.digest and threads == 1
+        assert all(file.exists() for file in files)
+        self.measured += [file.stem for file in files]
+        return [self.one(self.known.get(file.stem, SPACE.stock)) for file in files]
+
+    def one(self, architecture: Architecture) -> Measurement:
+        paper = cost(architecture, 3, 64)
+        rng = np.random.default_rng(int(architecture.digest, 16))
+        p50 = (paper.macs / 4e7 + len(paper.layers) * 0.01) * float(np.exp(rng.normal(0, self.noise)))
+        return Measurement(
+            Percentiles(p50, 1.1 * p50, 1.3 * p50), (p50, p50), paper.params * 8 / 2**20, (p50,), 12, False
+        )
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    made_up = Device()
+
+    def build(architecture: Architecture, num_classes: int) -> None:
+        made_up.known[architecture.digest] = architecture
+
+    monkeypatch.setattr("yolov8_nas.supernet.derive.build", build)
+    monkeypatch.setattr("ultralytics.nn.tasks.DetectionModel", lambda *_, **__: None)
+    monkeypatch.setattr(
+        hw_probe._Probe, "_write_onnx", lambda probe, model, file: made_up.write_onnx(probe, model, file)
+    )
+    monkeypatch.setattr(benchmark, "measure", made_up.measure)
+    return made_up
+
+
+def test_the_sample_holds_what_tells_most() -> None:
+    samples = hw_probe.sample(SPACE, 60, 12, seed=0)
+    architectures = [s.architecture for s in samples]
+    assert len(set(architectures)) == len(samples) == 72
+    assert samples[0] == hw_probe.Sample(SPACE.stock, "stock")
+    assert {SPACE.largest(), SPACE.smallest()} <= set(architectures[:60])
+    assert Counter(s.role for s in samples) == {"stock": 1, "train": 40, "swap": 19, "holdout": 12}
+    for s in samples:
+        differing = {
+            d.name.split(".")[0]
+            for d, a, b in zip(SPACE.dimensions, SPACE.encode(s.architecture), SPACE.encode(SPACE.stock), strict=True)
+            if a != b
+        }
+        assert s.role != "swap" or len(differing) == 1
+    whole = np.array([SPACE.encode(s.architecture) for s in samples if s.role == "train"])
+    for column, dimension in zip(whole.T, SPACE.dimensions, strict=True):
+        counts = np.bincount(column, minlength=len(dimension.options))
+        assert counts.min() >= 0.5 * len(whole) / len(dimension.options), dimension
+    assert hw_probe.sample(SPACE, 60, 12, seed=0) == samples
+    assert hw_probe.sample(SPACE, 60, 12, seed=1) != samples
+
+
+def test_settings_tell_what_measurements_depend_on() -> None:
+    plain = hw_probe.settings(config(), config().targets[0])
+    assert plain == json.loads(json.dumps(plain))
+    best = config(precision="best")
+    assert hw_probe.settings(best, best.targets[0]) == plain
+    other = config(precision="int8")
+    assert hw_probe.settings(other, other.targets[0])["precision"] == "int8"
+    named = plain["device"]
+    assert named["id"].startswith("cpu-") and named["threads"] == 1 and named["runtime"]["version"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"constraints": ["latency(with_nms)<=4ms"]}, "with_nms"),
+        ({"precision": "fp16"}, "fp16"),
+    ],
+)
+def test_what_cannot_be_probed_is_refused_before_anything_is_built(changes: dict[str, Any], words: str) -> None:
+    refused = config(**changes)
+    with pytest.raises(InputError, match=words):
+        hw_probe.settings(refused, refused.targets[0])
+
+
+def test_a_space_with_too_few_networks_is_refused(tmp_path: Path) -> None:
+    narrow = SPACE.to_dict()
+    stock = dict(zip((d.name for d in SPACE.dimensions), SPACE.encode(SPACE.stock), strict=True))
+    only = {d.name: [d.options[stock[d.name]]] for d in SPACE.dimensions}
+    narrow["convs"] = {name: only[name] for name in narrow["convs"]}
+    narrow["blocks"] = {
+        name: {part: only[f"{name}.{part}"] for part in parts} for name, parts in narrow["blocks"].items()
+    }
+    (tmp_path / "narrow.yaml").write_text(json.dumps(narrow))
+    refused = config(space=str(tmp_path / "narrow.yaml"))
+    with pytest.raises(InputError, match=r"6 networks are too few to measure 40 .* lower probe\.networks"):
+        hw_probe.settings(refused, refused.targets[0])
+
+
+def test_a_probe_writes_table_model_stock_and_absolute_limits(tmp_path: Path, device: Device) -> None:
+    limits = ["latency<=80%stock", "latency_p99<=90%stock", "params<=2.5M", "memory<=100%stock", "throughput>=1fps"]
+    ctx = context(tmp_path, config(constraints=limits))
+    hw_probe.run(ctx)
+
+    rows = read_json(ctx.out / "latency_table.json")["rows"]
+    assert Counter(row["role"] for row in rows) == {"stock": 1, "train": 27, "swap": 12, "holdout": 10}
+    stock = read_json(ctx.out / "stock.json")
+    assert stock["latency_ms"] == rows[0]["latency_ms"]
+    assert Architecture.from_dict(stock["architecture"]) == SPACE.stock
+    assert stock["params"] == cost(SPACE.stock, 3, 64).params
+    assert stock["as_ultralytics_exports_it"]["latency_ms"]["p50"] > 0
+    resolved = {row["text"]: row for row in read_json(ctx.out / "constraints.json")}
+    assert resolved["latency_p50<=80%stock"]["limit"] == pytest.approx(0.8 * stock["latency_ms"]["p50"])
+    assert resolved["latency_p99<=90%stock"]["limit"] == pytest.approx(0.9 * stock["latency_ms"]["p99"])
+    assert resolved["memory<=100%stock"]["unit"] == "MiB"
+    assert resolved["params<=2.5M"]["limit"] == 2.5
+    assert all(Constraint.parse(text) for text in resolved)
+
+    fitted = read_json(ctx.out / "latency_model.json")
+    assert fitted["networks"] == 40 and fitted["holdout"] == 10
+    assert fitted["mape"] < 0.05 and fitted["spearman"] > 0.9
+    held_out = [row for row in rows if row["role"] == "holdout"]
+    predicted, _ = LatencyModel.from_dict(fitted).predict([Architecture.from_dict(r["architecture"]) for r in held_out])
+    measured = np.array([row["latency_ms"]["p50"] for row in held_out])
+    assert np.mean(abs(predicted / measured - 1)) == pytest.approx(fitted["mape"])
+    assert {tuple(g) for g in fitted["genes"]}.isdisjoint(tuple(row["genes"]) for row in held_out)
+
+    profile = read_json(ctx.out / "profile.json")
+    assert profile["threads"] == 1 and profile["kind"] == "cpu"
+
+
+def test_a_killed_probe_exports_only_what_is_missing(tmp_path: Path, device: Device) -> None:
+    ctx = context(tmp_path, config())
+    hw_probe.run(ctx)
+    first = list(device.exported)
+    assert len(first) == 51
+    lost = ctx.partial / "networks" / f"{first[20]}.onnx"
+    lost.unlink()
+    device.exported.clear()
+    hw_probe.run(ctx)
+    assert device.exported == [first[20]]
+
+
+def test_an_impossible_limit_names_the_fastest_measured_network(tmp_path: Path, device: Device) -> None:
+    ctx = context(tmp_path, config(constraints=["latency<=0.01ms"]))
+    with pytest.raises(
+        StageError, match=r"latency_p50<=0\.01ms cannot be kept: the best that is achievable is"
+    ) as error:
+        hw_probe.run(ctx)
+    rows = read_json(ctx.out / "latency_table.json")["rows"]
+    fastest = min(row["latency_ms"]["p50"] for row in rows)
+    assert f"achievable is {fastest:.4g} ms" in str(error.value)
+    assert fastest <= device.one(SPACE.smallest()).latency_ms.p50
+    assert any(row["role"] == "fastest" for row in rows)
+    assert (ctx.out / "constraints.json").exists()
+
+
+def test_a_limit_just_below_the_smallest_network_is_tried_with_the_fastest_predicted(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = min(hw_probe.sample(SPACE, 40, 10, 0), key=lambda s: device.one(s.architecture).latency_ms.p50)
+    limit = 0.99 * device.one(hidden.architecture).latency_ms.p50
+    monkeypatch.setattr(hw_probe, "fastest_predicted", lambda model, starts: SPACE.sample(np.random.default_rng(99)))
+    monkeypatch.setattr(device, "one", _with_one_fast(device.one, limit / 2))
+    ctx = context(tmp_path, config(constraints=[f"latency<={limit}ms"], probe={"max_mape": 1.0}))
+    hw_probe.run(ctx)
+    assert read_json(ctx.out / "latency_table.json")["rows"][-1]["role"] == "fastest"
+
+
+def _with_one_fast(one: Any, milliseconds: float) -> Any:
+    fast = SPACE.sample(np.random.default_rng(99))
+
+    def measured(architecture: Architecture) -> Measurement:
+        if architecture != fast:
+            return one(architecture)
+        latency = Percentiles(milliseconds, milliseconds, milliseconds)
+        return Measurement(latency, (milliseconds, milliseconds), 1.0, (milliseconds,), 12, False)
+
+    return measured
+
+
+def test_the_fastest_predicted_network_is_the_fastest() -> None:
+    made_up = Device()
+    fitted = [s.architecture for s in hw_probe.sample(SPACE, 80, 0, 0)]
+    model = LatencyModel.fit(SPACE, 3, 64, fitted, [made_up.one(a).latency_ms.p50 for a in fitted])
+    found = hw_probe.fastest_predicted(model, [SPACE.stock])
+    rng = np.random.default_rng(0)
+    others = [SPACE.sample(rng) for _ in range(3000)]
+    assert model.predict([found])[0] <= model.predict(others)[0].min()
+
+
+def test_a_poor_fit_fails_with_the_numbers(tmp_path: Path, device: Device) -> None:
+    device.noise = 0.5
+    ctx = context(tmp_path, config())
+    with pytest.raises(StageError, match=r"mean error of \d+\.\d% on 10 held-out networks, more than .* = 10\.0%"):
+        hw_probe.run(ctx)
+    assert read_json(ctx.out / "latency_model.json")["mape"] > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_real_networks_are_probed(tmp_path: Path, precision: str) -> None:
+    ctx = context(tmp_path, config(precision=precision, probe={"networks": 12, "holdout": 5, "max_mape": 10.0}))
+    hw_probe.run(ctx)
+    rows = read_json(ctx.out / "latency_table.json")["rows"]
+    by_role = {row["role"]: row for row in rows}
+    assert len(rows) == 17 and by_role["stock"]["memory_mb"] > 5
+    largest, smallest = (
+        next(r for r in rows if r["architecture"] == a().to_dict()) for a in (SPACE.largest, SPACE.smallest)
+    )
+    assert smallest["latency_ms"]["p50"] < largest["latency_ms"]["p50"]
+    assert smallest["memory_mb"] < largest["memory_mb"]
