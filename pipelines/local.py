@@ -44,8 +44,8 @@ def run_locally(arguments: dict[str, Any], pipeline_root: Path) -> None:
 def one_at_a_time(spec: PipelineSpec) -> None:
     """Take the concurrency out of a compiled pipeline, because one machine cannot measure and compute at once.
 
-    Targets follow each other, and training waits for the probes: a limit that nothing can keep then ends the run
-    before the training.
+    Targets follow each other, the probes wait for the dataset, and the training for the probes: what fails soonest
+    comes first.
     """
     components: list[ComponentSpec] = [spec.root, *spec.components.values()]
     for component in components:
@@ -54,6 +54,7 @@ def one_at_a_time(spec: PipelineSpec) -> None:
             if tasks[name].WhichOneof("iterator"):
                 tasks[name].iterator_policy.parallelism_limit = 1
             if tasks[name].task_info.name == PROBES:
+                tasks[name].dependent_tasks.append("data-prep")
                 tasks["supernet-train"].dependent_tasks.append(name)
 
 

@@ -218,6 +218,15 @@ def test_links_inside_become_files(tmp_path: Path) -> None:
         assert not (tmp_path / "out" / name).is_symlink()
 
 
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
+    """PyTorch's checkpoints are zips."""
+    inner = _zip(tmp_path / "best.pt", weights="x")
+    archive = _tar(tmp_path / "x.tar", ("a.json", b"{}"), ("best.pt", inner.read_bytes()))
+    assert zipfile.is_zipfile(archive)
+    extract(archive, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "best.pt"]
+
+
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     archive = _tar(tmp_path / "x.tar", ("a", b"x"))
     out = _tree(tmp_path / "out")

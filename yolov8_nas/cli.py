@@ -262,10 +262,13 @@ def _run(config: RunConfig, workdir: Path) -> None:
     with local.held(workdir):
         summary = local.run_pipeline(config, workdir, console)
     console.print(verdict(summary))
-    console.print(f"\nreport  {workdir / 'report.html'}\nsummary {workdir / 'summary.json'}", highlight=False)
+    found = [("report", "report.html"), ("summary", "summary.json")]
     for target in summary["targets"]:
-        for name, file in ((target.get("model") or {}).get("files") or {}).items():
-            console.print(f"{name:<8}{workdir / file}", markup=False, highlight=False, soft_wrap=True)
+        files = target["model"]["files"] if target["model"] else {}
+        found += [(name, files[name]) for name in ("best.pt", "model.onnx") if name in files]
+    console.print()
+    for name, file in found:
+        console.print(f"{name:<12}{workdir / file}", markup=False, highlight=False, soft_wrap=True)
     if summary["run"]["status"] == "failed":
         for stage in summary["stages"]:
             if stage["status"] == "failed" and stage.get("error"):

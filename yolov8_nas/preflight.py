@@ -21,7 +21,7 @@ from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.host import HostLock
 from yolov8_nas.space import SearchSpace, SpaceError, stock_architecture
-from yolov8_nas.stages.stage import open_store, target_labels
+from yolov8_nas.stages.stage import find_stage, open_store, target_labels
 
 if TYPE_CHECKING:
     from yolov8_nas.data.check import CheckedDataset
@@ -60,6 +60,8 @@ def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
     SearchSpace.load(config.space)
     for target in config.targets:
         resolve(target.hardware, target.runtime, target.precision)
+        for stage in ("hw-probe", "search", "qat-finetune", "trt-export", "register"):
+            find_stage(stage).settings(config, target)  # what a stage refuses, it refuses now
     return check_source(config.data)
 
 

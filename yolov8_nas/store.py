@@ -206,7 +206,10 @@ class _Extraction:
             target.hardlink_to(source)
 
     def _members(self) -> Iterator[_Member]:
-        if zipfile.is_zipfile(self.archive):
+        # Not zipfile.is_zipfile, which looks at the end only: a tar of PyTorch checkpoints ends like a zip.
+        with self.archive.open("rb") as start:
+            is_zip = start.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+        if is_zip:
             with zipfile.ZipFile(self.archive) as file:
                 for info in file.infolist():
                     kind = stat.S_IFMT(info.external_attr >> 16)
