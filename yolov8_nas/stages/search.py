@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
 BATCH: Final = 16
 """Images at once when networks are scored."""
 
-FRONT: Final = 16
+FRONT: Final = 8
 """Networks measured at most when the latency model is refitted."""
+
+ROUNDS: Final = 12
+"""Rounds in which candidates are measured at most; the verdict on what ships takes more where it needs them."""
 
 MEASURING: Final = 5
 """What measuring a candidate counts in progress; scoring a network counts 1."""
@@ -100,8 +104,8 @@ class _Search:
         self.scores = Memo(ctx.partial / "scores.jsonl")
         self.latencies = Memo(ctx.partial / "latencies.jsonl")
         self.measured_ms: dict[Architecture, float] = {}
-        self.best: tuple[float, float] = (0.0, 0.0)
-        self.done = 0.0
+        self.best: tuple[float, float] | None = None  # mAP50-95, and latency in ms with the sign turned
+        self.done = 0
 
     def run(self) -> None:
         """Evolve, draw at random for comparison, measure, write."""
@@ -128,6 +132,8 @@ class _Search:
             if len(drawn) < self.options["random"]:
                 self.ctx.progress.note(f"only {len(drawn)} random networks keep the limits; they are scored")
             trials += [Trial(a, s, None, "random") for a, s in zip(drawn, self.score(drawn), strict=True)]
+            if not any(trial.map50_95 for trial in trials):
+                self.ctx.progress.note("every network scores 0: the supernet needs more epochs to tell networks apart")
             stock = self.score_stock()
             met, missed = choose(trials, self.costs, self.measure_candidates, count=self.options["candidates"])
         self.write(trials, met, missed, stock)
@@ -144,8 +150,11 @@ class _Search:
             if architecture not in self.scores:
                 self.scores.add(architecture, self.scorer(architecture))
             self.done += 1
-            self.best = max(self.best, (self.scores[architecture], -float(latency)))
-            self.tell(f"network {self.done:.0f} of {self.to_score}")
+            found = self.scores[architecture], -float(latency)
+            self.best = max(self.best or found, found)
+            generation = (self.done - 1) // self.options["population"] + 1
+            step = f"generation {generation}" if generation <= self.options["generations"] else "random networks"
+            self.tell(self.done, f"{step}, network {self.done} of {self.to_score}")
         return [self.scores[architecture] for architecture in architectures]
 
     def score_stock(self) -> float:
@@ -186,26 +195,33 @@ class _Search:
         return [feasible[i] for i in pareto_front([trial.map50_95 for trial in feasible], latency)]
 
     def measure_candidates(self, architectures: Sequence[Architecture]) -> list[Measurement]:
-        """Measure networks as the verdict on them will be measured."""
+        """Measure networks nearly as precisely as the verdict on what ships will be."""
         from yolov8_nas.hardware.benchmark import VERIFY
 
         self.done = max(self.done, self.to_score)
-        measurements = self.measure(architectures, VERIFY, f"candidates-{architectures[0].digest}.json")
-        self.done += MEASURING * len(architectures)
+        protocol, checkpoint = replace(VERIFY, max_rounds=ROUNDS), f"candidates-{architectures[0].digest}.json"
+        measurements = self.measure(architectures, protocol, checkpoint, weight=MEASURING * len(architectures))
         for architecture, measurement in zip(architectures, measurements, strict=True):
             self.measured_ms[architecture] = measurement.latency_ms.p50
         return measurements
 
-    def measure(self, architectures: Sequence[Architecture], protocol: Protocol, checkpoint: str) -> list[Measurement]:
-        """Export networks as they ship and measure them in the same rounds, with stock as the reference network."""
+    def measure(
+        self, architectures: Sequence[Architecture], protocol: Protocol, checkpoint: str, *, weight: int = 0
+    ) -> list[Measurement]:
+        """Export networks as they ship and measure them in the same rounds, with stock as the reference network.
+
+        Args:
+            architectures: The networks.
+            protocol: How to measure.
+            checkpoint: Name of the file in `partial` from which an interrupted measurement goes on.
+            weight: What it counts in progress.
+        """
         from yolov8_nas.hardware.benchmark import measure
 
         files = [self.export(architecture) for architecture in (*architectures, self.space.stock)]
-        done = self.done
 
         def progress(share: float, total: float) -> None:
-            self.done = done + MEASURING * len(architectures) * share / total
-            self.tell(f"measuring {len(architectures)} networks on the device")
+            self.tell(self.done + weight * share / total, f"measuring {len(architectures)} networks on the device")
 
         with self.ctx.host.measuring():
             measurements = measure(
@@ -216,7 +232,7 @@ class _Search:
                 progress=progress,
                 checkpoint=self.ctx.partial / checkpoint,
             )
-        self.done = done
+        self.done += weight
         return measurements
 
     def export(self, architecture: Architecture) -> Path:
@@ -231,11 +247,11 @@ class _Search:
             return export_int8_ptq(model, file, imgsz=imgsz, batch=batch, calibration=self.scorer.calibration)
         return export_onnx(model, file, imgsz=imgsz, batch=batch)
 
-    def tell(self, message: str) -> None:
+    def tell(self, done: float, message: str) -> None:
         """Progress, with the best network so far."""
-        accuracy, latency = self.best[0], -self.best[1]
         total = self.to_score + MEASURING * self.options["candidates"]
-        self.ctx.progress.update(min(self.done, total), total, message, best_map50_95=accuracy, at_ms=latency)
+        figures = {"best_map50_95": self.best[0], "latency_ms": -self.best[1]} if self.best else {}
+        self.ctx.progress.update(min(done, total), total, message, **figures)
 
     @property
     def to_score(self) -> int:
