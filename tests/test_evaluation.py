@@ -100,7 +100,9 @@ def test_evaluator_leaves_network_and_dataset_alone(tmp_path: Path) -> None:
     network = build(SearchSpace.load("tiny").smallest(), 2, detection.CLASSES)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     evaluator = Evaluator(data, imgsz=64, batch=4, work=tmp_path / "work")
+    torch.set_num_threads(threads := 2)
     first, second = evaluator.evaluate(network), evaluator.evaluate(network)
+    assert torch.get_num_threads() == threads
     assert [image.name for image in first.images] == [f"val{i:03d}.png" for i in range(5)]
     assert [len(image.target_cls) for image in first.images] == [2] * 5
     assert all(np.array_equal(a.conf, b.conf) for a, b in zip(first.images, second.images, strict=True))

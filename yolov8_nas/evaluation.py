@@ -229,6 +229,11 @@ class _Validator(ProtocolValidator):
     def __init__(self, owner: Evaluator, args: dict[str, Any]) -> None:
         super().__init__(save_dir=owner.work, args=args)
         self.owner = owner
+        self.threads = torch.get_num_threads()
+
+    def init_metrics(self, model: nn.Module) -> None:
+        torch.set_num_threads(self.threads)  # choosing the CPU, Ultralytics has just set a number of its own
+        super().init_metrics(model)
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> DetectionImages:
         size = self.args.imgsz if isinstance(self.args.imgsz, list) else [self.args.imgsz] * 2

@@ -114,6 +114,7 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
     def __init__(
         self, network: DetectionModel, data: Path, recipe: Recipe, work: Path, report: Report, device: str
     ) -> None:
+        threads = torch.get_num_threads()
         super().__init__(
             overrides={
                 "task": "detect",
@@ -147,6 +148,7 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
                 "max_det": PROTOCOL["max_det"],
             }
         )
+        torch.set_num_threads(threads)  # choosing the CPU, Ultralytics has just set a number of its own
         self.callbacks: dict[str, list[Any]] = defaultdict(list)  # no logging integrations
         self.add_callback("on_train_epoch_start", _Trainer._begin_epoch)
         self.add_callback("on_train_batch_end", _Trainer._tell)

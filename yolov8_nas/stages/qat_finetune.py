@@ -62,6 +62,7 @@ class _Finetuning:
         import torch
 
         from yolov8_nas.data.dataset import data_yaml
+        from yolov8_nas.hardware.profile import available_cores
         from yolov8_nas.space import Architecture
         from yolov8_nas.supernet.batchnorm import calibration_batches
         from yolov8_nas.supernet.supernet import Supernet
@@ -70,6 +71,7 @@ class _Finetuning:
         self.options = ctx.settings["finetune"]
         self.imgsz: int = ctx.settings["imgsz"]
         self.seed: int = ctx.settings["seed"]
+        torch.set_num_threads(available_cores())  # what importing Ultralytics left would be one, or depend on the order
         self.device = "0" if torch.cuda.is_available() else "cpu"
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
         self.names = list(self.supernet.names)
