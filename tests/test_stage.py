@@ -178,6 +178,18 @@ def test_a_shared_stage_raises(bench: Bench) -> None:
     assert bench.record("data-prep", target="all")["error"] == "data.yaml: missing"
 
 
+def test_nothing_is_done_for_targets_that_are_all_lost(bench: Bench) -> None:
+    def fail(ctx: StageContext) -> None:
+        raise StageError("nothing keeps the limit")
+
+    bench.run(bench.stage(fail, "hw-probe"))
+    with pytest.raises(StageError, match=f"every target has failed already: {TARGET} in hw-probe"):
+        bench.run(bench.stage(name="supernet-train"), target=None)
+    assert bench.calls == 1
+    bench.run(bench.stage(name="supernet-train"), target=None, run_id="run-2")
+    assert bench.calls == 2
+
+
 def test_a_bug_keeps_the_checkpoints(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
     seen = []
 

@@ -253,6 +253,7 @@ class _Run:
             try:
                 if outcome := self._already(entry, key):
                     return outcome
+                self._require_a_target()
                 return self._compute(entry, key, settings, digests)
             except Exception as error:
                 return self._failed(error, key, entry)
@@ -270,6 +271,23 @@ class _Run:
         if status.is_file() and (failure := read_json(status))["run_id"] == self.run_id:
             return self._end("failed", pack(entry.outputs, self.output), key, failure["error"])
         return None
+
+    def _require_a_target(self) -> None:
+        """Do nothing for all targets when each of them is lost, for example because nothing can keep its limits.
+
+        Raises:
+            StageError: Every target of the run has failed.
+        """
+        if self.target is not None:
+            return
+        lost = []
+        for label in target_labels(self.config):
+            records = map(read_json, sorted(self.store.run_folder(self.run_id).glob(f"{label}.*.json")))
+            failed = next((record["stage"] for record in records if record["status"] == "failed"), None)
+            if failed is None:
+                return
+            lost.append(f"{label} in {failed}")
+        raise StageError(f"not run, because every target has failed already: {', '.join(lost)}")
 
     def _compute(self, entry: Entry, key: str, settings: Settings, digests: Mapping[str, str]) -> Outcome:
         tries = len(RETRY_DELAYS) + 1
