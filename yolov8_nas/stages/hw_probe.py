@@ -180,6 +180,7 @@ class _Probe:
         """The networks as files, in the order of `samples`, and stock in Ultralytics' own form after them."""
         import torch
 
+        torch.set_num_threads(1)  # tracing computes next to nothing, and threads would only wait for each other
         torch.manual_seed(self.ctx.settings["seed"])
         files = [self._file(s.architecture) for s in self.samples]
         total = (1 + _TIMING) * (len(files) + 1)

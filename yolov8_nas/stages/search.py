@@ -68,12 +68,16 @@ class _Search:
     """One run of the stage."""
 
     def __init__(self, ctx: StageContext) -> None:
+        import torch
+
         from yolov8_nas.data.dataset import data_yaml
         from yolov8_nas.hardware.latency_model import LatencyModel
+        from yolov8_nas.hardware.profile import available_cores
         from yolov8_nas.search.memo import Memo
         from yolov8_nas.search.objective import CostModel, Scorer
         from yolov8_nas.supernet.supernet import Supernet
 
+        torch.set_num_threads(available_cores())
         self.ctx = ctx
         self.start = time.monotonic()
         self.options = ctx.settings

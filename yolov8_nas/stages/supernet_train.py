@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
@@ -50,11 +49,12 @@ def run(ctx: StageContext) -> None:
     import torch
 
     from yolov8_nas.data import dataset
+    from yolov8_nas.hardware.profile import available_cores
     from yolov8_nas.space import SearchSpace
     from yolov8_nas.supernet.supernet import Supernet
     from yolov8_nas.supernet.training import Recipe, train
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(available_cores())
     recipe = Recipe(**{name: ctx.settings[name] for name in Recipe.__dataclass_fields__})
     space = SearchSpace.from_dict(ctx.settings["space"])
     names = dataset.load(ctx.inputs["data-prep"]).classes
