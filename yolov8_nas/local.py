@@ -85,6 +85,8 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
     }
     write_json(logs / "pipeline.json", request)
     environment = {
+        # Threads that wait by spinning bring every other program, and so themselves, to a crawl on a machine in use.
+        "OMP_WAIT_POLICY": "passive",
         **os.environ,
         FILE_VARIABLE: str(logs / "progress.jsonl"),
         LOGS_VARIABLE: str(logs),
