@@ -12,6 +12,11 @@ from pathlib import Path
 from yolov8_nas.errors import InputError
 
 
+def default_path() -> Path:
+    """The lock file that all processes of a user on this host share."""
+    return Path(tempfile.gettempdir()) / f"yolov8-nas-{os.getuid()}.lock"
+
+
 class HostLock:
     """The lock of this host, for one process.
 
@@ -20,12 +25,12 @@ class HostLock:
     `measuring()` stays exclusive.
 
     Args:
-        path: The lock file; nothing for the user's own in the temporary folder.
+        path: The lock file; nothing for the user's own, `default_path()`.
         note: Told, once per wait, what is waited for.
     """
 
     def __init__(self, path: Path | None = None, note: Callable[[str], None] = print) -> None:
-        self.path = path or Path(tempfile.gettempdir()) / f"yolov8-nas-{os.getuid()}.lock"
+        self.path = path or default_path()
         self.note = note
         self._file: int | None = None
         self._mode = fcntl.LOCK_UN

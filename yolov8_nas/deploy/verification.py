@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.errors import StageError
@@ -15,9 +17,15 @@ from yolov8_nas.errors import StageError
 TOLERANCE: Final = 1e-4
 """Of scores, and of boxes as a share of the image's side."""
 
+ROUNDING: Final = 10
+"""How many times further than the FP32 network itself a file may be from exact arithmetic."""
+
 
 def verify_onnx(network: DetectionModel, file: Path, *, imgsz: int, batch: int = 1, seed: int = 0) -> float:
     """Compare an FP32 ONNX file with the network it was exported from, on random images.
+
+    What they are compared with is the network in double precision: rounding alone can move a network that has hardly
+    been trained by more than `TOLERANCE`, in PyTorch as in the file.
 
     INT8 files are not compared so: where a value lies between two integers, a rounding error in its last bit becomes a
     whole step. They are scored instead.
@@ -33,17 +41,20 @@ def verify_onnx(network: DetectionModel, file: Path, *, imgsz: int, batch: int =
         The largest difference of a score, or of a box as a share of the image's side.
 
     Raises:
-        StageError: It is larger than `TOLERANCE`.
+        StageError: It is larger than `TOLERANCE` and than rounding explains.
     """
     images = np.random.default_rng(seed).random((batch, 3, imgsz, imgsz), dtype=np.float32)
     with torch.no_grad():
-        expected = network.eval()(torch.from_numpy(images))[0].numpy()
+        rounded = network.eval()(torch.from_numpy(images))[0].numpy()
+        exact = deepcopy(network).double()(torch.from_numpy(images).double())[0].numpy()
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"images": images})
-    difference = np.abs(got - expected).max(axis=(0, 2))
-    largest = float(max(difference[:4].max() / imgsz, difference[4:].max()))
-    if not largest <= TOLERANCE:
-        raise StageError(
-            f"{file.name} differs from its network by {largest:.2g} (at most {TOLERANCE:g}): do not ship it"
-        )
+
+    def distance(outputs: NDArray[np.floating]) -> float:
+        difference = np.abs(outputs - exact).max(axis=(0, 2))
+        return float(max(difference[:4].max() / imgsz, difference[4:].max()))
+
+    largest, most = distance(got), max(TOLERANCE, ROUNDING * distance(rounded))
+    if not largest <= most:
+        raise StageError(f"{file.name} differs from its network by {largest:.2g} (at most {most:.2g}): do not ship it")
     return largest
