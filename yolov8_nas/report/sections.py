@@ -309,7 +309,8 @@ def _headline(target: Target, comparisons: Sequence[Mapping[str, Any]]) -> dict[
 def _compared(comparison: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, str]:
     """A comparison as a sentence, and what was compared."""
     other = wording.stock_name(comparison.get("against") or baseline.get("name"))
-    return wording.comparison_sentence(comparison, "The shipped network", other), str(comparison.get("what") or "")
+    subject = str(comparison.get("subject") or "The shipped network")
+    return wording.comparison_sentence(comparison, subject, other), str(comparison.get("what") or "")
 
 
 def _classes(target: Target) -> list[tuple[str, Any, Any]]:

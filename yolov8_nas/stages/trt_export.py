@@ -319,6 +319,7 @@ class _Export:
         return [
             {
                 **_compared(first, second),
+                "subject": "The shipped network" if first is shipped else f"In {first.precision.upper()} the network",
                 "what": f"mAP50-95 on val, {first.precision.upper()} against {second.precision.upper()}, "
                 "as exported; 95% interval over images, one training each",
                 "against": f"{name} ({second.precision.upper()})",
