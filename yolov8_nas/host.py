@@ -8,13 +8,19 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from yolov8_nas.errors import InputError
 
 
+LOCK_VARIABLE: Final = "YOLOV8_NAS_HOST_LOCK"
+"""Environment variable with another lock file, for containers that share a host and a folder."""
+
+
 def default_path() -> Path:
     """The lock file that all processes of a user on this host share."""
-    return Path(tempfile.gettempdir()) / f"yolov8-nas-{os.getuid()}.lock"
+    named = os.environ.get(LOCK_VARIABLE)
+    return Path(named) if named else Path(tempfile.gettempdir()) / f"yolov8-nas-{os.getuid()}.lock"
 
 
 class HostLock:
