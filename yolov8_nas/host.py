@@ -12,7 +12,6 @@ from typing import Final
 
 from yolov8_nas.errors import InputError
 
-
 LOCK_VARIABLE: Final = "YOLOV8_NAS_HOST_LOCK"
 """Environment variable with another lock file, for containers that share a host and a folder."""
 
