@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint bench clean
 
 demo: $(READY)
 	$(BIN)/yolov8-nas demo
@@ -20,6 +20,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On a machine that does nothing else.
+bench: $(READY)
+	$(BIN)/python benchmarks/latency_model.py
+	$(BIN)/python benchmarks/search_speed.py
 
 # Set up once, and again whenever the locked requirements or the package's own description change.
 $(READY): requirements/dev.txt pyproject.toml
