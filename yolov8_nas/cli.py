@@ -253,8 +253,8 @@ def _run(config: RunConfig, workdir: Path) -> None:
             checks = preflight.check_limits_apart(config, dataset.names)
         for check in checks:
             console.print(
-                f"{check.target}: stock {check.stock_ms:.2f} ms, smallest network of the space "
-                f"{check.smallest_ms:.2f} ms, to keep: {', '.join(check.limits)}",
+                f"{check.target}, at a first look: stock {check.stock_ms:.2f} ms, smallest network of the space "
+                f"{check.smallest_ms:.2f} ms, to keep about {', '.join(check.limits)}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
