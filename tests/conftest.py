@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 # Before anything imports them: both read the environment when they are imported.
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolov8-nas-tests-")
@@ -13,5 +17,15 @@ os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLOV8_NAS_HOST_LOCK"] = str(Path(tempfile.mkdtemp(prefix="yolov8-nas-host-")) / "lock")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# With the number of threads the last bits of a training change, and after some steps everything.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Threads that spin for long while they wait make tests ten times slower on a machine with other work.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Stages take all cores; the next test's figures must not depend on which test came before it."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
