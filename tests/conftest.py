@@ -8,7 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples each time: whether a change passes must not depend on luck.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 # Before anything imports them: both read the environment when they are imported.
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolov8-nas-tests-")
