@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,11 @@ class Constraint:
         if unit not in factors:
             raise InputError(f"constraint {text!r}: unknown unit {unit!r} for {metric}; use {', '.join(factors)}")
         return cls(metric, statistic, scope, limit * factors[unit], relative=False)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Constraint:
+        """An absolute limit as hw-probe writes it to `constraints.json`."""
+        return cls(row["metric"], row["statistic"], row["scope"], row["limit"], relative=False)
 
     @property
     def quantity(self) -> str:

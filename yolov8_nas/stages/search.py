@@ -86,10 +86,7 @@ class _Search:
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
         self.space = self.supernet.space
         self.costs = CostModel.from_probe(
-            [
-                Constraint(row["metric"], row["statistic"], row["scope"], row["limit"], relative=False)
-                for row in read_json(self.probe / "constraints.json")
-            ],
+            [Constraint.from_row(row) for row in read_json(self.probe / "constraints.json")],
             LatencyModel.from_dict(read_json(self.probe / "latency_model.json")),
             read_json(self.probe / "latency_table.json")["rows"],
             num_classes=self.supernet.num_classes,

@@ -90,10 +90,7 @@ class _Export:
         self.tuned = ctx.inputs["qat-finetune"]
         self.summary = read_json(self.tuned / "finetune.json")
         self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
-        self.limits = [
-            Constraint(row["metric"], row["statistic"], row["scope"], row["limit"], relative=False)
-            for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")
-        ]
+        self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
         self.steps = 0
         self.total = 1
 
