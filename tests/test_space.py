@@ -44,6 +44,12 @@ def test_round_trips(genes):
         assert 8 <= smallest.hidden <= block.hidden <= largest.hidden and block.hidden % 8 == 0
 
 
+def test_descriptions_older_than_attention_have_none():
+    written = TINY.stock.to_dict()
+    del written["attention"]
+    assert Architecture.from_dict(written) == TINY.stock
+
+
 def test_digests_tell_architectures_apart():
     rng = np.random.default_rng(0)
     drawn = {TINY.sample(rng) for _ in range(100)}
@@ -78,6 +84,12 @@ def changed(**changes) -> dict:
         (changed(convs=TINY.to_dict()["convs"] | {"stem": [16, 16]}), "names an option twice"),
         (changed(convs=TINY.to_dict()["convs"] | {"stem": []}), "expected a list"),
         (changed(sppf={"kernel": [4, 5], "width": [256]}), "even kernel"),
+        (changed(attention=[0, 5]), "attention: 5 is not a number"),
+        (changed(attention=[1]), "does not contain stock YOLOv8n: attention = 0"),
+        (
+            changed(attention=[0, 1], sppf={"kernel": [5], "width": [256, 448]}),
+            "sppf.width: 448 leaves attention 224 channels for 3 heads of equal size",
+        ),
     ],
 )
 def test_unusable_spaces(data, message):

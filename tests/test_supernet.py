@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from ultralytics.nn.modules import Detect
+from ultralytics.nn.modules import C2PSA, Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.space import Architecture, SearchSpace, SpaceError, stock_architecture
 from yolov8_nas.supernet.batchnorm import recalibrate
 from yolov8_nas.supernet.derive import build, derive, model_rows, save_checkpoint, unroll
-from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect
+from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticPSA
 from yolov8_nas.supernet.supernet import Supernet
 
 TINY = SearchSpace.load("tiny")
@@ -71,13 +72,37 @@ def test_derived_network_computes_what_the_active_supernet_computes(supernet, ar
     assert_same(raw(derive(supernet, architecture), x, training=training), raw(supernet, x, training=training))
 
 
-def test_another_space():
-    space = SearchSpace.load("yolov8n")
+@pytest.mark.parametrize("name", ["yolov8n", "yolov8s"])
+def test_another_space(name):
+    space = SearchSpace.load(name)
     net = randomise(Supernet(space, 3))
     x = torch.rand(1, 3, 64, 32, dtype=torch.float64)
     for architecture in (space.largest(), space.sample(np.random.default_rng(0))):
         net.activate(architecture)
         assert_same(raw(derive(net, architecture), x, training=False), raw(net, x, training=False))
+
+
+WIDTHS = (128, 192, 256, 288, 320, 480)
+"""Of attention: one head of 64 and of 96 channels, two of 64, 72 and 80, three of 80."""
+
+
+@pytest.fixture(scope="module")
+def attention() -> ElasticPSA:
+    torch.manual_seed(0)
+    return randomise(ElasticPSA(WIDTHS, 2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(width=st.sampled_from(WIDTHS), depth=st.integers(1, 2), training=st.booleans())
+def test_attention_is_cut_by_heads(attention, width, depth, training):
+    stock = C2PSA(width, width, depth).double()
+    for norm in (module for module in stock.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.eps = 1e-3  # as Ultralytics sets it in every network
+    stock.load_state_dict(stock.state_dict() | attention.state(width, depth))
+    x = torch.rand(2, width, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, wanted = attention.train(training)(x, depth), stock.train(training)(x)
+    assert (found - wanted).abs().max() <= 1e-9 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("p3", [64, 288, 320])
@@ -174,10 +199,12 @@ def test_recalibration_is_the_average_over_batches(supernet):
         recalibrate(network, [])
 
 
-def test_recalibrating_the_active_supernet_is_recalibrating_the_derived_network():
+@pytest.mark.parametrize("name", ["tiny", "yolov8n"])
+def test_recalibrating_the_active_supernet_is_recalibrating_the_derived_network(name):
     torch.manual_seed(0)
-    net = Supernet(TINY, 3)
-    architecture = TINY.sample(np.random.default_rng(3))
+    space = SearchSpace.load(name)
+    net = Supernet(space, 3)
+    architecture = replace(space.sample(np.random.default_rng(3)), attention=max(space.dimensions[-1].options))
     net.activate(architecture)
     network = derive(net, architecture)
     batches = [torch.rand(4, 3, 64, 64) for _ in range(2)]

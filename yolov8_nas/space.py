@@ -2,7 +2,8 @@
 
 A detector of the space has YOLOv8's topology: a stem and four down-sampling convolutions with a C2f block after each
 (P2 to P5), SPPF, a top-down neck (P4, P3), a bottom-up neck (P4, P5) and YOLOv8's Detect head. What can vary is the
-width of every convolution, and depth, width, expansion and operator of every C2f block.
+width of every convolution, and depth, width, expansion and operator of every C2f block. After SPPF, where cells are
+fewest, a light attention block (Ultralytics' C2PSA) can be had.
 
 This module imports nothing of this package and nothing heavy: it is safe to use anywhere.
 """
@@ -93,12 +94,14 @@ class Architecture:
         blocks: The C2f blocks, in the order of `BLOCKS`.
         sppf_kernel: Kernel of SPPF's max-pooling.
         sppf_width: Output channels of SPPF. Its hidden width is fixed by stock code at half its input.
+        attention: Number of attention blocks after SPPF, which keep its width; 0 for none, as in YOLOv8.
     """
 
     convs: tuple[int, ...]
     blocks: tuple[Block, ...]
     sppf_kernel: int
     sppf_width: int
+    attention: int
 
     def conv(self, name: str) -> int:
         """Output channels of the stride-2 convolution `name`."""
@@ -117,11 +120,15 @@ class Architecture:
                 for name, b in zip(BLOCKS, self.blocks, strict=True)
             },
             "sppf": {"kernel": self.sppf_kernel, "width": self.sppf_width},
+            "attention": self.attention,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
         """The architecture that `to_dict` described.
+
+        Without the key `attention` it has none: descriptions of registered models that lack it were written when no
+        network could have any.
 
         Raises:
             SpaceError: A part is missing or not of its form.
@@ -135,6 +142,7 @@ class Architecture:
                 ),
                 sppf_kernel=int(data["sppf"]["kernel"]),
                 sppf_width=int(data["sppf"]["width"]),
+                attention=int(data.get("attention", 0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SpaceError(
@@ -205,7 +213,7 @@ class SearchSpace:
         Raises:
             SpaceError: An unknown key or operator, a width that is no multiple of 8, stock YOLOv8 not contained, ...
         """
-        parts = _mapping(data, "space", ("name", "scale", "convs", "blocks", "sppf"))
+        parts = _mapping(data, "space", ("name", "scale", "convs", "blocks", "sppf", "attention"))
         scale = str(parts["scale"])
         if scale not in SCALES:
             raise SpaceError(f"scale: {scale!r} is not one of {', '.join(SCALES)}")
@@ -228,7 +236,16 @@ class SearchSpace:
         dimensions += [
             Dimension("sppf.kernel", kernels),
             Dimension("sppf.width", _channels("sppf.width", sppf["width"])),
+            Dimension("attention", _numbers("attention", parts["attention"], int, 0, 4)),
         ]
+        if any(dimensions[-1].options):
+            for width in dimensions[-2].options:
+                half, heads = width // 2, attention_heads(width)
+                if half % heads:
+                    raise SpaceError(
+                        f"sppf.width: {width} leaves attention {half} channels for {heads} heads of equal size; "
+                        "use another width, or attention: [0]"
+                    )
         return cls(name=str(parts["name"]), scale=scale, dimensions=tuple(dimensions))
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,6 +260,7 @@ class SearchSpace:
                 for name in BLOCKS
             },
             "sppf": {"kernel": options["sppf.kernel"], "width": options["sppf.width"]},
+            "attention": options["attention"],
         }
 
     @cached_property
@@ -276,6 +294,7 @@ class SearchSpace:
             ),
             sppf_kernel=values["sppf.kernel"],
             sppf_width=values["sppf.width"],
+            attention=values["attention"],
         )
 
     def encode(self, architecture: Architecture) -> tuple[int, ...]:
@@ -328,7 +347,13 @@ def stock_architecture(scale: str) -> Architecture:
         blocks=tuple(Block(max(round(n * depth), 1), channels(c), 0.5, "conv3") for n, c in _STOCK_BLOCKS),
         sppf_kernel=5,
         sppf_width=channels(_STOCK_SPPF),
+        attention=0,
     )
+
+
+def attention_heads(width: int) -> int:
+    """Heads of an attention block between `width` channels (Ultralytics' `C2PSA`): one per 64 of the half inside."""
+    return max(width // 2 // 64, 1)
 
 
 def _values(architecture: Architecture) -> dict[str, Any]:
@@ -338,6 +363,7 @@ def _values(architecture: Architecture) -> dict[str, Any]:
             values[f"{name}.{part}"] = getattr(block, part)
     values["sppf.kernel"] = architecture.sppf_kernel
     values["sppf.width"] = architecture.sppf_width
+    values["attention"] = architecture.attention
     return values
 
 

@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
-from yolov8_nas.space import Architecture
+from yolov8_nas.space import Architecture, attention_heads
 from yolov8_nas.supernet.derive import model_rows
 
-Kind = Literal["conv1", "conv3", "conv5", "stride2", "dilated", "depthwise"]
-KINDS: Final[tuple[Kind, ...]] = ("conv1", "conv3", "conv5", "stride2", "dilated", "depthwise")
-"""Kinds of convolution that a runtime has different kernels for."""
+Kind = Literal["conv1", "conv3", "conv5", "stride2", "dilated", "depthwise", "attention"]
+KINDS: Final[tuple[Kind, ...]] = ("conv1", "conv3", "conv5", "stride2", "dilated", "depthwise", "attention")
+"""Kinds of layer that a runtime has different kernels for: convolutions, and the products within attention."""
 
 _BOX_BINS: Final = 16
 """Detect's `reg_max`: bins of the distribution over each side of a box."""
@@ -66,6 +66,11 @@ class Layer:
         return self.kernel**2 * self.inputs // self.groups * self.outputs
 
     @property
+    def params(self) -> int:
+        """Parameters before BatchNorm is folded."""
+        return self.weights + self.outputs * (2 if self.batch_norm else 1)
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates for one image."""
         return self.weights * self.size**2
@@ -77,25 +82,65 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """The products within one attention block: every cell with every other, and the weighted sum of their values.
+
+    Attributes:
+        name: The yaml row that they belong to.
+        heads: Number of heads.
+        key: Channels of a head's queries, and of its keys.
+        value: Channels of a head's values.
+        size: Side of the square map.
+    """
+
+    name: str
+    heads: int
+    key: int
+    value: int
+    size: int
+    kind: ClassVar[Kind] = "attention"
+    params: ClassVar[int] = 0
+
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+        return self.heads * self.value
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image; they grow with the fourth power of the side."""
+        return self.heads * (self.key + self.value) * self.size**4
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of FP32 queries, keys, values, output and the matrix of scores, which is written and read."""
+        return 4 * self.heads * (2 * (self.key + self.value) * self.size**2 + 2 * self.size**4)
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a network costs.
 
     Attributes:
-        layers: Its convolutions, in the order of the network, without Detect's fixed 16-to-1 sum over bins.
-        params: Trainable and fixed parameters as Ultralytics counts them before BatchNorm is folded.
+        layers: Its convolutions and attention products, in the order of the network, without Detect's fixed 16-to-1
+            sum over bins.
     """
 
-    layers: tuple[Layer, ...]
-    params: int
+    layers: tuple[Layer | Attention, ...]
+
+    @cached_property
+    def params(self) -> int:
+        """Trainable and fixed parameters as Ultralytics counts them before BatchNorm is folded."""
+        return sum(layer.params for layer in self.layers) + _BOX_BINS
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-accumulates of the convolutions for one image."""
+        """Multiply-accumulates of the layers for one image."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def gflops(self) -> float:
-        """Twice the multiply-accumulates of the convolutions, in 10^9 for one image.
+        """Twice the multiply-accumulates of the layers, in 10^9 for one image.
 
         This is what is usually quoted for YOLOv8. Profilers that also count BatchNorm, pooling and activations (as
         `thop` does) give one or two per cent more.
@@ -104,7 +149,7 @@ class Cost:
 
     @cached_property
     def bytes(self) -> int:
-        """FP32 bytes that the convolutions of one image read and write at least."""
+        """FP32 bytes that the layers read and write at least for one image."""
         return sum(layer.bytes for layer in self.layers)
 
 
@@ -116,15 +161,13 @@ def cost(architecture: Architecture, num_classes: int, imgsz: int) -> Cost:
         num_classes: Classes of the Detect head.
         imgsz: Side of the square input in pixels, a multiple of 32.
     """
-    layers = tuple(_layers(architecture, num_classes, imgsz))
-    params = sum(layer.weights + layer.outputs * (2 if layer.batch_norm else 1) for layer in layers)
-    return Cost(layers, params + _BOX_BINS)
+    return Cost(tuple(_layers(architecture, num_classes, imgsz)))
 
 
-def _layers(architecture: Architecture, num_classes: int, imgsz: int) -> Iterator[Layer]:
-    """The convolutions of `architecture`, following channels and sizes from row to row."""
+def _layers(architecture: Architecture, num_classes: int, imgsz: int) -> Iterator[Layer | Attention]:
+    """The layers of `architecture`, following channels and sizes from row to row."""
     shapes: list[tuple[int, int]] = []  # (channels, side) of every row's output
-    for name, (source, _, module, arguments) in model_rows(architecture):
+    for name, (source, repeats, module, arguments) in model_rows(architecture):
         sources = [shapes[i] if shapes else (3, imgsz) for i in ([source] if isinstance(source, int) else source)]
         channels, size = sources[0]
         match module:
@@ -142,6 +185,13 @@ def _layers(architecture: Architecture, num_classes: int, imgsz: int) -> Iterato
                 yield _conv(name, channels, size, hidden, 1)
                 yield _conv(name, 4 * hidden, size, outputs, 1)
                 shapes.append((outputs, size))
+            case "C2PSA":
+                half = channels // 2
+                yield _conv(name, channels, size, 2 * half, 1)
+                for _ in range(repeats):
+                    yield from _psa_block(name, half, size, attention_heads(channels))
+                yield _conv(name, 2 * half, size, channels, 1)
+                shapes.append((channels, size))
             case "nn.Upsample":
                 shapes.append((channels, size * arguments[1]))
             case "Concat":
@@ -159,6 +209,18 @@ def _conv(
     """A stock Conv from the arguments of its row; its padding keeps the size but for the stride."""
     del padding
     return Layer(name, kernel, stride, dilation, groups, inputs, outputs, math.ceil(size / stride))
+
+
+def _psa_block(name: str, channels: int, size: int, heads: int) -> Iterator[Layer | Attention]:
+    """One attention with its projections and the encoding of places, and the feed-forward layer."""
+    value = channels // heads
+    key = value // 2
+    yield _conv(name, channels, size, channels + 2 * heads * key, 1)
+    yield Attention(name, heads, key, value, size)
+    yield _conv(name, channels, size, channels, 3, groups=channels)
+    yield _conv(name, channels, size, channels, 1)
+    yield _conv(name, channels, size, 2 * channels, 1)
+    yield _conv(name, 2 * channels, size, channels, 1)
 
 
 def _detect(name: str, sources: list[tuple[int, int]], num_classes: int) -> Iterator[Layer]:

@@ -1,7 +1,7 @@
 """Latency of a network from its architecture, learned from networks that were measured.
 
 Two parts are fitted, both to relative errors. The first is physical: latency is a sum of multiply-accumulates, bytes
-and numbers of layers of each kind of convolution, each with a price that is not negative (non-negative least squares),
+and numbers of layers of each kind, each with a price that is not negative (non-negative least squares),
 so that a search is not led to networks that seem faster for having more to do. The second is a factor close to one that
 follows from the work and the layers of each part of the network: a Gaussian process on its logarithm, with a kernel
 that is linear plus squared exponential (Rasmussen and Williams, Gaussian Processes for Machine Learning, chapter 2).
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from yolov8_nas.hardware.cost import KINDS, Layer, cost
+from yolov8_nas.hardware.cost import KINDS, Attention, Layer, cost
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -44,6 +44,7 @@ _SOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "down_p5": ("backbone_p4",),
     "backbone_p5": ("down_p5",),
     "sppf": ("backbone_p5",),
+    "attention": ("sppf",),
     "topdown_p4": ("sppf", "backbone_p4"),
     "topdown_p3": ("topdown_p4", "backbone_p3"),
     "neck_down_p4": ("topdown_p3",),
@@ -55,7 +56,7 @@ _SOURCES: Final[Mapping[str, tuple[str, ...]]] = {
 """The parts of a network, and those whose outputs each of them reads: with its own options they settle its cost."""
 
 _WORK: Final = 1 + 3 * len(KINDS) + 1
-"""Features of the physical part: one for the network; three of each kind of convolution; pooling."""
+"""Features of the physical part: one for the network; three of each kind of layer; pooling."""
 
 _FOLDS: Final = 10
 
@@ -107,16 +108,17 @@ def _keys(architecture: Architecture) -> list[Hashable]:
         options[name] = (block.depth, block.width, block.expansion, block.operator)
     widths["sppf"] = architecture.sppf_width
     options["sppf"] = (architecture.sppf_width, architecture.sppf_kernel)
+    options["attention"] = architecture.attention
     return [(name, options.get(name), *[widths[s] for s in sources]) for name, sources in _SOURCES.items()]
 
 
-def _row(layers: Sequence[Layer], pooling: int) -> Floats:
+def _row(layers: Sequence[Layer | Attention], pooling: int) -> Floats:
     """Features of a part: MACs (10^6), bytes (10^6) and number of layers by kind; pooling (10^6); MACs and layers."""
     row: list[float] = []
     for kind in KINDS:
         alike = [layer for layer in layers if layer.kind == kind]
         row += [sum(x.macs for x in alike) / 1e6, sum(x.bytes for x in alike) / 1e6, len(alike)]
-    row.append(3 * pooling**2 * layers[0].outputs * layers[0].size ** 2 / 1e6)
+    row.append(3 * pooling**2 * layers[0].outputs * layers[0].size ** 2 / 1e6 if pooling else 0.0)
     row += [sum(x.macs for x in layers) / 1e6, len(layers)]
     return np.array(row)
 

@@ -35,6 +35,7 @@ _BLOCK_NAMES: Final = {
     "bottomup_p4": "Bottom-up P4",
     "bottomup_p5": "Bottom-up P5",
 }
+_NAMES: Final = {**_CONV_NAMES, **_BLOCK_NAMES, "sppf": "SPPF", "attention": "Attention"}
 _ORDER: Final = (
     "stem",
     "down_p2",
@@ -46,6 +47,7 @@ _ORDER: Final = (
     "down_p5",
     "backbone_p5",
     "sppf",
+    "attention",
     "topdown_p4",
     "topdown_p3",
     "neck_down_p4",
@@ -80,12 +82,13 @@ class Part:
 
 
 def parts(architecture: Architecture, stock: Architecture | None) -> list[Part]:
-    """Every part in the order of the network, beside its stock counterpart."""
+    """Every part in the order of the network, beside its stock counterpart; attention only where there is some."""
     rows = []
     for name in _ORDER:
+        if name == "attention" and not architecture.attention:
+            continue
         here, there = _describe(architecture, name), "" if stock is None else _describe(stock, name)
-        label = _CONV_NAMES.get(name) or _BLOCK_NAMES.get(name) or "SPPF"
-        rows.append(Part(label, here, there, stock is not None and here != there))
+        rows.append(Part(_NAMES[name], here, there, stock is not None and here != there))
     return rows
 
 
@@ -104,6 +107,8 @@ def draw(architecture: Architecture, stock: Architecture | None, *, title: str, 
     body += [_conv(architecture, stock, name) for name in CONVS]
     body += [_block(architecture.block(name), stock.block(name) if stock else None, name) for name in BLOCKS]
     body.append(_sppf(architecture, stock))
+    if architecture.attention:
+        body.append(_attention(architecture, stock))
     identity = escape(identity, quote=True)
     return (
         f'<svg class="network" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
@@ -119,6 +124,8 @@ def _describe(architecture: Architecture, name: str) -> str:
         return f"{architecture.conv(name)} channels"
     if name == "sppf":
         return f"{architecture.sppf_kernel}×{architecture.sppf_kernel}, {architecture.sppf_width} channels"
+    if name == "attention":
+        return f"{architecture.attention} × PSA" if architecture.attention else "none"
     block = architecture.block(name)
     return f"{_layers(block)}, {block.width} channels, {block.hidden} hidden"
 
@@ -196,6 +203,19 @@ def _sppf(architecture: Architecture, stock: Architecture | None) -> str:
     ]
     if stock is not None:
         drawn.append(_text(x + 10, y + 36, f"stock {there}" if changed else "as stock", "note" if changed else "faint"))
+    return "".join(drawn)
+
+
+def _attention(architecture: Architecture, stock: Architecture | None) -> str:
+    """Attention lies on the way from SPPF into the neck."""
+    x, y, width = _COLUMNS["backbone"] + _BOX + 14, _SPPF_TOP, 126
+    drawn = [
+        _rect(x, y, width, 46, "card" if stock is None else "card changed", 4),
+        _text(x + 10, y + 18, "Attention", "strong"),
+        _text(x + width - 10, y + 18, _describe(architecture, "attention"), "plain", end=True),
+    ]
+    if stock is not None:
+        drawn.append(_text(x + 10, y + 36, f"stock {_describe(stock, 'attention')}", "note"))
     return "".join(drawn)
 
 

@@ -29,8 +29,9 @@ Row = list[Any]
 def model_rows(architecture: Architecture) -> list[tuple[str, Row]]:
     """The rows of the network's yaml, each with the name of the supernet module it is derived from.
 
-    Names: the stride-2 convolutions and `sppf` by their own name; of a C2f block `<block>.split0`, `<block>.split1`,
-    `<block>.layers.<i>`, `<block>.concat`, `<block>.merge`; `detect`; `upsample_p4`, `concat_...` for the rest.
+    Names: the stride-2 convolutions, `sppf` and `attention` by their own name; of a C2f block `<block>.split0`,
+    `<block>.split1`, `<block>.layers.<i>`, `<block>.concat`, `<block>.merge`; `detect`; `upsample_p4`, `concat_...`
+    for the rest.
 
     Returns:
         (name, [from, repeats, module, arguments]) in the order of the network; the last one is the Detect head.
@@ -38,8 +39,8 @@ def model_rows(architecture: Architecture) -> list[tuple[str, Row]]:
     rows: list[tuple[str, Row]] = []
     outputs: dict[str, int] = {}
 
-    def add(name: str, source: int | list[int], module: str, arguments: list[Any]) -> int:
-        rows.append((name, [source, 1, module, arguments]))
+    def add(name: str, source: int | list[int], module: str, arguments: list[Any], repeats: int = 1) -> int:
+        rows.append((name, [source, repeats, module, arguments]))
         return len(rows) - 1
 
     def conv(name: str) -> None:
@@ -59,12 +60,14 @@ def model_rows(architecture: Architecture) -> list[tuple[str, Row]]:
     for level in ("p2", "p3", "p4", "p5"):
         conv(f"down_{level}")
         c2f(f"backbone_{level}")
-    outputs["sppf"] = add("sppf", -1, "SPPF", [architecture.sppf_width, architecture.sppf_kernel])
+    outputs["p5"] = add("sppf", -1, "SPPF", [architecture.sppf_width, architecture.sppf_kernel])
+    if architecture.attention:
+        outputs["p5"] = add("attention", -1, "C2PSA", [architecture.sppf_width], architecture.attention)
     for level in ("p4", "p3"):
         add(f"upsample_{level}", -1, "nn.Upsample", [None, 2, "nearest"])
         concat(f"concat_topdown_{level}", f"backbone_{level}")
         c2f(f"topdown_{level}")
-    for level, other in (("p4", "topdown_p4"), ("p5", "sppf")):
+    for level, other in (("p4", "topdown_p4"), ("p5", "p5")):
         conv(f"neck_down_{level}")
         concat(f"concat_bottomup_{level}", other)
         c2f(f"bottomup_{level}")
@@ -79,14 +82,14 @@ def model_yaml(architecture: Architecture, num_classes: int) -> dict[str, Any]:
         architecture: The network.
         num_classes: Number of classes of the Detect head.
     """
-    rows = [row for _, row in model_rows(architecture)]
-    backbone = 1 + next(i for i, row in enumerate(rows) if row[2] == "SPPF")
+    names, rows = zip(*model_rows(architecture), strict=True)
+    neck = names.index("upsample_p4")
     return {
         "nc": num_classes,
         "depth_multiple": 1.0,
         "width_multiple": 1.0,
-        "backbone": rows[:backbone],
-        "head": rows[backbone:],
+        "backbone": list(rows[:neck]),
+        "head": list(rows[neck:]),
     }
 
 
@@ -168,6 +171,7 @@ def unroll(stock: DetectionModel) -> DetectionModel:
         blocks=tuple(block(c2f) for c2f in c2fs.values()),
         sppf_kernel=sppf.m.kernel_size,
         sppf_width=sppf.cv2.conv.out_channels,
+        attention=0,
     )
     model = build(architecture, detect.nc, [stock.names[i] for i in range(detect.nc)])
     model.to(next(stock.parameters()))

@@ -11,6 +11,8 @@ first channels are active, so the active weights are a prefix of every member an
     members (maximum)   |  a a a a  |  b b b  |  c c c c  |        weight[:, all of these]
     members (active)    |  a a      |  b      |  (absent) |   ->   weight[:, a0 a1 b0]
 
+The output is cut in the same way where it has members: in an attention block, queries, keys and values of every head.
+
 A square kernel is the centre of the largest one that the layer has:
 
     . . . . .
@@ -31,8 +33,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from yolov8_nas.space import attention_heads
+
 State = dict[str, Tensor]
 """Tensors by the names that the stock module gives them."""
+
+Width = int | Sequence[int]
+"""Channels of an output; of each of its members, where it has several."""
 
 REG_MAX = 16
 """Bins of the distribution of each side of a box: Ultralytics' value for YOLOv8."""
@@ -41,31 +48,64 @@ STRIDES = (8, 16, 32)
 """Pixels per cell of the levels P3, P4 and P5."""
 
 
+def _spans(members: Sequence[int], active: Sequence[int]) -> list[tuple[int, int]]:
+    """Where the first channels of each member lie, as (begin, end); members beyond the last one given are absent."""
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for maximum, channels in zip(members, active, strict=False):
+        if spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], start + channels)  # the member before is whole, so the two are one span
+        else:
+            spans.append((start, start + channels))
+        start += maximum
+    return spans
+
+
+def _cut(tensor: Tensor, members: Sequence[int], active: Sequence[int], dim: int) -> Tensor:
+    """The first channels of each member along `dim`: a view where they are one span."""
+    parts = [tensor.narrow(dim, begin, end - begin) for begin, end in _spans(members, active)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
 class ElasticBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of the first channels.
+    """Batch normalisation of the first channels of each member.
 
     While the supernet trains it normalises with the statistics of the batch and keeps none: running statistics would
     be a blend over networks that see different activations, right for none of them (BigNAS, arXiv:2003.11142, section
     3.4). `batchnorm.recalibrate` turns `track_running_stats` on to fill the statistics of one network.
+
+    Args:
+        members: Maximum channels of each member.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3, momentum=0.03)  # as Ultralytics sets them in every network
+    def __init__(self, members: Sequence[int]) -> None:
+        super().__init__(sum(members), eps=1e-3, momentum=0.03)  # as Ultralytics sets them in every network
+        self.members = tuple(members)
         self.track_running_stats = False
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Normalise C channels, at most as many as the layer has."""
+    def forward(self, x_BCHW: Tensor, members: Sequence[int]) -> Tensor:  # type: ignore[override]
+        """Normalise the active channels of each member; C is the sum of `members`."""
+        state = self.state(members)
+        weight, bias, mean, var = state["weight"], state["bias"], state["running_mean"], state["running_var"]
+        if not self.training or not self.track_running_stats:
+            batch_only = self.training
+            statistics = (None, None) if batch_only else (mean, var)
+            return F.batch_norm(x_BCHW, statistics[0], statistics[1], weight, bias, batch_only, 0.0, self.eps)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        c = x_BCHW.shape[1]
-        mean: Tensor | None = self.running_mean[:c]
-        var: Tensor | None = self.running_var[:c]
-        momentum = 0.0
-        if self.training and self.track_running_stats:
-            self.num_batches_tracked.add_(1)
-            momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        elif self.training:
-            mean = var = None
-        return F.batch_norm(x_BCHW, mean, var, self.weight[:c], self.bias[:c], self.training, momentum, self.eps)
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        y_BCHW = F.batch_norm(x_BCHW, mean, var, weight, bias, True, momentum, self.eps)
+        start = 0
+        for begin, end in _spans(self.members, members):  # of several spans, what was updated is a copy
+            self.running_mean[begin:end] = mean[start : start + end - begin]
+            self.running_var[begin:end] = var[start : start + end - begin]
+            start += end - begin
+        return y_BCHW
+
+    def state(self, members: Sequence[int]) -> State:
+        """The active channels as the state of a stock `BatchNorm2d`: views where they are one span."""
+        tensors = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        return {name: _cut(tensor, self.members, members, 0) for name, tensor in tensors.items()}
 
 
 class ElasticConv(nn.Module):
@@ -73,58 +113,50 @@ class ElasticConv(nn.Module):
 
     Args:
         members: Maximum channels of each member of the input.
-        width: Maximum output channels.
+        width: Maximum output channels; of each member of the output, where it has several.
         kernel: Largest kernel; smaller ones are its centre.
         stride: Pixels from one output to the next.
         dilation: Pixels from one tap of the kernel to the next.
         depthwise: One filter per channel; input and output channels are the same then.
+        activation: Whether SiLU follows.
     """
 
     def __init__(
         self,
         members: Sequence[int],
-        width: int,
+        width: Width,
         kernel: int,
         stride: int = 1,
         dilation: int = 1,
         depthwise: bool = False,
+        activation: bool = True,
     ) -> None:
         super().__init__()
         self.members = tuple(members)
+        self.outputs = _members(width)
         self.kernel = kernel
         self.stride = stride
         self.dilation = dilation
         self.depthwise = depthwise
-        self.weight = nn.Parameter(torch.empty(width, 1 if depthwise else sum(members), kernel, kernel))
+        self.activation = activation
+        self.weight = nn.Parameter(torch.empty(sum(self.outputs), 1 if depthwise else sum(members), kernel, kernel))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # PyTorch's own default, and so Ultralytics'
-        self.bn = ElasticBatchNorm(width)
+        self.bn = ElasticBatchNorm(self.outputs)
 
-    def cut(self, members: Sequence[int], width: int, kernel: int) -> Tensor:
-        """The active weights, of shape (width, active input channels, kernel, kernel): a view where one exists.
+    def cut(self, members: Sequence[int], width: Width, kernel: int) -> Tensor:
+        """The active weights, of shape (output channels, input channels, kernel, kernel): a view where one exists.
 
         Args:
             members: Active channels of each member; members beyond the last one given are absent.
-            width: Active output channels.
+            width: Active output channels, in the form in which the layer's were given.
             kernel: Active kernel.
         """
         margin = (self.kernel - kernel) // 2
         taps = slice(margin, margin + kernel)
-        weight = self.weight[:width, :, taps, taps]
-        if self.depthwise:
-            return weight
-        spans: list[tuple[int, int]] = []
-        start = 0
-        for maximum, active in zip(self.members, members, strict=False):
-            if spans and spans[-1][1] == start:
-                spans[-1] = (spans[-1][0], start + active)  # the member before is whole, so the two are one span
-            else:
-                spans.append((start, start + active))
-            start += maximum
-        if len(spans) == 1:
-            return weight[:, spans[0][0] : spans[0][1]]
-        return torch.cat([weight[:, begin:end] for begin, end in spans], 1)
+        weight = _cut(self.weight[:, :, taps, taps], self.outputs, _members(width), 0)
+        return weight if self.depthwise else _cut(weight, self.members, members, 1)
 
-    def forward(self, x_BCHW: Tensor, members: Sequence[int], width: int, kernel: int) -> Tensor:
+    def forward(self, x_BCHW: Tensor, members: Sequence[int], width: Width, kernel: int) -> Tensor:
         """Apply the layer cut to `members`, `width` and `kernel`; C is the sum of `members`."""
         x_BCHW = F.conv2d(
             x_BCHW,
@@ -132,21 +164,14 @@ class ElasticConv(nn.Module):
             stride=self.stride,
             padding=self.dilation * (kernel // 2),
             dilation=self.dilation,
-            groups=width if self.depthwise else 1,
+            groups=x_BCHW.shape[1] if self.depthwise else 1,
         )
-        return F.silu(self.bn(x_BCHW))
+        x_BCHW = self.bn(x_BCHW, _members(width))
+        return F.silu(x_BCHW) if self.activation else x_BCHW
 
-    def state(self, members: Sequence[int], width: int, kernel: int) -> State:
+    def state(self, members: Sequence[int], width: Width, kernel: int) -> State:
         """The same cut as the state of a stock `Conv`."""
-        bn = self.bn
-        assert bn.running_mean is not None and bn.running_var is not None
-        return {
-            "conv.weight": self.cut(members, width, kernel),
-            "bn.weight": bn.weight[:width],
-            "bn.bias": bn.bias[:width],
-            "bn.running_mean": bn.running_mean[:width],
-            "bn.running_var": bn.running_var[:width],
-        }
+        return _joined({"conv.": {"weight": self.cut(members, width, kernel)}, "bn.": self.bn.state(_members(width))})
 
 
 class ElasticBottleneck(nn.Module):
@@ -224,6 +249,130 @@ class ElasticSPPF(nn.Module):
         """The cut for `channels` input channels as the state of a stock `SPPF`."""
         half = channels // 2
         return _joined({"cv1.": self.cv1.state((channels,), half, 1), "cv2.": self.cv2.state((half,) * 4, width, 1)})
+
+
+class ElasticAttention(nn.Module):
+    """Self-attention over the cells of a map (Ultralytics' `Attention`) with elastic channels.
+
+    C channels are as many heads as the stock module takes (`heads`), each of C / heads channels, so a narrower network
+    may have fewer heads, and longer ones. Between the projections a channel is therefore named by head and place in
+    it, and the cut keeps the first places of the first heads, while the channels that come and go are a plain prefix:
+
+        heads (maximum)     |  a a a a  |  b b b b  |
+        two heads of three  |  a a a    |  b b b    |
+        one head of four    |  a a a a  |  (absent) |
+
+    Args:
+        channels: All numbers of channels, in and out, that can be chosen.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        c, heads = max(channels), max(map(self.heads, channels))
+        size = max(n // self.heads(n) for n in channels)
+        self.qkv = ElasticConv((c,), (size // 2, size // 2, size) * heads, 1, activation=False)
+        self.pe = ElasticConv((size,) * heads, (size,) * heads, 3, depthwise=True, activation=False)
+        self.proj = ElasticConv((size,) * heads, c, 1, activation=False)
+
+    @staticmethod
+    def heads(channels: int) -> int:
+        """Heads of `channels` channels: those of an attention block whose inner half they are."""
+        return attention_heads(2 * channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Let every cell look at every other; all of C is active, and as many channels leave."""
+        batch, c, height, width = x_BCHW.shape
+        queries_keys_values, values = self._members(c)
+        heads, (key, _, size) = len(values), queries_keys_values[:3]
+        # N: cells; D: channels of a head, of queries and keys half as many.
+        qkv_BHDN = self.qkv(x_BCHW, (c,), queries_keys_values, 1).view(batch, heads, 2 * key + size, height * width)
+        q_BHDN, k_BHDN, v_BHDN = qkv_BHDN.split([key, key, size], 2)
+        scores_BHNN = (q_BHDN * key**-0.5).transpose(-2, -1) @ k_BHDN
+        seen_BCHW = (v_BHDN @ scores_BHNN.softmax(-1).transpose(-2, -1)).view(x_BCHW.shape)
+        place_BCHW = self.pe(v_BHDN.reshape(x_BCHW.shape), values, values, 3)
+        return self.proj(seen_BCHW + place_BCHW, values, c, 1)  # type: ignore[no-any-return]
+
+    def state(self, channels: int) -> State:
+        """The cut for `channels` as the state of a stock `Attention`."""
+        queries_keys_values, values = self._members(channels)
+        qkv = self.qkv.state((channels,), queries_keys_values, 1)
+        proj, pe = self.proj.state(values, channels, 1), self.pe.state(values, values, 3)
+        return _joined({"qkv.": qkv, "proj.": proj, "pe.": pe})
+
+    def _members(self, channels: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Active channels of queries, keys and values of every head, and of the values alone."""
+        heads = self.heads(channels)
+        size = channels // heads
+        return (size // 2, size // 2, size) * heads, (size,) * heads
+
+
+class ElasticPSABlock(nn.Module):
+    """Attention and a feed-forward layer, each with a shortcut (Ultralytics' `PSABlock`), with elastic channels.
+
+    Args:
+        channels: All numbers of channels, in and out, that can be chosen.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        c = max(channels)
+        self.attn = ElasticAttention(channels)
+        self.ffn = nn.ModuleList((ElasticConv((c,), 2 * c, 1), ElasticConv((2 * c,), c, 1, activation=False)))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Apply both; all of C is active, and as many channels leave."""
+        c = x_BCHW.shape[1]
+        expand, reduce = self.ffn
+        x_BCHW = x_BCHW + self.attn(x_BCHW)
+        return x_BCHW + reduce(expand(x_BCHW, (c,), 2 * c, 1), (2 * c,), c, 1)  # type: ignore[no-any-return]
+
+    def state(self, channels: int) -> State:
+        """The cut for `channels` as the state of a stock `PSABlock`."""
+        expand, reduce = (layer for layer in self.ffn if isinstance(layer, ElasticConv))
+        parts = {
+            "attn.": self.attn.state(channels),
+            "ffn.0.": expand.state((channels,), 2 * channels, 1),
+            "ffn.1.": reduce.state((2 * channels,), channels, 1),
+        }
+        return _joined(parts)
+
+
+class ElasticPSA(nn.Module):
+    """The attention block (Ultralytics' `C2PSA`): one half of the channels passes attention, the other goes around it.
+
+    Args:
+        widths: All widths, in and out, that can be chosen.
+        depth: Maximum number of PSA blocks.
+    """
+
+    def __init__(self, widths: Sequence[int], depth: int) -> None:
+        super().__init__()
+        width = max(widths)
+        half = width // 2
+        self.split = nn.ModuleList(ElasticConv((width,), half, 1) for _ in range(2))
+        self.layers = nn.ModuleList(ElasticPSABlock([w // 2 for w in widths]) for _ in range(depth))
+        self.merge = ElasticConv((half, half), width, 1)
+
+    def forward(self, x_BCHW: Tensor, depth: int) -> Tensor:
+        """Apply the first `depth` PSA blocks; all of C is active, and as many channels leave."""
+        c = x_BCHW.shape[1]
+        around_BCHW, y_BCHW = (half(x_BCHW, (c,), c // 2, 1) for half in self.split)
+        for layer in self.layers[:depth]:
+            y_BCHW = layer(y_BCHW)
+        return self.merge(torch.cat((around_BCHW, y_BCHW), 1), (c // 2, c // 2), c, 1)  # type: ignore[no-any-return]
+
+    def state(self, width: int, depth: int) -> State:
+        """The cut for `width` and `depth` as the state of a stock `C2PSA`."""
+        half = width // 2
+        halves = [conv.state((width,), half, 1) for conv in self.split if isinstance(conv, ElasticConv)]
+        parts = {
+            "cv1.": {name: torch.cat([state[name] for state in halves]) for name in halves[0]},
+            "cv2.": self.merge.state((half, half), width, 1),
+        }
+        for i, layer in enumerate(self.layers[:depth]):
+            assert isinstance(layer, ElasticPSABlock)
+            parts[f"m.{i}."] = layer.state(half)
+        return _joined(parts)
 
 
 class ElasticPrediction(nn.Module):
@@ -319,6 +468,10 @@ class ElasticDetect(nn.Module):
                 assert isinstance(branch, ElasticBranch)
                 parts[f"{name}.{level}."] = branch.state(c, hidden)
         return _joined(parts)
+
+
+def _members(width: Width) -> Sequence[int]:
+    return (width,) if isinstance(width, int) else width
 
 
 def _joined(parts: Mapping[str, State]) -> State:

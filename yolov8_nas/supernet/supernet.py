@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from yolov8_nas.errors import InputError
 from yolov8_nas.space import Architecture, SearchSpace, is_backbone
 from yolov8_nas.supernet.derive import Row, model_rows
-from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticSPPF, State
+from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticPSA, ElasticSPPF, State
 
 WEIGHTS: Final = "supernet.safetensors"
 DETAILS: Final = "supernet.json"
@@ -107,7 +107,7 @@ class Supernet(nn.Module):
         return outputs[-1]  # type: ignore[no-any-return]
 
     def _run(self, step: Step, inputs: list[Tensor]) -> Any:
-        _, _, module, arguments = step.row
+        _, repeats, module, arguments = step.row
         match module:
             case "Concat":
                 return torch.cat(inputs, 1)
@@ -121,6 +121,8 @@ class Supernet(nn.Module):
                 return layer(inputs[0], step.operator)
             case ElasticSPPF():
                 return layer(inputs[0], *arguments)
+            case ElasticPSA():
+                return layer(inputs[0], repeats)
             case ElasticDetect():
                 return layer(inputs)
         raise AssertionError(step)
@@ -143,6 +145,8 @@ class Supernet(nn.Module):
                     states.append(layer.state(arguments[0], step.operator))
                 case ElasticSPPF():
                     states.append(layer.state(sum(step.members), arguments[0]))
+                case ElasticPSA():
+                    states.append(layer.state(arguments[0], step.row[1]))
                 case ElasticDetect():
                     states.append(layer.state(step.members))
                 case _:
@@ -187,7 +191,7 @@ def _steps(architecture: Architecture) -> list[Step]:
 
 def _elastic_layer(step: Step, options: Mapping[str, Sequence[Any]], num_classes: int) -> nn.Module | None:
     """The elastic layer behind a row of the space's largest architecture."""
-    _, _, module, arguments = step.row
+    _, repeats, module, arguments = step.row
     if step.operator:
         block = step.name.split(".")[0]
         return ElasticBottleneck(arguments[0], options[f"{block}.operator"], shortcut=is_backbone(block))
@@ -196,6 +200,8 @@ def _elastic_layer(step: Step, options: Mapping[str, Sequence[Any]], num_classes
             return ElasticConv(step.members, *arguments)
         case "SPPF":
             return ElasticSPPF(sum(step.members), arguments[0])
+        case "C2PSA":
+            return ElasticPSA(options["sppf.width"], repeats)
         case "Detect":
             return ElasticDetect(step.members, num_classes)
     return None
