@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -33,7 +33,7 @@ Floats: TypeAlias = NDArray[np.float64]
 CONFIDENCE: Final = 0.9
 """Probability with which a network's measured latency is at most its upper bound."""
 
-_SOURCES: Final[Mapping[str, tuple[str, ...]]] = {
+SOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "stem": (),
     "down_p2": ("stem",),
     "backbone_p2": ("down_p2",),
@@ -78,7 +78,7 @@ class Features:
         """
         index = np.array([self._parts(architecture) for architecture in architectures], dtype=np.intp)
         if not len(index):
-            return np.empty((0, _WORK)), np.empty((0, 2 * len(_SOURCES)))
+            return np.empty((0, _WORK)), np.empty((0, 2 * len(SOURCES)))
         rows = np.stack(self._rows)[index]  # (n, parts, features)
         whole = np.ones((len(index), 1))
         work = np.concatenate([whole, rows[..., :-2].sum(axis=1)], axis=1)
@@ -91,7 +91,7 @@ class Features:
             return [self._index[key] for key in keys]
         except KeyError:
             layers = cost(architecture, self.num_classes, self.imgsz).layers
-            for part, key in zip(_SOURCES, keys, strict=True):
+            for part, key in zip(SOURCES, keys, strict=True):
                 if key not in self._index:
                     own = [layer for layer in layers if layer.name.split(".")[0] == part]
                     self._index[key] = len(self._rows)
@@ -109,7 +109,7 @@ def _keys(architecture: Architecture) -> list[Hashable]:
     widths["sppf"] = architecture.sppf_width
     options["sppf"] = (architecture.sppf_width, architecture.sppf_kernel)
     options["attention"] = architecture.attention
-    return [(name, options.get(name), *[widths[s] for s in sources]) for name, sources in _SOURCES.items()]
+    return [(name, options.get(name), *[widths[s] for s in sources]) for name, sources in SOURCES.items()]
 
 
 def _row(layers: Sequence[Layer | Attention], pooling: int) -> Floats:
@@ -173,6 +173,19 @@ class _Fit:
         correction = self.smoothness.kernel(standardised, self.anchors) @ self.weights
         latency: Floats = work @ self.prices * np.exp(correction)
         return latency
+
+    def linear(self, parts: Floats) -> Floats:
+        """What the linear part of the kernel contributes to the correction's logarithm: (n,)."""
+        slope = (1 - self.smoothness.curved) * (self.anchors.T @ self.weights) / max(1, parts.shape[1])
+        correction: Floats = (parts - self.centre) / self.scale @ slope
+        return correction
+
+    @property
+    def curvature(self) -> float:
+        """What the curved part contributes at most: the norm of a function bounds it, as |f(x)|^2 <= |f|^2 k(x, x)."""
+        curved = replace(self.smoothness, curved=1.0)
+        squared = float(self.weights @ curved.kernel(self.anchors, self.anchors) @ self.weights)
+        return self.smoothness.curved * math.sqrt(max(squared, 0.0))
 
 
 def _fits(work: Floats, parts: Floats, latency: Floats, choices: Sequence[Smoothness]) -> Iterator[_Fit]:
@@ -280,6 +293,25 @@ class LatencyModel:
         """
         expected = self._fit.predict(*self._features(architectures))
         return expected, expected * (1 + self.margin)
+
+    def physical(self, architectures: Sequence[Architecture]) -> Floats:
+        """The part of the prediction that adds up over the layers of a network, in ms: (n,).
+
+        A prediction is `physical * exp(linear_correction + rest)`, with a rest of at most `curvature` in size.
+        """
+        work, _ = self._features(architectures)
+        latency: Floats = work @ self._fit.prices
+        return latency
+
+    def linear_correction(self, architectures: Sequence[Architecture]) -> Floats:
+        """The part of the correction's logarithm that adds up over the layers of a network: (n,)."""
+        _, parts = self._features(architectures)
+        return self._fit.linear(parts)
+
+    @property
+    def curvature(self) -> float:
+        """Bound of the rest of the correction's logarithm, for any network whatever."""
+        return self._fit.curvature
 
     def refit(self, architectures: Sequence[Architecture], latencies: Sequence[float]) -> LatencyModel:
         """A model of the same measurements and these, which replace earlier ones of the same networks."""
