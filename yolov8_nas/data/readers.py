@@ -29,6 +29,9 @@ TOLERANCE: Final = 1e-3
 PIXEL_TOLERANCE: Final = 1.0
 """How far a COCO box may reach out of its image, in pixels: boxes that count their last pixel or not, clipped."""
 
+ROUNDING: Final = 1e-9
+"""How far a box may reach out because its numbers are rounded to nine digits."""
+
 _SHOWN = 10
 
 
@@ -387,6 +390,7 @@ def _clipped(
         raise InputError(f"box {shown} has no size; take it out or give it a width and a height above 0")
     edges: list[float] = []
     for centre, side, slack in ((x, width, tolerance[0]), (y, height, tolerance[1])):
+        centre, side = _written(centre), _written(side)
         low, high = centre - side / 2, centre + side / 2
         if low < -slack or high > 1 + slack:
             pixels = max(x, y, width, height) > 2
@@ -396,8 +400,10 @@ def _clipped(
                 else "clip it to the image or take it out"
             )
             raise InputError(f"box {shown} reaches out of the image; {remedy}")
-        # What is inside stays as it was written: halving and doubling would change its last digits.
-        edges += [centre, side] if low >= 0 and high <= 1 else _middle(max(low, 0.0), min(high, 1.0))
+        # What is inside stays as it was written, and so does what reaches out by the rounding of its last digit alone:
+        # normalising a normalised dataset changes nothing.
+        inside = low >= -ROUNDING and high <= 1 + ROUNDING
+        edges += [centre, side] if inside else _middle(max(low, 0.0), min(high, 1.0))
     x, width, y, height = edges
     if width <= 0 or height <= 0:
         raise InputError(f"box {shown} has no size inside the image; take it out")
@@ -405,7 +411,12 @@ def _clipped(
 
 
 def _middle(low: float, high: float) -> list[float]:
-    return [(low + high) / 2, high - low]
+    return [_written((low + high) / 2), _written(high - low)]
+
+
+def _written(value: float) -> float:
+    """A number with the nine digits that it has in a label file."""
+    return float(f"{value:.9g}")
 
 
 def _lines(file: Path, shown: str, faults: Faults) -> Iterator[tuple[int, str]]:
