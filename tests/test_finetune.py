@@ -16,13 +16,20 @@ import pytest
 import torch
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.deploy import finetune
 from yolov8_nas.deploy.finetune import CHECKPOINT, Recipe, Trained, train
 from yolov8_nas.deploy.quantization import quantize
 from yolov8_nas.errors import StageError
+from yolov8_nas.host import HostLock
+from yolov8_nas.progress import Progress
 from yolov8_nas.space import SearchSpace
+from yolov8_nas.stages.qat_finetune import STAGE
+from yolov8_nas.stages.stage import StageContext
+from yolov8_nas.store import read_json, write_json
 from yolov8_nas.supernet.batchnorm import calibration_batches
-from yolov8_nas.supernet.derive import build
+from yolov8_nas.supernet.derive import build, derive
 from yolov8_nas.supernet.supernet import Supernet
 
 TINY = SearchSpace.load("tiny")
@@ -119,6 +126,86 @@ def test_resumed_qat_is_bit_identical(data: Path, tmp_path: Path) -> None:
         train(start(), data, recipe, work=tmp_path / "parts", report=interrupt_after(1))
     parts = train(start(), data, recipe, work=tmp_path / "parts")
     assert_same_training(whole, parts, (tmp_path / "whole", tmp_path / "parts"))
+
+
+def stage_context(folder: Path, inputs: Path, supernet: dict[str, Any] | None = None, **finetune: Any) -> StageContext:
+    config = RunConfig.parse(
+        {
+            "space": "tiny",
+            "imgsz": 64,
+            "supernet": {"epochs": 1} | (supernet or {}),
+            "search": {"candidates": 1},
+            "finetune": {"epochs": 2, "candidates": 1, "batch": 8} | finetune,
+            "targets": [{"hardware": "cpu-1t", "constraints": ["latency<=50ms"]}],
+        },
+        "test",
+    )
+    for name in ("out", "partial"):
+        (folder / name).mkdir(parents=True)
+    return StageContext(
+        settings=STAGE.settings(config, config.targets[0]),
+        inputs={name: inputs / name for name in ("data-prep", "supernet-train", "search")},
+        out=folder / "out",
+        partial=folder / "partial",
+        progress=Progress.silent(),
+        host=HostLock(folder / "lock"),
+    )
+
+
+@pytest.fixture(scope="module")
+def stage_inputs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("inputs")
+    (root / "data-prep").symlink_to(folder)
+    torch.manual_seed(0)
+    (root / "supernet-train").mkdir()
+    Supernet(TINY, 2, detection.CLASSES).save(root / "supernet-train", {})
+    write_json(root / "search" / "candidates.json", [{"architecture": TINY.smallest().to_dict()}])
+    return root
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[DetectionModel, Recipe]]:
+    """The networks at the start of each training, by the training's folder; nothing is trained."""
+    begun: dict[str, tuple[DetectionModel, Recipe]] = {}
+
+    def trained(network: DetectionModel, data: Path, recipe: Recipe, *, work: Path, **_: Any) -> Trained:
+        begun[work.name] = network, recipe
+        return Trained(network, 1, [{"epoch": 1, "seconds": 0.0, "map50_95": 0.5}])
+
+    monkeypatch.setattr(finetune, "train", trained)
+    return begun
+
+
+def same(network: DetectionModel, other: DetectionModel) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_candidates_start_from_the_supernet_or_from_scratch_and_learn_as_long(
+    stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], tmp_path: Path
+) -> None:
+    rows = {}
+    for name, from_scratch in (("fine", False), ("scratch", True)):
+        STAGE.run(stage_context(tmp_path / name, stage_inputs, from_scratch=from_scratch))
+        summary = read_json(tmp_path / name / "out" / "finetune.json")
+        rows[name] = summary["candidates"][0], starts["candidate-0"], starts["stock"]
+        assert (
+            read_json(tmp_path / name / "out" / "candidates" / "0" / "tuning.json")["start"] == rows[name][0]["start"]
+        )
+        assert summary["baseline"]["start"] == "scratch" and starts["stock"][1].epochs == 3
+    derived = derive(Supernet.load(stage_inputs / "supernet-train"), TINY.smallest())
+    fine, scratch = rows["fine"], rows["scratch"]
+    assert fine[0]["start"] == "supernet" and same(fine[1][0], derived) and fine[1][1].epochs == 2
+    assert scratch[0]["start"] == "scratch" and not same(scratch[1][0], derived)
+    assert scratch[1][1] == scratch[2][1] == fine[2][1]  # stock's own recipe
+
+
+def test_stock_starts_from_the_weights_that_the_supernet_started_from(
+    stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], tmp_path: Path
+) -> None:
+    weights = stage_inputs / "supernet-train"
+    STAGE.run(stage_context(tmp_path, stage_inputs, {"weights": str(weights)}))
+    assert same(starts["stock"][0], derive(Supernet.load(weights), TINY.stock))
+    assert read_json(tmp_path / "out" / "finetune.json")["baseline"]["start"] == "weights"
 
 
 STAGE_SCRIPT = """

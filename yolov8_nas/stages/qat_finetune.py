@@ -8,7 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.stages.stage import Settings, Stage, StageContext
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from yolov8_nas.deploy.finetune import Recipe, Trained
     from yolov8_nas.space import Architecture
+
+Start: TypeAlias = Literal["supernet", "weights", "scratch"]
+"""What a training starts from: the supernet, the weights that the supernet itself started from, or random weights."""
 
 CALIBRATION_IMAGES: Final = 256
 """Training images from which BatchNorm statistics and INT8 ranges come."""
@@ -32,10 +35,13 @@ QAT_COST: Final = 3
 
 def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     """What the trainings depend on beside their inputs."""
+    from yolov8_nas.stages import supernet_train
+
     assert target is not None
+    supernet = supernet_train.settings(config, None)
     return {
         "finetune": config.finetune.model_dump(),
-        "supernet": {"epochs": config.supernet.epochs, "lr": config.supernet.lr},
+        "supernet": {name: supernet[name] for name in ("epochs", "lr", "weights")},
         "int8": target.precision in ("int8", "best"),
         "imgsz": config.imgsz,
         "seed": config.seed,
@@ -52,7 +58,7 @@ def run(ctx: StageContext) -> None:
         _Finetuning(ctx).run()
 
 
-STAGE = Stage(name="qat-finetune", version=1, settings=settings, run=run)
+STAGE = Stage(name="qat-finetune", version=2, settings=settings, run=run)
 
 
 class _Finetuning:
@@ -81,11 +87,13 @@ class _Finetuning:
         )
         found = read_json(ctx.inputs["search"] / "candidates.json")[: self.options["candidates"]]
         self.candidates = [Architecture.from_dict(candidate["architecture"]) for candidate in found]
-        # Stock learns for as many epochs as the supernet and the fine-tuning together, so that neither has seen the
-        # data more often. Having no weights to start from, it starts with the learning rate that the supernet had.
-        self.tuning = self._recipe(self.options["epochs"], self.options["lr"])
-        scratch = ctx.settings["supernet"]
-        self.from_scratch = self._recipe(scratch["epochs"] + self.options["epochs"], scratch["lr"])
+        # What does not start from the supernet (stock, and the candidates where that is asked for) learns for as many
+        # epochs as the supernet and the fine-tuning together, so that none has seen the data more often than another,
+        # and with the supernet's learning rate.
+        whole = ctx.settings["supernet"]
+        self.from_scratch = self._recipe(whole["epochs"] + self.options["epochs"], whole["lr"])
+        fine = self._recipe(self.options["epochs"], self.options["lr"])
+        self.tuning = self.from_scratch if self.options["from_scratch"] else fine
         self.qat = self._recipe(self.options["qat_epochs"], QAT_LR * self.options["lr"], mosaic=False)
         qat_cost = QAT_COST * self.qat.epochs if ctx.settings["int8"] else 0
         self.total = len(self.candidates) * (self.tuning.epochs + qat_cost)
@@ -105,7 +113,10 @@ class _Finetuning:
             network = derive(self.supernet, architecture)
             recalibrate(network, self.calibration)
             save_checkpoint(network, folder / "subnet.pt", names=self.names, imgsz=self.imgsz)
-            tuned = self._train(f"candidate {i}", network, architecture, self.tuning, folder)
+            start: Start = "supernet"
+            if self.options["from_scratch"]:
+                network, start = self._fresh(architecture), "scratch"
+            tuned = self._train(f"candidate {i}", network, architecture, start, self.tuning, folder)
             rows.append({"index": i, "architecture": architecture.to_dict(), **tuned})
         result: dict[str, Any] = {"candidates": rows, "baseline": None, "qat": asdict(self.qat)}
         if self.options["baseline"]:
@@ -113,21 +124,49 @@ class _Finetuning:
         write_json(self.ctx.out / "finetune.json", result)
 
     def _baseline(self) -> dict[str, Any]:
+        space = self.supernet.space
+        folder = self.ctx.out / "baseline"
+        folder.mkdir()
+        weights = self.ctx.settings["supernet"]["weights"]
+        network = self._as_the_supernet_began(Path(weights["path"])) if weights else self._fresh(space.stock)
+        start: Start = "weights" if weights else "scratch"
+        tuned = self._train("stock", network, space.stock, start, self.from_scratch, folder)
+        # Unrolled, C2f is the same function in the form in which the candidates ship: like is compared with like.
+        return {"name": f"YOLOv8{space.scale}", "form": "unrolled", "architecture": space.stock.to_dict(), **tuned}
+
+    def _fresh(self, architecture: Architecture) -> DetectionModel:
+        """A network with random weights."""
         import torch
 
         from yolov8_nas.supernet.derive import build
 
-        space = self.supernet.space
-        torch.manual_seed(self.seed)  # the initial weights
-        network = build(space.stock, len(self.names), self.names)
-        folder = self.ctx.out / "baseline"
-        folder.mkdir()
-        tuned = self._train("stock", network, space.stock, self.from_scratch, folder)
-        # Unrolled, C2f is the same function in the form in which the candidates ship: like is compared with like.
-        return {"name": f"YOLOv8{space.scale}", "form": "unrolled", "architecture": space.stock.to_dict(), **tuned}
+        torch.manual_seed(self.seed)
+        return build(architecture, len(self.names), self.names)
+
+    def _as_the_supernet_began(self, weights: Path) -> DetectionModel:
+        """Stock with the weights that the supernet started from: what it had, its rival has."""
+        import torch
+
+        from yolov8_nas.supernet.batchnorm import recalibrate
+        from yolov8_nas.supernet.derive import derive
+        from yolov8_nas.supernet.supernet import Supernet
+        from yolov8_nas.supernet.warmstart import read, warm_start
+
+        torch.manual_seed(self.seed)
+        supernet = Supernet(self.supernet.space, len(self.names), self.names)
+        warm_start(supernet, read(weights))
+        network = derive(supernet, self.supernet.space.stock)
+        recalibrate(network, self.calibration)
+        return network
 
     def _train(
-        self, name: str, network: DetectionModel, architecture: Architecture, recipe: Recipe, folder: Path
+        self,
+        name: str,
+        network: DetectionModel,
+        architecture: Architecture,
+        start: Start,
+        recipe: Recipe,
+        folder: Path,
     ) -> dict[str, Any]:
         """Train a network in floating point, then for INT8 where that is asked for; returns its row of the summary."""
         from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
@@ -139,14 +178,15 @@ class _Finetuning:
         best_epoch = {"fp32": tuned.epoch}
         quantized: Trained | None = None
         if self.ctx.settings["int8"]:
-            start = quantize(deepcopy(tuned.network), self.calibration)
-            quantized = self._carry_out(f"{name}, INT8", start, self.qat)
+            observed = quantize(deepcopy(tuned.network), self.calibration)
+            quantized = self._carry_out(f"{name}, INT8", observed, self.qat)
             save_qat_checkpoint(quantized.network, folder / "qat.pt", names=self.names, imgsz=self.imgsz)
             score["int8"] = quantized.curves[quantized.epoch - 1]["map50_95"]
             best_epoch["int8"] = quantized.epoch
         row = {
             "map50_95": score,
             "best_epoch": best_epoch,
+            "start": start,
             "epochs": recipe.epochs,
             "recipe": asdict(recipe),
             "seconds": round(sum(r["seconds"] for t in (tuned, quantized) if t for r in t.curves), 1),
