@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from yolov8_nas import local, preflight, store
 from yolov8_nas.cli import app
+from yolov8_nas.hardware import counters
 
 SETTINGS: dict[str, Any] = {
     "name": "x",
@@ -164,6 +165,12 @@ BAD: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
     "unknown metric": (lambda c: c.target(constraints=["speed<=8ms"]), ("speed", "latency")),
     "unknown unit": (lambda c: c.target(constraints=["latency<=8parsec"]), ("parsec", "ms")),
     "wrong way round": (lambda c: c.target(constraints=["latency>=8ms"]), ("latency<=",)),
+    "limit of zero": (lambda c: c.target(constraints=["energy<=0mJ"]), ("energy<=0mJ", "positive")),
+    "scope of memory": (lambda c: c.target(constraints=["memory(with_nms)<=1GiB"]), ("with_nms", "has no scope")),
+    "energy that nothing counts": (
+        lambda c: c.target(constraints=["latency<=9ms", "energy<=5mJ"]),
+        ("energy<=5mJ", "cannot be measured here", "RAPL", "leave this limit out"),
+    ),
     # archives
     "archive with ..": (lambda c: c.archive(("../evil", b"x")), ("data.tar.gz", "../evil")),
     "archive with an absolute path": (lambda c: c.archive(("/tmp/evil-member", b"x")), ("data.tar.gz", "absolute")),
@@ -177,6 +184,7 @@ BAD: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_told_before_anything_is_done(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "RATIO_FROM", 4 * 2**20)  # so that a bomb is small enough for a test
+    monkeypatch.setattr(counters, "RAPL", case.folder / "no counter")
     spoil, told = BAD[name]
     spoil(case)
     before = sorted(path for path in case.folder.rglob("*") if not path.name.endswith(".pyc"))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.search.constraint import STATISTICS, UNITS, Constraint
+from yolov8_nas.search.constraint import STATISTICS, UNITS, Constraint, Figures
 
 amounts = st.floats(1e-3, 1e6, allow_nan=False).map(lambda x: float(f"{x:.6g}"))
 
@@ -55,6 +55,9 @@ def test_violation_takes_arrays(constraint: Constraint, values: list[float]) -> 
         ("throughput>=120fps", 120.0, "throughput"),
         ("memory<=1GiB", 1024.0, "memory"),
         ("memory<=100MB", 100e6 / 2**20, "memory"),
+        ("throughput(with_nms)>=90fps", 90.0, "throughput(with_nms)"),
+        ("power<=900mW", 0.9, "power"),
+        ("energy<=0.05J", 50.0, "energy"),
         ("params<=500K", 0.5, "params"),
         ("flops<=800M", 0.8, "flops"),
     ],
@@ -87,6 +90,12 @@ def test_a_share_of_stock_becomes_absolute() -> None:
         ("params_p50<=2M", "only latency has percentiles"),
         ("latency(outside)<=2ms", "unknown scope"),
         ("memory(with_nms)<=1GiB", "has no scope"),
+        ("energy(with_nms)<=1mJ", "has no scope"),
+        ("energy<=2W", "unknown unit 'W' for energy; use mJ, J"),
+        ("power<=2mJ", "unknown unit"),
+        ("power<=0W", "positive"),
+        ("energy_p50<=2mJ", "only latency has percentiles"),
+        ("power>=2W", "power<="),
         ("latency>=2ms", "latency<="),
         ("throughput<=30fps", "throughput>="),
     ],
@@ -95,3 +104,33 @@ def test_what_does_not_parse_is_told_with_its_text(text: str, told: str) -> None
     with pytest.raises(InputError, match=told) as error:
         Constraint.parse(text)
     assert text in str(error.value)
+
+
+def test_every_quantity_is_found_among_the_figures_in_the_unit_of_its_limit() -> None:
+    figures = Figures(
+        batch=4,
+        latency_ms={"p50": 8.0, "p90": 9.0, "p99": 12.0},
+        latency_with_nms_ms={"p50": 10.0, "p90": 12.0, "p99": 16.0},
+        memory_mb=80.0,
+        power_w=20.0,
+        energy_mj=40.0,
+        params=2_500_000.0,
+        gflops=0.7,
+    )
+    kept = {
+        "latency<=8ms": 8.0,
+        "latency_p99<=12000us": 12.0,
+        "latency_p90(with_nms)<=12ms": 12.0,
+        "throughput>=500fps": 500.0,
+        "throughput(with_nms)>=400fps": 400.0,
+        "memory<=80MiB": 80.0,
+        "power<=20000mW": 20.0,
+        "energy<=0.04J": 40.0,
+        "params<=2500K": 2.5,
+        "flops<=700M": 0.7,
+    }
+    assert set(UNITS) == {Constraint.parse(text).metric for text in kept}
+    for text, value in kept.items():
+        limit = Constraint.parse(text)
+        assert figures.value(limit) == pytest.approx(value)
+        assert abs(limit.violation(figures.value(limit))) < 1e-9

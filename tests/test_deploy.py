@@ -31,10 +31,11 @@ from yolov8_nas.deploy.quantization import load_network, move_output_quantizers,
 from yolov8_nas.deploy.verification import verify_onnx
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, evaluate
-from yolov8_nas.hardware import benchmark
-from yolov8_nas.hardware.benchmark import Measurement, Percentiles
+from yolov8_nas.hardware import benchmark, nms
+from yolov8_nas.hardware.benchmark import VERIFY, Measurement, Percentiles, Protocol, Timing
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
+from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages import trt_export
 from yolov8_nas.stages.stage import StageContext
@@ -196,13 +197,26 @@ def test_checkpoint_and_onnx_score_alike(tuned: Path, tmp_path: Path) -> None:
 def run_export(
     tuned: Path, work: Path, monkeypatch: pytest.MonkeyPatch, latency: dict[str, float], precision: str = "best"
 ) -> Path:
-    """Run the stage with made-up latencies (by file name, 4 ms where none is given); returns its output."""
+    """Run the stage with made-up latencies (by file name, 4 ms where none is given); returns its output.
+
+    Non-maximum suppression takes 1 ms more, and every file 40 mJ.
+    """
 
     def measure(files: Sequence[Path], **_: Any) -> list[Measurement]:
         p50s = [latency.get(file.stem, 4.0) for file in files]
-        return [Measurement(Percentiles(p, p, p), (p, p), 30.0, (p,), 100, False) for p in p50s]
+        return [Measurement(Percentiles(p, p, p), (p, p), 30.0, (p,), 100, False, 40.0, 40 / p) for p in p50s]
+
+    def measure_with_nms(
+        files: Sequence[Path], images: Sequence[np.ndarray], *, protocol: Protocol, **_: Any
+    ) -> list[Timing]:
+        assert [batch.shape for batch in images] == [(1, 3, SIDE, SIDE)] * 8  # the search split
+        limits = json.loads((tuned / "hw-probe" / "constraints.json").read_text())
+        assert (protocol == VERIFY) == any(limit["scope"] == "with_nms" for limit in limits)
+        p50s = [1 + latency.get(file.stem, 4.0) for file in files]
+        return [Timing(Percentiles(p, p, p), (p, p), (p,), 100, False) for p in p50s]
 
     monkeypatch.setattr(benchmark, "measure", measure)
+    monkeypatch.setattr(nms, "measure_with_nms", measure_with_nms)
     target = {"hardware": "cpu-1t", "precision": precision, "constraints": ["latency<=5ms"]}
     config = RunConfig.parse({"imgsz": SIDE, "targets": [target]}, "test")
     out, partial = work / "out", work / "partial"
@@ -275,12 +289,32 @@ def test_an_exhausted_list_is_a_failed_verdict(
     only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = {f"candidate-{i}-fp32": 5.5 + i for i in range(2)}
-    with pytest.raises(StageError, match=r"none of 2 exported files .* candidate-0-fp32, latency 5.5 ms \(limit 5\)"):
+    with pytest.raises(StageError, match=r"none of 2 exported files .* candidate-0-fp32: latency_p50 5.5 ms, limit 5;"):
         run_export(only_fp32, tmp_path, monkeypatch, slow, precision="fp32")
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert (verdict["status"], verdict["shipped"]) == ("failed", None)
     assert [row["outcome"] for row in verdict["tried"]] == ["limit missed"] * 2
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_limits_with_nms_and_on_energy_are_held_against_what_ships(
+    only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["latency(with_nms)<=5.2ms", "throughput(with_nms)>=190fps", "energy<=50mJ", "power<=20W"]
+    limits = [Constraint.parse(text) for text in asked]
+    keys = ("metric", "statistic", "scope", "limit", "unit")
+    rows = [{key: getattr(limit, key) for key in keys} for limit in limits]
+    (only_fp32 / "hw-probe" / "constraints.json").write_text(json.dumps(rows))
+    out = run_export(only_fp32, tmp_path, monkeypatch, {"candidate-1-fp32": 4.3}, precision="fp32")
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert [(row["candidate"], row["outcome"]) for row in verdict["tried"]] == [(1, "limit missed"), (0, "shipped")]
+    assert verdict["tried"][0]["reason"].startswith("latency_p50(with_nms) 5.3 ms, limit 5.2; throughput(with_nms) 188")
+    shipped = verdict["shipped"]
+    assert [row["measured"] for row in shipped["constraints"]] == pytest.approx([5.0, 200.0, 40.0, 10.0])
+    assert [row["scope"] for row in shipped["constraints"]] == ["with_nms", "with_nms", "engine", "engine"]
+    assert (shipped["latency_ms"]["p50"], shipped["latency_with_nms_ms"]["p50"], shipped["energy_mj"]) == (4, 5, 40)
+    assert shipped["found"]["boxes"] >= shipped["found"]["detections"]
+    assert verdict["nms"] == {**nms.SETTINGS, "images": 8, "split": "search"}
 
 
 ALONE = """

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock, call, create_autospec
 
 import numpy as np
 import onnx
@@ -15,9 +18,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import benchmark, profile, target
-from yolov8_nas.hardware.benchmark import Protocol, measure, median_interval
+from yolov8_nas.hardware import benchmark, counters, nms, profile, target
+from yolov8_nas.hardware.benchmark import Measurement, Protocol, Visit, measure, median_interval, timed_runs
 from yolov8_nas.hardware.cost import cost
+from yolov8_nas.hardware.counters import Counter, NoCounterError, NvmlEnergy, NvmlPower, Rapl, open_counter, why_not
 from yolov8_nas.hardware.memory import peak_memory
 from yolov8_nas.hardware.target import resolve
 from yolov8_nas.space import Architecture, SearchSpace
@@ -131,6 +135,21 @@ def test_a_containers_quota_counts_as_cores(tmp_path: Path) -> None:
     assert profile._cgroup_quota(tmp_path) is None
 
 
+def test_the_regime_is_what_the_machine_tells(tmp_path: Path) -> None:
+    nothing = profile.regime(tmp_path, tmp_path / "cpuinfo")
+    assert nothing == {"governor": None, "boost": None, "mhz": None, "throttled": None}
+    for core in sorted(os.sched_getaffinity(0)):
+        for name, text in (("cpufreq/scaling_governor", "performance"), ("thermal_throttle/core_throttle_count", "2")):
+            (tmp_path / f"cpu{core}" / name).parent.mkdir(parents=True)
+            (tmp_path / f"cpu{core}" / name).write_text(f"{text}\n")
+    (tmp_path / "cpufreq").mkdir()
+    (tmp_path / "cpufreq" / "boost").write_text("0\n")
+    (tmp_path / "cpuinfo").write_text("cpu MHz\t: 2400.0\nx : y\ncpu MHz\t: 2600.0\n")
+    told = profile.regime(tmp_path, tmp_path / "cpuinfo")
+    throttled = 2 * len(os.sched_getaffinity(0))
+    assert told == {"governor": "performance", "boost": False, "mhz": 2500, "throttled": throttled}
+
+
 # Cost ----------------------------------------------------------------------------------------------------------------
 
 
@@ -177,11 +196,12 @@ class FakeMachine:
         self.load = load
         self.visits: list[str] = []
 
-    def __call__(self, file: Path, threads: int, protocol: Protocol) -> list[float]:
+    def __call__(self, file: Path, threads: int, protocol: Protocol, counter: Counter | None) -> Visit:
         rng = np.random.default_rng(len(self.visits))
         factor = self.load if len(self.visits) in self.disturbed else 1.0
         self.visits.append(file.name)
-        return list(self.milliseconds[file.name] * factor * (1 + 0.01 * rng.random(protocol.repetitions)))
+        latency = self.milliseconds[file.name] * factor
+        return Visit((latency * (1 + 0.01 * rng.random(protocol.repetitions))).tolist(), 10 * latency, 10.0)
 
 
 @pytest.fixture
@@ -198,6 +218,7 @@ def test_a_disturbed_leg_is_repeated_and_does_not_count(monkeypatch: pytest.Monk
     for name, measurement in zip(truth, measured, strict=True):
         assert measurement.latency_ms.p50 == pytest.approx(truth[name], rel=0.011)
         assert measurement.latency_ms.p99 < 1.02 * truth[name]
+        assert measurement.energy_mj == pytest.approx(10 * truth[name])
         assert len(measurement.rounds) >= 6 and not measurement.disturbed
     assert len(machine.visits) > 6 * (6 + 2 * 2)
 
@@ -225,10 +246,10 @@ def test_a_killed_measurement_goes_on_from_its_last_leg(monkeypatch: pytest.Monk
     measure(files, threads=1, protocol=QUICK)
 
     class Killed(FakeMachine):
-        def __call__(self, file: Path, threads: int, protocol: Protocol) -> list[float]:
+        def __call__(self, file: Path, threads: int, protocol: Protocol, counter: Counter | None) -> Visit:
             if len(self.visits) == 10:
                 raise KeyboardInterrupt
-            return super().__call__(file, threads, protocol)
+            return super().__call__(file, threads, protocol, counter)
 
     first, second = Killed(truth), FakeMachine(truth)
     monkeypatch.setattr(benchmark, "_visit", first)
@@ -246,9 +267,11 @@ def test_a_killed_measurement_goes_on_from_its_last_leg(monkeypatch: pytest.Monk
     assert len(second.visits) < len(whole.visits)
     assert all(len(m.rounds) >= QUICK.min_rounds for m in measured)
     assert done == sorted(done) and done[-1] == 1.0
+    assert [Measurement.from_dict(json.loads(json.dumps(m.to_dict()))) for m in measured] == measured
 
 
-def test_real_networks_are_measured(tmp_path: Path) -> None:
+def test_real_networks_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "RAPL", tmp_path / "none")
     files = [write_network(tmp_path / f"{channels}.onnx", channels, (1, 3, 128, 128)) for channels in (8, 512)]
     small, large = measure(files, threads=1, protocol=QUICK)
     assert small.latency_ms.p50 * 4 < large.latency_ms.p50
@@ -256,6 +279,7 @@ def test_real_networks_are_measured(tmp_path: Path) -> None:
         assert 0 < m.latency_ms.p50 <= m.latency_ms.p90 <= m.latency_ms.p99
         assert m.interval_ms[0] <= m.latency_ms.p50 <= m.interval_ms[1]
         assert m.repetitions == len(m.rounds) * QUICK.repetitions
+        assert m.energy_mj is None and m.power_w is None
         assert json.loads(json.dumps(m.to_dict()))["latency_ms"]["p50"] == m.latency_ms.p50
     # 512 channels of 128 x 128 FP32 pixels are 32 MiB
     assert 32 + small.memory_mb < large.memory_mb < 160
@@ -278,3 +302,203 @@ def test_files_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
         measure([broken], threads=1, protocol=QUICK)
     with pytest.raises(InputError, match="static shape"):
         measure([dynamic], threads=1, protocol=QUICK)
+
+
+# Energy --------------------------------------------------------------------------------------------------------------
+
+
+def write_zone(root: Path, zone: str, name: str, microjoules: int) -> Path:
+    """A RAPL zone as Linux shows it, with a small range."""
+    folder = root / zone
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{name}\n")
+    (folder / "energy_uj").write_text(f"{microjoules}\n")
+    (folder / "max_energy_range_uj").write_text("10000000\n")
+    return folder / "energy_uj"
+
+
+def test_rapl_sums_packages_and_memory_and_goes_on_after_it_began_again(tmp_path: Path) -> None:
+    package = write_zone(tmp_path, "intel-rapl:0", "package-0", 9_000_000)
+    core = write_zone(tmp_path, "intel-rapl:0:0", "core", 0)
+    memory = write_zone(tmp_path, "intel-rapl:0:1", "dram", 100)
+    platform = write_zone(tmp_path, "intel-rapl:1", "psys", 0)
+    write_zone(tmp_path, "intel-rapl-mmio:0", "package-0", 0)
+    counter = Rapl.open(tmp_path)
+    assert counter.name == "RAPL package-0, dram"
+    counter.start()
+    package.write_text("500000\n")
+    memory.write_text("250100\n")
+    core.write_text("700000\n")
+    platform.write_text("800000\n")
+    assert counter.stop() == pytest.approx(1.5 + 0.25)
+    counter.start()
+    assert counter.stop() == 0
+
+
+def test_why_a_cpu_counts_no_energy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "RAPL", tmp_path)
+    assert "no RAPL zone" in (why_not("cpu") or "")
+    file = write_zone(tmp_path, "intel-rapl:0", "package-0", 1)
+    assert why_not("cpu") is None
+
+    def denied(path: Path, *_: object) -> str:
+        if path == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    original = Path.read_text
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert "energy_uj: cannot be read (Permission denied); Linux lets only root read it" in (why_not("cpu") or "")
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """NVML's functions with their true signatures, and nothing behind them."""
+    import pynvml
+
+    module = create_autospec(pynvml)
+    module.NVMLError = pynvml.NVMLError
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    return module
+
+
+def test_a_gpus_energy_is_asked_for_in_the_order_that_nvml_wants(nvml: Mock) -> None:
+    nvml.nvmlDeviceGetTotalEnergyConsumption.side_effect = [5_000, 5_000, 6_000, 8_500]
+    counter = open_counter("gpu", index=1)
+    assert isinstance(counter, NvmlEnergy)
+    asked = [one for one in nvml.mock_calls if one[0].startswith("nvml")]
+    assert asked[:3] == [
+        call.nvmlInit(),
+        call.nvmlDeviceGetHandleByIndex(1),
+        call.nvmlDeviceGetTotalEnergyConsumption(nvml.nvmlDeviceGetHandleByIndex.return_value),
+    ]
+    counter.start()
+    assert counter.stop() == 2.5
+
+
+def test_a_gpu_without_the_counter_has_its_power_sampled(nvml: Mock) -> None:
+    nvml.nvmlDeviceGetTotalEnergyConsumption.side_effect = nvml.NVMLError(3)
+    nvml.nvmlDeviceGetPowerUsage.return_value = 70_000
+    counter = open_counter("gpu")
+    assert isinstance(counter, NvmlPower)
+    counter.start()
+    begin = time.perf_counter()
+    time.sleep(0.1)
+    joules = counter.stop()
+    assert 7.0 <= joules <= 70 * (time.perf_counter() - begin + 0.05)
+    nvml.nvmlDeviceGetPowerUsage.side_effect = nvml.NVMLError(3)
+    with pytest.raises(NoCounterError, match="neither energy nor power"):
+        open_counter("gpu")
+
+
+def test_without_a_driver_nvml_is_no_counter(nvml: Mock) -> None:
+    nvml.nvmlInit.side_effect = nvml.NVMLError(12)
+    assert "install NVIDIA's driver" in (why_not("gpu") or "")
+
+
+class Meter:
+    """Counts one joule a run."""
+
+    name = "meter"
+
+    def __init__(self, shortest_s: float) -> None:
+        self.shortest_s = shortest_s
+        self.runs = 0
+        self.before = 0
+
+    def run(self) -> None:
+        time.sleep(0.001)
+        self.runs += 1
+
+    def start(self) -> None:
+        self.before = self.runs
+
+    def stop(self) -> float:
+        return float(self.runs - self.before)
+
+
+def test_energy_is_that_of_the_timed_runs_and_an_image() -> None:
+    protocol, meter = Protocol(warmup=5, repetitions=10), Meter(shortest_s=0.0)
+    visit = timed_runs(meter.run, protocol, meter, images=4)
+    assert len(visit.latencies) == 10 and meter.runs == 15
+    assert visit.energy_mj == 250.0
+    assert visit.power_w is not None
+    assert visit.power_w <= 10 / (sum(visit.latencies) / 1e3) + 0.001
+    assert timed_runs(meter.run, protocol, None, images=4).energy_mj is None
+
+
+def test_a_visit_lasts_as_long_as_the_counter_needs() -> None:
+    meter = Meter(shortest_s=0.05)
+    visit = timed_runs(meter.run, Protocol(warmup=0, repetitions=3), meter, images=1)
+    assert len(visit.latencies) > 3 and sum(visit.latencies) <= 1.5 * 50 + max(visit.latencies)
+
+
+# Non-maximum suppression ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("imgsz", "objects"), [(64, 8), (320, 20)])
+def test_a_made_up_output_holds_what_it_says(imgsz: int, objects: int) -> None:
+    load = nms.Load(20, 10)
+    output = nms.made_up_output(load, num_classes=3, imgsz=imgsz, batch=2)
+    assert output.shape == (2, 7, sum((imgsz // stride) ** 2 for stride in (8, 16, 32)))
+    above = (output[:, 4:].max(axis=1) > nms.CONFIDENCE).sum(axis=1)
+    assert above.tolist() == [10 * objects] * 2
+    for found in nms.suppress(output):
+        assert objects * 0.8 <= len(found) <= objects * 1.2
+    assert (nms.made_up_output(load, num_classes=3, imgsz=imgsz, batch=2) == output).all()
+
+
+def test_nms_is_timed_on_each_load_of_the_networks_exact_shape() -> None:
+    told = json.loads(json.dumps(nms.time_nms(num_classes=3, imgsz=64, batch=2, protocol=QUICK)))
+    assert told["shape"] == [2, 7, 84]
+    assert list(told["loads"]) == ["few", "typical", "crowded"]
+    assert told["latency_ms"] == told["loads"][told["load"]]["latency_ms"]
+    for load in told["loads"].values():
+        assert load["boxes"] > load["detections"] > 0
+        assert 0 < load["latency_ms"]["p50"] <= load["latency_ms"]["p99"]
+        assert load["repetitions"] == len(load["rounds"]) * QUICK.repetitions
+    assert (told["confidence"], told["iou"], told["max_detections"]) == (0.25, 0.7, 300)
+
+
+def test_frames_are_what_predict_gives_to_a_network(tmp_path: Path) -> None:
+    import cv2
+
+    for i, (height, width) in enumerate([(20, 40), (64, 64), (40, 20)]):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((height, width, 3), (0, 0, 255), np.uint8))
+    batches = nms.frames(sorted(tmp_path.iterdir()), imgsz=64, batch=2)
+    assert [batch.shape for batch in batches] == [(2, 3, 64, 64)] * 2
+    assert batches[0].dtype == np.float32
+    assert batches[0][0, :, 32, 32].tolist() == [1.0, 0.0, 0.0]
+    assert batches[0][0, :, 0, 0] == pytest.approx([114 / 255] * 3)
+    assert (batches[1][1] == batches[0][0]).all()  # fills the last batch
+    assert len(nms.frames(sorted(tmp_path.iterdir()), imgsz=64, batch=1, count=2)) == 2
+
+
+def test_networks_are_timed_with_nms_on_images_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Slice", ["images", "starts", "ends", "axes"], ["corner"]),
+            helper.make_node("Reshape", ["corner", "shape"], ["output0"]),
+        ],
+        "six values for each of 84 anchors, straight from the image",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, (1, 3, 64, 64))],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, (1, 6, 84))],
+        [
+            numpy_helper.from_array(np.array(values, np.int64), name)
+            for name, values in {
+                "starts": [0, 0, 0], "ends": [3, 12, 14], "axes": [1, 2, 3], "shape": [1, 6, 84],
+            }.items()
+        ],
+    )  # fmt: skip
+    file = tmp_path / "network.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
+    dark, bright = (np.full((1, 3, 64, 64), value, np.float32) for value in (0.0, 1.0))
+    seen: list[float] = []
+    suppress = nms.suppress
+    monkeypatch.setattr(nms, "suppress", lambda output: seen.append(float(output.mean())) or suppress(output))
+    (timing,) = nms.measure_with_nms([file], [dark, bright], threads=1, protocol=QUICK)
+    visit = QUICK.warmup + QUICK.repetitions
+    assert seen[:visit] == [0.0, 1.0, 0.0, 1.0]
+    assert timing.repetitions == len(timing.rounds) * QUICK.repetitions
+    assert timing.energy_mj is None
+    assert nms.boxes(file, [dark, bright], threads=1) == {"boxes": 42.0, "detections": 0.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +14,51 @@ import pytest
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware import benchmark
+from yolov8_nas.hardware import benchmark, counters, nms
 from yolov8_nas.hardware.benchmark import Measurement, Percentiles
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.latency_model import LatencyModel
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
 from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.search.objective import CostModel
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages import hw_probe
 from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import read_json
+from yolov8_nas.store import Store, read_json, tree_digest
 
 SPACE = SearchSpace.load("tiny")
+NMS_MS = {"p50": 0.5, "p90": 0.6, "p99": 0.9}
 
 
 def config(**changes: Any) -> RunConfig:
     target = {"hardware": "cpu-1t", "constraints": changes.pop("constraints", ["latency<=80%stock"])}
-    target |= {name: changes.pop(name) for name in ("precision",) if name in changes}
+    target |= {name: changes.pop(name) for name in ("precision", "batch") if name in changes}
     probe = {"networks": 40, "holdout": 10} | changes.pop("probe", {})
     return RunConfig.parse({"space": "tiny", "imgsz": 64, **changes, "probe": probe, "targets": [target]}, "test")
 
 
-def context(folder: Path, run_config: RunConfig, **changes: int) -> StageContext:
+def context(folder: Path, run_config: RunConfig, store: Store | None = None, **changes: int) -> StageContext:
     for name in ("out", "partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {**hw_probe.settings(run_config, run_config.targets[0]), "num_classes": 3, **changes}
     settings = json.loads(json.dumps(settings))
     return StageContext(
-        settings, {}, folder / "out", folder / "partial", Progress.silent(), HostLock(folder / "host.lock")
+        settings, {}, folder / "out", folder / "partial", Progress.silent(), HostLock(folder / "host.lock"), store
     )
 
 
 class Device:
     """Exports architectures as names and measures them by their cost; `noise` makes it unpredictable."""
 
-    def __init__(self, noise: float = 0.0) -> None:
+    def __init__(self, noise: float = 0.0, counts_energy: bool = False) -> None:
         self.noise = noise
+        self.counts_energy = counts_energy
         self.known: dict[str, Architecture] = {}
         self.exported: list[str] = []
         self.measured: list[str] = []
 
-    def write_onnx(self, probe: Any, model: Any, file: Path) -> None:
+    def write_onnx(self, model: Any, file: Path) -> None:
         file.parent.mkdir(exist_ok=True)
         file.write_text("network")
         self.exported.append(file.stem)
@@ -69,9 +73,10 @@ class Device:
         paper = cost(architecture, 3, 64)
         rng = np.random.default_rng(int(architecture.digest, 16))
         p50 = (paper.macs / 4e7 + len(paper.layers) * 0.01) * float(np.exp(rng.normal(0, self.noise)))
-        return Measurement(
-            Percentiles(p50, 1.1 * p50, 1.3 * p50), (p50, p50), paper.params * 8 / 2**20, (p50,), 12, False
-        )
+        memory, energy = paper.params * 8 / 2**20, paper.macs / 1e6 if self.counts_energy else None
+        power = energy / p50 if energy else None
+        latency = Percentiles(p50, 1.1 * p50, 1.3 * p50)
+        return Measurement(latency, (p50, p50), memory, (p50,), 12, False, energy, power)
 
 
 @pytest.fixture
@@ -83,10 +88,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
     monkeypatch.setattr("yolov8_nas.supernet.derive.build", build)
     monkeypatch.setattr("ultralytics.nn.tasks.DetectionModel", lambda *_, **__: None)
-    monkeypatch.setattr(
-        hw_probe._Probe, "_write_onnx", lambda probe, model, file: made_up.write_onnx(probe, model, file)
-    )
+    monkeypatch.setattr(hw_probe._Bench, "write_onnx", lambda _, model, file: made_up.write_onnx(model, file))
     monkeypatch.setattr(benchmark, "measure", made_up.measure)
+    monkeypatch.setattr(nms, "time_nms", lambda **_: {"latency_ms": NMS_MS})
+    monkeypatch.setattr(counters, "RAPL", Path("/there is no such folder"))
     return made_up
 
 
@@ -126,11 +131,15 @@ def test_settings_tell_what_measurements_depend_on() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"constraints": ["latency(with_nms)<=4ms"]}, "with_nms"),
+        ({"constraints": ["energy<=4mJ"]}, r"'energy<=4mJ' on cpu-1t: energy cannot be measured here, because .* RAPL"),
+        ({"constraints": ["latency<=4ms", "power<=90%stock"]}, "'power<=90%stock' .* or leave this limit out"),
         ({"precision": "fp16"}, "fp16"),
     ],
 )
-def test_what_cannot_be_probed_is_refused_before_anything_is_built(changes: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_probed_is_refused_before_anything_is_built(
+    changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(counters, "RAPL", tmp_path)
     refused = config(**changes)
     with pytest.raises(InputError, match=words):
         hw_probe.settings(refused, refused.targets[0])
@@ -208,12 +217,12 @@ def test_an_impossible_limit_names_the_fastest_measured_network(tmp_path: Path, 
     assert (ctx.out / "constraints.json").exists()
 
 
-def test_a_limit_just_below_the_smallest_network_is_tried_with_the_fastest_predicted(
+def test_a_limit_that_no_measured_network_keeps_is_tried_with_the_one_predicted_to_come_closest(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = min(hw_probe.sample(SPACE, 40, 10, 0), key=lambda s: device.one(s.architecture).latency_ms.p50)
     limit = 0.99 * device.one(hidden.architecture).latency_ms.p50
-    monkeypatch.setattr(hw_probe, "fastest_predicted", lambda model, starts: SPACE.sample(np.random.default_rng(99)))
+    monkeypatch.setattr(hw_probe, "closest_predicted", lambda *_: SPACE.sample(np.random.default_rng(99)))
     monkeypatch.setattr(device, "one", _with_one_fast(device.one, limit / 2))
     ctx = context(tmp_path, config(constraints=[f"latency<={limit}ms"], probe={"max_mape": 1.0}))
     hw_probe.run(ctx)
@@ -232,14 +241,144 @@ def _with_one_fast(one: Any, milliseconds: float) -> Any:
     return measured
 
 
-def test_the_fastest_predicted_network_is_the_fastest() -> None:
+def test_the_closest_predicted_network_is_the_fastest_where_latency_is_limited() -> None:
     made_up = Device()
-    fitted = [s.architecture for s in hw_probe.sample(SPACE, 80, 0, 0)]
+    fitted = [s.architecture for s in hw_probe.sample(SPACE, 40, 0, 0)]
     model = LatencyModel.fit(SPACE, 3, 64, fitted, [made_up.one(a).latency_ms.p50 for a in fitted])
-    found = hw_probe.fastest_predicted(model, [SPACE.stock])
+    rows = [{"latency_ms": {"p50": 1.0, "p90": 1.1, "p99": 1.3}}]
+    costs = CostModel.from_probe([Constraint.parse("latency<=0.001ms")], model, rows, num_classes=3, imgsz=64, batch=1)
+    found = hw_probe.closest_predicted(costs, SPACE, SPACE.stock)
     rng = np.random.default_rng(0)
     others = [SPACE.sample(rng) for _ in range(3000)]
     assert model.predict([found])[0] <= model.predict(others)[0].min()
+
+
+def test_each_limit_that_nothing_keeps_is_told_with_its_best(tmp_path: Path, device: Device) -> None:
+    ctx = context(tmp_path, config(constraints=["latency<=0.01ms", "params<=1K", "memory<=1GiB"]))
+    with pytest.raises(StageError) as error:
+        hw_probe.run(ctx)
+    fewest = cost(SPACE.smallest(), 3, 64).params / 1e6
+    assert f"params<=0.001M cannot be kept: the best that is achievable is {fewest:.4g} M" in str(error.value)
+    assert "latency_p50<=0.01ms cannot be kept" in str(error.value) and "memory<=" not in str(error.value)
+
+
+def test_limits_that_exclude_each_other_are_told_with_the_one_that_binds(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = device.one
+
+    def slower_with_less_memory(architecture: Architecture) -> Measurement:
+        measured = one(architecture)
+        return replace(measured, memory_mb=100 / measured.latency_ms.p50)
+
+    monkeypatch.setattr(device, "one", slower_with_less_memory)
+    every = sorted(slower_with_less_memory(s.architecture).latency_ms.p50 for s in hw_probe.sample(SPACE, 40, 10, 0))
+    limits = [f"latency<={every[5]}ms", f"memory<={100 / every[-5]}MiB"]
+    ctx = context(tmp_path, config(constraints=limits))
+    words = r"can each be kept, but not together: the network that comes closest has latency_p50 .*, so (\S+)<=.* binds"
+    with pytest.raises(StageError, match=words):
+        hw_probe.run(ctx)
+    assert len(read_json(ctx.out / "constraints.json")) == 2
+
+
+def test_nms_is_added_to_the_networks_latency(tmp_path: Path, device: Device) -> None:
+    limits = ["latency(with_nms)<=90%stock", "latency_p99(with_nms)<=100%stock", "throughput(with_nms)>=50%stock"]
+    ctx = context(tmp_path, config(constraints=limits, batch=2))
+    hw_probe.run(ctx)
+    stock = read_json(ctx.out / "stock.json")["latency_ms"]
+    resolved = [row["limit"] for row in read_json(ctx.out / "constraints.json")]
+    expected = [0.9 * (stock["p50"] + 0.5), stock["p99"] + 0.9, 0.5 * 2000 / (stock["p50"] + 0.5)]
+    assert resolved == pytest.approx(expected)
+    assert read_json(ctx.out / "nms.json")["latency_ms"] == NMS_MS
+
+
+def test_where_energy_is_counted_it_is_limited_and_predicted(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = tmp_path / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "name").write_text("package-0\n")
+    (zone / "energy_uj").write_text("1\n")
+    monkeypatch.setattr(counters, "RAPL", zone.parent)
+    device.counts_energy = True
+    ctx = context(tmp_path, config(constraints=["energy<=60%stock", "power<=200%stock"]))
+    assert ctx.settings["counter"] == "RAPL package-0"
+    hw_probe.run(ctx)
+    stock = read_json(ctx.out / "stock.json")
+    energy, power = (Constraint.from_row(row) for row in read_json(ctx.out / "constraints.json"))
+    assert energy.limit == pytest.approx(0.6 * stock["energy_mj"])
+    assert power.limit == pytest.approx(2 * stock["power_w"])
+    fitted = read_json(ctx.out / "latency_model.json")
+    assert fitted["energy"]["mape"] < 0.05
+    costs = CostModel.from_probe(
+        [energy, power],
+        LatencyModel.from_dict(fitted),
+        read_json(ctx.out / "latency_table.json")["rows"],
+        num_classes=3,
+        imgsz=64,
+        batch=1,
+    )
+    estimate = costs([SPACE.smallest(), SPACE.largest()])
+    exact = [device.one(a).energy_mj for a in (SPACE.smallest(), SPACE.largest())]
+    assert estimate.values[:, 0] == pytest.approx(exact, rel=0.1)
+    assert estimate.feasible.tolist() == [True, False]
+    assert costs.measured(SPACE.stock, device.one(SPACE.stock)) == pytest.approx([energy.limit / 0.6, power.limit / 2])
+
+
+def test_other_limits_on_the_same_device_measure_nothing(tmp_path: Path, device: Device) -> None:
+    store = Store(tmp_path / "store")
+    first = context(tmp_path / "first", config(), store)
+    hw_probe.run(first)
+    assert device.measured
+    device.measured.clear()
+    device.exported.clear()
+    other = context(tmp_path / "other", config(constraints=["latency<=90%stock", "params<=2M"]), store)
+    hw_probe.run(other)
+    assert not device.measured and not device.exported
+    assert len(read_json(other.out / "constraints.json")) == 2
+    for ctx in (first, other):
+        (ctx.out / "constraints.json").unlink()
+    assert tree_digest(first.out) == tree_digest(other.out)
+
+
+class Measuring(Exception):
+    """A measurement was about to begin."""
+
+
+def test_what_changes_the_measurements_has_a_table_of_its_own(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    hw_probe.run(context(tmp_path / "first", config(), store))
+    others = [config(**changes) for changes in ({"imgsz": 96}, {"batch": 2}, {"precision": "int8"}, {"seed": 1})]
+    contexts = [context(tmp_path / str(i), other, store) for i, other in enumerate(others)]
+    newer = context(tmp_path / "newer", config(), store)
+    newer.settings["device"]["runtime"]["version"] = "99.0"
+    monkeypatch.setattr(benchmark, "measure", raiser(Measuring))
+    hw_probe.run(context(tmp_path / "same", config(), store))
+    for ctx in (*contexts, newer):
+        with pytest.raises(Measuring):
+            hw_probe.run(ctx)
+
+
+def raiser(error: type[Exception]) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_poor_table_is_not_shared(tmp_path: Path, device: Device) -> None:
+    store = Store(tmp_path / "store")
+    device.noise = 0.5
+    noisy = context(tmp_path / "noisy", config(), store)
+    with pytest.raises(StageError, match="mean error"):
+        hw_probe.run(noisy)
+    assert read_json(noisy.out / "latency_model.json")["mape"] > 0.1
+    device.noise = 0.0
+    quiet = context(tmp_path / "quiet", config(), store)
+    hw_probe.run(quiet)
+    assert read_json(quiet.out / "latency_model.json")["mape"] < 0.05
 
 
 def test_a_poor_fit_fails_with_the_numbers(tmp_path: Path, device: Device) -> None:

@@ -359,3 +359,71 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class Part:
+    """A stage whose result has a part that it shares, and what making that part does."""
+
+    def __init__(self, body: Callable[[StageContext], None] | None = None) -> None:
+        self.body = body
+        self.made = 0
+
+    def __call__(self, ctx: StageContext) -> None:
+        ctx.share("tables", 1, {"device": "a"}, self.make)
+        (ctx.out / "own.txt").write_text(f"seed {ctx.settings['seed']}")
+
+    def make(self, ctx: StageContext) -> None:
+        assert ctx.settings == {"device": "a"}
+        self.made += 1
+        (ctx.out / "table.txt").write_text("rows")
+        if self.body:
+            self.body(ctx)
+
+
+def other_seed(number: int) -> RunConfig:
+    return CONFIG.model_copy(update={"seed": number})
+
+
+def test_a_shared_part_is_made_once_whatever_else_changes(bench: Bench) -> None:
+    part = Part()
+    for number in range(3):
+        bench.run(bench.stage(part), config=other_seed(number))
+        assert (bench.read("search", "table.txt"), bench.read("search", "own.txt")) == ("rows", f"seed {number}")
+    assert (bench.calls, part.made) == (3, 1)
+
+
+def test_a_damaged_shared_part_is_made_again(bench: Bench) -> None:
+    part = Part()
+    bench.run(bench.stage(part))
+    (table,) = (bench.folder / "store" / "tables").glob("*/outputs/table.txt")
+    table.write_text("other rows")
+    bench.run(bench.stage(part), config=other_seed(1))
+    assert (bench.read("search", "table.txt"), part.made) == ("rows", 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(StageError("a poor fit"), False), (KeyError("killed"), True)], ids=["failed", "interrupted"]
+)
+def test_a_shared_part_that_was_not_finished_is_no_result(bench: Bench, error: Exception, kept: bool) -> None:
+    found: list[bool] = []
+
+    def fail_once(ctx: StageContext) -> None:
+        found.append((ctx.partial / "checkpoint").exists())
+        (ctx.partial / "checkpoint").write_text("so far")
+        if len(found) == 1:
+            raise error
+
+    part = Part(fail_once)
+    assert bench.run(bench.stage(part)).status == "failed"
+    assert bench.run(bench.stage(part), run_id="run-2").status == "done"
+    assert found == [False, kept]
+    assert bench.run(bench.stage(part), run_id="run-3", config=other_seed(1)).status == "done"
+    assert part.made == 2
+
+
+def test_what_a_failed_shared_part_had_written_is_evidence(bench: Bench) -> None:
+    def fail(_: StageContext) -> None:
+        raise StageError("a poor fit")
+
+    assert bench.run(bench.stage(Part(fail))).error == "a poor fit"
+    assert bench.read("search", "table.txt") == "rows"

@@ -88,7 +88,8 @@ def test_finished_run_has_every_key_of_the_schema(run: FinishedRun) -> None:
     model = target["model"]
     assert model["map50_95"] == 0.41
     assert model["latency_ms"] == {"p50": 3.0, "p90": 3.2, "p99": 4.0}
-    assert set(model) == {"map50_95", "map50", "latency_ms", "memory_mb", "params", "gflops", "files"}
+    told = {"map50_95", "map50", "latency_ms", "memory_mb", "params", "gflops", "files"}
+    assert set(model) == told | {"latency_with_nms_ms", "energy_mj", "power_w"}
     assert target["baselines"][0]["name"] == "YOLOv8n"
     assert target["baselines"][0]["latency_ms"]["p50"] == 4.0
     errors = {"mape": 0.03, "spearman": 0.98, "networks": 40, "holdout": 10, "coverage": 0.9}

@@ -12,20 +12,22 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.host import HostLock
+from yolov8_nas.search.constraint import STATISTICS, Figures
 from yolov8_nas.space import SearchSpace, SpaceError, stock_architecture
 from yolov8_nas.stages.stage import find_stage, open_store, target_labels
 
 if TYPE_CHECKING:
     from yolov8_nas.data.check import CheckedDataset
     from yolov8_nas.hardware.benchmark import Measurement
+    from yolov8_nas.hardware.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -153,29 +155,31 @@ def _hold(
 ) -> LimitCheck:
     from yolov8_nas.hardware.cost import cost
 
-    def values(measurement: Measurement, params: float, gflops: float) -> Mapping[str, float]:
-        # The best round: nothing that can be kept must be refused because something else ran meanwhile.
-        latency = min(measurement.rounds)
-        return {
-            "latency": latency,
-            "throughput": 1000 * target.batch / latency,
-            "memory": measurement.memory_mb,
-            "params": params / 1e6,
-            "flops": gflops,
-        }
-
     costs = [cost(a, num_classes, config.imgsz) for a in (space.smallest(), stock_architecture(space.scale))]
-    least, reference = (values(m, c.params, c.gflops) for m, c in zip((smallest, stock), costs, strict=True))
-    limits = [limit.resolve(reference[limit.metric]) for limit in target.limits]
+    least, reference = (_best(m, c, target.batch) for m, c in zip((smallest, stock), costs, strict=True))
+    limits = [limit.resolve(reference.value(limit)) for limit in target.limits]
     for asked, limit in zip(target.limits, limits, strict=True):
-        if not limit.met(least[limit.metric]):
+        # A small network need not be the one of least power, so power is left to hw-probe.
+        if limit.metric != "power" and not limit.met(least.value(limit)):
             meaning = f" ({limit} here)" if asked.relative else ""
             raise InputError(
                 f"constraint {asked}{meaning} on {target.hardware}: even the smallest network of space {space.name} "
-                f"at {config.imgsz} px has {limit.metric} {least[limit.metric]:.3g} {limit.unit}; "
+                f"at {config.imgsz} px has {limit.metric} {least.value(limit):.3g} {limit.unit}; "
                 "that is what can be achieved: change the limit, the space or imgsz"
             )
     return LimitCheck(label, min(stock.rounds), min(smallest.rounds), tuple(map(str, limits)))
+
+
+def _best(measurement: Measurement, paper: Cost, batch: int) -> Figures[float]:
+    """What limits are held against, by the best round: what can be kept must not be refused for other load.
+
+    Non-maximum suppression is left out for the same reason: it takes time, but how much depends on the images.
+    """
+    from yolov8_nas.search.objective import figures
+
+    latency = dict.fromkeys(STATISTICS, min(measurement.rounds))
+    known = figures(measurement, paper, batch=batch, with_nms_ms=latency)
+    return replace(known, latency_ms=latency)
 
 
 def _main() -> int:

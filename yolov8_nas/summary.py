@@ -6,6 +6,7 @@ scripts read them. Latencies are in milliseconds, memory in MiB, mAP between 0 a
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -109,12 +110,18 @@ class Latency(_Model):
 
 
 class Shipped(_Model):
-    """The exported file that ships, as measured and scored on the device; `files` are relative to the summary."""
+    """The exported file that ships, as measured and scored on the device; `files` are relative to the summary.
+
+    `energy_mj` is per image; it and `power_w` are missing where the device has no counter.
+    """
 
     map50_95: float
     map50: float
     latency_ms: Latency
+    latency_with_nms_ms: Latency | None = None
     memory_mb: float | None
+    energy_mj: float | None = None
+    power_w: float | None = None
     params: float
     gflops: float
     files: dict[str, str]
@@ -320,12 +327,12 @@ class _Branch:
 
 
 def _figures(shipped: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: shipped[key] for key in Shipped.model_fields if key != "files"}
+    return {key: shipped[key] for key in Shipped.model_fields if key in shipped}
 
 
 def _violation(row: Mapping[str, Any]) -> float:
-    limit = Constraint(row["metric"], row["statistic"], row["scope"], row["limit"], relative=False)
-    return limit.violation(float(row["measured"]))
+    measured = row["measured"]
+    return math.inf if measured is None else Constraint.from_row(row).violation(float(measured))
 
 
 def _records(store: Store, run_id: str) -> dict[tuple[str, str], dict[str, Any]]:

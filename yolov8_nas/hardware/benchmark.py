@@ -1,4 +1,4 @@
-"""The one protocol by which latency and memory are measured on a CPU.
+"""The one protocol by which latency, energy and memory are measured on a CPU.
 
 Latency is the wall time of `InferenceSession.run` from arrays in memory to arrays in memory. Other load comes in bursts
 and clocks drift, so one pass over the networks is not to be trusted. Here every network is visited in several rounds,
@@ -9,6 +9,9 @@ however many networks there are.
 A round is cut into legs of a few networks with the *reference network* timed before and after. A leg whose reference is
 slower than its median by more than a stated share was disturbed: it does not count, and its networks are visited again.
 A network is finished when the 95% interval of its p50 is narrow enough; the number of rounds is bounded.
+
+Where the device counts its energy, it is read at both ends of a visit's timed runs, which then go on for long enough
+for the counter's steps. It is the whole device's: what it takes when idle is not subtracted.
 """
 
 from __future__ import annotations
@@ -16,19 +19,37 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from yolov8_nas.hardware.counters import Counter, NoCounterError, open_counter
 from yolov8_nas.hardware.memory import peak_memory
 from yolov8_nas.hardware.runtime import open_session, random_feed
 from yolov8_nas.store import read_json, write_json
 
-Visit = list[float]
-"""The latencies in ms of one visit to a network, in the order of time."""
+
+@dataclass(frozen=True)
+class Visit:
+    """What was timed in one visit.
+
+    Attributes:
+        latencies: Of each run in ms, in the order of time.
+        energy_mj: Energy per image in mJ; nothing where the device counts none.
+        power_w: Mean power in W; likewise.
+    """
+
+    latencies: list[float]
+    energy_mj: float | None = None
+    power_w: float | None = None
+
+
+Timed: TypeAlias = Callable[[], Visit]
+"""Something that can be visited: it is set up, warmed up and timed."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class Protocol:
 
     Attributes:
         warmup: Runs before the timed ones in each visit.
-        repetitions: Timed runs in each visit.
+        repetitions: Timed runs in each visit; more where an energy counter needs them.
         min_rounds: Undisturbed visits that every network gets. Six is the least for which the interval from the
             smallest to the largest round holds the median with 95% probability.
         max_rounds: Visits after which a network is not visited again.
@@ -74,17 +95,39 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What was measured of one network.
+class Timing:
+    """What was timed of something.
 
     Attributes:
         latency_ms: p50 is the median of the rounds' medians, which a burst of other load in a few rounds does not
             move; p90 and p99 are over all runs of all kept rounds. p50 is never above p90.
         interval_ms: 95% interval of p50 (distribution-free, from the order of the rounds' medians).
-        memory_mb: Peak memory in MiB added to a process by loading and running the network; see `memory`.
         rounds: Medians of the kept rounds in ms.
         repetitions: Timed runs in the kept rounds.
         disturbed: Whether too few rounds were undisturbed, so that disturbed ones had to be kept.
+        energy_mj: Energy per image in mJ, the median of the kept rounds; nothing where the device counts none.
+        power_w: Mean power in W; likewise.
+    """
+
+    latency_ms: Percentiles
+    interval_ms: tuple[float, float]
+    rounds: tuple[float, ...]
+    repetitions: int
+    disturbed: bool
+    energy_mj: float | None = None
+    power_w: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A mapping of plain values for JSON."""
+        return {**asdict(self), "interval_ms": list(self.interval_ms), "rounds": list(self.rounds)}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one network: its `Timing`, and its memory.
+
+    Attributes:
+        memory_mb: Peak memory in MiB added to a process by loading and running the network; see `memory`.
     """
 
     latency_ms: Percentiles
@@ -93,10 +136,23 @@ class Measurement:
     rounds: tuple[float, ...]
     repetitions: int
     disturbed: bool
+    energy_mj: float | None = None
+    power_w: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values for JSON."""
         return {**asdict(self), "interval_ms": list(self.interval_ms), "rounds": list(self.rounds)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
+        """The measurement that `to_dict` described; further keys are ignored."""
+        low, high = data["interval_ms"]
+        return cls(
+            latency_ms=Percentiles(**data["latency_ms"]),
+            interval_ms=(low, high),
+            rounds=tuple(data["rounds"]),
+            **{key: data[key] for key in ("memory_mb", "repetitions", "disturbed", "energy_mj", "power_w")},
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +172,7 @@ def measure(
     progress: Callable[[float, float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> list[Measurement]:
-    """Measure latency and memory of ONNX files on this CPU.
+    """Measure latency, energy where the CPU counts it, and memory of ONNX files on this CPU.
 
     The caller holds the host for measuring (nothing else may compute meanwhile).
 
@@ -135,39 +191,109 @@ def measure(
         InputError: A file cannot be opened, run or measured.
         ValueError: Two files have the same name.
     """
-    named = {file.name: file for file in files}
-    if len(named) != len(files):
+    counter = cpu_counter()
+    timings = time_in_rounds(
+        named(files, lambda file: partial(_visit, file, threads, protocol, counter)),
+        protocol=protocol,
+        reference=partial(_visit, reference or files[0], threads, protocol, counter) if files else None,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    memory = peak_memory(files, threads)
+    return [Measurement(**vars(timing), memory_mb=mib) for timing, mib in zip(timings, memory, strict=True)]
+
+
+def named(files: Sequence[Path], visit: Callable[[Path], Timed]) -> dict[str, Timed]:
+    """What `visit` makes of each file, by the file's name.
+
+    Raises:
+        ValueError: Two files have the same name.
+    """
+    visits = {file.name: visit(file) for file in files}
+    if len(visits) != len(files):
         raise ValueError("two of the files to measure have the same name")
-    if not files:
+    return visits
+
+
+def cpu_counter() -> Counter | None:
+    """The energy counter of this CPU, if there is one that can be read."""
+    try:
+        return open_counter("cpu")
+    except NoCounterError:
+        return None
+
+
+def time_in_rounds(
+    visits: Mapping[str, Timed],
+    *,
+    protocol: Protocol,
+    reference: Timed | None = None,
+    progress: Callable[[float, float], None] | None = None,
+    checkpoint: Path | None = None,
+) -> list[Timing]:
+    """Time several things in alternating rounds, as the module says.
+
+    Args:
+        visits: What is timed, by name.
+        protocol: How to measure.
+        reference: What is timed around each leg; the first of `visits` unless said otherwise.
+        progress: Called with the share done and 1.0; rounds that prove to be needed stretch the last part.
+        checkpoint: JSON file in which finished legs are kept, so that a killed measurement goes on from there.
+
+    Returns:
+        One timing per entry of `visits`, in their order.
+    """
+    if not visits:
         return []
-    reference = reference or files[0]
+    reference = reference or next(iter(visits.values()))
     legs = _load(checkpoint)
-    while pending := _pending(named, legs, protocol):
+    while pending := _pending(visits, legs, protocol):
         for names in _legs(pending, len(legs), protocol):
-            before = _visit(reference, threads, protocol)
-            visits = {name: _visit(named[name], threads, protocol) for name in names}
-            after = _visit(reference, threads, protocol)
-            legs.append(_Leg(max(statistics.median(before), statistics.median(after)), visits))
+            before = reference()
+            visited = {name: visits[name]() for name in names}
+            after = reference()
+            slower = max(statistics.median(visit.latencies) for visit in (before, after))
+            legs.append(_Leg(slower, visited))
             if checkpoint:
                 write_json(checkpoint, [asdict(leg) for leg in legs])
             if progress:
-                progress(_share_done(named, legs, protocol), 1.0)
-    memory = peak_memory(files, threads)
+                progress(_share_done(visits, legs, protocol), 1.0)
     kept = _kept(legs, protocol)
-    return [_summary(name, legs, kept, protocol, mib) for name, mib in zip(named, memory, strict=True)]
+    return [_summary(name, legs, kept, protocol) for name in visits]
 
 
-def _visit(file: Path, threads: int, protocol: Protocol) -> Visit:
+def timed_runs(run: Callable[[], object], protocol: Protocol, counter: Counter | None, images: int) -> Visit:
+    """Warm up, then time runs one after the other.
+
+    Args:
+        run: What is timed.
+        protocol: How many runs.
+        counter: Counts the energy of the timed runs, if there is one.
+        images: Images per run.
+    """
+    for _ in range(protocol.warmup):
+        run()
+    latencies: list[float] = []
+    least = counter.shortest_s if counter else 0.0
+    if counter:
+        counter.start()
+    begin = now = time.perf_counter_ns()
+    while len(latencies) < protocol.repetitions or (now - begin) / 1e9 < least:
+        start = time.perf_counter_ns()
+        run()
+        now = time.perf_counter_ns()
+        latencies.append(round((now - start) / 1e6, 4))
+    if counter is None:
+        return Visit(latencies)
+    joules, seconds = counter.stop(), (now - begin) / 1e9
+    return Visit(latencies, round(1e3 * joules / (len(latencies) * images), 4), round(joules / seconds, 3))
+
+
+def _visit(file: Path, threads: int, protocol: Protocol, counter: Counter | None) -> Visit:
     session = open_session(file, threads)
     feed = random_feed(session, protocol.seed)
-    for _ in range(protocol.warmup):
-        session.run(None, feed)
-    latencies = []
-    for _ in range(protocol.repetitions):
-        start = time.perf_counter_ns()
-        session.run(None, feed)
-        latencies.append(round((time.perf_counter_ns() - start) / 1e6, 4))
-    return latencies
+    images = len(next(iter(feed.values())))
+    return timed_runs(lambda: session.run(None, feed), protocol, counter, images)
 
 
 def _legs(pending: list[str], done: int, protocol: Protocol) -> Iterable[list[str]]:
@@ -184,7 +310,7 @@ def _kept(legs: list[_Leg], protocol: Protocol) -> list[_Leg]:
 
 
 def _medians(name: str, legs: list[_Leg]) -> list[float]:
-    return [statistics.median(leg.visits[name]) for leg in legs if name in leg.visits]
+    return [statistics.median(leg.visits[name].latencies) for leg in legs if name in leg.visits]
 
 
 def _pending(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> list[str]:
@@ -212,21 +338,29 @@ def _share_done(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> f
     return statistics.fmean(shares)
 
 
-def _summary(name: str, legs: list[_Leg], kept: list[_Leg], protocol: Protocol, memory: float) -> Measurement:
+def _summary(name: str, legs: list[_Leg], kept: list[_Leg], protocol: Protocol) -> Timing:
     disturbed = len(_medians(name, kept)) < min(3, protocol.min_rounds)
     chosen = legs if disturbed else kept
     medians = _medians(name, chosen)
-    runs = [latency for leg in chosen for latency in leg.visits.get(name, [])]
+    visits = [leg.visits[name] for leg in chosen if name in leg.visits]
+    runs = [latency for visit in visits for latency in visit.latencies]
     p90, p99 = np.percentile(runs, [90, 99])
     low, high = median_interval(medians)
-    return Measurement(
+    return Timing(
         latency_ms=Percentiles(*(round(float(p), 4) for p in (statistics.median(medians), p90, p99))),
         interval_ms=(round(low, 4), round(high, 4)),
-        memory_mb=memory,
         rounds=tuple(round(m, 4) for m in medians),
         repetitions=len(runs),
         disturbed=disturbed,
+        energy_mj=_median([visit.energy_mj for visit in visits]),
+        power_w=_median([visit.power_w for visit in visits]),
     )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """The median; nothing where any value is missing."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known and len(known) == len(values) else None
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -243,4 +377,9 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
 
 def _load(checkpoint: Path | None) -> list[_Leg]:
-    return [_Leg(**leg) for leg in read_json(checkpoint)] if checkpoint and checkpoint.exists() else []
+    if not checkpoint or not checkpoint.exists():
+        return []
+    return [
+        _Leg(leg["reference"], {name: Visit(**visit) for name, visit in leg["visits"].items()})
+        for leg in read_json(checkpoint)
+    ]

@@ -79,6 +79,34 @@ def cpu_profile(name: str, threads: int) -> Profile:
     )
 
 
+def regime(cpus: Path = Path("/sys/devices/system/cpu"), cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """How the CPU's clocks are run at this moment; what a machine does not tell (a virtual one, mostly) is nothing.
+
+    Returns:
+        `governor`: what chooses the clock, e.g. `performance`. `boost`: whether it may go above its nominal value.
+        `mhz`: the mean clock of all cores. `throttled`: how often cores of this process have been slowed down for heat
+        since the machine was started.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    governors = {_line(cpus / f"cpu{core}/cpufreq/scaling_governor") for core in cores}
+    boost = _line(cpus / "cpufreq/boost")
+    clocks = [float(value) for value in _cpuinfo(cpuinfo, "cpu MHz")]
+    throttled = [_line(cpus / f"cpu{core}/thermal_throttle/core_throttle_count") for core in cores]
+    return {
+        "governor": ", ".join(sorted(filter(None, governors))) or None,
+        "boost": boost == "1" if boost else None,
+        "mhz": round(sum(clocks) / len(clocks)) if clocks else None,
+        "throttled": sum(map(int, filter(None, throttled))) if any(throttled) else None,
+    }
+
+
+def _line(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The CPU's name, or its architecture where it does not tell (many ARM machines)."""
     return next(_cpuinfo(cpuinfo, "model name", "Model", "Hardware"), platform.machine() or "unknown")

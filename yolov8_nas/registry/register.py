@@ -30,11 +30,21 @@ COMPLETE: Final = "complete"
 CONTENT: Final = "content"
 MODEL_ID: Final = "model_id"
 
-_SHORT: Final = {"latency": "lat", "throughput": "thr", "memory": "mem", "params": "params", "flops": "flops"}
+_SHORT: Final = {
+    "latency": "lat",
+    "throughput": "thr",
+    "memory": "mem",
+    "power": "pow",
+    "energy": "en",
+    "params": "params",
+    "flops": "flops",
+}
 _SMALL_UNITS: Final = {
     "latency": ("us", 1e3),
     "throughput": ("ips", 1.0),
     "memory": ("mib", 1.0),
+    "power": ("mw", 1e3),
+    "energy": ("uj", 1e3),
     "params": ("k", 1e3),
     "flops": ("m", 1e3),
 }

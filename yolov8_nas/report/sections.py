@@ -100,6 +100,7 @@ def view(target: Target) -> dict[str, Any]:
         "pareto": _pareto(target),
         "architecture": _architecture(target),
         "latency_model": _latency_model(target),
+        "frame": _frame(target),
         "tuning": _tuning(target),
         "quantization": _quantization(target),
         "tried": [_tried(row) for row in records(target.verdict.get("tried"))],
@@ -163,18 +164,17 @@ def unmeasured(target: Target) -> list[tuple[str, str]]:
         told.append(("TensorRT engine", f"Not built: {engine.get('reason') or 'no reason was recorded'}"))
     elif not engine:
         told.append(("TensorRT engine", target.outputs["trt-export"].why_missing("engine.json")))
-    profile = mapping(target.outputs["hw-probe"].json("profile.json"))
-    if not any(wording.is_number(target.model.get(key)) for key in ("power_w", "energy_mj", "energy_j")):
-        reason = "They are read from NVML, which NVIDIA GPUs have; this target is a CPU." if _is_cpu(profile) else ""
-        told.append(("Power, energy and clocks", reason or "No such counter was read on this device."))
+    if not any(wording.is_number(target.model.get(key)) for key in ("power_w", "energy_mj")):
+        reason = pick(target.outputs["hw-probe"].json("latency_table.json"), "protocol", "no_counter")
+        told.append(("Power and energy", f"Not counted here: {reason or 'no energy counter was read'}."))
     limits = records(target.summary.get("constraints"))
-    if not any(row.get("scope") == "with_nms" for row in limits):
-        told.append(
-            (
-                "Latency around the network",
-                "The network alone was timed: loading and resizing an image, and non-maximum suppression, come on top.",
-            )
+    around = "" if target.model.get("latency_with_nms_ms") else ", and non-maximum suppression,"
+    told.append(
+        (
+            "Latency around the network",
+            f"Loading, decoding and resizing an image{around} come on top of what was timed.",
         )
+    )
     told += [
         (f"Limit on {wording.quantity(row)}", "It has no measurement, and so no verdict.")
         for row in limits
@@ -249,10 +249,6 @@ def flatten(data: Any, prefix: str = "") -> list[tuple[str, str]]:
 def public(address: str) -> str:
     """An address without user, password and query, which may be credentials: a report is passed on."""
     return re.sub(r"(\w+://)[^/@\s]*@", r"\1", re.sub(r"(\w+://[^?\s]*)\?\S*", r"\1", address))
-
-
-def _is_cpu(profile: Mapping[str, Any]) -> bool:
-    return profile.get("kind") == "cpu"
 
 
 def _measures(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,8 +327,9 @@ def _limit(row: Mapping[str, Any], target: Target) -> dict[str, Any]:
     bound, measured = row.get("limit"), row.get("measured")
     limited = (row.get("statistic") or "p50", "measured")
     marks: list[tuple[str, Any]] = [("measured", measured)]
-    if target.model and row.get("metric") == "latency" and row.get("scope") != "with_nms":
-        marks = [(name, pick(target.model, "latency_ms", name)) for name in ("p50", "p90", "p99")]
+    timed = "latency_with_nms_ms" if row.get("scope") == "with_nms" else "latency_ms"
+    if target.model and row.get("metric") == "latency":
+        marks = [(name, pick(target.model, timed, name)) for name in ("p50", "p90", "p99")]
     marks = [(name, value) for name, value in marks if wording.is_number(value)]
     if wording.is_number(bound) and marks:
         full = 1.1 * max(bound, *(value for _, value in marks))
@@ -342,7 +339,7 @@ def _limit(row: Mapping[str, Any], target: Target) -> dict[str, Any]:
                 {
                     "name": name,
                     "at": round(100 * value / full, 2),
-                    "text": wording.number(value) + (_latency_interval(target) if name == "p50" else ""),
+                    "text": wording.number(value) + (_interval(target, timed) if name == "p50" else ""),
                     "limited": name in limited,
                 }
                 for name, value in marks
@@ -359,9 +356,9 @@ def _limit(row: Mapping[str, Any], target: Target) -> dict[str, Any]:
     }
 
 
-def _latency_interval(target: Target) -> str:
-    """The 95 % interval of the shipped file's p50, as told by the measurement."""
-    low, high = (pick(target.verdict, "shipped", "latency_interval_ms", i) for i in (0, 1))
+def _interval(target: Target, timed: str) -> str:
+    """The 95 % interval of the shipped file's p50 in `latency_ms` or `latency_with_nms_ms`."""
+    low, high = (pick(target.verdict, "shipped", timed.replace("_ms", "_interval_ms"), i) for i in (0, 1))
     if not (wording.is_number(low) and wording.is_number(high)):
         return ""
     return f" (95\N{NO-BREAK SPACE}% interval {wording.number(low)} to {wording.number(high)})"
@@ -476,6 +473,34 @@ def _latency_model(target: Target) -> dict[str, Any]:
         facts.append(("held-out networks under their upper bound", wording.percent(fitted["coverage"], 0)))
     plot = plots.latency_model(f"{target.identity}-latency", timings, errors)
     return {"plot": plot, "missing": "", "facts": facts}
+
+
+def _frame(target: Target) -> list[tuple[str, str]]:
+    """What a frame costs: the network, non-maximum suppression on made-up outputs, and both on real images."""
+    probed = mapping(target.outputs["hw-probe"].json("nms.json"))
+    shipped, settings = mapping(target.verdict.get("shipped")), mapping(target.verdict.get("nms"))
+    rows: list[tuple[str, str]] = []
+    if shipped and settings:
+        found = mapping(shipped.get("found"))
+        rows += [
+            ("shipped network alone, p50", _p50(target, "latency_ms")),
+            (f"with NMS, on {wording.whole(settings.get('images'))} images, p50", _p50(target, "latency_with_nms_ms")),
+            ("boxes above the threshold, an image", wording.number(found.get("boxes"))),
+            ("detections, an image", wording.number(found.get("detections"))),
+        ]
+        if wording.is_number(shipped.get("energy_mj")):
+            rows.append(("energy of an image, network alone", wording.with_unit(shipped["energy_mj"], "mJ")))
+            rows.append(("mean power, network alone", wording.with_unit(shipped.get("power_w"), "W")))
+    for name, load in mapping(probed.get("loads")).items():
+        boxes, kept = (wording.whole(pick(load, key)) for key in ("boxes", "detections"))
+        held = ", limits are predicted with it" if name == probed.get("load") else ""
+        latency = wording.milliseconds(pick(load, "latency_ms", "p50"))
+        rows.append((f"NMS alone, {boxes} made-up boxes for {kept} objects{held}", latency))
+    return rows
+
+
+def _p50(target: Target, timed: str) -> str:
+    return wording.milliseconds(pick(target.verdict, "shipped", timed, "p50")) + _interval(target, timed)
 
 
 def _tuning(target: Target) -> dict[str, Any]:

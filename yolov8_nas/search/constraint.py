@@ -1,5 +1,5 @@
 """Limits that a detector must keep, e.g. `latency<=2.5ms`, `latency_p99(with_nms)<=4ms`, `memory<=1GiB`,
-`latency<=80%stock`.
+`energy<=30mJ`, `latency<=80%stock`.
 
 A limit is kept in one unit per metric (`UNITS`), so that what is compared is always the same quantity.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,15 @@ UNITS: Final[Mapping[str, tuple[str, Mapping[str, float]]]] = {
     "latency": ("ms", {"us": 1e-3, "ms": 1.0, "s": 1e3}),
     "throughput": ("img/s", {"img/s": 1.0, "fps": 1.0}),
     "memory": ("MiB", {"MB": 1e6 / 2**20, "GB": 1e9 / 2**20, "MiB": 1.0, "GiB": 1024.0}),
+    "power": ("W", {"mW": 1e-3, "W": 1.0}),
+    "energy": ("mJ", {"mJ": 1.0, "J": 1e3}),
     "params": ("M", {"K": 1e-3, "M": 1.0}),
     "flops": ("G", {"M": 1e-3, "G": 1.0}),
 }
-"""Metric: its unit here, and the factors from the units that people write."""
+"""Metric: its unit here, and the factors from the units that people write. Energy is per image."""
+
+COUNTED: Final = ("power", "energy")
+"""Metrics that only a device with an energy counter can tell."""
 
 STATISTICS: Final = ("p50", "p90", "p99")
 
@@ -132,3 +137,48 @@ class Constraint:
         relation = ">=" if self.metric == "throughput" else "<="
         amount = f"{100 * self.limit:g}%stock" if self.relative else f"{self.limit:.6g}{self.unit}"
         return f"{self.quantity}{relation}{amount}"
+
+
+@dataclass(frozen=True)
+class Figures(Generic[Value]):
+    """What limits are held against: of one network as numbers, or of n networks as arrays (n,). NaN where unknown.
+
+    Attributes:
+        batch: Images per inference.
+        latency_ms: Latency of the network alone in ms, by percentile.
+        latency_with_nms_ms: The same of the network and the non-maximum suppression after it.
+        memory_mb: Peak memory in MiB.
+        power_w: Mean power in W.
+        energy_mj: Energy per image in mJ.
+        params: Parameters.
+        gflops: FLOPs per image, in 10^9.
+    """
+
+    batch: int
+    latency_ms: Mapping[str, Value]
+    latency_with_nms_ms: Mapping[str, Value]
+    memory_mb: Value
+    power_w: Value
+    energy_mj: Value
+    params: Value
+    gflops: Value
+
+    def value(self, limit: Constraint) -> Value:
+        """What a limit is about, in its unit. Throughput is that of one inference after the other."""
+        latency = self.latency_ms if limit.scope == "engine" else self.latency_with_nms_ms
+        match limit.metric:
+            case "latency":
+                return latency[limit.statistic]
+            case "throughput":
+                return 1000 * self.batch / latency["p50"]
+            case "memory":
+                return self.memory_mb
+            case "power":
+                return self.power_w
+            case "energy":
+                return self.energy_mj
+            case "params":
+                return self.params / 1e6
+            case "flops":
+                return self.gflops
+        raise AssertionError(limit.metric)

@@ -6,10 +6,11 @@ asks for the cost first, and only of networks that are predicted to keep every l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,12 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.evaluation import Evaluator
 from yolov8_nas.hardware.benchmark import Measurement
 from yolov8_nas.hardware.cost import Cost, cost
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.search.constraint import COUNTED, STATISTICS, Constraint, Figures, Value
 from yolov8_nas.space import Architecture
 from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
 from yolov8_nas.supernet.derive import derive
 from yolov8_nas.supernet.supernet import Supernet
-
-if TYPE_CHECKING:
-    from yolov8_nas.hardware.latency_model import LatencyModel
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -102,21 +101,53 @@ def _memory_features(costs: Sequence[Cost]) -> Floats:
     return np.array([[1.0, c.params, c.bytes] for c in costs])
 
 
+def figures(
+    measurement: Measurement, paper: Cost, *, batch: int, with_nms_ms: Mapping[str, float] | None = None
+) -> Figures[float]:
+    """What limits are held against, of a measured network; NaN where nothing was measured.
+
+    Args:
+        measurement: What was measured of it.
+        paper: What it costs on paper.
+        batch: Images per inference.
+        with_nms_ms: Its latency with non-maximum suppression in ms, by percentile.
+    """
+    return Figures(
+        batch=batch,
+        latency_ms=asdict(measurement.latency_ms),
+        latency_with_nms_ms=with_nms_ms or dict.fromkeys(STATISTICS, math.nan),
+        memory_mb=measurement.memory_mb,
+        power_w=math.nan if measurement.power_w is None else measurement.power_w,
+        energy_mj=math.nan if measurement.energy_mj is None else measurement.energy_mj,
+        params=float(paper.params),
+        gflops=paper.gflops,
+    )
+
+
+def with_nms(latency_ms: Mapping[str, Value], nms_ms: Mapping[str, float]) -> dict[str, Value]:
+    """Latency with non-maximum suppression by percentile, both timed apart; see `hardware.nms` on adding them."""
+    return {statistic: latency + nms_ms[statistic] for statistic, latency in latency_ms.items()}
+
+
 @dataclass(frozen=True)
 class CostModel:
     """Predicts cost and keeps the limits in sight; call it with architectures for an `Estimate`.
 
     Latency is held against its limit by the latency model's upper bound. A percentile above the median is that bound
     times the ratio of the percentile to the median, by the median over the measured networks: the tail belongs to the
-    device and its disturbances rather than to a network, and a burst during one measurement must not decide. The
-    number of parameters and operations is exact. What cannot be predicted (memory, where the probe measured none) is
-    left to the measurement of the candidates, which decides in any case.
+    device and its disturbances rather than to a network, and a burst during one measurement must not decide. With
+    non-maximum suppression, what that took in the probe is added. Energy is predicted by a model of the same kind,
+    power from both: the upper bound of energy over the expected latency. The number of parameters and operations is
+    exact. What cannot be predicted (memory or energy, where the probe measured none) is left to the measurement of the
+    candidates, which decides in any case.
 
     Attributes:
         limits: Absolute limits, at least one.
         latency: The device's latency model.
         tail: Ratio of each latency percentile to the median.
         memory: Model of peak memory, if there is one.
+        energy: Model of energy per image in mJ, if there is one and a limit asks for it.
+        nms_ms: Latency of non-maximum suppression alone in ms, by percentile.
         num_classes: Number of classes of the detection head.
         imgsz: Side of the square input in pixels.
         batch: Images per inference.
@@ -126,6 +157,8 @@ class CostModel:
     latency: LatencyModel
     tail: Mapping[str, float]
     memory: MemoryModel | None
+    energy: LatencyModel | None
+    nms_ms: Mapping[str, float]
     num_classes: int
     imgsz: int
     batch: int
@@ -140,6 +173,7 @@ class CostModel:
         num_classes: int,
         imgsz: int,
         batch: int,
+        nms_ms: Mapping[str, float] | None = None,
     ) -> CostModel:
         """The cost model of a probed device.
 
@@ -150,41 +184,55 @@ class CostModel:
             num_classes: Number of classes of the detection head.
             imgsz: Side of the square input in pixels.
             batch: Images per inference.
+            nms_ms: `latency_ms` of `nms.json`; without it limits with NMS are left to measurement.
         """
         weighed = [row for row in rows if row.get("memory_mb") is not None]
         memory = None
         if len(weighed) >= _MEMORY_ROWS:
             costs = [cost(Architecture.from_dict(row["architecture"]), num_classes, imgsz) for row in weighed]
             memory = MemoryModel.fit(costs, [row["memory_mb"] for row in weighed])
+        energy = None
+        counted = [row for row in rows if row.get("energy_mj") is not None]
+        if counted and any(limit.metric in COUNTED for limit in limits):
+            networks = [Architecture.from_dict(row["architecture"]) for row in counted]
+            energies = [row["energy_mj"] for row in counted]
+            energy = LatencyModel.fit(latency.space, num_classes, imgsz, networks, energies)
         tail = {
             percentile: float(np.median([row["latency_ms"][percentile] / row["latency_ms"]["p50"] for row in rows]))
-            for percentile in ("p50", "p90", "p99")
+            for percentile in STATISTICS
         }
-        return cls(tuple(limits), latency, tail, memory, num_classes, imgsz, batch)
+        unknown = dict.fromkeys(STATISTICS, math.nan)
+        return cls(tuple(limits), latency, tail, memory, energy, nms_ms or unknown, num_classes, imgsz, batch)
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimate:
         """Predict what networks cost."""
         latency, upper = self.latency.predict(architectures)
         costs = self._costs(architectures)
         unknown = np.full(len(architectures), np.nan)
-        values = self._values(
-            latency_ms={percentile: upper * ratio for percentile, ratio in self.tail.items()},
+        energy = self.energy.predict(architectures)[1] if self.energy else unknown
+        latency_ms = {percentile: upper * ratio for percentile, ratio in self.tail.items()}
+        predicted = Figures(
+            batch=self.batch,
+            latency_ms=latency_ms,
+            latency_with_nms_ms=with_nms(latency_ms, self.nms_ms),
             memory_mb=self.memory.upper(costs) if self.memory and costs else unknown,
+            power_w=energy * self.batch / latency,  # mJ per ms
+            energy_mj=energy,
             params=np.array([c.params for c in costs], dtype=float) if costs else unknown,
             gflops=np.array([c.gflops for c in costs], dtype=float) if costs else unknown,
         )
+        values = np.stack([predicted.value(limit) for limit in self.limits], axis=1)
         return Estimate(self.limits, latency, upper, values, self.violation(values))
 
     def measured(self, architecture: Architecture, measurement: Measurement) -> Floats:
-        """What each limit is about, as measured of one network: (limits,)."""
-        exact = cost(architecture, self.num_classes, self.imgsz)
-        values: Floats = self._values(
-            latency_ms={name: np.array([value]) for name, value in asdict(measurement.latency_ms).items()},
-            memory_mb=np.array([measurement.memory_mb]),
-            params=np.array([float(exact.params)]),
-            gflops=np.array([exact.gflops]),
-        )[0]
-        return values
+        """What each limit is about, as measured of one network: (limits,). NMS is that of the probe."""
+        known = figures(
+            measurement,
+            cost(architecture, self.num_classes, self.imgsz),
+            batch=self.batch,
+            with_nms_ms=with_nms(asdict(measurement.latency_ms), self.nms_ms),
+        )
+        return np.array([known.value(limit) for limit in self.limits])
 
     def violation(self, values: Floats) -> Floats:
         """How far values miss their limits, as shares of the limits; 0 where a value is unknown: (n, limits)."""
@@ -200,28 +248,9 @@ class CostModel:
         """
         return replace(self, latency=self.latency.refit(architectures, latency_ms))
 
-    def _values(self, *, latency_ms: Mapping[str, Floats], memory_mb: Floats, params: Floats, gflops: Floats) -> Floats:
-        """What each limit is about, in its unit, of n networks: (n, limits)."""
-
-        def value(limit: Constraint) -> Floats:
-            match limit.metric:
-                case "latency":
-                    return latency_ms[limit.statistic]
-                case "throughput":
-                    return 1000 * self.batch / latency_ms["p50"]
-                case "memory":
-                    return memory_mb
-                case "params":
-                    return params / 1e6
-                case "flops":
-                    return gflops
-            raise AssertionError(limit.metric)
-
-        return np.stack([value(limit) for limit in self.limits], axis=1)
-
     def _costs(self, architectures: Sequence[Architecture]) -> list[Cost]:
         """Exact costs, where a limit asks for them: they take longer than the prediction of latency."""
-        if all(limit.metric in ("latency", "throughput") for limit in self.limits):
+        if not any(limit.metric in ("memory", "params", "flops") for limit in self.limits):
             return []
         return [cost(architecture, self.num_classes, self.imgsz) for architecture in architectures]
 

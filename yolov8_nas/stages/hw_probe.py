@@ -1,4 +1,8 @@
-"""hw-probe: what the target device is, how fast networks of the space run on it, and what relative limits mean there.
+"""hw-probe: what the target device is, how fast networks of the space run on it, and what the limits mean there.
+
+The measurements are a part of their own in the store, found again by every run on the same device, space, runtime and
+recipe, whatever its limits are. Holding limits against them is what is left to each run, and measures only where no
+network of the table keeps a limit.
 
 Latency depends on a network's shapes and not on its weights, so the networks have fresh weights: the stage needs
 neither a dataset nor a supernet. (Fresh weights do shrink activations from layer to layer, to some 1e-17 in the deepest
@@ -7,46 +11,60 @@ networks; that is far from the denormal numbers below 1e-38 which would be slow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.search.constraint import COUNTED, Constraint, Figures
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages.stage import Settings, Stage, StageContext
-from yolov8_nas.store import write_json
+from yolov8_nas.store import read_json, write_json
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
     from yolov8_nas.hardware.benchmark import Measurement
-    from yolov8_nas.hardware.latency_model import LatencyModel
+    from yolov8_nas.hardware.latency_model import Floats, LatencyModel
+    from yolov8_nas.search.objective import CostModel
 
-_TIMING = 2.0
+TABLES: Final = "tables"
+"""Folder of the store with the measurements that runs share."""
+
+TABLE_VERSION: Final = 1
+"""Raised when the same settings would be measured in another way."""
+
+_TIMING: Final = 2.0
 """What timing a network counts in progress; exporting one counts 1."""
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
-    """What the measurements depend on; the number of classes comes as a parameter.
+    """What the measurements and the limits depend on; the number of classes comes as a parameter.
 
     Raises:
         InputError: The target cannot be used here, a limit cannot be measured, or the space has too few networks.
     """
+    from yolov8_nas.hardware.benchmark import PROBE
+    from yolov8_nas.hardware.counters import NoCounterError, open_counter
     from yolov8_nas.hardware.target import resolve
 
     assert target is not None
     device = resolve(target.hardware, target.runtime, target.precision)
-    for limit in target.limits:
-        if limit.scope != "engine":
-            raise InputError(
-                f"constraint {str(limit)!r}: latency with non-maximum suppression is not measured yet; "
-                f"write {limit.metric} without (with_nms)"
-            )
+    try:
+        counter = open_counter(device.kind).name
+    except NoCounterError as error:
+        counter = None
+        for limit in target.limits:
+            if limit.metric in COUNTED:
+                raise InputError(
+                    f"constraint {str(limit)!r} on {target.hardware}: {limit.metric} cannot be measured here, because "
+                    f"{error}; or leave this limit out"
+                ) from None
     space = SearchSpace.load(config.space)
     if space.size < 2 * (config.probe.networks + config.probe.holdout):
         raise InputError(
@@ -56,6 +74,8 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     return {
         "device": device.profile.key,
         "name": device.name,
+        "counter": counter,
+        "protocol": asdict(PROBE),
         "space": space.to_dict(),
         "imgsz": config.imgsz,
         "batch": target.batch,
@@ -70,15 +90,26 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
 
 
 def run(ctx: StageContext) -> None:
-    """Write `profile.json`, `latency_table.json`, `latency_model.json`, `stock.json` and `constraints.json`.
+    """Write the table's files (see `measure_table`) and `constraints.json`, the limits as absolute ones.
 
     Raises:
-        StageError: No network of the space keeps a limit, or latency is predicted too badly.
+        StageError: No network of the space keeps the limits, or latency is predicted too badly.
     """
-    _Probe(ctx).run()
+    table = {name: value for name, value in ctx.settings.items() if name != "constraints"}
+    ctx.share(TABLES, TABLE_VERSION, table, measure_table)
+    _Limits(ctx).run()
 
 
-STAGE = Stage(name="hw-probe", version=1, settings=settings, run=run)
+def measure_table(ctx: StageContext) -> None:
+    """Write `profile.json`, `latency_table.json`, `latency_model.json`, `stock.json` and `nms.json`.
+
+    Raises:
+        StageError: Latency is predicted too badly.
+    """
+    _Table(ctx).run()
+
+
+STAGE = Stage(name="hw-probe", version=2, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
@@ -137,42 +168,119 @@ def _swap(space: SearchSpace, part: str, rng: np.random.Generator) -> Architectu
     return space.decode(genes)
 
 
-class _Probe:
-    """One run of the stage."""
+class _Bench:
+    """Exports networks with fresh weights and measures them on the device."""
 
     def __init__(self, ctx: StageContext) -> None:
         self.ctx = ctx
         self.space = SearchSpace.from_dict(ctx.settings["space"])
         self.num_classes: int = ctx.settings["num_classes"]
         self.imgsz: int = ctx.settings["imgsz"]
+        self.batch: int = ctx.settings["batch"]
         self.threads: int = ctx.settings["device"]["threads"]
+
+    def export(self, architecture: Architecture) -> Path:
+        """The network's file, written where it is missing."""
+        from yolov8_nas.supernet.derive import build
+
+        file = self.ctx.partial / "networks" / f"{architecture.digest}.onnx"
+        if not file.exists():
+            self.write_onnx(build(architecture, self.num_classes), file)
+        return file
+
+    def export_as_c2f(self) -> Path:
+        """Stock in the form that Ultralytics exports it."""
+        from ultralytics.nn.tasks import DetectionModel
+
+        file = self.ctx.partial / "networks" / "stock-as-c2f.onnx"
+        if not file.exists():
+            self.write_onnx(DetectionModel(f"yolov8{self.space.scale}.yaml", nc=self.num_classes, verbose=False), file)
+        return file
+
+    def write_onnx(self, model: DetectionModel, file: Path) -> None:
+        """Export a network in the precision that is measured."""
+        from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
+
+        model = model.eval()
+        if self.ctx.settings["precision"] == "int8":
+            import torch
+
+            images = [torch.rand(2, 3, self.imgsz, self.imgsz)]  # ranges have no influence on speed
+            export_int8_ptq(model, file, imgsz=self.imgsz, batch=self.batch, calibration=images)
+        else:
+            export_onnx(model, file, imgsz=self.imgsz, batch=self.batch)
+
+    def measure(self, files: Sequence[Path], checkpoint: str) -> list[Measurement]:
+        """Measure files in the same rounds, with stock as the reference network."""
+        from yolov8_nas.hardware.benchmark import PROBE, measure
+
+        count = len(files)
+
+        def progress(done: float, total: float) -> None:
+            self.ctx.progress.update(
+                count * (1 + _TIMING * done / total), count * (1 + _TIMING), f"timing {count} networks"
+            )
+
+        return measure(
+            files,
+            threads=self.threads,
+            protocol=PROBE,
+            reference=self.export(self.space.stock),
+            progress=progress,
+            checkpoint=self.ctx.partial / checkpoint,
+        )
+
+    def row(self, sample: Sample, measurement: Measurement) -> dict[str, Any]:
+        """A network as it stands in the table."""
+        return {
+            "architecture": sample.architecture.to_dict(),
+            "genes": list(self.space.encode(sample.architecture)),
+            "role": sample.role,
+            **measurement.to_dict(),
+        }
+
+
+class _Table:
+    """What is measured whatever the limits are."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        self.ctx = ctx
+        self.bench = _Bench(ctx)
+        self.space = self.bench.space
         self.samples = sample(self.space, ctx.settings["networks"], ctx.settings["holdout"], ctx.settings["seed"])
-        self.c2f = ctx.partial / "networks" / "stock-as-c2f.onnx"
         self.measured: dict[Architecture, Measurement] = {}
 
     def run(self) -> None:
         """Export, measure, fit, write, judge."""
-        from yolov8_nas.hardware.profile import cpu_profile
+        from yolov8_nas.hardware.counters import why_not
+        from yolov8_nas.hardware.nms import time_nms
+        from yolov8_nas.hardware.profile import cpu_profile, regime
 
+        profile = cpu_profile(self.ctx.settings["name"], self.bench.threads)
         # The name is the settings' own: on another machine with the same key it means the same.
-        write_json(self.ctx.out / "profile.json", cpu_profile(self.ctx.settings["name"], self.threads).to_dict())
+        write_json(self.ctx.out / "profile.json", profile.to_dict())
         with self.ctx.host.computing():
             files = self._export()
         with self.ctx.host.measuring():
-            *measurements, c2f = self._measure(files, "legs.json")
-            self.measured = {s.architecture: m for s, m in zip(self.samples, measurements, strict=True)}
-            self._write_stock(c2f)
-            model = self._fit()
-            limits = self._resolve()
-            # Written before they are judged: a probe that fails leaves the evidence.
-            mape = self._write(model, limits)
-            missed = self._missed(limits)
-            if any(limit.metric in ("latency", "throughput") for limit in missed):
-                self._measure_fastest(model)
-                self._write(model, limits)
-                missed = self._missed(limits)
-        if missed:
-            raise StageError(self._unreachable(missed))
+            before = regime()
+            *measurements, c2f = self.bench.measure(files, "legs.json")
+            nms = time_nms(num_classes=self.bench.num_classes, imgsz=self.bench.imgsz, batch=self.bench.batch)
+            after = regime()
+        self.measured = {s.architecture: m for s, m in zip(self.samples, measurements, strict=True)}
+        write_json(self.ctx.out / "nms.json", nms)
+        write_json(self.ctx.out / "stock.json", self._stock(c2f))
+        conditions = {
+            "threads": self.bench.threads,
+            "runtime": self.ctx.settings["device"]["runtime"],
+            "counter": self.ctx.settings["counter"],
+            "no_counter": why_not(profile.kind),
+            "regime": {"before": before, "after": after},
+        }
+        rows = [self.bench.row(s, self.measured[s.architecture]) for s in self.samples]
+        protocol = {**self.ctx.settings["protocol"], **conditions}
+        write_json(self.ctx.out / "latency_table.json", {"protocol": protocol, "rows": rows})
+        # Written before it is judged: a probe that fails leaves the evidence.
+        mape = self._write_model()
         if mape > self.ctx.settings["max_mape"]:
             raise StageError(self._poor_fit(mape))
 
@@ -182,180 +290,76 @@ class _Probe:
 
         torch.set_num_threads(1)  # tracing computes next to nothing, and threads would only wait for each other
         torch.manual_seed(self.ctx.settings["seed"])
-        files = [self._file(s.architecture) for s in self.samples]
-        total = (1 + _TIMING) * (len(files) + 1)
-        for i, (s, file) in enumerate(zip(self.samples, files, strict=True)):
-            self._export_one(s.architecture, file)
-            self.ctx.progress.update(i + 1, total, f"exporting network {i + 1} of {len(files)}")
-        if not self.c2f.exists():
-            from ultralytics.nn.tasks import DetectionModel
+        total = (1 + _TIMING) * (len(self.samples) + 1)
+        files = []
+        for i, s in enumerate(self.samples, 1):
+            files.append(self.bench.export(s.architecture))
+            self.ctx.progress.update(i, total, f"exporting network {i} of {len(self.samples)}")
+        return [*files, self.bench.export_as_c2f()]
 
-            self._write_onnx(
-                DetectionModel(f"yolov8{self.space.scale}.yaml", nc=self.num_classes, verbose=False), self.c2f
-            )
-        return [*files, self.c2f]
-
-    def _file(self, architecture: Architecture) -> Path:
-        return self.ctx.partial / "networks" / f"{architecture.digest}.onnx"
-
-    def _export_one(self, architecture: Architecture, file: Path) -> None:
-        from yolov8_nas.supernet.derive import build
-
-        if not file.exists():
-            self._write_onnx(build(architecture, self.num_classes), file)
-
-    def _write_onnx(self, model: DetectionModel, file: Path) -> None:
-        from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
-
-        shape = {"imgsz": self.imgsz, "batch": self.ctx.settings["batch"]}
-        if self.ctx.settings["precision"] == "int8":
-            import torch
-
-            # Ranges have no influence on speed, so random images will do.
-            export_int8_ptq(model.eval(), file, calibration=[torch.rand(2, 3, self.imgsz, self.imgsz)], **shape)
-        else:
-            export_onnx(model.eval(), file, **shape)
-
-    def _measure(self, files: Sequence[Path], checkpoint: str) -> list[Measurement]:
-        from yolov8_nas.hardware.benchmark import PROBE, measure
-
-        count = len(self.samples) + 1
-
-        def progress(done: float, total: float) -> None:
-            self.ctx.progress.update(
-                count * (1 + _TIMING * done / total), count * (1 + _TIMING), f"timing {len(files)} networks"
-            )
-
-        return measure(
-            files,
-            threads=self.threads,
-            protocol=PROBE,
-            reference=self._file(self.space.stock),
-            progress=progress,
-            checkpoint=self.ctx.partial / checkpoint,
-        )
-
-    def _fit(self) -> LatencyModel:
-        from yolov8_nas.hardware.latency_model import LatencyModel
-
-        fitted = [s.architecture for s in self.samples if s.role != "holdout"]
-        latencies = [self.measured[architecture].latency_ms.p50 for architecture in fitted]
-        return LatencyModel.fit(
-            self.space, self.num_classes, self.imgsz, fitted, latencies, seed=self.ctx.settings["seed"]
-        )
-
-    def _resolve(self) -> list[Constraint]:
-        stock = self._values(self.space.stock)
-        limits = map(Constraint.parse, self.ctx.settings["constraints"])
-        return [limit.resolve(stock[limit.quantity]) for limit in limits]
-
-    def _values(self, architecture: Architecture) -> Mapping[str, float]:
-        """What limits are about, of a measured network, in the limits' units."""
+    def _stock(self, c2f: Measurement) -> dict[str, Any]:
         from yolov8_nas.hardware.cost import cost
 
-        measured, paper = self.measured[architecture], cost(architecture, self.num_classes, self.imgsz)
-        return {
-            **{f"latency_{statistic}": value for statistic, value in asdict(measured.latency_ms).items()},
-            "throughput": 1000 * self.ctx.settings["batch"] / measured.latency_ms.p50,
-            "memory": measured.memory_mb,
-            "params": paper.params / 1e6,
-            "flops": paper.gflops,
-        }
-
-    def _missed(self, limits: Sequence[Constraint]) -> list[Constraint]:
-        """The limits that no measured network keeps."""
-        values = [self._values(architecture) for architecture in self.measured]
-        return [limit for limit in limits if not any(limit.met(v[limit.quantity]) for v in values)]
-
-    def _measure_fastest(self, model: LatencyModel) -> None:
-        """Measure the network that is predicted to be the fastest of the space, unless it is measured already."""
-        fastest = fastest_predicted(model, list(self.measured))
-        if fastest in self.measured:
-            return
-        self.ctx.progress.note("no measured network keeps the limit; measuring the one predicted to be the fastest")
-        self._export_one(fastest, self._file(fastest))
-        self.samples.append(Sample(fastest, "fastest"))
-        (self.measured[fastest],) = self._measure([self._file(fastest)], "fastest-legs.json")
-
-    def _write_stock(self, c2f: Measurement) -> None:
-        from yolov8_nas.hardware.cost import cost
-
-        paper = cost(self.space.stock, self.num_classes, self.imgsz)
+        paper = cost(self.space.stock, self.bench.num_classes, self.bench.imgsz)
         stock = self.measured[self.space.stock]
-        content = {
+        return {
             "scale": self.space.scale,
             "architecture": self.space.stock.to_dict(),
             "latency_ms": asdict(stock.latency_ms),
             "memory_mb": stock.memory_mb,
+            "energy_mj": stock.energy_mj,
+            "power_w": stock.power_w,
             "params": paper.params,
             "gflops": paper.gflops,
             "as_ultralytics_exports_it": {"latency_ms": asdict(c2f.latency_ms), "memory_mb": c2f.memory_mb},
         }
-        write_json(self.ctx.out / "stock.json", content)
 
-    def _write(self, model: LatencyModel, limits: Sequence[Constraint]) -> float:
-        """Write table, model and limits.
+    def _write_model(self) -> float:
+        """Fit and write the latency model with its errors.
 
         Returns:
-            The model's mean absolute percentage error on the held-out networks, as a share.
+            Its mean absolute percentage error on the held-out networks, as a share.
         """
-        from yolov8_nas.hardware.benchmark import PROBE
-        from yolov8_nas.hardware.latency_model import accuracy
-
-        rows = [
-            {
-                "architecture": s.architecture.to_dict(),
-                "genes": list(self.space.encode(s.architecture)),
-                "role": s.role,
-                **self.measured[s.architecture].to_dict(),
-            }
-            for s in self.samples
-        ]
-        protocol = {**asdict(PROBE), "threads": self.threads, "runtime": self.ctx.settings["device"]["runtime"]}
-        write_json(self.ctx.out / "latency_table.json", {"protocol": protocol, "rows": rows})
-
-        held_out = [s.architecture for s in self.samples if s.role == "holdout"]
-        measured = np.array([self.measured[architecture].latency_ms.p50 for architecture in held_out])
-        predicted, upper = model.predict(held_out)
-        errors = accuracy(predicted, measured)
-        figures = {
+        latency = {a: m.latency_ms.p50 for a, m in self.measured.items()}
+        model, errors, upper = self._fit(latency)
+        counted = {a: m.energy_mj for a, m in self.measured.items() if m.energy_mj is not None}
+        held_out = self._held_out
+        content = {
+            **model.to_dict(),
             **errors,
             "networks": len(model.architectures),
             "holdout": len(held_out),
-            "coverage": float(np.mean(measured <= upper)),
+            "coverage": float(np.mean([latency[a] for a in held_out] <= upper)),
             "scatter": self._scatter(),
+            "energy": self._fit(counted)[1] if len(counted) == len(self.measured) else None,
         }
-        write_json(self.ctx.out / "latency_model.json", {**model.to_dict(), **figures})
-        rows = [
-            {
-                "metric": limit.metric,
-                "statistic": limit.statistic,
-                "scope": limit.scope,
-                "limit": limit.limit,
-                "unit": limit.unit,
-                "text": text,
-            }
-            for limit, text in zip(limits, self.ctx.settings["constraints"], strict=True)
-        ]
-        write_json(self.ctx.out / "constraints.json", rows)
+        write_json(self.ctx.out / "latency_model.json", content)
         return errors["mape"]
+
+    def _fit(self, values: Mapping[Architecture, float]) -> tuple[LatencyModel, dict[str, float], Floats]:
+        """A model of latencies (or energies), its errors on the held-out networks, and their upper bounds."""
+        from yolov8_nas.hardware.latency_model import LatencyModel, accuracy
+
+        fitted = [s.architecture for s in self.samples if s.role != "holdout"]
+        model = LatencyModel.fit(
+            self.space,
+            self.bench.num_classes,
+            self.bench.imgsz,
+            fitted,
+            [values[architecture] for architecture in fitted],
+            seed=self.ctx.settings["seed"],
+        )
+        predicted, upper = model.predict(self._held_out)
+        return model, accuracy(predicted, np.array([values[a] for a in self._held_out])), upper
+
+    @cached_property
+    def _held_out(self) -> list[Architecture]:
+        return [s.architecture for s in self.samples if s.role == "holdout"]
 
     def _scatter(self) -> float:
         """Half-width of the 95% interval of p50, as a share of it: the median over the networks."""
         halves = [(m.interval_ms[1] - m.interval_ms[0]) / 2 / m.latency_ms.p50 for m in self.measured.values()]
         return float(np.median(halves))
-
-    def _unreachable(self, missed: Sequence[Constraint]) -> str:
-        told = []
-        for limit in missed:
-            best = min(
-                (self._values(architecture)[limit.quantity] for architecture in self.measured), key=limit.violation
-            )
-            told.append(f"{limit} cannot be kept: the best that is achievable is {best:.4g} {limit.unit}")
-        return (
-            f"{'; '.join(told)} (measured on {self.ctx.settings['device']['id']} at {self.imgsz} px, the best of "
-            f"{len(self.measured)} networks of space {self.space.name}); change the limit, the space or imgsz"
-        )
 
     def _poor_fit(self, mape: float) -> str:
         return (
@@ -366,23 +370,137 @@ class _Probe:
         )
 
 
-def fastest_predicted(model: LatencyModel, starts: Sequence[Architecture]) -> Architecture:
-    """The network of the space with the lowest predicted latency that coordinate descent finds.
+class _Limits:
+    """The limits, held against the table's networks."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        self.ctx = ctx
+        self.bench = _Bench(ctx)
+        self.table: dict[str, Any] = read_json(ctx.out / "latency_table.json")
+        self.nms_ms: dict[str, float] = read_json(ctx.out / "nms.json")["latency_ms"]
+        self.figures = {Architecture.from_dict(row["architecture"]): self._figures(row) for row in self.table["rows"]}
+        asked = map(Constraint.parse, ctx.settings["constraints"])
+        stock = self.figures[self.bench.space.stock]
+        self.limits = [limit.resolve(stock.value(limit)) for limit in asked]
+
+    def run(self) -> None:
+        """Write the limits, and see that some network keeps each of them, and all of them together.
+
+        Raises:
+            StageError: None was found that does.
+        """
+        rows = [
+            {
+                "metric": limit.metric,
+                "statistic": limit.statistic,
+                "scope": limit.scope,
+                "limit": limit.limit,
+                "unit": limit.unit,
+                "text": text,
+            }
+            for limit, text in zip(self.limits, self.ctx.settings["constraints"], strict=True)
+        ]
+        write_json(self.ctx.out / "constraints.json", rows)
+        alone = [limit for limit in self.limits if not self._kept([limit])]
+        if alone:
+            raise StageError(self._unreachable(alone))
+        if not self._kept(self.limits):
+            raise StageError(self._incompatible())
+
+    def _figures(self, row: Mapping[str, Any]) -> Figures[float]:
+        from yolov8_nas.hardware.benchmark import Measurement
+        from yolov8_nas.hardware.cost import cost
+        from yolov8_nas.search.objective import figures, with_nms
+
+        paper = cost(Architecture.from_dict(row["architecture"]), self.bench.num_classes, self.bench.imgsz)
+        timed = with_nms(row["latency_ms"], self.nms_ms)
+        return figures(Measurement.from_dict(row), paper, batch=self.bench.batch, with_nms_ms=timed)
+
+    def _kept(self, limits: Sequence[Constraint]) -> bool:
+        """Whether some measured network keeps the limits; one that comes closest by prediction is measured as well."""
+        if self._closest(limits)[1] > 0:
+            self._measure_closest(limits)
+        return self._closest(limits)[1] <= 0
+
+    def _closest(self, limits: Sequence[Constraint]) -> tuple[Architecture, float]:
+        """The measured network that misses the limits least, and its worst miss as a share of the limit."""
+        missed = {a: max(limit.violation(f.value(limit)) for limit in limits) for a, f in self.figures.items()}
+        closest = min(missed, key=lambda architecture: missed[architecture])
+        return closest, missed[closest]
+
+    def _measure_closest(self, limits: Sequence[Constraint]) -> None:
+        """Measure the network that is predicted to come closest to the limits, unless it is measured already."""
+        from yolov8_nas.hardware.latency_model import LatencyModel
+        from yolov8_nas.search.objective import CostModel
+
+        costs = CostModel.from_probe(
+            limits,
+            LatencyModel.from_dict(read_json(self.ctx.out / "latency_model.json")),
+            self.table["rows"],
+            num_classes=self.bench.num_classes,
+            imgsz=self.bench.imgsz,
+            batch=self.bench.batch,
+            nms_ms=self.nms_ms,
+        )
+        closest = closest_predicted(costs, self.bench.space, self._closest(limits)[0])
+        if closest in self.figures:
+            return
+        self.ctx.progress.note(
+            f"no measured network keeps {' and '.join(map(str, limits))}; measuring the one predicted to come closest"
+        )
+        with self.ctx.host.computing():
+            file = self.bench.export(closest)
+            with self.ctx.host.measuring():
+                (measurement,) = self.bench.measure([file], f"{closest.digest}-legs.json")
+        row = self.bench.row(Sample(closest, "fastest"), measurement)
+        self.table["rows"].append(row)
+        self.figures[closest] = self._figures(row)
+        write_json(self.ctx.out / "latency_table.json", self.table)
+
+    def _unreachable(self, missed: Sequence[Constraint]) -> str:
+        told = []
+        for limit in missed:
+            best = self.figures[self._closest([limit])[0]].value(limit)
+            told.append(f"{limit} cannot be kept: the best that is achievable is {best:.4g} {limit.unit}")
+        return f"{'; '.join(told)} {self._where()}"
+
+    def _incompatible(self) -> str:
+        closest = self.figures[self._closest(self.limits)[0]]
+        values = ", ".join(f"{limit.quantity} {closest.value(limit):.4g} {limit.unit}" for limit in self.limits)
+        binding = max(self.limits, key=lambda limit: limit.violation(closest.value(limit)))
+        return (
+            f"{' and '.join(map(str, self.limits))} can each be kept, but not together: the network that comes closest "
+            f"has {values}, so {binding} binds {self._where()}"
+        )
+
+    def _where(self) -> str:
+        return (
+            f"(measured on {self.ctx.settings['device']['id']} at {self.bench.imgsz} px, the best of "
+            f"{len(self.figures)} networks of space {self.bench.space.name}); change the limit, the space or imgsz"
+        )
+
+
+def closest_predicted(costs: CostModel, space: SearchSpace, start: Architecture) -> Architecture:
+    """The network of a space that misses the limits least by prediction, as far as coordinate descent finds it.
 
     Args:
-        model: Predicts latencies.
-        starts: Architectures of which the fastest is where it starts.
+        costs: Predicts costs and holds the limits.
+        space: The space.
+        start: The network to start from.
     """
-    space = model.space
-    best = starts[int(np.argmin(model.predict(starts)[0]))]
+    best, missed = start, float(costs([start]).worst[0])
     while True:
-        genes = list(space.encode(best))
-        neighbours = [
-            space.decode([*genes[:i], option, *genes[i + 1 :]])
-            for i, dimension in enumerate(space.dimensions)
-            for option in range(len(dimension.options))
-        ]  # the network itself is among them
-        found = neighbours[int(np.argmin(model.predict(neighbours)[0]))]
-        if model.predict([found])[0] >= model.predict([best])[0]:
+        neighbours = list(_neighbours(space, best))
+        worst = costs(neighbours).worst
+        if worst.min() >= missed:
             return best
-        best = found
+        best, missed = neighbours[int(worst.argmin())], float(worst.min())
+
+
+def _neighbours(space: SearchSpace, architecture: Architecture) -> Iterator[Architecture]:
+    """The networks with one gene changed."""
+    genes = list(space.encode(architecture))
+    for i, dimension in enumerate(space.dimensions):
+        for option in range(len(dimension.options)):
+            if option != genes[i]:
+                yield space.decode([*genes[:i], option, *genes[i + 1 :]])

@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -76,6 +76,7 @@ class StageContext:
         partial: Folder for checkpoints, written atomically; a later try finds it as this one left it.
         progress: How far the stage has come.
         host: The host's lock, for `computing()` and `measuring()`.
+        store: The stage store, for what is shared with other keys.
     """
 
     settings: Mapping[str, Any]
@@ -84,6 +85,62 @@ class StageContext:
     partial: Path
     progress: Progress
     host: HostLock
+    store: Store | None = None
+
+    def share(self, part: str, version: int, settings: Settings, make: Callable[[StageContext], None]) -> None:
+        """Lay a part of the result into `out` that does not depend on all of the stage's settings.
+
+        The part has a key of its own in the store, like a stage without inputs: whatever other setting of the stage
+        changes, it is made once and found again. Where `make` fails, what it had written lies in `out` as evidence,
+        and the next try makes it again; after an interruption it goes on from its own `partial`. Without a store the
+        part is made in place.
+
+        Args:
+            part: Name of the folder in the store.
+            version: Raised when the same settings would give another result.
+            settings: Plain values: all that the part depends on.
+            make: Makes it, given a context with these settings and folders of its own.
+        """
+        if self.store is None:
+            make(replace(self, settings=settings))
+            return
+        entry = self.store.entry(part, canonical_digest([part, version, settings]))
+        with entry.lock(lambda: self.progress.note(f"another run makes the same {part}; waiting for it")):
+            manifest = entry.manifest
+            if manifest is None or entry.damage(manifest):
+                self._make(entry, part, version, settings, make)
+            else:
+                self.progress.note(f"{part} of an earlier run with the same settings: used again")
+            shutil.copytree(entry.outputs, self.out, dirs_exist_ok=True)
+
+    def _make(
+        self, entry: Entry, part: str, version: int, settings: Settings, make: Callable[[StageContext], None]
+    ) -> None:
+        start = time.monotonic()
+        entry.clear(partial=False)
+        for folder in (entry.outputs, entry.partial):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            make(replace(self, settings=settings, inputs={}, out=entry.outputs, partial=entry.partial))
+        except (InputError, StageError):
+            shutil.copytree(entry.outputs, self.out, dirs_exist_ok=True)
+            entry.clear(partial=True)
+            raise
+        outputs = {name: file_sha256(path) for name, path in tree_files(entry.outputs).items()}
+        entry.commit(
+            Manifest(
+                stage=part,
+                version=version,
+                key=entry.folder.name,
+                settings=settings,
+                inputs={},
+                outputs=outputs,
+                digest=canonical_digest(outputs),
+                seconds=time.monotonic() - start,
+                tools=_tools(),
+                seed=settings.get("seed"),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -331,7 +388,7 @@ class _Run:
             folders[name] = entry.scratch / name
             extract(path, folders[name])
         host = HostLock(note=self.progress.note)
-        self.stage.run(StageContext(settings, folders, entry.outputs, entry.partial, self.progress, host))
+        self.stage.run(StageContext(settings, folders, entry.outputs, entry.partial, self.progress, host, self.store))
 
     def _pass_on(self, name: str, failure: Mapping[str, Any]) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,13 @@
 """trt-export: the file that ships, exported, verified, timed and scored on the target.
 
 Every tuned network is exported in every precision that may ship, and all files are measured in the same alternating
-rounds, with the stock network among them. Which one ships is decided on the search split; the figures told are of the
-val split, which has chosen nothing.
+rounds, with the stock network among them: alone, and together with non-maximum suppression on images of the search
+split. Which one ships is decided on the search split; the figures told are of the val split, which has chosen nothing.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,9 @@ from yolov8_nas.store import read_json, write_json
 
 if TYPE_CHECKING:
     from yolov8_nas.evaluation import Evaluation, Evaluator
-    from yolov8_nas.hardware.benchmark import Measurement
+    from yolov8_nas.hardware.benchmark import Measurement, Timing
+    from yolov8_nas.hardware.cost import Cost
+    from yolov8_nas.search.constraint import Figures
 
 BATCH: Final = 16
 """Images at once when a checkpoint is scored; an exported file has its own batch."""
@@ -52,7 +55,7 @@ def run(ctx: StageContext) -> None:
     _Export(ctx).run()
 
 
-STAGE = Stage(name="trt-export", version=1, settings=settings, run=run)
+STAGE = Stage(name="trt-export", version=2, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,19 @@ class _Exported:
 
 @dataclass(frozen=True)
 class _File(_Exported):
-    """One exported file and what was measured of it."""
+    """One exported file and what was measured of it.
+
+    Attributes:
+        measurement: Of the network alone.
+        frame: Of the network and non-maximum suppression, on real images.
+        found: Boxes above the threshold and detections, the mean of these images.
+        search: Its score on the search split.
+        val: Its score on the val split.
+    """
 
     measurement: Measurement
+    frame: Timing
+    found: dict[str, float]
     search: Evaluation
     val: Evaluation
 
@@ -91,6 +104,7 @@ class _Export:
         self.summary = read_json(self.tuned / "finetune.json")
         self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
         self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
+        self.nms: dict[str, Any] = {}
         self.steps = 0
         self.total = 1
 
@@ -100,10 +114,9 @@ class _Export:
 
         with self.ctx.host.computing():
             exported = self._export()
-            self.total = 2 * len(exported) + 2
+            self.total = 3 * len(exported) + 2
             self._step("exported")
-            measurements = self._measure(exported)
-            files = self._score(exported, measurements)
+            files = self._score(self._measure(exported))
             write_json(self.ctx.out / "engine.json", status())
             self._decide(files)
 
@@ -131,8 +144,18 @@ class _Export:
                 files.append(_Exported(candidate, precision, folder, onnx, row["architecture"]))
         return files
 
-    def _measure(self, files: Sequence[_Exported]) -> list[Measurement]:
-        from yolov8_nas.hardware.benchmark import VERIFY, measure
+    def _measure(self, files: Sequence[_Exported]) -> list[dict[str, Any]]:
+        """What the device tells of each file: the fields of a `_File` without its scores."""
+        from yolov8_nas.hardware.benchmark import PROBE, VERIFY, measure
+        from yolov8_nas.hardware.nms import SETTINGS, boxes, frames, measure_with_nms
+
+        onnx = [file.onnx for file in files]
+        threads = read_json(self.ctx.inputs["hw-probe"] / "profile.json")["threads"]
+        reference = next((f.onnx for f in files if f.candidate is None), onnx[0])
+        pictures = sorted((self.ctx.inputs["data-prep"] / "dataset" / "images" / "search").iterdir())
+        images = frames(pictures, imgsz=self.imgsz, batch=self.batch)
+        self.nms = {**SETTINGS, "images": len(images) * self.batch, "split": "search"}
+        limited = any(limit.scope == "with_nms" for limit in self.limits)
 
         def progress(done: float, total: float) -> None:
             share = len(files) * done / total
@@ -140,29 +163,47 @@ class _Export:
 
         with self.ctx.host.measuring():
             measurements = measure(
-                [file.onnx for file in files],
-                threads=read_json(self.ctx.inputs["hw-probe"] / "profile.json")["threads"],
+                onnx,
+                threads=threads,
                 protocol=VERIFY,
-                reference=next((f.onnx for f in files if f.candidate is None), files[0].onnx),
+                reference=reference,
                 progress=progress,
                 checkpoint=self.ctx.partial / "measurements.json",
             )
-        self._step("measured", len(files))
-        return measurements
+            self._step("measured", len(files))
+            timings = measure_with_nms(
+                onnx,
+                images,
+                threads=threads,
+                protocol=VERIFY if limited else PROBE,
+                reference=reference,
+                progress=progress,
+                checkpoint=self.ctx.partial / "frames.json",
+            )
+            self._step("measured with non-maximum suppression", len(files))
+        return [
+            {
+                **vars(file),
+                "measurement": measurement,
+                "frame": timing,
+                "found": boxes(file.onnx, images, threads=threads),
+            }
+            for file, measurement, timing in zip(files, measurements, timings, strict=True)
+        ]
 
-    def _score(self, exported: Sequence[_Exported], measurements: Sequence[Measurement]) -> list[_File]:
+    def _score(self, measured: Sequence[dict[str, Any]]) -> list[_File]:
         search, val = self._evaluator("search"), self._evaluator("val")
         files = []
-        for file, measurement in zip(exported, measurements, strict=True):
+        for fields in measured:
+            onnx: Path = fields["onnx"]
             scored = _File(
-                **vars(file),
-                measurement=measurement,
-                search=self._evaluate(search, f"{file.name}-search", file.onnx),
-                val=self._evaluate(val, f"{file.name}-val", file.onnx),
+                **fields,
+                search=self._evaluate(search, f"{onnx.stem}-search", onnx),
+                val=self._evaluate(val, f"{onnx.stem}-val", onnx),
             )
-            scored.val.save(self.ctx.out / "evaluation" / f"{file.name}.npz")
+            scored.val.save(self.ctx.out / "evaluation" / f"{scored.name}.npz")
             files.append(scored)
-            self._step(f"scored {file.name}", map50_95=scored.val.map50_95)
+            self._step(f"scored {scored.name}", map50_95=scored.val.map50_95)
         return files
 
     def _evaluator(self, split: Literal["search", "val"]) -> Evaluator:
@@ -197,6 +238,7 @@ class _Export:
             "comparisons": [],
             "quantization": self._quantization(files, shipped or ours[0]),
             "checkpoint_map50_95": None,
+            "nms": self.nms,
         }
         if shipped:
             self._ship(shipped)
@@ -211,13 +253,14 @@ class _Export:
             raise StageError(self._why_none(ours))
 
     def _holds(self, file: _File) -> bool:
-        return all(row["met"] for row in self._constraints(file))
+        return not self._missed(file)
 
     def _constraints(self, file: _File) -> list[dict[str, Any]]:
         """The limits with what was measured of a file."""
+        figures = self._limited(file)
         rows = []
         for limit in self.limits:
-            measured = self._value(limit, file)
+            measured = figures.value(limit)
             rows.append(
                 {
                     "metric": limit.metric,
@@ -225,51 +268,56 @@ class _Export:
                     "scope": limit.scope,
                     "limit": limit.limit,
                     "unit": limit.unit,
-                    "measured": measured,
+                    "measured": None if math.isnan(measured) else measured,
                     "met": limit.met(measured),
                 }
             )
         return rows
 
-    def _value(self, limit: Constraint, file: _File) -> float:
-        """What a limit is about, in its unit."""
-        latency: dict[str, float] = asdict(file.measurement.latency_ms)
-        match limit.metric:
-            case "latency":
-                return latency[limit.statistic]
-            case "throughput":
-                return 1000 * self.batch / latency["p50"]
-            case "memory":
-                return file.measurement.memory_mb
-            case "params":
-                return self._cost(file)["params"] / 1e6
-            case "flops":
-                return self._cost(file)["gflops"]
-        raise AssertionError(limit.metric)
+    def _limited(self, file: _File) -> Figures[float]:
+        """What limits are held against."""
+        from yolov8_nas.search.objective import figures
 
-    def _cost(self, file: _File) -> dict[str, float]:
+        with_nms = asdict(file.frame.latency_ms)
+        return figures(file.measurement, self._cost(file), batch=self.batch, with_nms_ms=with_nms)
+
+    def _missed(self, file: _File) -> str:
+        """The limits that a file misses, in words."""
+        figures = self._limited(file)
+        return "; ".join(
+            f"{limit.quantity} {figures.value(limit):.4g} {limit.unit}, limit {limit.limit:.4g}"
+            for limit in self.limits
+            if not limit.met(figures.value(limit))
+        )
+
+    def _cost(self, file: _File) -> Cost:
         from yolov8_nas.hardware.cost import cost
         from yolov8_nas.space import Architecture
 
-        exact = cost(Architecture.from_dict(file.architecture), len(self.classes), self.imgsz)
-        return {"params": exact.params, "gflops": exact.gflops}
+        return cost(Architecture.from_dict(file.architecture), len(self.classes), self.imgsz)
 
     def _figures(self, file: _File) -> dict[str, Any]:
         """What is told of every file."""
-        measured = file.measurement.to_dict()
+        measured, frame, paper = file.measurement.to_dict(), file.frame.to_dict(), self._cost(file)
         return {
             "precision": file.precision,
             "latency_ms": measured["latency_ms"],
             "latency_interval_ms": measured["interval_ms"],
             "repetitions": measured["repetitions"],
-            "disturbed": measured["disturbed"],
+            "disturbed": measured["disturbed"] or frame["disturbed"],
+            "latency_with_nms_ms": frame["latency_ms"],
+            "latency_with_nms_interval_ms": frame["interval_ms"],
+            "found": file.found,
             "memory_mb": measured["memory_mb"],
+            "energy_mj": measured["energy_mj"],
+            "power_w": measured["power_w"],
             "map50_95": file.val.map50_95,
             "map50": file.val.map50,
             "per_class": file.val.per_class,
             "map50_95_search": file.search.map50_95,
             "file_mb": file.onnx.stat().st_size / 2**20,
-            **self._cost(file),
+            "params": paper.params,
+            "gflops": paper.gflops,
         }
 
     def _described(self, file: _File) -> dict[str, Any]:
@@ -281,16 +329,13 @@ class _Export:
         }
 
     def _tried(self, file: _File, shipped: _File | None) -> dict[str, Any]:
-        missed = [row for row in self._constraints(file) if not row["met"]]
+        missed = self._missed(file)
         if file is shipped:
             outcome, reason = "shipped", ""
         elif file.precision not in self.wanted:
             outcome, reason = "not asked for", f"the target asks for {self.ctx.settings['precision']}; for comparison"
         elif missed:
-            outcome = "limit missed"
-            reason = "; ".join(
-                f"{row['metric']} {row['measured']:.4g} {row['unit']}, limit {row['limit']:.4g}" for row in missed
-            )
+            outcome, reason = "limit missed", missed
         else:
             assert shipped is not None
             outcome = "less accurate"
@@ -349,15 +394,10 @@ class _Export:
 
     def _why_none(self, ours: Sequence[_File]) -> str:
         tried = [file for file in ours if file.precision in self.wanted]
-        closest = min(tried, key=lambda f: max(limit.violation(self._value(limit, f)) for limit in self.limits))
-        missed = ", ".join(
-            f"{row['metric']} {row['measured']:.4g} {row['unit']} (limit {row['limit']:.4g})"
-            for row in self._constraints(closest)
-            if not row["met"]
-        )
+        closest = min(tried, key=lambda f: max(limit.violation(self._limited(f).value(limit)) for limit in self.limits))
         return (
-            f"none of {len(tried)} exported files keeps the limits as measured; closest is {closest.name}, {missed}: "
-            "raise the limit, or tune more candidates (finetune.candidates)"
+            f"none of {len(tried)} exported files keeps the limits as measured; closest is {closest.name}: "
+            f"{self._missed(closest)}; raise the limit, or tune more candidates (finetune.candidates)"
         )
 
     def _step(self, message: str, steps: int = 1, **figures: float) -> None:
