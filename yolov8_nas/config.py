@@ -27,10 +27,15 @@ class SupernetConfig(_Section):
 
     Attributes:
         epochs: Passes over the train split.
-        batch: Images per step, or `auto`: chosen by memory on a GPU, 16 on a CPU.
-        weights: A stock YOLOv8 checkpoint to start from, or nothing to start from scratch.
+        batch: Images per step, of all processes together, or `auto`: chosen by memory on GPUs, 16 on a CPU.
+        weights: What to start from: a stock YOLOv8 checkpoint (`.pt`), the folder of an earlier supernet, or nothing to
+            start from scratch.
         lr: Peak learning rate of AdamW.
         random_networks: Random networks per step beside the largest and the smallest (sandwich rule).
+        processes: Processes that train together, each on a GPU of its own, or `auto`: as many as there are GPUs, one on
+            a CPU. A run that torchrun started has torchrun's number.
+        accumulate: Parts of a batch that a process works through one after the other, where memory is short.
+        amp: Whether networks compute in half precision; `auto` for on GPUs, not on a CPU.
     """
 
     epochs: Positive = 300
@@ -38,6 +43,9 @@ class SupernetConfig(_Section):
     weights: str | None = None
     lr: float = Field(2e-3, gt=0)
     random_networks: int = Field(2, ge=0)
+    processes: Positive | Literal["auto"] = "auto"
+    accumulate: Positive = 1
+    amp: bool | Literal["auto"] = "auto"
 
 
 class ProbeConfig(_Section):
@@ -54,6 +62,18 @@ class ProbeConfig(_Section):
     max_mape: float = Field(0.10, gt=0)
 
 
+class ObjectiveConfig(_Section):
+    """What is wanted of the networks within the limits: a small `accuracy * (1 - mAP) + latency * (ms / stock's ms)`.
+
+    Attributes:
+        accuracy: Weight of 1 - mAP50-95.
+        latency: Weight of the median latency as a share of stock YOLOv8's; with 0 the most accurate network is wanted.
+    """
+
+    accuracy: float = Field(1.0, gt=0)
+    latency: float = Field(0.0, ge=0)
+
+
 class SearchConfig(_Section):
     """The search on one target.
 
@@ -61,9 +81,15 @@ class SearchConfig(_Section):
         generations: Generations of the evolution.
         population: Networks per generation.
         candidates: Networks handed on, each exported and measured.
-        measure_every: Generations between two measurements of the front on the device.
+        measure_every: Generations between two measurements of the front on the device; the last one is always measured.
         bn_images: Images on which BatchNorm statistics are recalibrated before a network is scored.
-        random: Networks drawn at random within the limits and scored beside the search, for comparison.
+        prior_steps: Steps in which the architecture parameters learn where to look; 0 for no such prior.
+        exact: Whether an exact solver proposes networks beside the evolution.
+        objective: What is wanted of the networks that keep the limits.
+        random: Networks drawn at random within the limits and scored beside the search, for comparison; `equal` for as
+            many as the search scores.
+        mac_ranking: Networks with the most multiply-accumulates within the limits, scored for comparison.
+        random_seeds: How often these comparisons are made, each time with another seed.
     """
 
     generations: Positive = 40
@@ -71,7 +97,12 @@ class SearchConfig(_Section):
     candidates: Positive = 3
     measure_every: Positive = 10
     bn_images: int = Field(1024, ge=16)
-    random: int = Field(0, ge=0)
+    prior_steps: int = Field(200, ge=0)
+    exact: bool = True
+    objective: ObjectiveConfig = ObjectiveConfig()
+    random: Annotated[int, Field(ge=0)] | Literal["equal"] = 0
+    mac_ranking: int = Field(0, ge=0)
+    random_seeds: Positive = 1
 
 
 class FinetuneConfig(_Section):
@@ -83,6 +114,8 @@ class FinetuneConfig(_Section):
         qat_epochs: Epochs of quantization-aware training after that, where the precision asks for INT8.
         batch: Images per step.
         lr: Peak learning rate of AdamW.
+        from_scratch: Whether the candidates start from random weights instead, and learn like the baseline for as many
+            epochs as the supernet and the fine-tuning together.
         baseline: Whether stock YOLOv8 of the size is trained beside the candidates.
     """
 
@@ -91,6 +124,7 @@ class FinetuneConfig(_Section):
     qat_epochs: Positive = 10
     batch: Positive = 16
     lr: float = Field(1e-3, gt=0)
+    from_scratch: bool = False
     baseline: bool = True
 
 
@@ -206,7 +240,9 @@ class RunConfig(_Section):
             faults = []
             for fault in error.errors():
                 where = ".".join(
-                    str(part) for part in fault["loc"] if not str(part).startswith(("function-", "literal["))
+                    str(part)
+                    for part in fault["loc"]
+                    if not str(part).startswith(("function-", "literal[", "constrained-"))
                 )
                 if fault["type"] == "extra_forbidden":
                     faults.append(f"unknown key {where}{_known_keys(fault['loc'])}")
