@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast test-gpu lint bench clean
 
 demo: $(READY)
 	$(BIN)/yolov8-nas demo
@@ -15,6 +15,10 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+# On a machine with an NVIDIA GPU, after TensorRT was installed into .venv (docs/tensorrt.md).
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -s tests/gpu/engines.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

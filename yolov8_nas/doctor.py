@@ -79,8 +79,8 @@ def _temporary_folder() -> Finding:
 
 
 def _tensorrt() -> Finding:
-    try:
-        found = version("tensorrt")
-    except PackageNotFoundError:
-        found = "not installed: targets are CPUs with ONNX Runtime"
-    return Finding(True, "TensorRT", found)
+    from yolov8_nas.hardware.tensorrt import bindings, missing
+
+    if lacking := missing():
+        return Finding(True, "TensorRT", f"not available: {' and '.join(lacking)}; CPUs with ONNX Runtime do without")
+    return Finding(True, "TensorRT", f"{bindings().__version__}: engines can be built and run here")

@@ -1,9 +1,82 @@
-"""TensorRT engines: so far only whether one can be built on this machine, and why not."""
+"""TensorRT engines from exactly one ONNX file.
+
+There is one route for TensorRT 10 and 11: strongly typed networks. Types stand in the ONNX file and nowhere else, so no
+precision is asked of the builder, and what ONNX Runtime scores is what the engine computes. Each engine is built more
+than once and each build is measured, because the builder chooses by timings of its own, which scatter: two builds of
+one network may differ by a fifth (ultralytics #26223). What the best one has timed is kept as the timing cache; with it
+the next build makes the same choices.
+
+None of this has run on a device yet, see docs/tensorrt.md.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any
+import ast
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from yolov8_nas.deploy.efficient_nms import EfficientNms, add_efficient_nms
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, digest, with_header, write_engine
+from yolov8_nas.hardware.tensorrt import bindings, environment, load_engine, major, missing, open_log, told
+from yolov8_nas.store import atomic_write
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+Shape = tuple[int, int, int]
+"""Images, height and width in pixels."""
+
+_NO_MEMORY: Final = re.compile(r"out ?of ?memory|could not be allocated|insufficient (memory|workspace)", re.IGNORECASE)
+
+_NEEDS: Final = {TensorProto.BFLOAT16: ("BF16", (8, 0)), TensorProto.FLOAT8E4M3FN: ("FP8", (8, 9))}
+"""Types that not every GPU of TensorRT 10 and 11 has, and the compute capability from which on they have them."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes that an engine with dynamic shapes takes.
+
+    Attributes:
+        min: Smallest.
+        opt: The one that it is tuned for.
+        max: Largest.
+    """
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built.
+
+    Attributes:
+        workspace_gib: Most GPU memory in GiB for the scratch space of a layer; all that there is unless given.
+        tactic_sources: Names of `trt.TacticSource`, alone to be used; TensorRT's choice unless given.
+        level: Optimization level, 0 (fast to build) to 5 (all tactics are tried); 3 is TensorRT's default.
+        tf32: Whether FP32 convolutions may use TF32 tensor cores, as they do by TensorRT's default.
+        profile: Shapes, where the ONNX file leaves them open.
+        nms: Non-maximum suppression inside the engine.
+    """
+
+    workspace_gib: float | None = None
+    tactic_sources: tuple[str, ...] | None = None
+    level: int = 3
+    tf32: bool = True
+    profile: Profile | None = None
+    nms: EfficientNms | None = None
 
 
 def status() -> dict[str, Any]:
@@ -11,12 +84,345 @@ def status() -> dict[str, Any]:
 
     Nothing is imitated: without TensorRT and a GPU there is no engine, no timing of one and no claim about one.
     """
-    import torch
-
-    missing = []
-    if importlib.util.find_spec("tensorrt") is None:
-        missing.append("TensorRT is not installed here")
-    if not torch.cuda.is_available():
-        missing.append("this machine has no NVIDIA GPU that PyTorch can use")
-    reason = " and ".join(missing) or "building engines comes in a later version"
+    reason = " and ".join(missing()) or "this target runs ONNX; build_engine makes an engine of the file"
     return {"built": False, "reason": reason}
+
+
+def build_engine(
+    source: Path,
+    engine: Path,
+    *,
+    measure: Callable[[Path], float],
+    options: EngineOptions = EngineOptions(),
+    timing_cache: Path | None = None,
+    builds: int = 2,
+) -> EngineManifest:
+    """Build an engine from an ONNX file, more than once, and keep the fastest.
+
+    Each build starts from the timing cache as it was found, not from what the build before has added: else it would
+    make the same choices. A build that had nothing to time is not repeated. The cache of the kept build is written back
+    and holds all that it held before.
+
+    Args:
+        source: A file of `export_onnx`, in the precision that the engine is to have.
+        engine: The engine file to write, with Ultralytics' metadata; two JSON files come beside it (see
+            `engine_file`).
+        measure: Gives the latency in ms of an engine file; it is called with each build.
+        options: How to build.
+        timing_cache: File of the timing cache. It belongs to one GPU, one TensorRT and one set of options.
+        builds: Most builds.
+
+    Raises:
+        InputError: This machine has no TensorRT or no GPU; the file is no such ONNX file, has weights that are not
+            numbers, an operator that TensorRT lacks or a type that the GPU lacks; options do not fit it; the timing
+            cache is of another machine.
+        StageError: TensorRT cannot build it, for example because memory is short.
+        ValueError: `builds` is less than one.
+    """
+    if builds < 1:
+        raise ValueError(f"builds = {builds}: an engine is built at least once")
+    trt = bindings()
+    here = environment(trt)
+    network = _read_network(source, options, here)
+    found = timing_cache.read_bytes() if timing_cache and timing_cache.exists() else b""
+    measured: list[float] = []
+    plan = cache = b""
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f".{engine.name}.") as folder:
+        trial = Path(folder) / engine.name
+        for _ in range(builds):
+            built, timed = _build(trt, network, options, found, timing_cache)
+            _write(trt, trial, built, network, options, here, measured)
+            measured.append(float(measure(trial)))
+            if measured[-1] == min(measured):
+                plan, cache = built, timed
+            if timed == found:
+                break
+    manifest = _write(trt, engine, plan, network, options, here, measured)
+    if timing_cache:
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(timing_cache, cache)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Network:
+    """An ONNX file, checked, as TensorRT gets it."""
+
+    source: Path
+    sha256: str
+    data: bytes
+    opset: int
+    precision: str
+    input: str
+    shapes: Mapping[str, list[int]]
+    dynamic: bool
+    outputs: Mapping[str, list[int]]
+    metadata: Mapping[str, Any]
+
+
+def _read_network(source: Path, options: EngineOptions, here: GpuEnvironment) -> _Network:
+    try:
+        data = source.read_bytes()
+        model = onnx.load_from_string(data)
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror}); give the path of an ONNX file") from None
+    except Exception as error:  # protobuf's DecodeError and the checker's ValidationError have no common base
+        raise InputError(f"{source}: no valid ONNX file: {error}; export it again") from None
+    _check_weights(source, model, here)
+    metadata = _metadata(source, model)
+    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+        names = [value.name for value in (*model.graph.input, *model.graph.output)]
+        raise InputError(f"{source}: one input and one output are expected, it has {', '.join(names)}; export it again")
+    (value,) = model.graph.input
+    open_shape = _dimensions(value)
+    shapes = _shapes(source, open_shape, options.profile, int(metadata["stride"]))
+    if options.nms:
+        _check_has_no_nms(source, model, metadata)
+        model = add_efficient_nms(model, options.nms)
+    metadata["batch"], metadata["imgsz"] = shapes["max"][0], shapes["opt"][2:]
+    arguments = metadata.get("args", {})
+    metadata["args"] = {
+        **arguments,
+        "batch": shapes["max"][0],
+        "dynamic": -1 in open_shape,
+        "nms": bool(options.nms) or arguments.get("nms"),
+    }
+    return _Network(
+        source=source,
+        sha256=digest(data),
+        data=model.SerializeToString() if options.nms else data,
+        opset=max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        precision=_precision(model),
+        input=value.name,
+        shapes=shapes,
+        dynamic=-1 in open_shape,
+        outputs={output.name: _dimensions(output) for output in model.graph.output},
+        metadata=metadata,
+    )
+
+
+def _check_weights(source: Path, model: onnx.ModelProto, here: GpuEnvironment) -> None:
+    """Refuse weights that are not numbers, and types that the GPU lacks."""
+    capability = tuple(int(part) for part in here.compute_capability.split("."))
+    for tensor in model.graph.initializer:
+        name, needed = _NEEDS.get(tensor.data_type, ("", (0, 0)))
+        if capability < needed:
+            raise InputError(
+                f"{source}: {tensor.name!r} is {name}, which needs compute capability {needed[0]}.{needed[1]}, and "
+                f"{here.gpu} has {here.compute_capability}; export it in FP16"
+            )
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
+            bad = int(np.isnan(numpy_helper.to_array(tensor)).sum())
+            if bad:
+                raise InputError(
+                    f"{source}: {bad} weights of {tensor.name!r} are NaN; export a network that has learnt"
+                )
+
+
+def _metadata(source: Path, model: onnx.ModelProto) -> dict[str, Any]:
+    """Ultralytics' metadata of an ONNX file, as plain values."""
+    metadata: dict[str, Any] = {}
+    for entry in model.metadata_props:
+        try:
+            metadata[entry.key] = ast.literal_eval(entry.value)
+        except (ValueError, SyntaxError):  # a text
+            metadata[entry.key] = entry.value
+    if lacking := [key for key in ("task", "stride", "names") if key not in metadata]:
+        raise InputError(f"{source}: its metadata have no {', '.join(lacking)}; export it with export_onnx")
+    return metadata
+
+
+def _check_has_no_nms(source: Path, model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
+    shape = _dimensions(model.graph.output[0])
+    if len(shape) != 3 or shape[1] != 4 + len(metadata["names"]):
+        raise InputError(
+            f"{source}: its output is {shape}, and NMS takes (batch, {4 + len(metadata['names'])}, anchors) for "
+            f"{len(metadata['names'])} classes; export it without NMS"
+        )
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> list[int]:
+    """Sizes of a tensor, -1 where they are open."""
+    return [size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim]
+
+
+def _shapes(source: Path, open_shape: list[int], profile: Profile | None, stride: int) -> dict[str, list[int]]:
+    """Smallest, best and largest shape of the input."""
+    if profile is None:
+        if -1 in open_shape:
+            raise InputError(f"{source}: its input {open_shape} is dynamic; give options.profile")
+        return dict.fromkeys(("min", "opt", "max"), open_shape)
+    shapes = {name: [images, open_shape[1], height, width] for name, (images, height, width) in asdict(profile).items()}
+    for name, shape in shapes.items():
+        if any(size not in (-1, wanted) for size, wanted in zip(open_shape, shape, strict=True)):
+            raise InputError(
+                f"{source}: its input is {open_shape}, and options.profile.{name} is {shape}; make them fit"
+            )
+        if shape[0] < 1 or any(side < stride or side % stride for side in shape[2:]):
+            raise InputError(
+                f"options.profile.{name} = {getattr(profile, name)}: give at least one image, and sides that are "
+                f"multiples of {stride}"
+            )
+    if not all(low <= best <= high for low, best, high in zip(*shapes.values(), strict=True)):
+        raise InputError(f"options.profile = {asdict(profile)}: min, opt and max must rise, in each size")
+    return shapes
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    """The lowest precision in a graph."""
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return "fp16" if halves else "fp32"
+
+
+def _build(
+    trt: Any, network: _Network, options: EngineOptions, found: bytes, timing_cache: Path | None
+) -> tuple[bytes, bytes]:
+    """One build: the engine's bytes, and the timing cache after it."""
+    log = open_log(trt)
+    trt.init_libnvinfer_plugins(log, "")
+    try:
+        builder = trt.Builder(log)
+    except TypeError:  # what the bindings raise where the library gives them nothing
+        raise StageError(f"TensorRT {trt.__version__} does not start: {told(log)}") from None
+    # From 11 on every network is strongly typed: the flag is ignored there, and its number is another.
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    definition = builder.create_network(strongly_typed if major(trt.__version__) < 11 else 0)
+    parser = trt.OnnxParser(definition, log)
+    if not parser.parse(network.data, str(network.source)):
+        raise _parser_error(trt, parser, network, log)
+    config = builder.create_builder_config()
+    _configure(trt, config, options)
+    if network.dynamic:
+        profile = builder.create_optimization_profile()
+        low, best, high = (tuple(network.shapes[name]) for name in ("min", "opt", "max"))
+        profile.set_shape(network.input, low, best, high)
+        if config.add_optimization_profile(profile) < 0:
+            raise InputError(f"{network.source}: TensorRT refuses options.profile = {options.profile}: {told(log)}")
+    cache = config.create_timing_cache(found)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise InputError(
+            f"{timing_cache}: this timing cache is damaged, or of another GPU or TensorRT (here: "
+            f"{trt.__version__}); give another path, or delete it"
+        )
+    plan = builder.build_serialized_network(definition, config)
+    if plan is None:
+        raise _build_error(network, options, log)
+    return bytes(plan), bytes(config.get_timing_cache().serialize())
+
+
+def _configure(trt: Any, config: trt.IBuilderConfig, options: EngineOptions) -> None:
+    config.builder_optimization_level = options.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector would know names only
+    if options.workspace_gib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.tactic_sources is not None:
+        known = trt.TacticSource.__members__
+        if unknown := [name for name in options.tactic_sources if name not in known]:
+            raise InputError(
+                f"options.tactic_sources: {', '.join(unknown)}: TensorRT {trt.__version__} has {', '.join(known)}"
+            )
+        # By name: the numbers are others in 11.
+        config.set_tactic_sources(sum(1 << int(known[name]) for name in set(options.tactic_sources)))
+
+
+def _parser_error(trt: Any, parser: trt.OnnxParser, network: _Network, log: Any) -> InputError:
+    """What the parser complains of, with the operators that it lacks by name."""
+    lacking = (
+        trt.ErrorCode.UNSUPPORTED_NODE,
+        trt.ErrorCode.UNSUPPORTED_NODE_ATTR,
+        trt.ErrorCode.UNSUPPORTED_NODE_INPUT,
+        trt.ErrorCode.UNSUPPORTED_NODE_DATATYPE,
+        trt.ErrorCode.UNSUPPORTED_NODE_DYNAMIC,
+        trt.ErrorCode.UNSUPPORTED_NODE_SHAPE,
+    )
+    faults = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = f"operator {error.node_operator()} ({error.node_name()})" if error.node_operator() else "the graph"
+        verdict = "is not supported" if error.code() in lacking else "cannot be read"
+        faults.append(f"{where} {verdict}: {error.desc()}")
+    return InputError(
+        f"{network.source}: TensorRT {trt.__version__} cannot build it (opset {network.opset}): "
+        f"{'; '.join(dict.fromkeys(faults)) or told(log)}; "
+        "export it with a lower opset or without that operator, or use runtime: onnxruntime"
+    )
+
+
+def _build_error(network: _Network, options: EngineOptions, log: Any) -> StageError:
+    if any(_NO_MEMORY.search(message) for message in log.errors):
+        limit = "no limit" if options.workspace_gib is None else f"{options.workspace_gib} GiB"
+        return StageError(
+            f"{network.source}: memory ran out while TensorRT built it (workspace: {limit}, largest input: "
+            f"{network.shapes['max']}): {told(log)}; free memory of the GPU, raise options.workspace_gib, or lower "
+            "options.profile.max"
+        )
+    return StageError(f"{network.source}: TensorRT cannot build it: {told(log)}")
+
+
+def _write(
+    trt: Any,
+    engine: Path,
+    plan: bytes,
+    network: _Network,
+    options: EngineOptions,
+    here: GpuEnvironment,
+    measured: list[float],
+) -> EngineManifest:
+    """Write an engine file and what is known of it."""
+    data = with_header(plan, network.metadata)
+    layers = _inspect(trt, plan, engine.name)
+    manifest = EngineManifest(
+        sha256=digest(data),
+        size=len(data),
+        built_on=here,
+        precision=network.precision,
+        inputs={network.input: network.shapes},
+        outputs=network.outputs,
+        source=network.source.name,
+        source_sha256=network.sha256,
+        options=asdict(options),
+        builds_ms=tuple(measured),
+        layers=summarize_layers(layers),
+    )
+    write_engine(engine, data, manifest, layers)
+    return manifest
+
+
+def _inspect(trt: Any, plan: bytes, name: str) -> dict[str, Any]:
+    """The engine inspector's account of an engine."""
+    cuda_engine = load_engine(trt, plan, open_log(trt), name)
+    inspector = cuda_engine.create_engine_inspector()
+    account: dict[str, Any] = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return account
+
+
+def summarize_layers(account: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the inspector's account is compared between builds.
+
+    Args:
+        account: Its JSON. TensorRT 10 and 11 write layers alike, and their inputs and outputs differently.
+
+    Returns:
+        `layers`: how many; `types`: how many of each type; `fused`: how many do the work of several nodes; `reformats`:
+        names of those that do nothing but change a tensor's layout or type, which is what an INT8 engine that is slower
+        than FP16 spends its time on (ultralytics #26159).
+    """
+    layers = [layer for layer in account.get("Layers", []) if isinstance(layer, dict)]
+    names = [str(layer.get("Name", "")) for layer in layers]
+    types = [str(layer.get("LayerType", "unknown")) for layer in layers]
+    return {
+        "layers": len(account.get("Layers", [])),
+        "types": dict(sorted(Counter(types).items())),
+        "fused": sum(" + " in name for name in names),
+        "reformats": [
+            name
+            for name, kind in zip(names, types, strict=True)
+            if kind == "Reformat" or name.startswith("Reformatting")
+        ],
+    }
