@@ -2,8 +2,13 @@
 
 The exporter is called directly instead of through Ultralytics': the search exports hundreds of networks, a file's bytes
 must depend on nothing but the network, and what is timed during the search must be what ships. So there is one graph
-for everything: BatchNorm folded, static shape, no simplification beyond the exporter's own (ONNX Runtime and TensorRT
-optimise graphs themselves). Its metadata are those that stock `YOLO("model.onnx")` reads.
+for everything: BatchNorm folded, no simplification beyond the exporter's own (ONNX Runtime and TensorRT optimise graphs
+themselves). Shapes are static unless asked otherwise, as what is measured must be. Its metadata are those that stock
+`YOLO("model.onnx")` reads.
+
+Precision lies in the graph, because TensorRT 11 takes it from nowhere else. In FP16 everything up to the head's output
+convolutions is FP16, weights and arithmetic. Images and outputs stay FP32, so that whoever feeds the file need not
+know, and so does the arithmetic that makes boxes: in pixels, FP16 has steps of half a pixel from 512 on.
 """
 
 from __future__ import annotations
@@ -13,18 +18,19 @@ import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 from ultralytics.nn.modules import C2f, Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import is_qat
 
 from yolov8_nas.deploy.quantization import load_network, move_output_quantizers, quantize
+from yolov8_nas.errors import InputError
 from yolov8_nas.store import atomic_write
 
 OPSET: Final = 18
@@ -32,7 +38,14 @@ OPSET: Final = 18
 
 
 def export_onnx(
-    model: DetectionModel, path: Path, *, imgsz: int, batch: int = 1, names: Sequence[str] | None = None
+    model: DetectionModel,
+    path: Path,
+    *,
+    imgsz: int,
+    batch: int = 1,
+    names: Sequence[str] | None = None,
+    dynamic: bool = False,
+    half: bool = False,
 ) -> Path:
     """Write a network as ONNX: input `images` (batch, 3, imgsz, imgsz) in 0..1, output `output0`.
 
@@ -43,27 +56,39 @@ def export_onnx(
         model: An Ultralytics detection network.
         path: File to write; missing parents are made.
         imgsz: Side of the square input in pixels.
-        batch: Images per inference; the shape is static.
+        batch: Images per inference.
         names: Class names; the network's own unless given.
+        dynamic: Whether the file takes any number of images and any height and width that are multiples of 32;
+            `imgsz` and `batch` are then only what it names as its own. Otherwise the shape is fixed.
+        half: Whether it computes in FP16.
+
+    Raises:
+        InputError: `half` is asked of a network with fake quantization.
     """
-    network = _inference_copy(model)
+    if half and is_qat(model):
+        raise InputError(f"{path.name}: the network is quantized to INT8, and half asks for FP16; choose one of them")
+    network = _inference_copy(model, dynamic)
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 2: "anchors"}}
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # The TorchScript exporter is called deprecated and warns of each constant it folds. It is three times faster
         # than the other one, and the only one that ModelOpt's fake quantization goes through.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network,
+            _Half(network) if half else network,
             (torch.zeros(batch, 3, imgsz, imgsz),),
             buffer,  # type: ignore[arg-type]  # taken as well, though not in the annotation
             opset_version=OPSET,
             input_names=["images"],
             output_names=["output0"],
+            dynamic_axes=axes if dynamic else None,
             dynamo=False,
         )
     graph = onnx.load_from_string(buffer.getvalue())
     if is_qat(network):
         _store_integers(graph.graph)
+    if dynamic:  # the exporter calls the channels unknown as well
+        graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4 + network.model[-1].nc
     classes = dict(enumerate(names)) if names is not None else dict(network.names)
     metadata = {
         "description": "YOLOv8-style detector",
@@ -76,7 +101,7 @@ def export_onnx(
         "names": classes,
         "channels": 3,
         "end2end": False,
-        "args": {"batch": batch, "dynamic": False, "nms": None},
+        "args": {"batch": batch, "dynamic": dynamic, "nms": None, **({"quantize": 16} if half else {})},
     }
     for key, value in metadata.items():
         graph.metadata_props.add(key=key, value=str(value))
@@ -106,14 +131,41 @@ def export_int8_ptq(
     return export_onnx(quantize(deepcopy(model), calibration), path, imgsz=imgsz, batch=batch)
 
 
-def _inference_copy(model: DetectionModel) -> DetectionModel:
+class _Half(nn.Module):
+    """A network that computes in FP16 from the images on and in FP32 from the head's outputs on.
+
+    Args:
+        network: As `_inference_copy` gives it; it is changed.
+    """
+
+    def __init__(self, network: DetectionModel) -> None:
+        super().__init__()
+        self.network = network.half()
+        self.detect: Detect = network.model[-1]
+        self.detect.dfl.float()
+        self.detect._inference = self._inference
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        outputs: Tensor = self.network(images_BCHW.half())
+        return outputs
+
+    def _inference(self, outputs: dict[str, Any]) -> Tensor:
+        """Boxes and scores from the outputs of the head's convolutions, in FP32."""
+        single = {name: outputs[name].float() for name in ("boxes", "scores")}
+        # The feature maps only tell shape and type.
+        maps = [features.float() for features in outputs["feats"]]
+        inferred: Tensor = Detect._inference(self.detect, {**single, "feats": maps})
+        return inferred
+
+
+def _inference_copy(model: DetectionModel, dynamic: bool) -> DetectionModel:
     """A copy in the form that runs on a device: FP32 on the CPU, BatchNorm folded, the head in export mode."""
     network = deepcopy(model).cpu().float().eval().requires_grad_(False)
     move_output_quantizers(network)
     network = network.fuse(verbose=False)
     for module in network.modules():
         if isinstance(module, Detect):
-            module.export, module.format, module.dynamic, module.shape = True, "onnx", False, None
+            module.export, module.format, module.dynamic, module.shape = True, "onnx", dynamic, None
         elif isinstance(module, C2f):
             module.forward = module.forward_split  # `chunk` becomes an awkward graph; `split` computes the same
     return network

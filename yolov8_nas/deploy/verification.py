@@ -15,17 +15,30 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.errors import StageError
 
 TOLERANCE: Final = 1e-4
-"""Of scores, and of boxes as a share of the image's side."""
+"""Of scores, and of boxes as a share of the image's longer side."""
+
+HALF_TOLERANCE: Final = 1e-2
+"""The same of FP16 files: eleven bits, through some sixty layers."""
 
 ROUNDING: Final = 10
-"""How many times further than the FP32 network itself a file may be from exact arithmetic."""
+"""How many times further than the network itself in the file's precision a file may be from exact arithmetic."""
 
 
-def verify_onnx(network: DetectionModel, file: Path, *, imgsz: int, batch: int = 1, seed: int = 0) -> float:
-    """Compare an FP32 ONNX file with the network it was exported from, on random images.
+def verify_onnx(
+    network: DetectionModel,
+    file: Path,
+    *,
+    imgsz: int,
+    batch: int = 1,
+    seed: int = 0,
+    dynamic: bool = False,
+    half: bool = False,
+) -> float:
+    """Compare an FP32 or FP16 ONNX file with the network it was exported from, on random images.
 
     What they are compared with is the network in double precision: rounding alone can move a network that has hardly
-    been trained by more than `TOLERANCE`, in PyTorch as in the file.
+    been trained by more than the tolerance, in PyTorch as in the file. For FP16 files, what rounding does is seen in
+    the network with weights rounded to FP16.
 
     INT8 files are not compared so: where a value lies between two integers, a rounding error in its last bit becomes a
     whole step. They are scored instead.
@@ -36,25 +49,48 @@ def verify_onnx(network: DetectionModel, file: Path, *, imgsz: int, batch: int =
         imgsz: Side of the square input in pixels.
         batch: Images per inference.
         seed: Seed of the images.
+        dynamic: Whether the file takes other shapes, which are then tried too: one more image, and wider ones.
+        half: Whether the file computes in FP16.
 
     Returns:
-        The largest difference of a score, or of a box as a share of the image's side.
+        The largest difference of a score, or of a box as a share of the image's longer side.
 
     Raises:
-        StageError: It is larger than `TOLERANCE` and than rounding explains.
+        StageError: It is larger than the tolerance and than rounding explains.
     """
-    images = np.random.default_rng(seed).random((batch, 3, imgsz, imgsz), dtype=np.float32)
-    with torch.no_grad():
-        rounded = network.eval()(torch.from_numpy(images))[0].numpy()
-        exact = deepcopy(network).double()(torch.from_numpy(images).double())[0].numpy()
+    network = deepcopy(network).eval()
+    exact = deepcopy(network).double()
+    rounded = network.half().float() if half else network
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(seed)
+    shapes = [(batch, imgsz, imgsz)] + [(batch + 1, imgsz, imgsz + 32)] * dynamic
+    return max(_compare(exact, rounded, session, rng, shape, file.name, half) for shape in shapes)
+
+
+def _compare(
+    exact: DetectionModel,
+    rounded: DetectionModel,
+    session: onnxruntime.InferenceSession,
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    name: str,
+    half: bool,
+) -> float:
+    batch, height, width = shape
+    images = rng.random((batch, 3, height, width), dtype=np.float32)
+    with torch.no_grad():
+        truth = exact(torch.from_numpy(images).double())[0].numpy()
+        reference = rounded(torch.from_numpy(images))[0].numpy()
     (got,) = session.run(None, {"images": images})
 
     def distance(outputs: NDArray[np.floating]) -> float:
-        difference = np.abs(outputs - exact).max(axis=(0, 2))
-        return float(max(difference[:4].max() / imgsz, difference[4:].max()))
+        difference = np.abs(outputs - truth).max(axis=(0, 2))
+        return float(max(difference[:4].max() / max(height, width), difference[4:].max()))
 
-    largest, most = distance(got), max(TOLERANCE, ROUNDING * distance(rounded))
+    largest, most = distance(got), max(HALF_TOLERANCE if half else TOLERANCE, ROUNDING * distance(reference))
     if not largest <= most:
-        raise StageError(f"{file.name} differs from its network by {largest:.2g} (at most {most:.2g}): do not ship it")
+        raise StageError(
+            f"{name} differs from its network by {largest:.2g} (at most {most:.2g}) on images of {height} x {width}: "
+            "do not ship it"
+        )
     return largest

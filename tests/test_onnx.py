@@ -1,0 +1,122 @@
+"""ONNX files of any shape and in FP16: what they compute, and that stock Ultralytics can use them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import detection
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+
+from yolov8_nas.deploy.onnx import export_onnx
+from yolov8_nas.deploy.quantization import quantize
+from yolov8_nas.deploy.verification import TOLERANCE, verify_onnx
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.space import SearchSpace
+from yolov8_nas.supernet.batchnorm import recalibrate
+from yolov8_nas.supernet.derive import build
+
+SIDE = 64
+
+
+def lively(seed: int = 0) -> DetectionModel:
+    """A small network whose activations are neither zero nor all alike, as those of fresh weights are."""
+    torch.manual_seed(seed)
+    network = build(SearchSpace.load("tiny").smallest(), 2, detection.CLASSES)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.8, 1.2)
+            torch.nn.init.uniform_(module.bias, -0.1, 0.1)
+    recalibrate(network, [torch.rand(8, 3, SIDE, SIDE)])
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network() -> DetectionModel:
+    return lively()
+
+
+@pytest.fixture(scope="module", params=[(False, True), (True, False), (True, True)], ids=["dynamic", "half", "both"])
+def exported(request: pytest.FixtureRequest, network: DetectionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    half, dynamic = request.param
+    folder = tmp_path_factory.mktemp("exported")
+    return export_onnx(network, folder / "model.onnx", imgsz=SIDE, batch=2, half=half, dynamic=dynamic)
+
+
+def traits(file: Path) -> tuple[bool, bool]:
+    """Whether a file computes in FP16, and whether it is dynamic, as its metadata say."""
+    metadata = {prop.key: prop.value for prop in onnx.load(file).metadata_props}
+    arguments = ast.literal_eval(metadata["args"])
+    return arguments.get("quantize") == 16, arguments["dynamic"]
+
+
+def test_it_computes_what_its_network_computes(exported: Path, network: DetectionModel) -> None:
+    half, dynamic = traits(exported)
+    largest = verify_onnx(network, exported, imgsz=SIDE, batch=2, half=half, dynamic=dynamic)
+    assert half or largest < TOLERANCE  # rounding to FP16 moves a network that has learnt nothing by any amount
+    with pytest.raises(StageError, match="differs from its network"):
+        verify_onnx(lively(1), exported, imgsz=SIDE, batch=2, half=half, dynamic=dynamic)
+
+
+def test_it_says_what_it_takes(exported: Path) -> None:
+    half, dynamic = traits(exported)
+    graph = onnx.load(exported)
+    onnx.checker.check_model(graph, full_check=True)
+    session = onnxruntime.InferenceSession(str(exported))
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.type, given.type) == ("tensor(float)",) * 2, "whoever feeds it need not know its precision"
+    assert taken.shape == (["batch", 3, "height", "width"] if dynamic else [2, 3, SIDE, SIDE])
+    assert given.shape == (["batch", 6, "anchors"] if dynamic else [2, 6, 84])
+    kinds = {tensor.data_type for tensor in graph.graph.initializer if tensor.name.endswith("weight")}
+    assert (TensorProto.FLOAT16 in kinds) == half
+
+
+def test_stock_ultralytics_uses_it(exported: Path) -> None:
+    _, dynamic = traits(exported)
+    stock = YOLO(str(exported), task="detect")
+    assert stock.names == dict(enumerate(detection.CLASSES))
+    wide = np.full((SIDE, 3 * SIDE, 3), 90, np.uint8)
+    results = stock.predict([wide] * 3, imgsz=3 * SIDE if dynamic else SIDE, conf=1e-4, verbose=False)
+    assert len(results) == 3
+    assert all(torch.equal(result.boxes.data, results[0].boxes.data) for result in results)
+    assert results[0].boxes.xyxy[:, 2].max() > SIDE, "boxes are in pixels of the image as it was given"
+
+
+def test_boxes_of_fp16_files_are_finer_than_fp16(network: DetectionModel, tmp_path: Path) -> None:
+    """In FP16, positions from 512 pixels on are multiples of half a pixel."""
+    file = export_onnx(network, tmp_path / "wide.onnx", imgsz=SIDE, half=True, dynamic=True)
+    session = onnxruntime.InferenceSession(str(file))
+    image = np.random.default_rng(0).random((1, 3, 32, 1024), dtype=np.float32)
+    (outputs,) = session.run(None, {"images": image})
+    x = outputs[0, 0][outputs[0, 0] > 512]
+    assert len(x) > 10
+    assert np.abs(2 * x - np.round(2 * x)).max() > 0.05
+
+
+def test_precisions_exclude_each_other(
+    network: DetectionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yolov8_nas.deploy.onnx.is_qat", lambda network: True)
+    with pytest.raises(InputError, match="choose one"):
+        export_onnx(network, tmp_path / "model.onnx", imgsz=SIDE, half=True)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_quantized_file_can_be_dynamic(tmp_path: Path) -> None:
+    images = torch.rand(3, 3, SIDE, SIDE + 32, generator=torch.Generator().manual_seed(0))
+    quantized = quantize(lively(), [images])
+    fixed = export_onnx(quantized, tmp_path / "fixed.onnx", imgsz=SIDE, batch=1)
+    dynamic = export_onnx(quantized, tmp_path / "dynamic.onnx", imgsz=SIDE, dynamic=True)
+    square = images[:1, :, :, :SIDE].numpy()
+    outputs = [onnxruntime.InferenceSession(str(f)).run(None, {"images": square})[0] for f in (fixed, dynamic)]
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+    (wide,) = onnxruntime.InferenceSession(str(dynamic)).run(None, {"images": images.numpy()})
+    assert wide.shape == (3, 6, (8 * 12 + 4 * 6 + 2 * 3))
