@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,22 +14,29 @@ import pytest
 import torch
 from detection import CLASSES, make_dataset
 
+from yolov8_nas import preflight
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import evaluate
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
-from yolov8_nas.space import SearchSpace
+from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages import supernet_train
 from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.supernet import training
-from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
+from yolov8_nas.supernet import batchnorm, learner, loading, training
+from yolov8_nas.supernet.autobatch import largest_power
+from yolov8_nas.supernet.batchnorm import ImageBatches, StatisticsCache, calibration_batches, recalibrate
 from yolov8_nas.supernet.derive import derive
+from yolov8_nas.supernet.distributed import Processes
+from yolov8_nas.supernet.images import train_split
+from yolov8_nas.supernet.learner import Learner, distillation
+from yolov8_nas.supernet.loading import Batch, Loading
 from yolov8_nas.supernet.supernet import Supernet
-from yolov8_nas.supernet.training import CHECKPOINT, Recipe, distillation, train
+from yolov8_nas.supernet.training import CHECKPOINT, CONDITIONS, Recipe, train
 
 TINY = SearchSpace.load("tiny")
+ALONE = Processes(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +51,7 @@ def data(prepared, tmp_path_factory) -> Path:
 
 
 def recipe(**changes) -> Recipe:
-    return Recipe(**{"imgsz": 64, "epochs": 3, "batch": 4, "lr": 2e-3, "random_networks": 1, "seed": 0, **changes})
+    return Recipe(**{"imgsz": 64, "epochs": 2, "batch": 4, "lr": 2e-3, "random_networks": 1, "seed": 0, **changes})
 
 
 def fresh() -> Supernet:
@@ -128,13 +137,26 @@ def test_distillation_is_zero_for_the_same_and_pulls_towards_the_teacher():
         assert distillation(nearer, teacher, 0.5, 1.5) < loss, name
 
 
+def learner_of(net: Supernet, **changes) -> Learner:
+    return Learner(net, ALONE, **{"imgsz": 64, "accumulate": 1, "amp": False, **changes})
+
+
+def epoch_of(data: Path, *, workers: int = 0, cache: str = "none", mosaic: bool = True, **changes) -> list[Batch]:
+    """The batches of an epoch, in order."""
+    images = train_split(data, 64, augment=True)
+    if cache != "none":
+        images.cache = cache
+        images.cache_images()
+    how = Loading(cache, workers, pinned=False)
+    options = {"processes": ALONE, "batch": 4, "parts": 1, "seed": 0, "epoch": 0, "mosaic": mosaic, **changes}
+    return list(loading.batches(images, how, **options))
+
+
 def test_networks_of_a_step_add_up_in_the_shared_weights(data):
-    net, r = fresh().train(), recipe()
-    criterion = training._criterion(net, r)
-    rng = training.seed_everything(0, 0)
-    batch = next(training._batches(training.train_split(data, 64, augment=True), r, 0, rng))
-    batch["img"] = batch["img"].float() / 255
-    training._sandwich(net, batch, criterion, 0, rng)
+    net = fresh()
+    step = learner_of(net)
+    batch = loading.to_device(epoch_of(data)[0], ALONE.device)
+    told = step.backward(batch, [TINY.largest(), TINY.smallest()], 4)
     together = net.stem.weight.grad.clone()
 
     net.zero_grad()
@@ -143,16 +165,135 @@ def test_networks_of_a_step_add_up_in_the_shared_weights(data):
     for architecture in (TINY.largest(), TINY.smallest()):
         net.activate(architecture)
         outputs[architecture] = net(batch["img"])
-        losses.append(criterion(outputs[architecture], batch)[0].sum())
+        losses.append(step.criterion(outputs[architecture], batch)[0].sum())
     teacher = {name: outputs[TINY.largest()][name].detach() for name in ("boxes", "scores")}
     losses.append(distillation(outputs[TINY.smallest()], teacher, 0.5, 1.5))
     (sum(losses) / 2).backward()
+    largest, _, distilled = (loss.item() for loss in losses)
     torch.testing.assert_close(together, net.stem.weight.grad, rtol=1e-4, atol=1e-6)
+    assert float(told[:3].sum()) == pytest.approx(largest / 4, rel=1e-4)
+    assert float(told[3]) == pytest.approx(distilled / 4, rel=1e-4)
+
+
+def test_parts_of_a_batch_add_up_to_the_mean_of_its_shards(data):
+    networks = [TINY.largest(), TINY.smallest()]
+    shards = [loading.to_device(batch, ALONE.device) for batch in epoch_of(data, parts=2)[:2]]
+    assert [len(shard["img"]) for shard in shards] == [2, 2]
+    gradients = []
+    for shard in shards:
+        net = fresh()
+        learner_of(net).backward(shard, networks, 4)  # a shard alone, at the size of the whole batch
+        gradients.append(net.stem.weight.grad)
+    net = fresh()
+    step = learner_of(net, accumulate=2)
+    for shard in shards:
+        step.backward(shard, networks, 4)
+    torch.testing.assert_close(net.stem.weight.grad, sum(gradients) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_images_depend_on_seed_epoch_and_place_alone(data, tmp_path):
+    def digests(batches: list[Batch]) -> list[bytes]:
+        return [image.numpy().tobytes() for batch in batches for image in batch["img"]]
+
+    alone = digests(epoch_of(data))
+    assert len(set(alone)) == 8  # 9 images in steps of 4
+    for cache in ("ram", "disk"):
+        assert digests(epoch_of(data, cache=cache)) == alone, cache
+    assert digests(epoch_of(data, workers=2)) == alone
+    assert digests(epoch_of(data, parts=2)) == alone
+    pair = [replace(ALONE, rank=rank, size=2) for rank in range(2)]
+    first, second = (epoch_of(data, processes=each) for each in pair)
+    assert digests([first[0], second[0], first[1], second[1]]) == alone
+    for change in ({"seed": 1}, {"epoch": 1}, {"mosaic": False}):
+        assert digests(epoch_of(data, **change)) != alone, change
+
+
+def test_images_are_kept_where_there_is_room(data, monkeypatch):
+    def kept(**sizes: int) -> str:
+        images = train_split(data, 64, augment=True)
+        monkeypatch.setattr(loading, "free_memory", lambda: sizes.get("memory", 2**30))
+        monkeypatch.setattr(loading.shutil, "disk_usage", lambda path: SimpleNamespace(free=sizes.get("disk", 2**30)))
+        how = loading.prepare(images, 4, replace(ALONE, local_size=sizes.get("copies", 1)))
+        assert (how.workers, how.pinned) == (0, False)
+        assert images.cache == (None if how.cache == "none" else how.cache)
+        return how.cache
+
+    need = 9 * 64 * 64 * 3
+    assert kept(memory=2 * need) == "ram"
+    assert kept(memory=2 * need, copies=2) == kept(memory=2 * need - 2) == "disk"
+    assert kept(memory=0, disk=2 * need - 2) == "none"
+
+
+def test_memory_of_a_container_counts(tmp_path):
+    machine = loading.free_memory(tmp_path)
+    assert machine > 2**20
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 3000\n")
+    assert loading.free_memory(tmp_path) > 2**20
+    (tmp_path / "memory.max").write_text("10000\n")
+    assert loading.free_memory(tmp_path) == 8000
+
+
+def test_the_largest_batch_that_fits_is_a_power_of_two():
+    for room, expected in ((0, 0), (1, 1), (20, 16), (64, 64), (500, 64)):
+        assert largest_power(64, room.__ge__) == expected
+    assert largest_power(21, lambda n: True) == 16
+
+
+def test_half_precision_keeps_full_weights(data, tmp_path, unscored):
+    net = fresh()
+    train(net, data, recipe(epochs=1, amp=True), tmp_path, Progress.silent())
+    conditions = json.loads((tmp_path / CONDITIONS).read_text())
+    assert conditions["amp"] == "bfloat16"
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    full = fresh()
+    train(full, data, recipe(epochs=1), tmp_path / "full", Progress.silent())
+    assert not torch.equal(net.stem.weight, full.stem.weight)
+    torch.testing.assert_close(net.stem.weight, full.stem.weight, rtol=0, atol=0.02)
+
+
+def test_gradients_that_overflow_leave_the_step_out(data, monkeypatch):
+    monkeypatch.setattr(learner, "_precision", lambda amp, device: torch.float16)
+    net = fresh()
+    step = learner_of(net)
+    before = net.stem.weight.clone()
+    batch = loading.to_device(epoch_of(data)[0], ALONE.device)
+    batch["img"][0, 0, 0, 0] = torch.inf
+    state = step.state_dict()
+    state["scaler"]["scale"] = 4.0
+    step.load_state_dict(state)
+    scales = []
+    for _ in range(10):
+        step.backward(batch, [TINY.smallest()], 4)
+        if not step.update(0, 1e-3):
+            break
+        scales.append(step.state_dict()["scaler"]["scale"])
+    assert scales == [2, 1, 0.5]  # then no smaller scale is tried
+    assert torch.equal(net.stem.weight, before)
+
+
+def test_unusable_batches_and_checkpoints_are_told(data, tmp_path, unscored):
+    with pytest.raises(InputError, match=r"supernet\.batch = 10, but the train split has 9 images"):
+        train(fresh(), data, recipe(batch=10), tmp_path / "a", Progress.silent())
+    with pytest.raises(InputError, match=r"supernet\.batch = 4 cannot be shared out .* multiple of 3"):
+        train(fresh(), data, recipe(accumulate=3), tmp_path / "b", Progress.silent())
+    train(fresh(), data, recipe(epochs=1), tmp_path / "c", Progress.silent())
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .* \(epochs 1 instead of 2, lr 0\.002 instead of 0\.1\)"):
+        train(fresh(), data, recipe(epochs=2, lr=0.1), tmp_path / "c", Progress.silent())
+
+
+def test_the_batch_follows_the_split(data, tmp_path, unscored):
+    train(fresh(), data, recipe(batch="auto", epochs=1, accumulate=2), tmp_path, Progress.silent())
+    conditions = json.loads((tmp_path / CONDITIONS).read_text())
+    expected = {"device": "cpu", "processes": 1, "amp": "off", "batch": 8, "accumulate": 2}  # 16 are not there
+    assert conditions == {**expected, "cache": "ram", "workers": 0, "pinned": False}
 
 
 def test_calibration_images_are_not_augmented(data, prepared):
     batches = calibration_batches(data, 64, 8, 3, seed=0)
     assert [batch.shape for batch in batches] == [(3, 3, 64, 64), (3, 3, 64, 64), (2, 3, 64, 64)]
+    assert batches[0].dtype == torch.float32 and sum(part.nbytes for part in batches.parts) == 8 * 3 * 64 * 64
     files = (prepared / "dataset" / "images" / "train").iterdir()
     known = {cv2.imread(str(path))[:, :, ::-1].transpose(2, 0, 1).tobytes() for path in files}
     drawn = [(image * 255).round().byte().numpy().tobytes() for batch in batches for image in batch]
@@ -161,34 +302,83 @@ def test_calibration_images_are_not_augmented(data, prepared):
     assert not torch.equal(calibration_batches(data, 64, 8, 3, seed=1)[0], batches[0])
 
 
+def test_statistics_of_a_network_are_computed_once(data, tmp_path, monkeypatch):
+    computed = []
+    monkeypatch.setattr(
+        batchnorm, "recalibrate", lambda network, images: computed.append(network) or recalibrate(network, images)
+    )
+    net, images = fresh(), calibration_batches(data, 64, 8, 4, seed=0)
+
+    def filled(supernet: Supernet, images: ImageBatches, architecture: Architecture) -> dict[str, torch.Tensor]:
+        network = derive(supernet, architecture)
+        StatisticsCache(tmp_path, supernet, images).fill(network, architecture)
+        return network.state_dict()
+
+    first, again = filled(net, images, TINY.stock), filled(net, images, TINY.stock)
+    assert len(computed) == 1
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    expected = derive(net, TINY.stock)
+    recalibrate(expected, images)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in expected.state_dict().items())
+
+    filled(net, images, TINY.smallest())
+    filled(net, calibration_batches(data, 64, 7, 4, seed=0), TINY.stock)
+    assert len(computed) == 3
+    with torch.no_grad():
+        net.stem.weight[0, 0, 0, 0] += 1
+    filled(net, images, TINY.stock)
+    assert len(computed) == 4
+    for file in tmp_path.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-100])
+    filled(net, images, TINY.stock)
+    assert len(computed) == 5
+    filled(net, images, TINY.stock)
+    assert len(computed) == 5
+
+
 def config(**supernet) -> RunConfig:
     return RunConfig.parse(
         {"space": "tiny", "imgsz": 64, "supernet": supernet, "targets": [{"constraints": ["latency<=5ms"]}]}, "test"
     )
 
 
+def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext:
+    for name in ("out", "partial"):
+        (tmp_path / name).mkdir()
+    return StageContext(
+        settings=supernet_train.settings(config(**supernet), None),
+        inputs={"data-prep": prepared},
+        out=tmp_path / "out",
+        partial=tmp_path / "partial",
+        progress=Progress.silent(),
+        host=HostLock(tmp_path / "lock"),
+    )
+
+
 def test_stage_settings():
     given = supernet_train.settings(config(epochs=7), None)
     assert given["space"] == TINY.to_dict()
-    assert (given["epochs"], given["batch"], given["imgsz"], given["seed"]) == (7, 16, 64, 0)
+    assert (given["epochs"], given["batch"], given["imgsz"], given["seed"]) == (7, "auto", 64, 0)
     json.dumps(given)
-    with pytest.raises(InputError, match=r"supernet.weights = 'yolov8n\.pt'"):
+    with pytest.raises(InputError, match=r"supernet\.weights = 'yolov8n\.pt': there is no .*yolov8n\.pt"):
         supernet_train.settings(config(weights="yolov8n.pt"), None)
+    with pytest.raises(InputError, match=r"supernet\.batch = 10 .* make it a multiple of 4"):
+        supernet_train.settings(config(batch=10, accumulate=4), None)
+
+
+def test_settings_know_weights_by_content(tmp_path):
+    file = tmp_path / "yolov8n.pt"
+    file.write_bytes(b"weights")
+    before = supernet_train.settings(config(weights=str(file)), None)["weights"]
+    file.write_bytes(b"others")
+    after = supernet_train.settings(config(weights=str(file)), None)["weights"]
+    assert before["path"] == after["path"] and before["sha256"] != after["sha256"]
 
 
 def test_stage_writes_what_later_stages_read(tmp_path, prepared, unscored, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # of this process, which other tests share
-    out, partial = tmp_path / "out", tmp_path / "partial"
-    out.mkdir()
-    partial.mkdir()
-    ctx = StageContext(
-        settings=supernet_train.settings(config(epochs=1, batch=4, random_networks=0), None),
-        inputs={"data-prep": prepared},
-        out=out,
-        partial=partial,
-        progress=Progress.silent(),
-        host=HostLock(tmp_path / "lock"),
-    )
+    ctx = context(tmp_path, prepared, epochs=1, batch=4, random_networks=0)
+    out = ctx.out
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
     supernet_train.run(ctx)
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
@@ -196,9 +386,41 @@ def test_stage_writes_what_later_stages_read(tmp_path, prepared, unscored, monke
     assert Supernet.load(out).names == tuple(CLASSES)
     details = json.loads((out / "supernet.json").read_text())
     assert (details["num_classes"], details["imgsz"], details["epochs"]) == (2, 64, 1)
+    assert details["training"]["device"] == "cpu" and details["training"]["batch"] == 4
     (point,) = json.loads((out / "curves.json").read_text())
     assert point["epoch"] == 1 and {"seconds", "data_seconds", "box", "cls", "dfl", "distill", "lr"} <= point.keys()
     assert np.isfinite(list(point.values())).all()
+
+
+def test_stage_starts_from_given_weights(tmp_path, prepared, unscored, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    earlier = fresh()
+    with torch.no_grad():
+        earlier.stem.weight += 1  # the stage's own start has the same seed
+    (tmp_path / "earlier").mkdir()
+    earlier.save(tmp_path / "earlier", {})
+    given = {"epochs": 1, "batch": 8, "random_networks": 0, "weights": str(tmp_path / "earlier"), "lr": 1e-7}
+    ctx = context(tmp_path, prepared, **given)
+    supernet_train.run(ctx)
+    trained = Supernet.load(ctx.out)
+    torch.testing.assert_close(trained.stem.weight, earlier.stem.weight, rtol=0, atol=1e-5)
+    told = json.loads((ctx.out / "supernet.json").read_text())["warm_start"]
+    assert told["source"] == "an earlier supernet" and told["sha256"] == ctx.settings["weights"]["sha256"]
+
+
+def test_preflight_holds_the_batch_against_the_split(tmp_path, prepared):
+    names = "".join(f"  {i}: {name}\n" for i, name in enumerate(CLASSES))
+    (prepared / "dataset" / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames:\n{names}")
+    asked = config(batch=500).model_copy(update={"data": str(prepared / "dataset")})
+    with pytest.raises(InputError, match=r"supernet\.batch = 500, but the train split has \d images"):
+        preflight.check(asked, tmp_path, str(tmp_path / "store"))
+
+
+def test_preflight_reads_the_weights(tmp_path):
+    file = tmp_path / "yolov8n.pt"
+    file.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match=r"yolov8n\.pt"):
+        preflight.check_weights(config(weights=str(file)), CLASSES)
 
 
 @pytest.mark.slow

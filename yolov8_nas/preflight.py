@@ -1,8 +1,9 @@
 """What can be told in seconds before a run begins, so that nobody waits an hour for a typing error.
 
-`check` looks at configuration, folders, dataset, space and devices. `check_limits` exports and times the smallest
-network of the space and the stock one; it needs torch, so `python -m yolov8_nas.preflight` does it in a process of its
-own, and the process that shows progress for the rest of the run stays small.
+`check` looks at configuration, folders, dataset, space and devices. `check_weights` reads the weights that the supernet
+starts from, `check_limits` exports and times the smallest network of the space and the stock one; both need torch, so
+`python -m yolov8_nas.preflight` does them in a process of its own, and the process that shows progress for the rest of
+the run stays small.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
         resolve(target.hardware, target.runtime, target.precision)
         for stage in ("hw-probe", "search", "qat-finetune", "trt-export", "register"):
             find_stage(stage).settings(config, target)  # what a stage refuses, it refuses now
-    return check_source(config.data)
+    find_stage("supernet-train").settings(config, None)
+    dataset = check_source(config.data)
+    batch, images = config.supernet.batch, dataset.images["train"]
+    if batch != "auto" and batch > images:
+        raise InputError(f"supernet.batch = {batch}, but the train split has {images} images; make the batch smaller")
+    return dataset
 
 
 def check_folder(folder: Path) -> None:
@@ -83,6 +89,18 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"work folder {folder}: {path} is a file; choose another folder with --workdir")
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"work folder {folder}: {path} is not writable; choose another folder with --workdir")
+
+
+def check_weights(config: RunConfig, names: Sequence[str]) -> None:
+    """Read the weights that the supernet starts from, if there are to be any.
+
+    Raises:
+        InputError: They can't be read, or are of another size, space or number of classes.
+    """
+    if config.supernet.weights is not None:
+        from yolov8_nas.supernet import warmstart
+
+        warmstart.check(Path(config.supernet.weights).expanduser(), SearchSpace.load(config.space), len(names))
 
 
 def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
@@ -115,10 +133,10 @@ def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
 
 
 def check_limits_apart(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
-    """`check_limits` in a process of its own.
+    """`check_weights` and `check_limits` in a process of its own.
 
     Raises:
-        InputError: As `check_limits`.
+        InputError: As they do.
     """
     request = json.dumps({"config": config.model_dump(mode="json"), "names": list(names)})
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +146,9 @@ def check_limits_apart(config: RunConfig, names: Sequence[str]) -> list[LimitChe
     if done.returncode == 2:
         raise InputError(done.stderr.strip().splitlines()[-1])
     if done.returncode:
-        raise RuntimeError(f"the check of the limits ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"the check of weights and limits ended with status {done.returncode}:\n{done.stderr[-2000:]}"
+        )
     return [LimitCheck(**check) for check in json.loads(done.stdout.splitlines()[-1])]
 
 
@@ -185,7 +205,9 @@ def _best(measurement: Measurement, paper: Cost, batch: int) -> Figures[float]:
 def _main() -> int:
     request: dict[str, Any] = json.load(sys.stdin)
     try:
-        checks = check_limits(RunConfig.parse(request["config"], "run configuration"), request["names"])
+        config = RunConfig.parse(request["config"], "run configuration")
+        check_weights(config, request["names"])
+        checks = check_limits(config, request["names"])
     except (InputError, SpaceError) as error:
         print(error, file=sys.stderr)
         return 2

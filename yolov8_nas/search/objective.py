@@ -15,7 +15,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.evaluation import Evaluator
@@ -24,7 +23,7 @@ from yolov8_nas.hardware.cost import Cost, cost
 from yolov8_nas.hardware.latency_model import LatencyModel
 from yolov8_nas.search.constraint import COUNTED, STATISTICS, Constraint, Figures, Value
 from yolov8_nas.space import Architecture
-from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
+from yolov8_nas.supernet.batchnorm import StatisticsCache, calibration_batches
 from yolov8_nas.supernet.derive import derive
 from yolov8_nas.supernet.supernet import Supernet
 
@@ -276,13 +275,14 @@ class Scorer:
         self, supernet: Supernet, data: Path, *, imgsz: int, batch: int, bn_images: int, seed: int, work: Path
     ) -> None:
         self.supernet = supernet
-        self.calibration: list[Tensor] = calibration_batches(data, imgsz, bn_images, batch, seed)
+        self.calibration = calibration_batches(data, imgsz, bn_images, batch, seed)
+        self.statistics = StatisticsCache(work / "batchnorm", supernet, self.calibration)
         self.evaluator = Evaluator(data, imgsz=imgsz, batch=batch, work=work)
 
     def network(self, architecture: Architecture) -> DetectionModel:
         """The stand-alone network with the supernet's weights, ready for inference."""
         model = derive(self.supernet, architecture)
-        recalibrate(model, self.calibration)
+        self.statistics.fill(model, architecture)
         return model.eval()
 
     def __call__(self, architecture: Architecture) -> float:

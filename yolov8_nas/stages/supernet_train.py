@@ -1,42 +1,65 @@
-"""supernet-train: one set of weights for every network of the space."""
+"""supernet-train: one set of weights for every network of the space.
+
+With several processes, each has a device and a share of every batch. On one machine the stage starts them itself,
+under torchrun. On several, torchrun is started on each of them, with this module and a request on a disk that all
+share:
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint first-machine:29400 \
+        -m yolov8_nas.stages.supernet_train request.json
+
+`request.json` has `settings` (as this module's `settings` makes them), `inputs` (the folder of data-prep's result as
+`data-prep`), `out` and `partial`, both folders that exist.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
 
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.errors import InputError
-from yolov8_nas.stages.stage import Stage, StageContext
-from yolov8_nas.store import write_json
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.host import HostLock
+from yolov8_nas.progress import Progress
+from yolov8_nas.stages.stage import PARENT_VARIABLE, Settings, Stage, StageContext, die_with_parent
+from yolov8_nas.store import canonical_digest, file_sha256, read_json, write_json
 
-BATCH = 16
-"""Images per step where the configuration says `auto`."""
+FAILURE: Final = "failure.json"
+"""File in `partial` with what a process said before it ended."""
 
 
-def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
+def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     """The space and the recipe.
 
     Raises:
-        InputError: A checkpoint to start from is given.
+        InputError: There are fewer GPUs than processes, the batch cannot be shared out, or there are no such weights to
+            start from.
         SpaceError: The space cannot be used.
     """
     from yolov8_nas.space import SearchSpace
 
     supernet = config.supernet
-    if supernet.weights is not None:
+    processes = _processes(supernet.processes)
+    shards = processes * supernet.accumulate
+    if supernet.batch != "auto" and supernet.batch % shards:
         raise InputError(
-            f"supernet.weights = {supernet.weights!r}: starting from a stock checkpoint is not supported yet; leave it "
-            "out, and the supernet is trained from scratch"
+            f"supernet.batch = {supernet.batch} cannot be shared out evenly among {processes} processes with "
+            f"supernet.accumulate = {supernet.accumulate}; make it a multiple of {shards}"
         )
     return {
         "space": SearchSpace.load(config.space).to_dict(),
         "imgsz": config.imgsz,
         "epochs": supernet.epochs,
-        "batch": BATCH if supernet.batch == "auto" else supernet.batch,
+        "batch": supernet.batch,
         "lr": supernet.lr,
         "random_networks": supernet.random_networks,
         "seed": config.seed,
-        "weights": None,
+        "accumulate": supernet.accumulate,
+        "amp": supernet.amp,
+        "processes": processes,
+        "weights": _weights(supernet.weights),
     }
 
 
@@ -44,29 +67,140 @@ def run(ctx: StageContext) -> None:
     """Write `supernet.safetensors`, `supernet.json` and `curves.json`.
 
     Raises:
+        InputError: The dataset or the weights to start from don't go with the settings.
         StageError: The training diverged.
     """
-    import torch
-
-    from yolov8_nas.data import dataset
-    from yolov8_nas.hardware.profile import available_cores
-    from yolov8_nas.space import SearchSpace
-    from yolov8_nas.supernet.supernet import Supernet
-    from yolov8_nas.supernet.training import Recipe, train
-
-    torch.set_num_threads(available_cores())
-    recipe = Recipe(**{name: ctx.settings[name] for name in Recipe.__dataclass_fields__})
-    space = SearchSpace.from_dict(ctx.settings["space"])
-    names = dataset.load(ctx.inputs["data-prep"]).classes
-    data = dataset.data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
-    torch.manual_seed(recipe.seed)
-    supernet = Supernet(space, len(names), names).to("cuda" if torch.cuda.is_available() else "cpu")
-    ctx.progress.note(f"space {space.name}: {space.size:.3g} networks, trained at {recipe.imgsz} pixels")
     with ctx.host.computing():
-        average, curves = train(supernet, data, recipe, ctx.partial, ctx.progress)
-    seconds = sum(point["seconds"] for point in curves)
-    average.save(ctx.out, {"imgsz": recipe.imgsz, "epochs": recipe.epochs, "seconds": seconds})
-    write_json(ctx.out / "curves.json", curves)
+        if ctx.settings["processes"] == 1 or "WORLD_SIZE" in os.environ:  # torchrun's: this is one of its processes
+            _train(ctx)
+        else:
+            _train_in_several(ctx)
 
 
-STAGE = Stage(name="supernet-train", version=1, settings=settings, run=run)
+STAGE = Stage(name="supernet-train", version=2, settings=settings, run=run)
+
+
+def _train(ctx: StageContext) -> None:
+    """What each of the processes does."""
+    from yolov8_nas.supernet.distributed import join
+
+    with join() as processes:  # before Ultralytics is imported, see there
+        import torch
+
+        from yolov8_nas.data import dataset
+        from yolov8_nas.hardware.profile import available_cores
+        from yolov8_nas.space import SearchSpace
+        from yolov8_nas.supernet import warmstart
+        from yolov8_nas.supernet.supernet import Supernet
+        from yolov8_nas.supernet.training import CONDITIONS, Recipe, train
+
+        progress = ctx.progress if processes.first else Progress.silent()
+        torch.set_num_threads(max(1, available_cores() // processes.local_size))
+        recipe = Recipe(**{name: ctx.settings[name] for name in Recipe.__dataclass_fields__})
+        space = SearchSpace.from_dict(ctx.settings["space"])
+        names = dataset.load(ctx.inputs["data-prep"]).classes
+        with processes.first_alone():
+            data = dataset.data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
+        torch.manual_seed(recipe.seed)
+        supernet = Supernet(space, len(names), names)
+        progress.note(f"space {space.name}: {space.size:.3g} networks, trained at {recipe.imgsz} pixels")
+        started = None
+        if weights := ctx.settings["weights"]:
+            started = warmstart.warm_start(supernet, warmstart.read(Path(weights["path"])))
+            progress.note(str(started))
+        average, curves = train(supernet.to(processes.device), data, recipe, ctx.partial, progress, processes)
+        if processes.first:
+            details = {
+                "imgsz": recipe.imgsz,
+                "epochs": recipe.epochs,
+                "seconds": sum(point["seconds"] for point in curves),
+                "training": read_json(ctx.partial / CONDITIONS),
+                "warm_start": started and {**asdict(started), "sha256": weights["sha256"]},
+            }
+            average.save(ctx.out, details)
+            write_json(ctx.out / "curves.json", curves)
+
+
+def _train_in_several(ctx: StageContext) -> None:
+    """Start the processes, and hand on what they fail of."""
+    from yolov8_nas.supernet.distributed import launch
+
+    failure, request = ctx.partial / FAILURE, ctx.partial / "request.json"
+    failure.unlink(missing_ok=True)
+    inputs = {name: str(path.absolute()) for name, path in ctx.inputs.items()}
+    folders = {"out": str(ctx.out.absolute()), "partial": str(ctx.partial.absolute())}
+    write_json(request, {"settings": dict(ctx.settings), "inputs": inputs, **folders})
+    environment = {PARENT_VARIABLE: str(os.getpid())}
+    status = launch(ctx.settings["processes"], "yolov8_nas.stages.supernet_train", [str(request)], environment)
+    if failure.is_file():
+        told = read_json(failure)
+        raise {"InputError": InputError, "StageError": StageError}[told["kind"]](told["error"])
+    if status:
+        raise RuntimeError(f"a training process ended unexpectedly (torchrun's status is {status}); see the log")
+
+
+def _main() -> int:
+    """Be one of torchrun's processes."""
+    die_with_parent()
+    request: dict[str, Any] = read_json(Path(sys.argv[1]))
+    ctx = StageContext(
+        settings=request["settings"],
+        inputs={name: Path(path) for name, path in request["inputs"].items()},
+        out=Path(request["out"]),
+        partial=Path(request["partial"]),
+        progress=Progress.from_environment(STAGE.name),
+        host=HostLock(),
+    )
+    try:
+        run(ctx)
+    except (InputError, StageError) as error:
+        write_json(ctx.partial / FAILURE, {"kind": type(error).__name__, "error": str(error)})
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _processes(asked: int | str) -> int:
+    """How many processes train.
+
+    Raises:
+        InputError: There are fewer GPUs.
+    """
+    if world := os.environ.get("WORLD_SIZE"):
+        return int(world)
+    gpus = 0
+    if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists():  # else torch need not be loaded to tell
+        import torch
+
+        gpus = torch.cuda.device_count()
+    if asked == "auto":
+        return max(1, gpus)
+    if gpus and int(asked) > gpus:
+        raise InputError(f"supernet.processes = {asked}, but there are {gpus} GPUs; each process needs one of its own")
+    return int(asked)
+
+
+def _weights(path: str | None) -> dict[str, str] | None:
+    """The weights to start from, by content.
+
+    Raises:
+        InputError: There are none at the path.
+    """
+    if path is None:
+        return None
+    file = Path(path).expanduser().absolute()
+    if file.name == "supernet.safetensors":
+        file = file.parent
+    files = [file / name for name in ("supernet.json", "supernet.safetensors")] if file.is_dir() else [file]
+    for part in files:
+        if not part.is_file():
+            raise InputError(
+                f"supernet.weights = {path!r}: there is no {part}; give a stock YOLOv8 checkpoint (.pt), the folder of "
+                "an earlier supernet, or nothing to train from scratch"
+            )
+    digests = [file_sha256(part) for part in files]
+    return {"path": str(file), "sha256": digests[0] if len(digests) == 1 else canonical_digest(digests)}
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

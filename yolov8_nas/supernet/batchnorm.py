@@ -6,16 +6,23 @@ from a few hundred training images when the network is wanted (BigNAS, arXiv:200
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.space import Architecture
+from yolov8_nas.store import atomic_write
 from yolov8_nas.supernet.images import train_split
+from yolov8_nas.supernet.supernet import Supernet
 
 
 def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> None:
@@ -48,7 +55,31 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> None:
         raise InputError("no images to recalibrate BatchNorm on; give at least one batch")
 
 
-def calibration_batches(data_yaml: Path, imgsz: int, n_images: int, batch: int, seed: int) -> list[Tensor]:
+class ImageBatches(Sequence[Tensor]):
+    """Batches of images that are held as bytes: a quarter of what they take as the floats that they are read as.
+
+    Args:
+        parts: Batches BCHW of bytes.
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = tuple(parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> ImageBatches: ...
+    def __getitem__(self, index: int | slice) -> Tensor | ImageBatches:
+        """A batch as floats in 0..1, made anew each time; of a slice, the batches in it."""
+        if isinstance(index, slice):
+            return ImageBatches(self.parts[index])
+        return self.parts[index].float() / 255
+
+
+def calibration_batches(data_yaml: Path, imgsz: int, n_images: int, batch: int, seed: int) -> ImageBatches:
     """Training images as a network sees them in evaluation: resized and padded to a square, not augmented.
 
     Args:
@@ -64,4 +95,43 @@ def calibration_batches(data_yaml: Path, imgsz: int, n_images: int, batch: int, 
     images = train_split(data_yaml, imgsz, augment=False)
     drawn = np.random.default_rng(seed).permutation(len(images))[:n_images]
     parts = np.array_split(drawn, math.ceil(len(drawn) / batch))
-    return [torch.stack([images[int(i)]["img"] for i in part]).float() / 255 for part in parts]
+    return ImageBatches([torch.stack([images[int(i)]["img"] for i in part]) for part in parts])
+
+
+class StatisticsCache:
+    """BatchNorm statistics of a supernet's networks, computed when they are first wanted.
+
+    They lie in a folder, a file for each network, under the digest of weights and images: with other weights, other
+    images or another number of them, nothing is found.
+
+    Args:
+        folder: Where the files lie; for networks of YOLOv8n's size some 100 kB each.
+        supernet: The trained supernet; its weights must not change any more.
+        images: The images to compute statistics on.
+    """
+
+    def __init__(self, folder: Path, supernet: Supernet, images: ImageBatches) -> None:
+        self._folder = folder / _digest([*supernet.state_dict().values(), *images.parts])
+        self._images = images
+
+    def fill(self, network: nn.Module, architecture: Architecture) -> None:
+        """Give the network that was derived for an architecture its statistics."""
+        file = self._folder / f"{architecture.digest}.safetensors"
+        buffers = dict(network.named_buffers())
+        try:
+            known = load_file(file)
+        except (FileNotFoundError, SafetensorError):  # there is none, or it was damaged
+            recalibrate(network, self._images)
+            atomic_write(file, save({name: buffer.contiguous() for name, buffer in buffers.items()}))
+        else:
+            for name, buffer in buffers.items():
+                buffer.copy_(known[name])
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """32 hexadecimal digits that name the shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:32]

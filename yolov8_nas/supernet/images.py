@@ -28,8 +28,8 @@ def train_split(data_yaml: Path, imgsz: int, *, augment: bool) -> DetectionImage
     Args:
         data_yaml: Ultralytics data yaml with absolute paths. Parsed labels are cached beside it.
         imgsz: Side of the square network input in pixels.
-        augment: Ultralytics' augmentation for training, with the images kept in memory where they fit; without it
-            images are read when asked for, and resized and padded only, as in evaluation.
+        augment: Whether for training, with Ultralytics' augmentation; without it images are resized and padded only, as
+            in evaluation.
     """
     data: dict[str, Any] = yaml.safe_load(data_yaml.read_text())
     root = Path(data.get("path") or data_yaml.parent)
@@ -37,7 +37,7 @@ def train_split(data_yaml: Path, imgsz: int, *, augment: bool) -> DetectionImage
     return DetectionImages(
         img_path=[str(root / folder) for folder in folders],
         imgsz=imgsz,
-        cache="ram" if augment else None,
+        cache=None,  # images are read when they are asked for; `loading` may keep them
         augment=augment,
         hyp=settings(imgsz),
         stride=32,

@@ -1,54 +1,51 @@
 """Training of the supernet: our own short loop over Ultralytics' dataset, augmentation and loss.
 
-Each step trains several networks on the same images by the sandwich rule (largest, smallest, some at random; Yu &
-Huang, arXiv:1903.05134), with one backward pass per network, so that only one graph is alive at a time and the memory
-is that of the largest network alone. The smaller networks learn from the labels and, in place, from the largest one's
-predictions. BigNAS (arXiv:2003.11142) drops the labels for them; a detector's teacher says "nothing here" everywhere
-until it has learnt, so in a short training that would cost the small networks their first epochs.
+What a step does stands in `learner`, which images it sees in `loading`, what several processes do together in
+`distributed`. Running BatchNorm statistics are not kept (see `elastic.ElasticBatchNorm`): before a network is
+evaluated, it is derived and its statistics are recalibrated.
 
-Running BatchNorm statistics are not kept (see `elastic.ElasticBatchNorm`): before a network is evaluated, it is
-derived and its statistics are recalibrated.
-
-Everything random is seeded anew before each epoch from (seed, epoch), so a checkpoint holds no random states, and a
-training that was killed and resumed ends, on a CPU with as many threads, with the same bits as an undisturbed one.
+Everything random comes from (seed, epoch), so a checkpoint holds no random states and nothing of how many processes
+wrote it. A training that was killed and resumed ends, on a CPU with as many threads and processes, with the same bits
+as an undisturbed one.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import os
-import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from ultralytics.utils.loss import v8DetectionLoss
 
-from yolov8_nas.errors import StageError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import DetectionImages, Evaluator
 from yolov8_nas.progress import Progress
 from yolov8_nas.space import Architecture
+from yolov8_nas.store import write_json
+from yolov8_nas.supernet import loading
+from yolov8_nas.supernet.autobatch import most_that_fit
 from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
-from yolov8_nas.supernet.derive import build, derive
-from yolov8_nas.supernet.elastic import REG_MAX
-from yolov8_nas.supernet.images import settings, train_split
+from yolov8_nas.supernet.derive import derive
+from yolov8_nas.supernet.distributed import Processes
+from yolov8_nas.supernet.images import train_split
+from yolov8_nas.supernet.learner import LOSSES, Learner, draw
 from yolov8_nas.supernet.supernet import Supernet
 
 CHECKPOINT: Final = "checkpoint.pt"
+CONDITIONS: Final = "conditions.json"
 CALIBRATION_IMAGES: Final = 512
-WEIGHT_DECAY: Final = 0.01
-GRADIENT_NORM: Final = 10.0
+VALIDATION_BATCH: Final = 16
+CPU_BATCH: Final = 16
+"""Images per step on a CPU where the recipe says `auto`."""
 
-Outputs = dict[str, Any]
-"""What the head gives: `boxes` (B, 64, A), `scores` (B, classes, A), `feats`."""
+GPU_BATCH: Final = 64
+"""Images per step on GPUs at most where the recipe says `auto`: more would be fewer steps, and learn less."""
+
+LEAST_SHARD: Final = 8
+"""Images of a process at once that `auto` does not go below for more processes: BatchNorm's statistics need some."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +55,23 @@ class Recipe:
     Attributes:
         imgsz: Side of the square input in pixels.
         epochs: Passes over the train split.
-        batch: Images per step.
+        batch: Images per step, all processes together, or `auto`: on GPUs as many as fit, at most `GPU_BATCH`.
         lr: Peak learning rate of AdamW.
         random_networks: Networks drawn at random in each step, beside the largest and the smallest.
         seed: Seed of weights, order, augmentation and drawn networks.
+        accumulate: Parts of its share of a batch that a process works through one after the other.
+        amp: Whether networks compute in half precision: bfloat16 where the device has it, else float16 with scaled
+            gradients. `auto`: on GPUs.
     """
 
     imgsz: int
     epochs: int
-    batch: int
+    batch: int | Literal["auto"]
     lr: float
     random_networks: int
     seed: int
+    accumulate: int = 1
+    amp: bool | Literal["auto"] = "auto"
 
     @property
     def validation_interval(self) -> int:
@@ -90,213 +92,179 @@ class Recipe:
 
 
 def train(
-    supernet: Supernet, data_yaml: Path, recipe: Recipe, partial: Path, progress: Progress
+    supernet: Supernet,
+    data_yaml: Path,
+    recipe: Recipe,
+    partial: Path,
+    progress: Progress,
+    processes: Processes | None = None,
 ) -> tuple[Supernet, list[dict[str, float]]]:
     """Train a supernet, going on from the checkpoint in `partial` where there is one.
 
     Args:
         supernet: Freshly initialised; it is trained in place, on the device where it is, channels last in memory:
-            convolutions on a CPU take three quarters of the time so.
+            convolutions on a CPU take three quarters of the time so. Processes start with the first one's weights.
         data_yaml: Ultralytics data yaml with absolute paths, in a writable folder; `train` is trained on, `val` is
             validated on.
         recipe: How to train.
-        partial: Folder for the checkpoint, which is written after every epoch; it is made where it is missing.
-        progress: Told after every step.
+        partial: Folder for the checkpoint, which is written after every epoch; it is made where it is missing. All
+            processes see the same folder.
+        progress: Told after every step, by the first process.
+        processes: Those that train together, as `distributed.join` gives them; nothing for this one alone.
 
     Returns:
         The exponential moving average of the weights, and a curve point per epoch: `epoch`, `seconds`, `data_seconds`
         (spent waiting for images), the largest network's `box`, `cls` and `dfl` losses, the other networks' `distill`
-        loss, `lr`, and where it was validated `map50_95_largest` and `map50_95_smallest`.
+        loss, `lr`, and where it was validated `map50_95_largest` and `map50_95_smallest`. Losses and waiting are means
+        over the processes. Both are the same on all processes. What was chosen on the way (device, batch, workers and
+        so on) is told in `CONDITIONS` in `partial`.
 
     Raises:
+        InputError: The batch does not go with the train split or the processes, or the checkpoint with the recipe.
         StageError: The gradient is not finite any more.
     """
+    processes = processes or Processes(next(supernet.parameters()).device)
+    progress = progress if processes.first else Progress.silent()
     partial.mkdir(parents=True, exist_ok=True)
-    supernet.to(memory_format=torch.channels_last)
-    device = next(supernet.parameters()).device
-    images = train_split(data_yaml, recipe.imgsz, augment=True)
-    optimizer = _optimizer(supernet, recipe)
-    average = copy.deepcopy(supernet).requires_grad_(False).eval()
-    weights: list[Tensor] = list(supernet.parameters())
-    averages: list[Tensor] = list(average.parameters())
-    criterion = _criterion(supernet, recipe)
-    validation = _Validation(data_yaml, recipe, partial / "validation", device)
-    steps_per_epoch = max(1, len(images) // recipe.batch)
+    with processes.first_alone():  # it parses the labels
+        images = train_split(data_yaml, recipe.imgsz, augment=True)
+    processes.copy_first(list(supernet.state_dict().values()))
+    learner = Learner(supernet, processes, imgsz=recipe.imgsz, accumulate=recipe.accumulate, amp=recipe.amp)
+    saved = _checkpoint(partial / CHECKPOINT, recipe, processes.device)
+    batch = saved["batch"] if saved else _batch(recipe, learner, images)
+    shard = _shard(batch, recipe, processes, len(images))
+    how = loading.prepare(images, shard, processes)
+    validation = None
+    if processes.first:
+        validation = _Validation(data_yaml, recipe, partial / "validation", processes.device)
+    steps_per_epoch = len(images) // batch
     steps = recipe.epochs * steps_per_epoch
+    if processes.first:
+        conditions = {**_machine(learner), "batch": batch, "accumulate": recipe.accumulate, **asdict(how)}
+        write_json(partial / CONDITIONS, conditions)
+        progress.note(", ".join(f"{name} {value}" for name, value in conditions.items()))
 
     first = 0
     curves: list[dict[str, float]] = []
-    checkpoint = partial / CHECKPOINT
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        supernet.load_state_dict(saved["supernet"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
+    if saved:
+        learner.load_state_dict(saved["learner"])
         first, curves = saved["epoch"], saved["curves"]
         progress.note(f"going on after epoch {first} of {recipe.epochs}")
 
-    supernet.train()
     for epoch in range(first, recipe.epochs):
         start = time.perf_counter()
-        rng = seed_everything(recipe.seed, epoch)
-        waited, losses = 0.0, dict.fromkeys(("box", "cls", "dfl", "distill"), 0.0)
-        batches = _batches(images, recipe, epoch, rng)
+        rng = np.random.default_rng(loading.seeds(recipe.seed, epoch, "networks"))
+        waited, losses = 0.0, torch.zeros(len(LOSSES), device=processes.device)
+        batches = loading.batches(
+            images,
+            how,
+            processes,
+            batch=batch,
+            parts=recipe.accumulate,
+            seed=recipe.seed,
+            epoch=epoch,
+            mosaic=epoch < recipe.mosaic_epochs,
+        )
         for i in range(steps_per_epoch):
             step = epoch * steps_per_epoch + i
-            asked = time.perf_counter()
-            batch = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in next(batches).items()}
-            batch["img"] = (batch["img"].float() / 255).contiguous(memory_format=torch.channels_last)
-            waited += time.perf_counter() - asked
-
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate(step, steps)
-            optimizer.zero_grad(set_to_none=True)
-            for name, value in _sandwich(supernet, batch, criterion, recipe.random_networks, rng).items():
-                losses[name] += value / steps_per_epoch
-            norm = nn.utils.clip_grad_norm_(weights, GRADIENT_NORM)
-            if not torch.isfinite(norm):
+            networks = draw(supernet, recipe.random_networks, rng)
+            for _ in range(recipe.accumulate):
+                asked = time.perf_counter()
+                part = loading.to_device(next(batches), processes.device)
+                waited += time.perf_counter() - asked
+                losses += learner.backward(part, networks, batch)
+            if not learner.update(step, recipe.learning_rate(step, steps)):
                 raise StageError(
                     f"epoch {epoch + 1}: the gradient is not finite; train the supernet with a learning rate below "
                     f"supernet.lr = {recipe.lr}"
                 )
-            optimizer.step()
-            # The average reaches back over about a tenth of the steps so far, at most ten thousand of them.
-            decay = min(0.9999, (1 + step) / (10 + step))
-            torch._foreach_lerp_(averages, weights, 1 - decay)
-
-            figures = {"loss": sum(losses[part] for part in ("box", "cls", "dfl")) * steps_per_epoch / (i + 1)}
+            figures = {"loss": float(losses[:3].sum()) / (i + 1) / recipe.accumulate}
             scores = [point["map50_95_largest"] for point in curves if "map50_95_largest" in point]
             figures |= {"map": scores[-1]} if scores else {}
             progress.update(step + 1, steps, f"epoch {epoch + 1} of {recipe.epochs}", **figures)
 
-        point = {"epoch": epoch + 1, **losses, "lr": optimizer.param_groups[0]["lr"], "data_seconds": waited}
-        if (epoch + 1) % recipe.validation_interval == 0 or epoch + 1 == recipe.epochs:
-            point |= validation.run(average)
+        means = losses / (steps_per_epoch * recipe.accumulate)
+        told = dict(zip(LOSSES, means.tolist(), strict=True)) | {"data_seconds": waited}
+        point = {"epoch": epoch + 1, **processes.mean(told), "lr": learner.lr}
+        if validation and ((epoch + 1) % recipe.validation_interval == 0 or epoch + 1 == recipe.epochs):
+            point |= validation.run(learner.average)
         point["seconds"] = time.perf_counter() - start
-        curves.append(point)
-        progress.note(_line(point, recipe.epochs))
-        saved = {
-            "epoch": epoch + 1,
-            "supernet": supernet.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "curves": curves,
-        }
-        fresh = checkpoint.with_suffix(".tmp")
-        torch.save(saved, fresh)
-        fresh.replace(checkpoint)
-    return average, curves
+        curves.append(processes.agree(point))
+        progress.note(_line(curves[-1], recipe.epochs))
+        if processes.first:
+            fresh = (partial / CHECKPOINT).with_suffix(".tmp")
+            state = {"learner": learner.state_dict(), "epoch": epoch + 1, "curves": curves}
+            torch.save({"recipe": asdict(recipe), "batch": batch, **state}, fresh)
+            fresh.replace(partial / CHECKPOINT)
+    processes.wait()  # for the last checkpoint
+    return learner.average, curves
 
 
-def _sandwich(
-    supernet: Supernet,
-    batch: dict[str, Any],
-    criterion: v8DetectionLoss,
-    random_networks: int,
-    rng: np.random.Generator,
-) -> dict[str, float]:
-    """One backward pass for each network of the step; gradients add up in the shared weights.
+def _checkpoint(file: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] | None:
+    """The checkpoint, if there is one. As the number of processes, that of parts may have changed.
 
-    Returns:
-        Losses per image: the largest network's by part, and the other networks' mean distillation loss.
+    Raises:
+        InputError: It is of another recipe.
     """
-    space = supernet.space
-    others = [space.smallest(), *(space.sample(rng) for _ in range(random_networks))]
-    share = 1 / (1 + len(others))  # so that the gradient's size, and with it the clipping, is that of one network
-
-    supernet.activate(space.largest())
-    teacher = supernet(batch["img"])
-    loss, parts = criterion(teacher, batch)
-    (loss.sum() * share).backward()
-    teacher = {name: teacher[name].detach() for name in ("boxes", "scores")}
-    losses = {name.removesuffix("_loss"): float(value) for name, value in parts.items()} | {"distill": 0.0}
-
-    for architecture in others:
-        supernet.activate(architecture)
-        student = supernet(batch["img"])
-        distilled = distillation(student, teacher, criterion.hyp.cls, criterion.hyp.dfl)
-        ((criterion(student, batch)[0].sum() + distilled) * share).backward()
-        losses["distill"] += float(distilled.detach()) / len(others) / len(batch["img"])
-    return losses
+    if not file.is_file():
+        return None
+    saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    before, now = saved.get("recipe", {}), asdict(recipe)
+    if other := [name for name in now if name != "accumulate" and before.get(name) != now[name]]:
+        differences = ", ".join(f"{name} {before.get(name)} instead of {now[name]}" for name in other)
+        raise InputError(f"{file}: a checkpoint of another training ({differences}); remove it to begin anew")
+    return saved
 
 
-def distillation(student: Outputs, teacher: Outputs, cls_gain: float, box_gain: float) -> Tensor:
-    """How far the student's predictions are from the teacher's, times the number of images (as Ultralytics' loss).
+def _batch(recipe: Recipe, learner: Learner, images: DetectionImages) -> int:
+    """Images per step: as asked for, or as many as go."""
+    if recipe.batch != "auto":
+        return recipe.batch
+    shards = learner.processes.size * recipe.accumulate
+    shard = CPU_BATCH // shards
+    if learner.processes.device.type == "cuda":
+        boxes = 4 * max(len(label["cls"]) for label in images.labels)  # in a mosaic of the fullest image
+        most = max(LEAST_SHARD, GPU_BATCH // shards)
+        shard = learner.processes.smallest(most_that_fit(learner, recipe.imgsz, boxes, most))
+    return max(1, min(shard, len(images) // shards)) * shards
 
-    Kullback-Leibler divergence of the class probabilities everywhere, and of the distributions of the box sides
-    (localisation distillation, arXiv:2102.12252) in proportion to the teacher's confidence, so that boxes around
-    nothing are not copied.
 
-    Args:
-        student: Head outputs with `boxes` (B, 64, A) and `scores` (B, classes, A).
-        teacher: The same of the teacher, detached.
-        cls_gain: Weight of the class part.
-        box_gain: Weight of the box part.
+def _shard(batch: int, recipe: Recipe, processes: Processes, images: int) -> int:
+    """Images that a process takes at once.
+
+    Raises:
+        InputError: There are too few images, or they can't be shared out evenly.
     """
-    probabilities: Tensor = teacher["scores"].sigmoid()
-    confidence_BA = probabilities.amax(1)
-    total = confidence_BA.sum().clamp(min=1)
-    cross_entropy = F.binary_cross_entropy_with_logits(student["scores"], probabilities, reduction="sum")
-    entropy = F.binary_cross_entropy_with_logits(teacher["scores"], probabilities, reduction="sum")
-
-    def sides(boxes: Tensor) -> Tensor:
-        return boxes.view(len(boxes), 4, REG_MAX, -1).log_softmax(2)
-
-    divergence = F.kl_div(sides(student["boxes"]), sides(teacher["boxes"]), reduction="none", log_target=True)
-    box = (divergence.sum(2).mean(1) * confidence_BA).sum()
-    loss: Tensor = (cls_gain * (cross_entropy - entropy) + box_gain * box) / total
-    return len(confidence_BA) * loss
+    if batch > images:
+        raise InputError(f"supernet.batch = {batch}, but the train split has {images} images; make the batch smaller")
+    shard, rest = divmod(batch, processes.size * recipe.accumulate)
+    if rest:
+        raise InputError(
+            f"supernet.batch = {batch} cannot be shared out evenly among {processes.size} processes with "
+            f"supernet.accumulate = {recipe.accumulate}; make it a multiple of {processes.size * recipe.accumulate}"
+        )
+    return shard
 
 
-def seed_everything(seed: int, epoch: int) -> np.random.Generator:
-    """Seed python, numpy and torch for an epoch, and give a generator of its own for drawing networks."""
-    python, numpy_, torch_, own = np.random.SeedSequence((seed, epoch)).generate_state(4)
-    random.seed(int(python))
-    np.random.seed(int(numpy_))  # noqa: NPY002  Ultralytics' augmentation draws from the global generators
-    torch.manual_seed(int(torch_))
-    return np.random.default_rng(int(own))
-
-
-def _batches(images: DetectionImages, recipe: Recipe, epoch: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """The batches of an epoch; what they hold depends on the seed and the epoch alone."""
-    images.transforms = images.build_transforms(settings(recipe.imgsz, mosaic=epoch < recipe.mosaic_epochs))
-    if images.cache != "ram":  # where images don't fit into memory, mosaic draws from those read last: forget them
-        images.buffer.clear()
-        images.ims = [None] * images.ni
-    loader: DataLoader[dict[str, Any]] = DataLoader(
-        images,
-        batch_size=min(recipe.batch, len(images)),
-        shuffle=True,
-        drop_last=True,
-        # On a CPU the cores are busy with the network anyway.
-        num_workers=min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0,
-        collate_fn=images.collate_fn,
-        generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
-    )
-    return iter(loader)
-
-
-def _criterion(supernet: Supernet, recipe: Recipe) -> v8DetectionLoss:
-    """Ultralytics' loss. It reads strides, classes and gains off a network; any one of the space tells them."""
-    network = build(supernet.space.stock, supernet.num_classes).to(next(supernet.parameters()).device)
-    network.args = settings(recipe.imgsz)
-    return v8DetectionLoss(network)
-
-
-def _optimizer(supernet: Supernet, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW, with decay on the weights of convolutions only (not on biases and BatchNorm)."""
-    kernels = [p for p in supernet.parameters() if p.ndim > 1]
-    rest = [p for p in supernet.parameters() if p.ndim == 1]
-    groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
+def _machine(learner: Learner) -> dict[str, Any]:
+    """What the training runs on."""
+    device = learner.processes.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": learner.processes.size,
+        "amp": str(learner.precision).removeprefix("torch.") if learner.precision else "off",
+    }
 
 
 class _Validation:
     """Scores the ends of the space: what lies between them is scored by the search."""
 
     def __init__(self, data_yaml: Path, recipe: Recipe, work: Path, device: torch.device) -> None:
-        self._batches = calibration_batches(data_yaml, recipe.imgsz, CALIBRATION_IMAGES, recipe.batch, recipe.seed)
-        self._evaluator = Evaluator(data_yaml, imgsz=recipe.imgsz, batch=recipe.batch, work=work, device=str(device))
+        images = CALIBRATION_IMAGES, VALIDATION_BATCH
+        self._batches = calibration_batches(data_yaml, recipe.imgsz, *images, recipe.seed)
+        self._evaluator = Evaluator(
+            data_yaml, imgsz=recipe.imgsz, batch=VALIDATION_BATCH, work=work, device=str(device)
+        )
 
     def run(self, supernet: Supernet) -> dict[str, float]:
         """mAP50-95 of the largest and the smallest network, with recalibrated BatchNorm."""
