@@ -48,6 +48,30 @@ def curve(epochs: int, *, keys: tuple[str, ...] = ("map50_95",), top: float = 0.
     ]
 
 
+def prior(steps: int) -> dict[str, Any]:
+    """Architecture parameters that settle on the last option of every dimension."""
+
+    def softmax(count: int, sharpness: float) -> list[float]:
+        weights = np.exp(sharpness * np.arange(count))
+        return (weights / weights.sum()).tolist()
+
+    return {
+        "limit_ms": 3.0,
+        "dimensions": [{"name": d.name, "options": list(d.options)} for d in SPACE.dimensions],
+        "trajectory": [
+            {
+                "step": step,
+                "loss": 4 - step / steps,
+                "expected_ms": 5 - 2 * step / steps,
+                "penalty": 0.1,
+                "probabilities": [softmax(len(d.options), 3 * step / steps) for d in SPACE.dimensions],
+            }
+            for step in range(steps)
+        ],
+        "most_likely": SPACE.largest().to_dict(),
+    }
+
+
 def write(folder: Path, files: dict[str, Any]) -> Path:
     for name, content in files.items():
         path = folder / name
@@ -180,12 +204,38 @@ class MadeUpRun:
                     "search": write(
                         folder / "search",
                         {
+                            "prior.json": prior(30),
+                            "search.json": {
+                                "best_map50_95": {"evolution": 0.31},
+                                "comparisons": {
+                                    "random": {
+                                        "search": 0.31,
+                                        "search_evaluations": 151,
+                                        "best": [0.28, 0.29, 0.27],
+                                        "evaluations": [50, 50, 50],
+                                        "mean": 0.28,
+                                        "interval": [0.255, 0.305],
+                                    }
+                                },
+                                "budget": {
+                                    "map50_95": 0.31,
+                                    "limit": "latency_p50<=3ms",
+                                    "used": 0.87,
+                                    "used_predicted": 0.94,
+                                    "reserve": 0.06,
+                                    "largest_keeps_it": False,
+                                    "larger": {"scored": 12, "best_map50_95": 0.305},
+                                },
+                            },
                             "history.jsonl": history,
                             "candidates.json": [
                                 {
                                     "architecture": row["architecture"],
                                     "map50_95_search": row["map50_95"],
+                                    "source": row["source"],
                                     "met": True,
+                                    "slack": 0.13,
+                                    "tightest": "latency_p50<=3ms",
                                     "predicted": {"latency_ms": {"p50": row["latency_ms"]}},
                                     "measured": {"latency_ms": percentiles(row["latency_ms"] * f), "memory_mb": 142.0},
                                 }
@@ -449,7 +499,7 @@ def test_tells_what_was_not_measured(page: Page) -> None:
 
 
 def test_figures_are_valid_and_named(page: Page) -> None:
-    assert len(page.figures) == 9
+    assert len(page.figures) == 13
     for identity, figure in page.figures.items():
         assert figure["data"], identity
         plain = re.sub(r'"@[a-z0-9-]+"', '"#123456"', json.dumps(figure))
@@ -475,6 +525,59 @@ def test_pareto_marks_limit_shipped_stock_and_measured(run: MadeUpRun, page: Pag
     assert traces["shipped"]["x"] == [pytest.approx(made_up_latency(chosen), rel=1e-5)]
     assert traces["stock"]["x"] == [pytest.approx(made_up_latency(SPACE.stock), rel=1e-5)]
     assert len(traces["measured"]["x"]) == 9 and traces["measured"]["x"][2] is None
+
+
+def test_tells_what_the_architecture_parameters_learned(page: Page) -> None:
+    choices = [d for d in SPACE.dimensions if len(d.options) > 1]
+    (path,) = page.figures["target-1-prior-steps"]["data"]
+    assert len(path["y"]) == len(path["z"]) == len(choices)
+    assert all(row[0] < row[-1] for row in path["z"])  # of the option that won, which was as likely as the others
+    assert path["text"][0][0] == str(choices[0].options[-1])
+    (end,) = page.figures["target-1-prior-end"]["data"]
+    for row, text, dimension in zip(end["z"], end["text"], choices, strict=True):
+        known = len(dimension.options)
+        assert sum(row[:known]) == pytest.approx(1, abs=1e-4) and set(row[known:]) <= {None}
+        assert text[:known] == [str(option) for option in dimension.options]
+    latency = page.figures["target-1-prior-ms"]
+    assert latency["layout"]["shapes"][0]["y0"] == 3.0
+    assert latency["data"][0]["y"][0] == 5.0
+
+
+def test_a_run_without_a_prior_says_so(run: MadeUpRun, tmp_path: Path) -> None:
+    folders = run.evidence["targets"]["cpu-onnxruntime-best"]
+    search = shutil.copytree(folders["search"], tmp_path / "search")
+    (search / "prior.json").unlink()
+    write(search, {"search.json": {"settings": {"prior_steps": 0}}})
+    evidence = run.evidence | {"targets": {"cpu-onnxruntime-best": folders | {"search": search}}}
+    page = Page(build_report(run.summary, evidence, tmp_path / "report.html"))
+    assert "No prior was asked for (search.prior_steps = 0)." in page.text
+
+
+def test_tells_where_candidates_come_from_and_what_they_use_of_the_limit(page: Page) -> None:
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    for words in (
+        "handed on",
+        "random search, 3 times 50 networks: their best score 0.280 on average (95 % interval 0.255 to 0.305)",
+        "151 of the search score 0.310 at best",
+        "uses 87 % of the limit latency_p50<=3ms",
+        "predicted to use 94 %",
+        "12 scored networks use more of it; the best of them scores 0.305 on the search split, this one 0.310",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("budget", "words", "others"),
+    [
+        ({"used": 0.97}, "uses 97 %", "reserve"),
+        ({"used": 0.7, "largest_keeps_it": True}, "largest network of the space keeps", "No scored network"),
+        ({"used": 0.7, "larger": {"scored": 0}}, "No scored network within the limits", "largest network"),
+        ({"used": 0.8, "used_predicted": 0.96, "reserve": 0.08}, "a reserve of 8.0 %", "largest network"),
+    ],
+)
+def test_unused_budget_is_explained(budget: dict[str, Any], words: str, others: str) -> None:
+    sentence = wording.budget_sentence({"limit": "latency_p50<=3ms"} | budget).replace("\N{NO-BREAK SPACE}", " ")
+    assert words in sentence and others not in sentence
 
 
 def test_names_from_users_stay_text(tmp_path: Path) -> None:
@@ -702,4 +805,4 @@ def test_draws_in_a_browser_without_sideways_scrolling(run: MadeUpRun, width: in
     assert title, dom[:500]
     scroll_width, wanted, drawn = map(int, title.groups())
     assert scroll_width <= width
-    assert drawn == wanted == 9
+    assert drawn == wanted == 13

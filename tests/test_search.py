@@ -17,19 +17,30 @@ import torch
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.deploy import onnx
-from yolov8_nas.errors import StageError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import benchmark
 from yolov8_nas.hardware.benchmark import Measurement, Percentiles
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.latency_model import LatencyModel
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
-from yolov8_nas.search import evolution, objective
+from yolov8_nas.search import baseline, objective
+from yolov8_nas.search.baseline import mac_ranking, random_networks
 from yolov8_nas.search.candidates import ATTEMPTS, choose
 from yolov8_nas.search.constraint import Constraint
-from yolov8_nas.search.evolution import Trial, evolve, first_generation, pareto_front, random_networks, repair
+from yolov8_nas.search.evolution import (
+    Trial,
+    evolve,
+    first_generation,
+    option_effects,
+    pareto_front,
+    repair,
+    select,
+    utility,
+)
 from yolov8_nas.search.memo import Memo
 from yolov8_nas.search.objective import CostModel, Estimate, MemoryModel
+from yolov8_nas.search.preference import Preference
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages import search
 from yolov8_nas.stages.stage import StageContext
@@ -110,6 +121,67 @@ def test_the_first_generation_holds_the_smallest_and_stock_where_they_keep_the_l
     networks = first_generation(SPACE, tight.price, 8, np.random.default_rng(0))
     assert SPACE.smallest() in networks
     assert SPACE.stock not in networks
+
+
+def test_the_first_generation_holds_informed_networks_repaired_and_tells_them_apart() -> None:
+    landscape = Landscape(limit=4.0)
+    price = landscape.price
+    drawn = random_networks(SPACE, price, 3, seed=[1])
+    informed = {drawn[0]: "exact", SPACE.largest(): "prior", drawn[1]: "prior"}
+    first = first_generation(SPACE, price, 12, np.random.default_rng(0), informed)
+    assert len(first) == 12 and price(list(first)).feasible.all()
+    assert [first[a] for a in drawn[:2]] == ["exact", "prior"]
+    assert sorted(first.values()) == ["exact", "prior", "prior", *["seed"] * 9]
+    assert SPACE.largest() not in first and SPACE.smallest() in first
+
+
+def test_what_the_solver_proposes_is_scored_once_and_learns_from_the_scores() -> None:
+    landscape = Landscape(small_space(), limit=1e3)
+    asked = []
+
+    def propose(effects: Any) -> list[Architecture]:
+        best = landscape.space.decode([int(np.argmax(effect)) for effect in effects])
+        asked.append(best)
+        return [best]
+
+    trials = landscape.evolve(generations=5, population=6, propose=propose)
+    exact = [t.architecture for t in trials if t.source == "exact"]
+    assert len(asked) == 4 and len(set(asked)) >= 1
+    assert set(exact) <= set(asked) and len(exact) == len(set(exact))
+    assert set(asked) <= {t.architecture for t in trials}
+    assert max(t.map50_95 for t in trials) == max(
+        landscape.accuracy(landscape.space.decode(g))
+        for g in np.ndindex(*(len(d.options) for d in landscape.space.dimensions))
+    )
+
+
+def test_the_effects_of_options_are_those_of_an_additive_score() -> None:
+    rng = np.random.default_rng(0)
+    truth = [rng.normal(size=len(d.options)) for d in SPACE.dimensions]
+    networks = [SPACE.sample(rng) for _ in range(400)]
+    history = [Trial(a, float(utility(SPACE, truth, [a])[0]), 0, "seed") for a in networks]
+    effects = option_effects(SPACE, history)
+    for learned, true in zip(map(np.array, effects), truth, strict=True):
+        assert learned - learned.mean() == pytest.approx(true - true.mean(), abs=0.2)
+
+
+def test_weights_of_accuracy_and_latency_decide_where_they_are_given() -> None:
+    landscape = Landscape(limit=1e3)
+    networks = [SPACE.sample(np.random.default_rng(seed)) for seed in range(30)]
+    estimate = landscape.price(networks)
+    scores = np.array([landscape.accuracy(a) for a in networks])
+    wanted = Preference(accuracy=2.0, latency=0.5, stock_ms=4.0)
+    loss = 2 * (1 - scores) + 0.5 * estimate.latency_ms / 4
+    assert select(scores, estimate, 5, wanted) == np.argsort(loss)[:5].tolist()
+    # Weighted, a search ends where the loss is smaller than where accuracy alone counts.
+    lost = [
+        min(
+            wanted.loss(t.map50_95, float(landscape.latency([t.architecture])[0]))
+            for t in Landscape(limit=1e3).evolve(generations=6, population=8, **options)
+        )
+        for options in ({"preference": wanted}, {})
+    ]
+    assert lost[0] < lost[1]
 
 
 def test_an_impossible_limit_ends_after_a_bounded_number_of_predictions() -> None:
@@ -209,7 +281,7 @@ def test_it_beats_random_search_with_equal_evaluations() -> None:
     for seed in range(8):
         landscape = Landscape(limit=4.0, seed=seed)
         found = max(t.map50_95 for t in landscape.evolve(generations=8, population=8, seed=seed))
-        drawn = random_networks(SPACE, landscape.price, 8 * 8, seen=set(), seed=seed)
+        drawn = random_networks(SPACE, landscape.price, 8 * 8, seed=[seed])
         assert len(drawn) == 8 * 8
         wins += found > max(map(landscape.accuracy, drawn))
     assert wins >= 7
@@ -238,13 +310,23 @@ def test_repair_keeps_what_is_feasible_and_mends_the_rest() -> None:
     assert ((after >= 0) & (after < options)).all()
 
 
-def test_random_networks_are_feasible_new_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_networks_are_feasible_different_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     landscape = Landscape(limit=4.0)
-    first = random_networks(SPACE, landscape.price, 5, seen=set(), seed=3)
+    first = random_networks(SPACE, landscape.price, 5, seed=[3])
+    assert len(set(first)) == 5
     assert landscape.price(first).feasible.all()
-    assert not set(first) & set(random_networks(SPACE, landscape.price, 5, seen=set(first), seed=3))
-    monkeypatch.setattr(evolution, "DRAWS", 1000)
-    assert random_networks(SPACE, Landscape(limit=0.5).price, 5, seen=set(), seed=3) == []
+    assert first == random_networks(SPACE, landscape.price, 5, seed=[3])
+    assert not set(first) & set(random_networks(SPACE, landscape.price, 5, seed=[4]))
+    monkeypatch.setattr(baseline, "DRAWS", 1000)
+    assert random_networks(SPACE, Landscape(limit=0.5).price, 5, seed=[3]) == []
+
+
+def test_the_mac_ranking_holds_the_largest_of_many_random_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "MAC_SAMPLE", 40)
+    landscape = Landscape(limit=4.0)
+    ranked = mac_ranking(SPACE, landscape.price, 7, num_classes=2, imgsz=64, seed=[1])
+    macs = [cost(a, 2, 64).macs for a in random_networks(SPACE, landscape.price, 40, seed=[1])]
+    assert [cost(a, 2, 64).macs for a in ranked] == sorted(macs, reverse=True)[:7]
 
 
 def test_pareto_front() -> None:
@@ -341,6 +423,25 @@ def test_candidates_are_the_most_accurate_that_keep_the_limits_as_measured(
     assert all(json.loads(json.dumps(c.to_dict()))["met"] for c in met)
 
 
+def test_weighted_candidates_are_those_of_the_smallest_loss_as_measured(
+    scored: tuple[Landscape, list[Trial]],
+) -> None:
+    landscape, trials = scored
+    costs = cost_model("latency<=4ms", "params<=100M", landscape=landscape)
+    wanted = Preference(accuracy=1.0, latency=2.0, stock_ms=4.0)
+
+    def true_latency(architecture: Architecture) -> float:
+        return float(landscape.latency([architecture])[0])
+
+    met, _ = choose(trials, costs, device(true_latency, []), count=3, preference=wanted)
+    loss = [wanted.loss(t.map50_95, true_latency(t.architecture)) for t in trials]
+    assert met[0].trial is trials[int(np.argmin(loss))]
+    assert [c.trial for c in met] == sorted(
+        (c.trial for c in met), key=lambda t: wanted.loss(t.map50_95, true_latency(t.architecture))
+    )
+    assert {c.to_dict()["tightest"] for c in met} == {"latency_p50<=4ms"}
+
+
 def test_on_a_slower_device_the_next_candidates_are_those_that_are_still_expected_to_hold(
     scored: tuple[Landscape, list[Trial]],
 ) -> None:
@@ -392,6 +493,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     content = {
         "profile.json": {"threads": 1},
+        "stock.json": {"latency_ms": {"p50": latency[0]}},
+        "nms.json": {"latency_ms": {"p50": 0.3, "p90": 0.4, "p99": 0.5}},
         "latency_table.json": {"rows": rows},
         "latency_model.json": LatencyModel.fit(SPACE, 2, 64, networks, latency).to_dict(),
         "constraints.json": [{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 5.0}],
@@ -401,19 +504,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
+def context(folder: Path, inputs: dict[str, Path], **options: Any) -> StageContext:
+    options = {"generations": 3, "population": 4, "candidates": 1, "measure_every": 2, "bn_images": 16} | options
     config = RunConfig.parse(
         {
             "imgsz": 64,
             "space": "tiny",
-            "search": {
-                "generations": 3,
-                "population": 4,
-                "candidates": 1,
-                "measure_every": 2,
-                "bn_images": 16,
-                "random": 2,
-            },
+            "search": {"prior_steps": 0, "exact": False} | options,
             "finetune": {"candidates": 1},
             "targets": [{"constraints": ["latency<=80%stock"]}],
         },
@@ -421,7 +518,7 @@ def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
     )
     shutil.rmtree(folder / "out", ignore_errors=True)
     for name in ("out", "partial"):
-        (folder / name).mkdir(exist_ok=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     return StageContext(
         settings=search.settings(config, config.targets[0]),
         inputs=inputs,
@@ -432,54 +529,122 @@ def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
     )
 
 
-def test_the_stage_goes_on_after_an_interruption_and_writes_the_same(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass
+class Scored:
+    """Counts what the stage asks for, and stops it on demand.
+
+    Attributes:
+        networks: The networks scored so far.
+        measured: The number of networks of each measurement.
+        stop_after: Questions after which the next one is interrupted.
+    """
+
+    networks: list[Architecture] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
+    stop_after: float = np.inf
+
+    def _ask(self) -> None:
+        if len(self.networks) + len(self.measured) >= self.stop_after:
+            raise Interrupted
+
+    def score(self, architecture: Architecture) -> float:
+        self._ask()
+        self.networks.append(architecture)
+        return Landscape().accuracy(architecture)
+
+    def measure(self, files: Sequence[Path], **_: Any) -> list[Measurement]:
+        self._ask()
+        assert all(file.exists() for file in files)
+        self.measured.append(len(files))
+        ms = 4 + 0.01 * len(self.measured)  # never twice the same: what was measured must be remembered
+        return [Measurement(Percentiles(ms, ms, ms), (ms, ms), 30.0, (ms,), 1, False) for _ in files]
+
+
+@pytest.fixture
+def scored_by_stage(monkeypatch: pytest.MonkeyPatch) -> Scored:
+    """Lets the stage run in a landscape: nothing is exported, measured or scored but in thought."""
+
     def exported(model: Any, path: Path, **_: Any) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"a network")
         return path
 
-    def measured(files: Sequence[Path], **_: Any) -> list[Measurement]:
-        assert all(file.exists() for file in files)
-        return [Measurement(Percentiles(4.0, 4.1, 4.2), (4.0, 4.0), 30.0, (4.0,), 1, False) for _ in files]
-
-    scored: list[Architecture] = []
-    stop_after = np.inf
-
-    def score(_: Any, architecture: Architecture) -> float:
-        if len(scored) >= stop_after:
-            raise Interrupted
-        scored.append(architecture)
-        return Landscape().accuracy(architecture)
-
+    counted = Scored()
     monkeypatch.setattr(onnx, "export_onnx", exported)
-    monkeypatch.setattr(benchmark, "measure", measured)
-    monkeypatch.setattr(objective.Scorer, "__call__", score)
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    search.run(context(tmp_path / "whole", inputs))
-    assert len(scored) == len(set(scored)) == 3 * 4 + 2 + 1  # and stock
-    scored.clear()
-    for stop in (6, 10):
-        stop_after = stop
-        with pytest.raises(Interrupted):
-            search.run(context(tmp_path / "parts", inputs))
-    stop_after = np.inf
-    search.run(context(tmp_path / "parts", inputs))
-    assert len(scored) == len(set(scored)) == 3 * 4 + 2 + 1
+    monkeypatch.setattr(benchmark, "measure", counted.measure)
+    monkeypatch.setattr(objective.Scorer, "__call__", counted.score)
+    monkeypatch.setattr(objective.Scorer, "network", lambda scorer, architecture: None)
+    monkeypatch.setattr(baseline, "DRAWS", 2000)
+    monkeypatch.setattr(baseline, "MAC_SAMPLE", 20)
+    return counted
 
+
+def written(folder: Path, name: str) -> Any:
+    text = (folder / "out" / name).read_text()
+    return [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
+
+
+def test_the_stage_goes_on_after_an_interruption_and_writes_the_same(
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored
+) -> None:
+    options = {"random": 2, "random_seeds": 2, "mac_ranking": 1}
+    search.run(context(tmp_path / "whole", inputs, **options))
+    count = 3 * 4 + 2 * (2 + 1) + 1  # and stock
+    assert len(scored_by_stage.networks) == len(set(scored_by_stage.networks)) == count
+    assert len(scored_by_stage.measured) == 3  # the front after the second and the last generation, one candidate
+
+    scored_by_stage.networks.clear()
+    scored_by_stage.measured.clear()
+    for scored_by_stage.stop_after in (6, 8, 13, 21):
+        with pytest.raises(Interrupted):
+            search.run(context(tmp_path / "parts", inputs, **options))
+    scored_by_stage.stop_after = np.inf
+    search.run(context(tmp_path / "parts", inputs, **options))
+    assert len(scored_by_stage.networks) == len(set(scored_by_stage.networks)) == count
+    assert len(scored_by_stage.measured) == 3
     for name in ("history.jsonl", "front.json", "candidates.json"):
-        assert (tmp_path / "whole" / "out" / name).read_bytes() == (tmp_path / "parts" / "out" / name).read_bytes()
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "out" / "history.jsonl").read_text().splitlines()]
-    assert [row["source"] for row in rows] == ["seed"] * 4 + ["evolution"] * 8 + ["random"] * 2
+        assert written(tmp_path / "whole", name) == written(tmp_path / "parts", name)
+
+
+def test_the_stage_writes_what_others_read(inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored) -> None:
+    search.run(context(tmp_path, inputs, random="equal", random_seeds=2, mac_ranking=3))
+    rows = written(tmp_path, "history.jsonl")
+    compared = [("random", 12), ("macs", 3)] * 2
+    assert [row["source"] for row in rows] == (
+        ["seed"] * 4 + ["evolution"] * 8 + [source for source, count in compared for _ in range(count)]
+    )
+    assert [row["repetition"] for row in rows] == [None] * 12 + [0] * 15 + [1] * 15
     assert all(SPACE.decode(row["genes"]).to_dict() == row["architecture"] for row in rows)
     assert any("measured_ms" in row for row in rows[:8])  # the front after the second generation
-    (candidate,) = json.loads((tmp_path / "whole" / "out" / "candidates.json").read_text())
-    assert candidate["slack"] == pytest.approx(0.2)
-    assert candidate["measured"]["latency_ms"]["p50"] == 4.0
-    summary = json.loads((tmp_path / "whole" / "out" / "search.json").read_text())
-    assert summary["counts"].items() >= {"seed": 4, "evolution": 8, "random": 2}.items()
+    (candidate,) = written(tmp_path, "candidates.json")
+    assert candidate["slack"] == pytest.approx(1 - candidate["measured"]["latency_ms"]["p50"] / 5)
+    assert candidate["source"] in ("seed", "evolution")
+    summary = written(tmp_path, "search.json")
+    assert summary["counts"].items() >= {"seed": 4, "evolution": 8, "random": 24, "macs": 6}.items()
+    assert summary["budget"]["used"] == pytest.approx(1 - candidate["slack"])
+    drawn = summary["comparisons"]["random"]
+    assert drawn["evaluations"] == [12, 12] and drawn["search_evaluations"] == 12
+    assert drawn["interval"][0] < np.mean(drawn["best"]) == drawn["mean"] < drawn["interval"][1]
+    assert summary["objective"] is None
+
+
+def test_an_impossible_limit_is_told_before_images_are_spent(
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored
+) -> None:
+    probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
+    limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 0.5}
+    write_json(probe / "constraints.json", [limit])
+    for exact in (False, True):
+        with pytest.raises(StageError, match=r"latency_p50<=0\.5ms"):
+            search.run(context(tmp_path / "run", {**inputs, "hw-probe": probe}, exact=exact, prior_steps=9))
+    assert not scored_by_stage.networks
+
+
+def test_an_empty_search_split_is_told_first(inputs: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_json(data / "dataset.json", {"images": {"train": 8, "search": 0, "val": 4}})
+    with pytest.raises(InputError, match="the search split has no images"):
+        search.run(context(tmp_path / "run", {"data-prep": data}))
 
 
 def test_a_network_to_score_depends_on_its_architecture_alone(inputs: dict[str, Path], tmp_path: Path) -> None:

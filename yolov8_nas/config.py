@@ -97,7 +97,7 @@ class SearchConfig(_Section):
     candidates: Positive = 3
     measure_every: Positive = 10
     bn_images: int = Field(1024, ge=16)
-    prior_steps: int = Field(200, ge=0)
+    prior_steps: int = Field(0, ge=0)
     exact: bool = True
     objective: ObjectiveConfig = ObjectiveConfig()
     random: Annotated[int, Field(ge=0)] | Literal["equal"] = 0

@@ -8,7 +8,7 @@ such a colour; the tests check every figure against Plotly's schema.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, Final
 
@@ -17,6 +17,15 @@ from yolov8_nas.report.wording import is_number, milliseconds, number, percent, 
 Figure = dict[str, Any]
 
 _LOSSES: Final = {"box": "box", "cls": "class", "dfl": "DFL", "distill": "distillation"}
+COMPARED: Final = ("random", "macs")
+"""Sources of networks that the search is compared with."""
+
+_COLUMNS: Final = 60
+"""Steps that a heat map shows at most, or nearly so."""
+
+_SURE: Final = 0.9
+"""Probability from which a choice counts as settled."""
+
 _SERIES: Final = ("@series-1", "@series-2", "@series-4", "@series-3", "@series-5", "@series-6")
 
 
@@ -30,6 +39,7 @@ class Plot:
         label: What a reader who cannot see the plot should know.
         figure: The Plotly figure, `data` and `layout`.
         note: What to bear in mind when reading it.
+        height: In pixels, where it is not the usual one.
     """
 
     identity: str
@@ -37,6 +47,7 @@ class Plot:
     label: str
     figure: Figure
     note: str = ""
+    height: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class Network:
         score: mAP50-95 on the search split, with the supernet's weights.
         predicted_ms: Predicted p50 latency.
         measured_ms: Measured p50 latency, where it was measured.
-        source: `seed`, `evolution` or `random`.
+        source: Where it comes from; see `search.evolution.Trial`.
         generation: Generation in which it was evaluated.
     """
 
@@ -58,6 +69,11 @@ class Network:
     measured_ms: float | None = None
     source: str = "evolution"
     generation: int | None = None
+
+    @property
+    def searched(self) -> bool:
+        """Whether the search found it; the others are there for comparison."""
+        return self.source not in COMPARED
 
 
 @dataclass(frozen=True)
@@ -90,18 +106,22 @@ def pareto_front(networks: Iterable[Network]) -> list[Network]:
 
 def pareto(identity: str, front: Front) -> Plot:
     """Predicted latency against mAP50-95 on the search split, with the limit, stock and the shipped network."""
-    best = pareto_front(n for n in front.networks if n.source != "random")
-    by_source = {
-        "evaluated": [n for n in front.networks if n.source != "random"],
-        "random": [n for n in front.networks if n.source == "random"],
-    }
+    best = pareto_front(n for n in front.networks if n.searched)
+    compared = sum(not n.searched for n in front.networks)
+
+    def of(*sources: str) -> list[Network]:
+        return [n for n in front.networks if n.source in sources]
+
     data = [
-        _scatter("evaluated", by_source["evaluated"], {"size": 6, "color": "@faint", "opacity": 0.75}),
         _scatter(
-            "random search",
-            by_source["random"],
-            {"size": 7, "color": "@series-3", "symbol": "x-thin", "line": {"width": 1.5, "color": "@series-3"}},
+            "evaluated",
+            [n for n in front.networks if n.searched and n.source not in ("prior", "exact")],
+            {"size": 6, "color": "@faint", "opacity": 0.75},
         ),
+        _scatter("from the prior", of("prior"), {"size": 7, "color": "@series-6", "symbol": "triangle-up"}),
+        _scatter("exact solver", of("exact"), {"size": 8, "color": "@series-5", "symbol": "pentagon"}),
+        _scatter("random search", of("random"), _thin_cross("@series-3", "x-thin")),
+        _scatter("largest by MACs", of("macs"), _thin_cross("@series-3", "cross-thin")),
         _scatter("front", best, {"size": 8, "color": "@series-1"}, line={"width": 1.5, "color": "@series-1"}),
         _measured(front.candidates),
     ]
@@ -117,12 +137,112 @@ def pareto(identity: str, front: Front) -> Plot:
     return Plot(
         identity,
         "Latency against accuracy of every evaluated network",
-        _pareto_label(front, len(best), len(by_source["random"])),
+        _pareto_label(front, len(best), compared),
         {"data": [trace for trace in data if trace["x"]], "layout": layout},
         "Accuracy is that of the supernet's weights on the search split, before fine-tuning: it ranks networks and is "
         "not the accuracy that ships. Latency is the latency model's prediction, except for the hollow squares, which "
         "were exported and measured; a thin line leads from each to its prediction.",
     )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of the space, as the architecture parameters went through it.
+
+    Attributes:
+        name: What is chosen.
+        options: The options as text.
+        probabilities: Of the options, by step.
+    """
+
+    name: str
+    options: Sequence[str]
+    probabilities: Sequence[Sequence[float]]
+
+    @property
+    def likeliest(self) -> int:
+        """Index of the option that is the most probable in the end."""
+        last = self.probabilities[-1]
+        return max(range(len(last)), key=last.__getitem__)
+
+
+def prior_choices(identity: str, steps: Sequence[int], choices: Sequence[Choice]) -> Plot:
+    """How sure the architecture parameters became of each choice: the probability of what they preferred in the end."""
+    shown = range(0, len(steps), max(1, len(steps) // _COLUMNS))
+    columns = sorted({*shown, len(steps) - 1})
+    sure = sum(c.probabilities[-1][c.likeliest] >= _SURE for c in choices)
+    heat = {
+        "x": [steps[i] for i in columns],
+        "z": [[_figure(c.probabilities[i][c.likeliest]) for i in columns] for c in choices],
+        "text": [[f"{c.options[c.likeliest]}"] * len(columns) for c in choices],
+        "hovertemplate": "step %{x}: %{text} with %{z:.2f}<extra>%{y}</extra>",
+    }
+    return _heatmap(
+        identity,
+        "What the architecture parameters settled on",
+        f"Heat map of the probability of the finally preferred option, for {len(choices)} choices over "
+        f"{steps[-1]} steps; {sure} of them ended above {percent(_SURE, 0)}.",
+        choices,
+        heat,
+        "step",
+    )
+
+
+def prior_probabilities(identity: str, choices: Sequence[Choice]) -> Plot:
+    """The probabilities of all options in the end."""
+    most = max(len(c.options) for c in choices)
+    told = "; ".join(f"{c.name} {c.options[c.likeliest]} ({c.probabilities[-1][c.likeliest]:.2f})" for c in choices)
+    heat = {
+        "x": [str(i + 1) for i in range(most)],
+        "z": [_padded([_figure(p) for p in c.probabilities[-1]], most, None) for c in choices],
+        "text": [_padded([escape(option) for option in c.options], most, "") for c in choices],
+        "texttemplate": "%{text}",
+        "textfont": {"size": 10},
+        "hovertemplate": "%{text}: %{z:.2f}<extra>%{y}</extra>",
+        "xgap": 2,
+        "ygap": 2,
+    }
+    label = f"Heat map of the final probability of each option. The likeliest: {told}."
+    return _heatmap(identity, "Probability of each option in the end", label, choices, heat, "option")
+
+
+def prior_latency(
+    identity: str, steps: Sequence[int], expected_ms: Sequence[float | None], limit_ms: float | None
+) -> Plot | None:
+    """The latency that networks drawn by the architecture parameters are expected to have, step by step."""
+    points = [(float(step), ms) for step, ms in zip(steps, expected_ms, strict=True) if is_number(ms)]
+    plot = _lines(identity, "Expected latency of what the parameters draw", "ms", {"expected": points}, x="step")
+    if plot and is_number(limit_ms):
+        line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit_ms, "y1": limit_ms}
+        plot.figure["layout"]["shapes"] = [line | {"line": _dashed("@bad")}]
+        return replace(plot, label=f"{plot.label} The limit is {milliseconds(limit_ms)}, dashed.")
+    return plot
+
+
+def prior_loss(identity: str, steps: Sequence[int], loss: Sequence[float | None]) -> Plot | None:
+    """The detection loss of networks drawn by the architecture parameters, on the search split."""
+    points = [(float(step), value) for step, value in zip(steps, loss, strict=True) if is_number(value)]
+    return _lines(identity, "Loss on the search split", "loss", {"loss": points}, x="step")
+
+
+def _heatmap(identity: str, title: str, label: str, choices: Sequence[Choice], heat: Figure, x: str) -> Plot:
+    trace = {
+        "type": "heatmap",
+        "y": [escape(choice.name) for choice in choices],
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[0, "@panel"], [1, "@series-1"]],
+        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11, "color": "@muted"}},
+        **heat,
+    }
+    layout = _layout(x, "")
+    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "tickfont": {"size": 10, "color": "@muted"}}
+    layout["xaxis"] |= {"showgrid": False}
+    return Plot(identity, title, label, {"data": [trace], "layout": layout}, height=110 + 17 * len(choices))
+
+
+def _padded(row: list[Any], length: int, filler: Any) -> list[Any]:
+    return row + [filler] * (length - len(row))
 
 
 @dataclass(frozen=True)
@@ -207,7 +327,9 @@ def _points(curves: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, 
     return [(p.get("epoch", i), p[key]) for i, p in enumerate(curves) if is_number(p.get(key))]
 
 
-def _lines(identity: str, title: str, quantity: str, lines: Mapping[str, list[tuple[float, float]]]) -> Plot | None:
+def _lines(
+    identity: str, title: str, quantity: str, lines: Mapping[str, list[tuple[float, float]]], *, x: str = "epoch"
+) -> Plot | None:
     drawn = {name: points for name, points in lines.items() if points}
     if not drawn:
         return None
@@ -223,13 +345,13 @@ def _lines(identity: str, title: str, quantity: str, lines: Mapping[str, list[tu
                 "y": [_figure(value) for _, value in points],
                 "line": {"width": 2, "color": colour, "dash": "solid" if i < len(_SERIES) else "dash"},
                 "marker": {"size": 5, "color": colour},
-                "hovertemplate": "epoch %{x}<br>%{y:.4g}",
+                "hovertemplate": f"{x} %{{x}}<br>%{{y:.4g}}",
             }
         )
-    layout = _layout("epoch", quantity)
+    layout = _layout(x, quantity)
     layout["yaxis"]["rangemode"] = "tozero"
     ends = [f"{name} from {number(points[0][1])} to {number(points[-1][1])}" for name, points in drawn.items()]
-    label = f"{title}, {quantity} by epoch: {'; '.join(ends)}."
+    label = f"{title}, {quantity} by {x}: {'; '.join(ends)}."
     return Plot(identity, title, label, {"data": data, "layout": layout})
 
 
@@ -283,11 +405,15 @@ def _hover(network: Network) -> str:
     return "<br>".join(lines)
 
 
-def _pareto_label(front: Front, best: int, random: int) -> str:
+def _thin_cross(colour: str, symbol: str) -> Figure:
+    return {"size": 7, "color": colour, "symbol": symbol, "line": {"width": 1.5, "color": colour}}
+
+
+def _pareto_label(front: Front, best: int, compared: int) -> str:
     latencies = [n.predicted_ms for n in front.networks]
     found = [n.score for n in front.networks]
     told = [
-        f"Scatter plot of {len(front.networks)} evaluated networks ({random} of them from random search, "
+        f"Scatter plot of {len(front.networks)} evaluated networks ({compared} of them for comparison, "
         f"{best} on the front): predicted latency {number(min(latencies))} to {milliseconds(max(latencies))}, "
         f"mAP50-95 {score(min(found))} to {score(max(found))}."
     ]

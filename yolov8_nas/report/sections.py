@@ -98,6 +98,8 @@ def view(target: Target) -> dict[str, Any]:
         "classes": _classes(target),
         "side_by_side": side_by_side(target),
         "pareto": _pareto(target),
+        "found": _found(target),
+        "prior": _prior(target),
         "architecture": _architecture(target),
         "latency_model": _latency_model(target),
         "frame": _frame(target),
@@ -416,12 +418,102 @@ def _pareto(target: Target) -> dict[str, Any]:
         limit_ms=min(limits) if limits else None,
         candidates=candidates,
     )
-    drawn = sum(n.source == "random" for n in networks)
-    facts = [("evaluated by the search", str(len(networks) - drawn)), ("by random search", str(drawn))]
-    facts.append(("on the front", str(len(plots.pareto_front(n for n in networks if n.source != "random")))))
+    searched = [n for n in networks if n.searched]
+    facts = [("evaluated by the search", str(len(searched)))]
+    facts.append(("for comparison", str(len(networks) - len(searched))))
+    facts.append(("on the front", str(len(plots.pareto_front(searched)))))
     if limits:
         facts.append(("within the limit by prediction", str(sum(n.predicted_ms <= min(limits) for n in networks))))
     return {"plot": plots.pareto(f"{target.identity}-pareto", front), "missing": "", "facts": facts}
+
+
+def _found(target: Target) -> dict[str, Any]:
+    """Where the scored networks came from, which were measured, and how the search did."""
+    search = target.outputs["search"]
+    networks = [n for n in map(_network, records(search.lines("history.jsonl"))) if n]
+    front = plots.pareto_front(n for n in networks if n.searched)
+    content = mapping(search.json("search.json"))
+    sources = []
+    for source in dict.fromkeys(n.source for n in networks):
+        own = [n for n in networks if n.source == source]
+        row = {"name": wording.SOURCES.get(source, source), "evaluated": str(len(own))}
+        row["front"] = str(sum(n.source == source for n in front)) if own[0].searched else wording.ABSENT
+        sources.append(row | {"best": pick(content, "best_map50_95", source)})
+    told = [
+        wording.search_sentence(mapping(result), str(source))
+        for source, result in mapping(content.get("comparisons")).items()
+    ]
+    objective = mapping(content.get("objective"))
+    if objective:
+        told.insert(
+            0,
+            f"Wanted was a small {wording.number(objective.get('accuracy'))} × (1 − mAP50-95) + "
+            f"{wording.number(objective.get('latency'))} × latency / stock's latency of "
+            f"{wording.milliseconds(objective.get('stock_ms'))}.",
+        )
+    measured = records(search.json("candidates.json")) + records(content.get("missed"))
+    return {
+        "sources": sources,
+        "candidates": [_candidate(row, i) for i, row in enumerate(measured)],
+        "sentences": [
+            sentence for sentence in (wording.budget_sentence(mapping(content.get("budget"))), *told) if sentence
+        ],
+    }
+
+
+def _candidate(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    slack = row.get("slack")
+    return {
+        "name": str(index) if row.get("met") is not False else wording.ABSENT,
+        "source": wording.SOURCES.get(str(row.get("source")), str(row.get("source") or wording.ABSENT)),
+        "map50_95": row.get("map50_95_search"),
+        "predicted": pick(row, "predicted", "latency_ms"),
+        "measured": pick(row, "measured", "latency_ms", "p50"),
+        "used": wording.percent(1 - slack, 0) if wording.is_number(slack) else wording.ABSENT,
+        "limit": str(row.get("tightest") or wording.ABSENT),
+        "met": row.get("met") is not False,
+    }
+
+
+def _prior(target: Target) -> dict[str, Any]:
+    """What the architecture parameters went through before the evolution."""
+    search = target.outputs["search"]
+    prior = mapping(search.json("prior.json"))
+    dimensions = records(prior.get("dimensions"))
+    steps = [
+        row
+        for row in records(prior.get("trajectory"))
+        if wording.is_number(row.get("step")) and len(row.get("probabilities") or ()) == len(dimensions)
+    ]
+    if not steps or not dimensions:
+        off = pick(search.json("search.json"), "settings", "prior_steps") == 0
+        missing = "No prior was asked for (search.prior_steps = 0)." if off else search.why_missing("prior")
+        return {"plots": [], "curves": [], "facts": [], "missing": missing}
+    choices = [
+        plots.Choice(
+            name=str(dimension.get("name")).replace("_", " ").replace(".", " "),
+            options=[str(option) for option in dimension["options"]],
+            probabilities=[row["probabilities"][i] for row in steps],
+        )
+        for i, dimension in enumerate(dimensions)
+        if len(dimension.get("options") or ()) > 1
+    ]
+    numbers = [int(row["step"]) for row in steps]
+    limit, last = prior.get("limit_ms"), steps[-1].get("expected_ms")
+    curves = [
+        plots.prior_latency(f"{target.identity}-prior-ms", numbers, [row.get("expected_ms") for row in steps], limit),
+        plots.prior_loss(f"{target.identity}-prior-loss", numbers, [row.get("loss") for row in steps]),
+    ]
+    heat = [
+        plots.prior_choices(f"{target.identity}-prior-steps", numbers, choices),
+        plots.prior_probabilities(f"{target.identity}-prior-end", choices),
+    ]
+    facts = [
+        ("steps", wording.whole(numbers[-1])),
+        ("latency expected in the end", wording.milliseconds(last)),
+        ("what the limits leave for it", wording.milliseconds(limit)),
+    ]
+    return {"plots": heat, "curves": [curve for curve in curves if curve], "facts": facts, "missing": ""}
 
 
 def _architecture(target: Target) -> dict[str, Any]:

@@ -9,7 +9,21 @@ from typing import Any, Final, TypeGuard
 ABSENT: Final = "–"
 """Stands where a value was not measured. A missing value is never printed as zero."""
 
+SOURCES: Final = {
+    "seed": "relatives of stock, and of all sizes",
+    "prior": "samples of the prior",
+    "exact": "exact solver",
+    "evolution": "evolution",
+    "random": "random search",
+    "macs": "largest by MACs",
+}
+"""Where scored networks come from."""
+
+UNUSED: Final = 0.1
+"""Share of its tightest limit from which a network that leaves it unused has to be explained."""
+
 _MINUS: Final = "\N{MINUS SIGN}"
+_NBSP: Final = "\N{NO-BREAK SPACE}"
 _QUANTITIES: Final = {"params": "parameters", "flops": "FLOPs"}
 
 
@@ -111,6 +125,63 @@ def interval(comparison: Mapping[str, Any]) -> str:
     """A difference in mAP50-95 with its 95 % interval."""
     low, high = signed(comparison.get("low")), signed(comparison.get("high"))
     return f"{signed(comparison.get('difference'))} (95\N{NO-BREAK SPACE}% interval {low} to {high})"
+
+
+def search_sentence(comparison: Mapping[str, Any], source: str) -> str:
+    """How the best of a search stands against the best of what it was compared with, before any training.
+
+    Args:
+        comparison: An entry of `comparisons` in `search.json`.
+        source: What the search was compared with.
+    """
+    best = [value for value in comparison.get("best") or [] if is_number(value)]
+    name = SOURCES.get(source, source)
+    if not best or not is_number(comparison.get("search")):
+        return f"The search against {name}: no figure was recorded."
+    evaluations = [whole(value) for value in comparison.get("evaluations") or []]
+    each = " and ".join(dict.fromkeys(evaluations)) or ABSENT
+    told = f"Compared with {name}: {each} networks score {score(max(best))} at best"
+    if len(best) > 1:
+        low, high = comparison.get("interval") or (None, None)
+        told = (
+            f"Compared with {name}, {len(best)} times {each} networks: their best score "
+            f"{score(comparison.get('mean'))} on average (95{_NBSP}% interval {score(low)} to {score(high)})"
+        )
+    searched = (
+        f"{whole(comparison.get('search_evaluations'))} of the search score {score(comparison['search'])} at best"
+    )
+    return f"{told}; {searched}. These are scores with the supernet's weights, before any training."
+
+
+def budget_sentence(budget: Mapping[str, Any]) -> str:
+    """How much of its tightest limit the best candidate uses and, where that is little, why.
+
+    Args:
+        budget: `budget` of `search.json`.
+    """
+    used = budget.get("used")
+    if not is_number(used):
+        return ""
+    told = [f"The best candidate uses {percent(used, 0)} of the limit {budget.get('limit')} as measured."]
+    if used < 1 - UNUSED:
+        larger, predicted = budget.get("larger"), budget.get("used_predicted")
+        larger = larger if isinstance(larger, Mapping) else {}
+        if budget.get("largest_keeps_it"):
+            told.append("The largest network of the space keeps the limit as well: there is little left to use it for.")
+        if is_number(predicted) and predicted > used:
+            told.append(
+                f"It was predicted to use {percent(predicted, 0)}, which holds a reserve of "
+                f"{percent(budget.get('reserve'))} for errors of the latency model: larger networks would have been "
+                "expected to miss the limit."
+            )
+        if larger.get("scored"):
+            told.append(
+                f"{whole(larger['scored'])} scored networks use more of it; the best of them scores "
+                f"{score(larger.get('best_map50_95'))} on the search split, this one {score(budget.get('map50_95'))}."
+            )
+        elif not budget.get("largest_keeps_it"):
+            told.append("No scored network within the limits is predicted to use more.")
+    return " ".join(told)
 
 
 def comparison_sentence(comparison: Mapping[str, Any], one: str, other: str) -> str:

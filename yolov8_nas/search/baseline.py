@@ -1,13 +1,23 @@
-"""Stock YOLOv8 at another latency: what a searched network of that latency has to beat."""
+"""What a search has to beat: random networks, the largest that keep the limits, stock YOLOv8 of the same latency."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from yolov8_nas.space import Architecture, stock_architecture
+import numpy as np
+
+from yolov8_nas.hardware.cost import cost
+from yolov8_nas.search.evolution import Price
+from yolov8_nas.space import Architecture, SearchSpace, stock_architecture
+
+DRAWS: Final = 20_000
+"""Networks drawn at most in search of random ones that keep the limits."""
+
+MAC_SAMPLE: Final = 2_000
+"""Random networks within the limits from which those with the most multiply-accumulates are taken."""
 
 TOLERANCE: Final = 0.02
 """Share within which two latencies count as equal."""
@@ -17,6 +27,51 @@ WIDEST: Final = 4.0
 
 _SHIFTS: Final = tuple(i / 8 for i in range(8))
 """Part of a step of 8 channels by which a width may fall short of a multiple before it is rounded up to the next."""
+
+
+def random_networks(space: SearchSpace, price: Price, count: int, *, seed: Sequence[int]) -> list[Architecture]:
+    """Networks drawn uniformly from those that keep the limits: the baseline that a search has to beat.
+
+    They are drawn from the whole space and thrown away where they miss a limit, never repaired, which would favour the
+    neighbourhood of the limit.
+
+    Args:
+        space: The search space.
+        price: Predicts what networks cost.
+        count: Networks wanted, all different; there are fewer where `DRAWS` draws don't hold as many.
+        seed: Seed of the draws.
+    """
+    rng = np.random.default_rng(list(seed))
+    found: dict[Architecture, None] = {}
+    batch = 500
+    for _ in range(0, DRAWS, batch):
+        if len(found) >= count:
+            break
+        drawn = [space.sample(rng) for _ in range(batch)]
+        found |= dict.fromkeys(a for a, ok in zip(drawn, price(drawn).feasible, strict=True) if ok)
+    return list(found)[:count]
+
+
+def mac_ranking(
+    space: SearchSpace, price: Price, count: int, *, num_classes: int, imgsz: int, seed: Sequence[int]
+) -> list[Architecture]:
+    """The networks with the most multiply-accumulates among `MAC_SAMPLE` random ones that keep the limits.
+
+    More work is more accuracy, says the simplest of all predictors, and on wide ranges it is hard to beat.
+
+    Args:
+        space: The search space.
+        price: Predicts what networks cost.
+        count: Networks wanted.
+        num_classes: Classes of the Detect head.
+        imgsz: Side of the square input in pixels.
+        seed: Seed of the draws.
+
+    Returns:
+        At most `count` networks, the one with the most first.
+    """
+    drawn = random_networks(space, price, MAC_SAMPLE, seed=seed)
+    return sorted(drawn, key=lambda network: -cost(network, num_classes, imgsz).macs)[:count]
 
 
 def rescaled_stock(scale: str, price: Callable[[Architecture], float], latency_ms: float) -> Architecture:

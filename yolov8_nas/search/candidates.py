@@ -10,8 +10,10 @@ import numpy as np
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.hardware.benchmark import Measurement
+from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.search.evolution import Trial, pareto_front
-from yolov8_nas.search.objective import CostModel, Floats
+from yolov8_nas.search.objective import CostModel, Estimate, Floats
+from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import Architecture
 
 Measure: TypeAlias = Callable[[Sequence[Architecture]], Sequence[Measurement]]
@@ -31,6 +33,7 @@ class Candidate:
         upper_ms: Upper confidence bound of it.
         measurement: What was measured.
         slack: Share of the tightest limit that is left unused; below 0 it was missed.
+        tightest: That limit.
     """
 
     trial: Trial
@@ -38,6 +41,7 @@ class Candidate:
     upper_ms: float
     measurement: Measurement
     slack: float
+    tightest: Constraint
 
     @property
     def met(self) -> bool:
@@ -54,33 +58,36 @@ class Candidate:
             "measured": self.measurement.to_dict(),
             "met": self.met,
             "slack": self.slack,
+            "tightest": str(self.tightest),
         }
 
 
 def choose(
-    trials: Sequence[Trial], costs: CostModel, measure: Measure, *, count: int
+    trials: Sequence[Trial], costs: CostModel, measure: Measure, *, count: int, preference: Preference = MOST_ACCURATE
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Find the networks that are handed on.
 
-    The front comes first, from accurate to fast, then the other networks by accuracy. As many are measured as are
-    missing; those that miss a limit make room for the next, up to `ATTEMPTS * count` in all. A device may have changed
-    since it was probed: what the measured networks took more than predicted, the next are expected to take as well, and
-    whichever would so miss a limit has to wait.
+    The front comes first and then the other networks, both by preference: the accurate ones first, unless accuracy and
+    latency have weights. As many are measured as are missing; those that miss a limit make room for the next, up to
+    `ATTEMPTS * count` in all. A device may have changed since it was probed: what the measured networks took more than
+    predicted, the next are expected to take as well, and whichever would so miss a limit has to wait.
 
     Args:
-        trials: Scored networks.
+        trials: Scored networks of the search. What it is compared with stays out: a random network that was handed on
+            would make the comparison one of the search with itself.
         costs: Predicts what networks cost, and holds the limits.
         measure: Exports and measures networks.
         count: Candidates wanted; there are fewer where fewer keep the limits.
+        preference: What is wanted of them.
 
     Returns:
-        The candidates by accuracy, and the measured networks that missed a limit.
+        The candidates, the most wanted first, and the measured networks that missed a limit.
 
     Raises:
         StageError: None of the measured networks keeps the limits.
     """
     estimate = costs([t.architecture for t in trials])
-    waiting = _by_promise(trials, estimate.latency_ms, np.flatnonzero(estimate.feasible).tolist())
+    waiting = _by_promise(trials, estimate, preference)
     measured: list[Candidate] = []
     drift: list[Floats] = []  # of each measured network: measured over predicted, by limit
     while waiting:
@@ -90,24 +97,34 @@ def choose(
             break
         for i, measurement in zip(batch, measure([trials[i].architecture for i in batch]), strict=True):
             values = costs.measured(trials[i].architecture, measurement)
-            slack = -float(costs.violation(values[None]).max())
+            (violation,) = np.where(np.isnan(values), -np.inf, costs.violation(values[None]))
+            tightest = int(violation.argmax())
+            slack = -float(violation[tightest])
             predicted = float(estimate.latency_ms[i]), float(estimate.upper_ms[i])
-            measured.append(Candidate(trials[i], *predicted, measurement, slack))
+            measured.append(Candidate(trials[i], *predicted, measurement, slack, costs.limits[tightest]))
             drift.append(values / estimate.values[i])
         expected = costs.violation(estimate.values * np.median(drift, axis=0)).max(axis=1)
         waiting = sorted(waiting[len(batch) :], key=lambda i: expected[i] > 0)
-    met = sorted((c for c in measured if c.met), key=lambda c: -c.trial.map50_95)
+    met = sorted(
+        (c for c in measured if c.met),
+        key=lambda c: preference.loss(c.trial.map50_95, c.measurement.latency_ms.p50),
+    )
     if not met:
         raise StageError(_none_holds(measured, costs))
     return met, [c for c in measured if not c.met]
 
 
-def _by_promise(trials: Sequence[Trial], latency_ms: Floats, feasible: Sequence[int]) -> list[int]:
-    """Indices of the front from accurate to fast, then of the other feasible networks by accuracy."""
-    scores = [trials[i].map50_95 for i in feasible]
-    front = [feasible[i] for i in reversed(pareto_front(scores, latency_ms[feasible]))]
-    rest = sorted(set(feasible) - set(front), key=lambda i: (-trials[i].map50_95, latency_ms[i]))
-    return front + rest
+def _by_promise(trials: Sequence[Trial], estimate: Estimate, preference: Preference) -> list[int]:
+    """Indices of the networks within the limits: those of the front by preference, then the others likewise."""
+    feasible: list[int] = np.flatnonzero(estimate.feasible).tolist()
+    front = pareto_front([trials[i].map50_95 for i in feasible], estimate.latency_ms[feasible])
+    on_front = {feasible[i] for i in front}
+
+    def rank(i: int) -> tuple[bool, float, float]:
+        latency = float(estimate.latency_ms[i])
+        return i not in on_front, preference.loss(trials[i].map50_95, latency), latency
+
+    return sorted(feasible, key=rank)
 
 
 def _none_holds(measured: Sequence[Candidate], costs: CostModel) -> str:

@@ -8,7 +8,8 @@ remembered, and a cost model that was refitted in between re-ranks every network
 Images are never spent on a network that would miss a limit: a child that is predicted to miss one is repaired until
 it keeps it, in a bounded number of steps, or dropped. Nor are they spent on the least promising ones: many more
 children are bred than scored, and NSGA-II's selection is made among them by the accuracy that a linear model of the
-scores so far expects of their options. Without that guess, a few generations are hardly better than random search.
+scores so far expects of their options. Without that guess, a few generations are hardly better than random search. The
+same model, given to an exact solver, proposes a network of its own to each generation.
 
 Sources: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002 (sorting and crowding distance
 are pymoo's); Lu et al., "NSGANetV2: evolutionary multi-objective surrogate-assisted neural architecture search", 2020.
@@ -16,8 +17,9 @@ are pymoo's); Lu et al., "NSGANetV2: evolutionary multi-objective surrogate-assi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -27,16 +29,29 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.search.objective import Estimate, Floats
+from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import Architecture, SearchSpace
 
 Genes: TypeAlias = NDArray[np.int64]
-Source: TypeAlias = Literal["seed", "evolution", "random"]
+Source: TypeAlias = Literal["seed", "prior", "exact", "evolution", "random", "macs"]
+
+SEARCHED: Final[tuple[Source, ...]] = ("seed", "prior", "exact", "evolution")
+"""Where the networks of the search itself come from; the others are scored for comparison only."""
+
+Informed: TypeAlias = Mapping[Architecture, Source]
+"""Networks for the first generation that are more than a guess, and where they come from."""
 
 Price: TypeAlias = Callable[[Sequence[Architecture]], Estimate]
 """Predicts what networks cost; cheap."""
 
 Score: TypeAlias = Callable[[Sequence[Architecture]], Sequence[float]]
 """Measures mAP50-95 of the networks of a generation; what a search spends its time on."""
+
+Utility: TypeAlias = Sequence[Sequence[float]]
+"""What each option is worth, by dimension of the space: the worth of a network is the sum over its options."""
+
+Propose: TypeAlias = Callable[[Utility], Sequence[Architecture]]
+"""Finds the networks of the highest utility among those that keep the limits."""
 
 CROSSOVER: Final = 0.9
 """Share of children with two parents."""
@@ -59,9 +74,6 @@ TRIES: Final = 5
 NEIGHBOURS: Final = 8
 """Changes of one gene that a step of a repair looks at."""
 
-DRAWS: Final = 20_000
-"""Networks drawn at most in search of random ones that keep the limits."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -70,14 +82,18 @@ class Trial:
     Attributes:
         architecture: The network.
         map50_95: Its mAP50-95 on the search split with the supernet's weights.
-        generation: The generation that it belongs to, from 0; nothing for a random network.
-        source: `seed` for the first generation, `evolution` for the others, `random` for a blind draw.
+        generation: The generation that it belongs to, from 0; nothing for a network that is no part of the search.
+        source: `exact` where the exact solver proposed it, `prior` for a sample of the prior, `seed` for the rest of
+            the first generation, `evolution` for the rest of the others; `random` and `macs` for what the search is
+            compared with.
+        repetition: The comparison that it belongs to, from 0; nothing for a network of the search.
     """
 
     architecture: Architecture
     map50_95: float
     generation: int | None
     source: Source
+    repetition: int | None = None
 
 
 def evolve(
@@ -88,6 +104,9 @@ def evolve(
     population: int,
     generations: int,
     seed: int,
+    informed: Informed = MappingProxyType({}),
+    propose: Propose | None = None,
+    preference: Preference = MOST_ACCURATE,
     after_generation: Callable[[int, Sequence[Trial]], None] | None = None,
 ) -> list[Trial]:
     """Search for networks that trade latency for accuracy best, within the limits.
@@ -101,6 +120,9 @@ def evolve(
         population: Networks per generation, and most parents of the next.
         generations: Number of generations, the first one included.
         seed: Seed of everything random.
+        informed: Networks of the first generation; those that would miss a limit are repaired.
+        propose: Asked in each later generation, with what the scores so far make of each option.
+        preference: What is wanted of the networks within the limits.
         after_generation: Called with the number of the generation and all networks scored so far.
 
     Returns:
@@ -113,86 +135,114 @@ def evolve(
     for generation in range(generations):
         rng = np.random.default_rng([seed, generation])
         seen = {trial.architecture for trial in history}
-        if parents := survivors(history, price, population):
+        children: dict[Architecture, Source]
+        if parents := survivors(history, price, population, preference):
+            effects = option_effects(space, history)
+            solved = propose(effects) if propose else []
             brood = _breed(space, parents, price, BROOD * population, seen=seen, rng=rng)
-            promise = expected_scores(space, history, brood)
-            children = [brood[i] for i in select(promise, price(brood), population)]
+            chosen = select(utility(space, effects, brood), price(brood), population, preference)
+            children = {a: "exact" for a in solved if a not in seen}
+            for child in (brood[i] for i in chosen[: population - len(children)]):
+                children.setdefault(child, "evolution")
         else:
-            children = [a for a in first_generation(space, price, population, rng) if a not in seen]
+            first = first_generation(space, price, population, rng, informed)
+            children = {a: source for a, source in first.items() if a not in seen}
         if not children:
             break  # every network that keeps the limits has been scored, as far as a few rounds can tell
-        source: Source = "evolution" if generation else "seed"
-        scores = score(children)
-        history += [Trial(a, s, generation, source) for a, s in zip(children, scores, strict=True)]
+        scores = score(list(children))
+        history += [Trial(a, s, generation, source) for (a, source), s in zip(children.items(), scores, strict=True)]
         if after_generation:
             after_generation(generation, history)
     return history
 
 
-def first_generation(space: SearchSpace, price: Price, count: int, rng: np.random.Generator) -> list[Architecture]:
-    """Networks to start from: relatives of stock, sizes from the smallest to the largest, and random ones.
+def first_generation(
+    space: SearchSpace,
+    price: Price,
+    count: int,
+    rng: np.random.Generator,
+    informed: Informed = MappingProxyType({}),
+) -> dict[Architecture, Source]:
+    """Networks to start from: informed ones, relatives of stock, sizes from the smallest to the largest, random ones.
 
-    Those that would miss a limit are repaired. Half of the generation starts as stock YOLOv8, and each one is repaired
-    in its own random way: a network designed by people is a better guess than a random one, and many ways of making it
-    faster tell which of its parts can be spared. Where stock keeps the limits, it enters once, as it is.
+    Those that would miss a limit are repaired. Half of what the informed networks leave starts as stock YOLOv8, and
+    each one is repaired in its own random way: a network designed by people is a better guess than a random one, and
+    many ways of making it faster tell which of its parts can be spared. Where stock keeps the limits, it enters once,
+    as it is. The others are there because none of these guesses need be right, and because the linear model of the
+    scores learns nothing of an option that no network has.
 
     Args:
         space: The search space.
         price: Predicts what networks cost.
         count: Networks wanted; there are fewer where fewer were found.
         rng: Source of randomness.
+        informed: Networks that come first, the most important ones first.
+
+    Returns:
+        The networks, and where each comes from.
 
     Raises:
         StageError: No network was found that keeps the limits.
     """
     options = np.array([len(d.options) for d in space.dimensions])
     sizes = [np.rint(share * (options - 1)).astype(np.int64) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    known = np.array([sizes[0], *[space.encode(space.stock)] * max(1, count // 2), *sizes[1:]])
+    relatives = [space.encode(space.stock)] * max(1, (count - len(informed)) // 2)
+    known = np.array([*map(space.encode, informed), sizes[0], *relatives, *sizes[1:]])
+    sources = list(informed.values())
     nearest: tuple[float, Architecture] | None = None
-    found: dict[Architecture, None] = {}
+    found: dict[Architecture, Source] = {}
     for _ in range(TRIES):
         missing = max(count - len(found), 0)
         wanted = np.concatenate([known, rng.integers(0, options, size=(max(missing - len(known), 0), len(options)))])
         genes, worst = repair(space, price, wanted, rng)
         networks = [space.decode(g) for g in genes.tolist()]
-        found |= dict.fromkeys(a for a, w in zip(networks, worst, strict=True) if w <= 0)
+        for i, network in enumerate(networks):
+            if worst[i] <= 0:
+                found.setdefault(network, sources[i] if i < len(sources) else "seed")
         if len(networks) and (nearest is None or worst.min() < nearest[0]):
             nearest = float(worst.min()), networks[int(worst.argmin())]
         if len(found) >= count:
             break
-        known = known[:0]
+        known, sources = known[:0], []
     if not found and nearest:
         raise StageError(_impossible(space, price, nearest[1]))
-    return list(found)[:count]
+    return dict(list(found.items())[:count])
 
 
-def survivors(history: Sequence[Trial], price: Price, count: int) -> list[Architecture]:
+def survivors(history: Sequence[Trial], price: Price, count: int, preference: Preference) -> list[Architecture]:
     """The parents of the next generation: the scored networks that `select` takes, the best first."""
     if not history:
         return []
     estimate = price([t.architecture for t in history])
-    return [history[i].architecture for i in select([t.map50_95 for t in history], estimate, count)]
+    scores = np.array([t.map50_95 for t in history])
+    return [history[i].architecture for i in select(scores, estimate, count, preference)]
 
 
-def select(scores: Sequence[float] | Floats, estimate: Estimate, count: int) -> list[int]:
-    """NSGA-II's selection among the networks that are predicted to keep the limits.
+def select(scores: Floats, estimate: Estimate, count: int, preference: Preference) -> list[int]:
+    """The best of the networks that are predicted to keep the limits.
 
-    It trades (1 - mAP) for latency. A limit is there to be used, so a network that already is well below the slowest
-    one counts as no better for being faster still: otherwise most of a search is spent on networks that nobody with
-    this limit wants.
+    Where accuracy and latency have weights, these decide. Otherwise NSGA-II's selection trades (1 - mAP) for latency. A
+    limit is there to be used, so a network that already is well below the slowest one counts as no better for being
+    faster still: otherwise most of a search is spent on networks that nobody with this limit wants.
 
     Args:
-        scores: mAP of n networks, known or expected.
+        scores: mAP of n networks, known or expected; expected ones may all be too high or too low by the same amount.
         estimate: What they cost.
         count: Networks wanted.
+        preference: What is wanted of them.
 
     Returns:
-        Indices of at most `count` networks, by non-domination rank and then by crowding distance.
+        Indices of at most `count` networks, the best first: by weighted loss, or by non-domination rank and then by
+        crowding distance.
     """
     living = np.flatnonzero(estimate.feasible)
     latency = estimate.latency_ms[living]
+    if preference.weighs_latency:
+        loss = preference.loss(scores[living], latency)
+        by_loss: list[int] = living[np.argsort(loss, kind="stable")].tolist()
+        return by_loss[:count]
     latency = np.maximum(latency, USED * latency.max(initial=0.0))
-    objectives = np.stack([1 - np.asarray(scores)[living], latency], axis=1)
+    objectives = np.stack([1 - scores[living], latency], axis=1)
     order: list[int] = []
     for rank in NonDominatedSorting().do(objectives, n_stop_if_ranked=count):
         crowding = get_crowding_function("cd").do(objectives[rank])
@@ -200,27 +250,29 @@ def select(scores: Sequence[float] | Floats, estimate: Estimate, count: int) -> 
     return order[:count]
 
 
-def expected_scores(space: SearchSpace, history: Sequence[Trial], architectures: Sequence[Architecture]) -> Floats:
-    """What a linear model of the scores so far expects of networks: ridge regression on which options they have.
+def option_effects(space: SearchSpace, history: Sequence[Trial]) -> list[list[float]]:
+    """What each option adds to the mAP50-95 of a network, by dimension: ridge regression on which options it has.
 
     Args:
         space: The search space.
         history: Scored networks, at least one.
-        architectures: The networks that are asked about.
-
-    Returns:
-        Expected mAP50-95: (n,).
     """
-
-    def options(networks: Sequence[Architecture]) -> Floats:
-        genes = np.array([space.encode(a) for a in networks], dtype=np.int64).reshape(-1, len(space.dimensions))
-        return np.concatenate([np.eye(len(d.options))[genes[:, i]] for i, d in enumerate(space.dimensions)], axis=1)
-
-    known = options([t.architecture for t in history])
+    known = _one_hot(space, [t.architecture for t in history])
     scores = np.array([t.map50_95 for t in history])
     effects = np.linalg.solve(known.T @ known + RIDGE * np.eye(known.shape[1]), known.T @ (scores - scores.mean()))
-    expected: Floats = scores.mean() + options(architectures) @ effects
-    return expected
+    return [part.tolist() for part in np.split(effects, np.cumsum([len(d.options) for d in space.dimensions])[:-1])]
+
+
+def utility(space: SearchSpace, effects: Utility, architectures: Sequence[Architecture]) -> Floats:
+    """Sum of the effects of each network's options: (n,)."""
+    total: Floats = _one_hot(space, architectures) @ np.concatenate(effects)
+    return total
+
+
+def _one_hot(space: SearchSpace, architectures: Sequence[Architecture]) -> Floats:
+    """Which options networks have: (n, options of all dimensions)."""
+    genes = np.array([space.encode(a) for a in architectures], dtype=np.int64).reshape(-1, len(space.dimensions))
+    return np.concatenate([np.eye(len(d.options))[genes[:, i]] for i, d in enumerate(space.dimensions)], axis=1)
 
 
 def pareto_front(scores: Sequence[float], latency_ms: Sequence[float] | Floats) -> list[int]:
@@ -233,32 +285,6 @@ def pareto_front(scores: Sequence[float], latency_ms: Sequence[float] | Floats) 
         if not front or scores[i] > scores[front[-1]]:
             front.append(i)
     return front
-
-
-def random_networks(
-    space: SearchSpace, price: Price, count: int, *, seen: Set[Architecture], seed: int
-) -> list[Architecture]:
-    """Networks drawn uniformly from those that keep the limits: the baseline that a search has to beat.
-
-    They are drawn from the whole space and thrown away where they miss a limit, never repaired, which would favour the
-    neighbourhood of the limit.
-
-    Args:
-        space: The search space.
-        price: Predicts what networks cost.
-        count: Networks wanted; there are fewer where `DRAWS` draws don't hold as many.
-        seen: Networks to leave out.
-        seed: Seed of the draws.
-    """
-    rng = np.random.default_rng([seed, 0, 1])  # another stream than any generation's
-    found: dict[Architecture, None] = {}
-    batch = 500
-    for _ in range(0, DRAWS, batch):
-        if len(found) >= count:
-            break
-        drawn = [space.sample(rng) for _ in range(batch)]
-        found |= dict.fromkeys(a for a, ok in zip(drawn, price(drawn).feasible, strict=True) if ok and a not in seen)
-    return list(found)[:count]
 
 
 def repair(space: SearchSpace, price: Price, genes: Genes, rng: np.random.Generator) -> tuple[Genes, Floats]:

@@ -1,7 +1,14 @@
 """search: the networks that trade accuracy for latency best on one target, within its limits.
 
-Scores and measurements are remembered in `partial`. After an interruption the same search runs again from its start, in
-a blink as far as they reach, and goes on from the last network.
+First the architecture parameters learn, with the supernet's weights frozen, which options are worth their latency: the
+prior. An exact solver turns it into the best networks within the limits. Evolution starts from these, from samples of
+the prior and from relatives of stock YOLOv8, and scores every network on images; every few generations its front is
+measured on the device and the latency model refitted. In the end the best are exported and measured, and those that
+keep the limits are handed on.
+
+What a step found out (the prior, each score, each measurement) is kept in `partial` as soon as it is known. After an
+interruption the same search runs again from its start, in a blink as far as that reaches, and goes on from the last
+network. So no network is scored twice, and nothing but the history need be saved after a generation.
 """
 
 from __future__ import annotations
@@ -9,13 +16,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.stages.stage import Settings, Stage, StageContext
 from yolov8_nas.store import atomic_write, read_json, write_json
@@ -23,7 +31,8 @@ from yolov8_nas.store import atomic_write, read_json, write_json
 if TYPE_CHECKING:
     from yolov8_nas.hardware.benchmark import Measurement, Protocol
     from yolov8_nas.search.candidates import Candidate
-    from yolov8_nas.search.evolution import Trial
+    from yolov8_nas.search.differentiable import Prior, PriorStep
+    from yolov8_nas.search.evolution import Source, Trial, Utility
     from yolov8_nas.search.objective import Estimate
     from yolov8_nas.space import Architecture
 
@@ -39,6 +48,18 @@ ROUNDS: Final = 12
 MEASURING: Final = 5
 """What measuring a candidate counts in progress; scoring a network counts 1."""
 
+LEARNING: Final = 0.25
+"""What a step of the prior counts in progress."""
+
+EXACT: Final = 8
+"""One in so many networks of the first generation is an exact solution under the prior."""
+
+SAMPLED: Final = 4
+"""One in so many networks of the first generation is a sample of the prior."""
+
+APART: Final = 3
+"""Choices in which exact solutions differ at least: the second best is most often the best with one small change."""
+
 
 def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     """What the search depends on beside its inputs; the limits come resolved from hw-probe."""
@@ -53,15 +74,16 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
 
 
 def run(ctx: StageContext) -> None:
-    """Write `history.jsonl`, `front.json`, `search.json` and `candidates.json`.
+    """Write `prior.json` where there is a prior, `history.jsonl`, `front.json`, `search.json` and `candidates.json`.
 
     Raises:
+        InputError: The search split has no images.
         StageError: No network keeps the limits, by prediction or as measured.
     """
     _Search(ctx).run()
 
 
-STAGE = Stage(name="search", version=1, settings=settings, run=run)
+STAGE = Stage(name="search", version=2, settings=settings, run=run)
 
 
 class _Search:
@@ -73,10 +95,13 @@ class _Search:
         from yolov8_nas.data.dataset import data_yaml
         from yolov8_nas.hardware.latency_model import LatencyModel
         from yolov8_nas.hardware.profile import available_cores
+        from yolov8_nas.search.linear_cost import LinearCost
         from yolov8_nas.search.memo import Memo
         from yolov8_nas.search.objective import CostModel, Scorer
+        from yolov8_nas.search.preference import Preference
         from yolov8_nas.supernet.supernet import Supernet
 
+        _require_images(ctx.inputs["data-prep"])
         torch.set_num_threads(available_cores())
         self.ctx = ctx
         self.start = time.monotonic()
@@ -92,26 +117,32 @@ class _Search:
             num_classes=self.supernet.num_classes,
             imgsz=self.options["imgsz"],
             batch=self.options["batch"],
+            nms_ms=read_json(self.probe / "nms.json")["latency_ms"],
         )
+        self.linear = LinearCost.of_latency(self.costs.latency)
+        self.data = data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
         self.scorer = Scorer(
             self.supernet,
-            data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search"),
+            self.data,
             imgsz=self.options["imgsz"],
             batch=BATCH,
             bn_images=self.options["bn_images"],
             seed=self.options["seed"],
             work=ctx.partial / "work",
         )
+        stock_ms = read_json(self.probe / "stock.json")["latency_ms"]["p50"]
+        self.preference = Preference(**self.options["objective"], stock_ms=stock_ms)
         self.scores = Memo(ctx.partial / "scores.jsonl")
-        self.latencies = Memo(ctx.partial / "latencies.jsonl")
+        self.prior: Prior | None = None
         self.measured_ms: dict[Architecture, float] = {}
         self.best: tuple[float, float] | None = None  # mAP50-95, and latency in ms with the sign turned
-        self.done = 0
+        self.done = 0.0
+        self.scored = 0
 
     def run(self) -> None:
-        """Evolve, draw at random for comparison, measure, write."""
+        """Learn, solve, evolve, score what it is compared with, measure, write."""
         from yolov8_nas.search.candidates import choose
-        from yolov8_nas.search.evolution import Trial, evolve, random_networks
+        from yolov8_nas.search.evolution import evolve
 
         with self.ctx.host.computing():
             trials = evolve(
@@ -121,23 +152,117 @@ class _Search:
                 population=self.options["population"],
                 generations=self.options["generations"],
                 seed=self.options["seed"],
+                informed=self.informed(),
+                propose=self.propose if self.options["exact"] else None,
+                preference=self.preference,
                 after_generation=self.refit,
             )
-            drawn = random_networks(
-                self.space,
-                self.price,
-                self.options["random"],
-                seen={trial.architecture for trial in trials},
-                seed=self.options["seed"],
-            )
-            if len(drawn) < self.options["random"]:
-                self.ctx.progress.note(f"only {len(drawn)} random networks keep the limits; they are scored")
-            trials += [Trial(a, s, None, "random") for a, s in zip(drawn, self.score(drawn), strict=True)]
             if not any(trial.map50_95 for trial in trials):
                 self.ctx.progress.note("every network scores 0: the supernet needs more epochs to tell networks apart")
+            compared = self.score_for_comparison(len(trials))
             stock = self.score_stock()
-            met, missed = choose(trials, self.costs, self.measure_candidates, count=self.options["candidates"])
-        self.write(trials, met, missed, stock)
+            met, missed = choose(
+                trials,
+                self.costs,
+                self.measure_candidates,
+                count=self.options["candidates"],
+                preference=self.preference,
+            )
+        self.write(trials, compared, met, missed, stock)
+
+    def informed(self) -> dict[Architecture, Source]:
+        """Networks for the first generation: the best within the limits by the prior, and samples of it.
+
+        An eighth and a quarter of the generation. The prior knows what an option is worth on its own and around the
+        networks that it sampled, not what two options are worth together, and relatives of stock have proved a good
+        start: so most of the generation does not depend on it.
+
+        Raises:
+            StageError: No network keeps the limits; told here, before images are spent.
+        """
+        from yolov8_nas.search.evolution import first_generation
+
+        population, seed = self.options["population"], self.options["seed"]
+        rng = np.random.default_rng([seed, 0, 0])  # another stream than any generation's
+        if self.options["exact"]:
+            self.solve([[0.0] * len(d.options) for d in self.space.dimensions], solutions=1)
+        else:
+            first_generation(self.space, self.price, 1, rng)
+        if not self.options["prior_steps"]:
+            return {}
+        self.prior = self.learn_prior()
+        informed: dict[Architecture, Source] = {}
+        if self.options["exact"]:
+            informed |= dict.fromkeys(self.solve(self.prior.logits, solutions=max(1, population // EXACT)), "exact")
+        samples = [self.prior.sample(self.space, rng) for _ in range(population // SAMPLED - 1)]
+        for architecture in (self.prior.most_likely(self.space), *samples):
+            informed.setdefault(architecture, "prior")
+        return informed
+
+    def learn_prior(self) -> Prior:
+        """The prior, and `prior.json`."""
+        from yolov8_nas.search.differentiable import PriorRecipe, learn_prior
+
+        steps: int = self.options["prior_steps"]
+
+        def progress(step: PriorStep) -> None:
+            message = f"learning where to look, step {step.step} of {steps}: {step.expected_ms:.3g} ms expected"
+            self.tell(LEARNING * step.step, message)
+
+        limit_ms = self.affordable_ms()
+        prior = learn_prior(
+            self.supernet,
+            self.data,
+            self.linear,
+            limit_ms,
+            recipe=PriorRecipe(steps=steps, imgsz=self.options["imgsz"], seed=self.options["seed"]),
+            partial=self.ctx.partial / "prior",
+            progress=progress,
+        )
+        self.done = LEARNING * steps
+        content = {
+            "limit_ms": limit_ms,
+            "dimensions": [asdict(dimension) for dimension in self.space.dimensions],
+            "trajectory": [asdict(step) for step in prior.trajectory],
+            "most_likely": prior.most_likely(self.space).to_dict(),
+        }
+        write_json(self.ctx.out / "prior.json", content)
+        return prior
+
+    def affordable_ms(self) -> float | None:
+        """What the linear part of the latency model may come to, as far as limits speak of latency; else nothing.
+
+        A limit on a percentile, on throughput or with NMS becomes one on the linear part by their ratio in stock.
+        """
+        (expected,) = self.linear([self.space.stock])
+        (values,) = self.price([self.space.stock]).values
+        return min(
+            (
+                expected * (limit.limit / value if limit.metric == "latency" else value / limit.limit)
+                for limit, value in zip(self.costs.limits, values.tolist(), strict=True)
+                if limit.metric in ("latency", "throughput")
+            ),
+            default=None,
+        )
+
+    def solve(self, worth: Utility, *, solutions: int) -> list[Architecture]:
+        """The networks of the highest worth within the limits, which differ in `APART` choices at least.
+
+        Raises:
+            StageError: There are none; the limit that binds is named.
+        """
+        from yolov8_nas.search.exact import solve
+
+        found = solve(self.space, worth, self.costs, self.linear, solutions=solutions, distance=APART)
+        return [solution.architecture for solution in found]
+
+    def propose(self, effects: Utility) -> list[Architecture]:
+        """The best network within the limits by what the scores so far make of each option."""
+        try:
+            return self.solve(effects, solutions=1)
+        except StageError as error:  # evolution may know one that the refitted model still allows
+            self.ctx.progress.note(str(error))
+            return []
 
     def price(self, architectures: Sequence[Architecture]) -> Estimate:
         """What networks cost by the cost model as it stands now."""
@@ -151,11 +276,12 @@ class _Search:
             if architecture not in self.scores:
                 self.scores.add(architecture, self.scorer(architecture))
             self.done += 1
+            self.scored += 1
             found = self.scores[architecture], -float(latency)
             self.best = max(self.best or found, found)
-            generation = (self.done - 1) // self.options["population"] + 1
-            step = f"generation {generation}" if generation <= self.options["generations"] else "random networks"
-            self.tell(self.done, f"{step}, network {self.done} of {self.to_score}")
+            generation = (self.scored - 1) // self.options["population"] + 1
+            step = f"generation {generation}" if generation <= self.options["generations"] else "for comparison"
+            self.tell(self.done, f"{step}, network {self.scored} of {self.to_score}")
         return [self.scores[architecture] for architecture in architectures]
 
     def score_stock(self) -> float:
@@ -164,27 +290,57 @@ class _Search:
             self.scores.add(self.space.stock, self.scorer(self.space.stock))
         return self.scores[self.space.stock]
 
+    def score_for_comparison(self, searched: int) -> list[Trial]:
+        """Score random networks and the largest within the limits, drawn by the latency model as it stands in the end.
+
+        They are drawn with no regard to what the search has scored, and none of them is handed on: a comparison in
+        which the search may take over what beats it would always come out well.
+
+        Args:
+            searched: Networks that the search itself has scored.
+        """
+        from yolov8_nas.search.baseline import mac_ranking, random_networks
+        from yolov8_nas.search.evolution import Trial
+
+        asked = self.options["random"]
+        wanted = searched if asked == "equal" else asked
+        trials: list[Trial] = []
+        for repetition in range(self.options["random_seeds"]):
+            stream = [self.options["seed"], repetition]
+            drawn = random_networks(self.space, self.price, wanted, seed=[*stream, 1])
+            largest = mac_ranking(
+                self.space,
+                self.price,
+                self.options["mac_ranking"],
+                num_classes=self.supernet.num_classes,
+                imgsz=self.options["imgsz"],
+                seed=[*stream, 2],
+            )
+            if len(drawn) < wanted:
+                self.ctx.progress.note(f"only {len(drawn)} random networks keep the limits; they are scored")
+            networks: Sequence[Architecture]
+            source: Source
+            for source, networks in (("random", drawn), ("macs", largest)):
+                scores = self.score(networks)
+                trials += [Trial(a, s, None, source, repetition) for a, s in zip(networks, scores, strict=True)]
+        return trials
+
     def refit(self, generation: int, history: Sequence[Trial]) -> None:
-        """Every few generations, measure networks of the front and fit the latency model to them as well."""
+        """Every few generations and after the last, measure networks of the front and refit the latency model."""
         number = generation + 1
-        if number % self.options["measure_every"] or number == self.options["generations"]:
+        if number % self.options["measure_every"] and number < self.options["generations"]:
             return
         front = [trial.architecture for trial in self.front(history) if trial.architecture not in self.measured_ms]
         if not front:
             return
-        chosen = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, FRONT).round().astype(int))]
-        unknown = [architecture for architecture in chosen if architecture not in self.latencies]
-        if unknown:
-            from yolov8_nas.hardware.benchmark import PROBE
+        from yolov8_nas.hardware.benchmark import PROBE
+        from yolov8_nas.search.linear_cost import LinearCost
 
-            self.ctx.progress.note(f"measuring {len(unknown)} networks of the front after generation {number}")
-            for architecture, measurement in zip(
-                unknown, self.measure(unknown, PROBE, f"front-{number}.json"), strict=True
-            ):
-                self.latencies.add(architecture, measurement.latency_ms.p50)
-        latencies = [self.latencies[architecture] for architecture in chosen]
+        chosen = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, FRONT).round().astype(int))]
+        latencies = [m.latency_ms.p50 for m in self.measure(chosen, PROBE, f"front-{number}")]
         self.measured_ms |= zip(chosen, latencies, strict=True)
         self.costs = self.costs.refit(chosen, latencies)
+        self.linear = LinearCost.of_latency(self.costs.latency)
 
     def front(self, trials: Sequence[Trial]) -> list[Trial]:
         """The networks within the limits that no other one beats in both accuracy and latency, from fast to slow."""
@@ -199,26 +355,30 @@ class _Search:
         """Measure networks nearly as precisely as the verdict on what ships will be."""
         from yolov8_nas.hardware.benchmark import VERIFY
 
-        self.done = max(self.done, self.to_score)
-        protocol, checkpoint = replace(VERIFY, max_rounds=ROUNDS), f"candidates-{architectures[0].digest}.json"
-        measurements = self.measure(architectures, protocol, checkpoint, weight=MEASURING * len(architectures))
+        self.done = max(self.done, LEARNING * self.options["prior_steps"] + self.to_score)
+        protocol, name = replace(VERIFY, max_rounds=ROUNDS), f"candidates-{architectures[0].digest}"
+        measurements = self.measure(architectures, protocol, name, weight=MEASURING * len(architectures))
         for architecture, measurement in zip(architectures, measurements, strict=True):
             self.measured_ms[architecture] = measurement.latency_ms.p50
         return measurements
 
     def measure(
-        self, architectures: Sequence[Architecture], protocol: Protocol, checkpoint: str, *, weight: int = 0
+        self, architectures: Sequence[Architecture], protocol: Protocol, name: str, *, weight: int = 0
     ) -> list[Measurement]:
         """Export networks as they ship and measure them in the same rounds, with stock as the reference network.
 
         Args:
             architectures: The networks.
             protocol: How to measure.
-            checkpoint: Name of the file in `partial` from which an interrupted measurement goes on.
+            name: Of the measurement, under which it is kept.
             weight: What it counts in progress.
         """
-        from yolov8_nas.hardware.benchmark import measure
+        from yolov8_nas.hardware.benchmark import Measurement, measure
 
+        kept = self.ctx.partial / "measured" / f"{name}.json"
+        if kept.exists():
+            return [Measurement.from_dict(row) for row in read_json(kept)]
+        self.ctx.progress.note(f"measuring {len(architectures)} networks on the device ({name})")
         files = [self.export(architecture) for architecture in (*architectures, self.space.stock)]
 
         def progress(share: float, total: float) -> None:
@@ -231,8 +391,9 @@ class _Search:
                 protocol=protocol,
                 reference=files[-1],
                 progress=progress,
-                checkpoint=self.ctx.partial / checkpoint,
+                checkpoint=kept.with_suffix(".legs.json"),
             )
+        write_json(kept, [measurement.to_dict() for measurement in measurements])
         self.done += weight
         return measurements
 
@@ -250,36 +411,52 @@ class _Search:
 
     def tell(self, done: float, message: str) -> None:
         """Progress, with the best network so far."""
-        total = self.to_score + MEASURING * self.options["candidates"]
+        total = LEARNING * self.options["prior_steps"] + self.to_score + MEASURING * self.options["candidates"]
         figures = {"best_map50_95": self.best[0], "latency_ms": -self.best[1]} if self.best else {}
         self.ctx.progress.update(min(done, total), total, message, **figures)
 
     @property
     def to_score(self) -> int:
         """Networks that are scored at most."""
-        return int(self.options["generations"] * self.options["population"] + self.options["random"])
+        searched = self.options["generations"] * self.options["population"]
+        drawn = searched if self.options["random"] == "equal" else self.options["random"]
+        return int(searched + self.options["random_seeds"] * (drawn + self.options["mac_ranking"]))
 
     def write(
-        self, trials: Sequence[Trial], met: Sequence[Candidate], missed: Sequence[Candidate], stock: float
+        self,
+        trials: Sequence[Trial],
+        compared: Sequence[Trial],
+        met: Sequence[Candidate],
+        missed: Sequence[Candidate],
+        stock: float,
     ) -> None:
         """Write the results, all with latencies as the last latency model predicts them."""
-        rows = self.rows(trials)
+        from yolov8_nas.search.evolution import SEARCHED
+        from yolov8_nas.search.outcome import best_score, budget, comparison
+
+        rows = self.rows([*trials, *compared])
+        front = self.front(trials)
+        by_source: dict[Source, list[Trial]] = {}
+        for trial in (*trials, *compared):
+            by_source.setdefault(trial.source, []).append(trial)
         atomic_write(self.ctx.out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        front = self.front([trial for trial in trials if trial.source != "random"])
         write_json(self.ctx.out / "front.json", self.rows(front))
         write_json(self.ctx.out / "candidates.json", [candidate.to_dict() for candidate in met])
-        sources = {row["source"] for row in rows}
         estimate = self.price([self.space.stock])
         content = {
             "settings": dict(self.options),
             "limits": [str(limit) for limit in self.costs.limits],
+            "objective": self.preference.to_dict(),
             "counts": {
-                **{source: sum(row["source"] == source for row in rows) for source in sorted(sources)},
+                **{str(source): len(group) for source, group in by_source.items()},
                 "front": len(front),
                 "measured": len(self.measured_ms),
             },
-            "best_map50_95": {
-                source: max(row["map50_95"] for row in rows if row["source"] == source) for source in sorted(sources)
+            "best_map50_95": {source: best_score(self.costs, group) for source, group in by_source.items()},
+            "comparisons": {
+                source: comparison(self.costs, trials, group)
+                for source, group in by_source.items()
+                if source not in SEARCHED
             },
             "stock": {
                 "map50_95": stock,
@@ -288,6 +465,7 @@ class _Search:
                 "feasible": bool(estimate.feasible[0]),
             },
             "slack": [candidate.slack for candidate in met],
+            "budget": budget(self.costs, trials, met[0]),
             "missed": [candidate.to_dict() for candidate in missed],
             "tail": dict(self.costs.tail),
             "seconds": round(time.monotonic() - self.start, 1),
@@ -307,8 +485,22 @@ class _Search:
                 "upper_ms": float(upper),
                 "generation": trial.generation,
                 "source": trial.source,
+                "repetition": trial.repetition,
             }
             if trial.architecture in self.measured_ms:
                 row["measured_ms"] = self.measured_ms[trial.architecture]
             rows.append(row)
         return rows
+
+
+def _require_images(data: Path) -> None:
+    """Check that there is something to search with.
+
+    Raises:
+        InputError: The search split has no images.
+    """
+    if not read_json(data / "dataset.json")["images"]["search"]:
+        raise InputError(
+            f"{data / 'dataset.json'}: the search split has no images, so no network can be scored; "
+            "give a train split of at least two images with boxes"
+        )

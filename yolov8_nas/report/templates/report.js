@@ -10,7 +10,7 @@
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, coloured(inner, name, style)]));
     }
-    const named = typeof value === "string" && value.startsWith("@") && key.endsWith("color");
+    const named = typeof value === "string" && value.startsWith("@") && /color(scale)?$/.test(key);
     return named ? style.getPropertyValue("--" + value.slice(1)).trim() : value;
   };
 
