@@ -178,7 +178,8 @@ class ElasticBottleneck(nn.Module):
     """One bottleneck of a C2f block, with the operators that the space offers there.
 
     3x3 and 5x5 share their weights. Depthwise-separable and dilated operators have their own, because what they
-    compute is no part of what a dense kernel computes.
+    compute is no part of what a dense kernel computes. Fresh layers start at random, as every stock layer does: of a
+    random dense kernel there is nothing to keep. A warm start approximates the 3x3 convolutions (`warmstart`).
 
     Args:
         hidden: Maximum channels, in and out.

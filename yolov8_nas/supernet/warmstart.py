@@ -6,9 +6,9 @@ that point gives the stock network's outputs. Three steps lead there:
 1. *Order.* A narrower network of the supernet has the first channels of a wider one, so channels are sorted by
    importance (as in Once-for-All, arXiv:1908.09791, section 3.3). Channels that are added to each other or pooled
    from each other move together: they lie on one *axis*, and each axis has one order. The network computes what it
-   did before. Importance of a channel is how much of it reaches the layers that read it: the factor of its
-   BatchNorm, which is its spread (Network Slimming, arXiv:1708.06519), times the L1 norm of the weights that read it,
-   with their BatchNorm folded in, so that weights of different layers are measured alike.
+   did before. Importance of a channel is how much of it reaches the layers that read it: its spread, which follows
+   from its BatchNorm (Network Slimming, arXiv:1708.06519, takes the factor alone; here SiLU is counted), times the L1
+   norm of the weights that read it, with their BatchNorm folded in, so that weights of different layers compare.
 2. *Transfer.* Weights go to where the supernet cuts the stock network from: the first channels, the centre of a 5x5.
    An output that stock has ignores what stock lacks (those weights are zero), an output that stock lacks starts at
    random: every wider, deeper or larger-kernelled network also begins as stock does, and learns from there
@@ -293,9 +293,10 @@ def importance_orders(wires: Sequence[Wire], states: Sequence[State]) -> dict[st
     spread: dict[str, Tensor] = {}
     for wire in wires:
         if wire.output:  # of channels that are added, the spreads are added
-            factor = states[wire.row][f"{wire.norm}weight"].abs()
-            spread[wire.output] = spread.get(wire.output, torch.zeros_like(factor)) + factor
-    read = {axis: torch.zeros_like(factor) for axis, factor in spread.items()}
+            norm = (states[wire.row][f"{wire.norm}{name}"] for name in ("weight", "bias"))
+            _, own = _mean_and_spread(*norm)
+            spread[wire.output] = spread.get(wire.output, torch.zeros_like(own)) + own
+    read = {axis: torch.zeros_like(own) for axis, own in spread.items()}
     for wire in wires:
         if wire.inputs != ("image",):
             state = states[wire.row]
@@ -306,7 +307,7 @@ def importance_orders(wires: Sequence[Wire], states: Sequence[State]) -> dict[st
             sizes = [len(spread[axis]) for axis in wire.inputs]
             for axis, part in zip(wire.inputs, torch.split(weight.sum(0), sizes), strict=True):
                 read[axis] += part
-    return {axis: (factor * read[axis]).argsort(descending=True, stable=True) for axis, factor in spread.items()}
+    return {axis: (own * read[axis]).argsort(descending=True, stable=True) for axis, own in spread.items()}
 
 
 def reordered(wires: Sequence[Wire], states: Sequence[State], orders: Mapping[str, Tensor]) -> list[State]:
@@ -477,10 +478,7 @@ def _pass_through(supernet: Supernet) -> None:
     """
     sppf, attention = supernet.get_submodule("sppf"), supernet.get_submodule("attention")
     assert isinstance(sppf, ElasticSPPF) and isinstance(attention, ElasticPSA)
-    # Mean and spread that BatchNorm takes from what comes, to give them back.
-    x, probability = _normal(sppf.cv2.bn.weight, sppf.cv2.bn.bias)
-    mean = probability @ F.silu(x)
-    spread = (probability @ (F.silu(x) - mean) ** 2).sqrt()
+    mean, spread = _mean_and_spread(sppf.cv2.bn.weight, sppf.cv2.bn.bias)  # BatchNorm takes them and gives them back
     merge = attention.merge
     merge.weight.zero_()
     merge.bn.weight.copy_(spread)
@@ -498,6 +496,14 @@ def _pass_through(supernet: Supernet) -> None:
         assert isinstance(block, ElasticPSABlock) and isinstance(block.ffn[1], ElasticConv)
         for last in (block.attn.proj, block.ffn[1]):
             last.bn.weight.zero_()
+
+
+def _mean_and_spread(factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of what leaves SiLU behind a BatchNorm: (C,), (C,)."""
+    between, probability = _normal(factor, offset)
+    leaving = F.silu(between)
+    mean = probability @ leaving
+    return mean, (probability @ (leaving - mean) ** 2).sqrt()
 
 
 def _normal(factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
