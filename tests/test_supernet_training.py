@@ -87,6 +87,21 @@ def without(points: list[dict[str, float]], *parts: str) -> list[dict[str, float
     return [{name: v for name, v in point.items() if not any(part in name for part in parts)} for point in points]
 
 
+def test_the_largest_network_trains_alone_at_first(tmp_path, data, unscored, monkeypatch):
+    trained, backward = [], Learner.backward
+
+    def recorded(learner, batch, networks, batch_size):
+        trained.append(list(networks))
+        return backward(learner, batch, networks, batch_size)
+
+    monkeypatch.setattr(Learner, "backward", recorded)
+    _, curves = train(fresh(), data, recipe(epochs=3, largest_first=0.7), tmp_path, Progress.silent())
+    alone, together = trained[:4], trained[4:]  # two steps an epoch
+    assert alone == [[TINY.largest()]] * 4
+    assert [networks[:2] for networks in together] == [[TINY.largest(), TINY.smallest()]] * 2
+    assert ["distill" in point for point in curves] == [False, False, True]
+
+
 def test_resumed_training_ends_with_the_same_bits(tmp_path, data, unscored, monkeypatch):
     undisturbed, curves = train(fresh(), data, recipe(), tmp_path / "undisturbed", Progress.silent())
     other, _ = train(fresh(), data, recipe(epochs=1, seed=1), tmp_path / "other", Progress.silent())

@@ -32,6 +32,7 @@ class SupernetConfig(_Section):
             start from scratch.
         lr: Peak learning rate of AdamW.
         random_networks: Random networks per step beside the largest and the smallest (sandwich rule).
+        largest_first: Share of the epochs in which the largest network trains alone, before the others join.
         processes: Processes that train together, each on a GPU of its own, or `auto`: as many as there are GPUs, one on
             a CPU. A run that torchrun started has torchrun's number.
         accumulate: Parts of a batch that a process works through one after the other, where memory is short.
@@ -43,6 +44,7 @@ class SupernetConfig(_Section):
     weights: str | None = None
     lr: float = Field(2e-3, gt=0)
     random_networks: int = Field(2, ge=0)
+    largest_first: float = Field(0.4, ge=0, lt=1)
     processes: Positive | Literal["auto"] = "auto"
     accumulate: Positive = 1
     amp: bool | Literal["auto"] = "auto"
@@ -116,7 +118,9 @@ class FinetuneConfig(_Section):
         lr: Peak learning rate of AdamW.
         from_scratch: Whether the candidates start from random weights instead, and learn like the baseline for as many
             epochs as the supernet and the fine-tuning together.
-        baseline: Whether stock YOLOv8 of the size is trained beside the candidates.
+        baseline: What is trained beside the candidates for comparison: `stock` (YOLOv8 of the size), `rescaled` (the
+            same with its width rescaled to the best candidate's measured latency), `both` or `none`. True stands for
+            `stock`, false for `none`.
     """
 
     epochs: Positive = 100
@@ -125,7 +129,12 @@ class FinetuneConfig(_Section):
     batch: Positive = 16
     lr: float = Field(1e-3, gt=0)
     from_scratch: bool = False
-    baseline: bool = True
+    baseline: Literal["none", "stock", "rescaled", "both"] = "stock"
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _named(cls, baseline: Any) -> Any:
+        return {True: "stock", False: "none"}[baseline] if isinstance(baseline, bool) else baseline
 
 
 class TargetConfig(_Section):

@@ -55,6 +55,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "batch": supernet.batch,
         "lr": supernet.lr,
         "random_networks": supernet.random_networks,
+        "largest_first": supernet.largest_first,
         "seed": config.seed,
         "accumulate": supernet.accumulate,
         "amp": supernet.amp,

@@ -7,6 +7,11 @@ evaluated, it is derived and its statistics are recalibrated.
 Everything random comes from (seed, epoch), so a checkpoint holds no random states and nothing of how many processes
 wrote it. A training that was killed and resumed ends, on a CPU with as many threads and processes, with the same bits
 as an undisturbed one.
+
+The largest network trains alone at first, and the others join when it has learnt something that they can share and be
+taught: progressive shrinking's first step (Cai et al., Once-for-All, arXiv:1908.09791), here followed by all sizes at
+once. A step of one network costs less than half of one of three or four, and at equal cost the whole supernet is far
+better for it.
 """
 
 from __future__ import annotations
@@ -59,6 +64,7 @@ class Recipe:
         lr: Peak learning rate of AdamW.
         random_networks: Networks drawn at random in each step, beside the largest and the smallest.
         seed: Seed of weights, order, augmentation and drawn networks.
+        largest_first: Share of the epochs in which the largest network trains alone, before the others join.
         accumulate: Parts of its share of a batch that a process works through one after the other.
         amp: Whether networks compute in half precision: bfloat16 where the device has it, else float16 with scaled
             gradients. `auto`: on GPUs.
@@ -70,6 +76,7 @@ class Recipe:
     lr: float
     random_networks: int
     seed: int
+    largest_first: float = 0.4
     accumulate: int = 1
     amp: bool | Literal["auto"] = "auto"
 
@@ -77,6 +84,11 @@ class Recipe:
     def validation_interval(self) -> int:
         """Epochs between two validations: ten, or a third of a short training."""
         return max(1, min(10, math.ceil(self.epochs / 3)))
+
+    @property
+    def epochs_alone(self) -> int:
+        """Epochs in which the largest network trains alone."""
+        return math.floor(self.epochs * self.largest_first)
 
     @property
     def mosaic_epochs(self) -> int:
@@ -115,9 +127,9 @@ def train(
     Returns:
         The exponential moving average of the weights, and a curve point per epoch: `epoch`, `seconds`, `data_seconds`
         (spent waiting for images), the largest network's `box`, `cls` and `dfl` losses, the other networks' `distill`
-        loss, `lr`, and where it was validated `map50_95_largest` and `map50_95_smallest`. Losses and waiting are means
-        over the processes. Both are the same on all processes. What was chosen on the way (device, batch, workers and
-        so on) is told in `CONDITIONS` in `partial`.
+        loss where there were any, `lr`, and where it was validated `map50_95_largest` and `map50_95_smallest`. Losses
+        and waiting are means over the processes. Both are the same on all processes. What was chosen on the way
+        (device, batch, workers and so on) is told in `CONDITIONS` in `partial`.
 
     Raises:
         InputError: The batch does not go with the train split or the processes, or the checkpoint with the recipe.
@@ -167,7 +179,9 @@ def train(
         )
         for i in range(steps_per_epoch):
             step = epoch * steps_per_epoch + i
-            networks = draw(supernet, recipe.random_networks, rng)
+            networks = [supernet.space.largest()]
+            if epoch >= recipe.epochs_alone:
+                networks = draw(supernet, recipe.random_networks, rng)
             for _ in range(recipe.accumulate):
                 asked = time.perf_counter()
                 part = loading.to_device(next(batches), processes.device)
@@ -185,6 +199,8 @@ def train(
 
         means = losses / (steps_per_epoch * recipe.accumulate)
         told = dict(zip(LOSSES, means.tolist(), strict=True)) | {"data_seconds": waited}
+        if epoch < recipe.epochs_alone:
+            del told["distill"]  # nobody was taught
         point = {"epoch": epoch + 1, **processes.mean(told), "lr": learner.lr}
         if validation and ((epoch + 1) % recipe.validation_interval == 0 or epoch + 1 == recipe.epochs):
             point |= validation.run(learner.average)
@@ -281,7 +297,7 @@ class _Validation:
 
 def _line(point: dict[str, float], epochs: int) -> str:
     """A curve point as one line of the log."""
-    figures = " ".join(f"{name} {point[name]:.3f}" for name in ("box", "cls", "dfl", "distill"))
+    figures = " ".join(f"{name} {point[name]:.3f}" for name in LOSSES if name in point)
     line = (
         f"epoch {point['epoch']:.0f} of {epochs}: {figures}, "
         f"{point['seconds']:.1f} s ({point['data_seconds']:.1f} s waiting for images)"
