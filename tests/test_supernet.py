@@ -103,6 +103,10 @@ def test_attention_is_cut_by_heads(attention, width, depth, training):
     with torch.no_grad():
         found, wanted = attention.train(training)(x, depth), stock.train(training)(x)
     assert (found - wanted).abs().max() <= 1e-9 * wanted.abs().max()
+    channels_last = x.to(memory_format=torch.channels_last)  # as a supernet trains
+    with torch.no_grad():
+        again = attention.to(memory_format=torch.channels_last)(channels_last, depth)
+    assert (again - wanted).abs().max() <= 1e-9 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("p3", [64, 288, 320])
