@@ -176,6 +176,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "hw-probe").mkdir()
     (root / "hw-probe" / "constraints.json").write_text(json.dumps(limits))
     (root / "hw-probe" / "profile.json").write_text(json.dumps({"threads": 1}))
+    (root / "search").mkdir()
+    (root / "search" / "search.json").write_text(json.dumps({"objective": None}))
     return root
 
 
@@ -222,7 +224,7 @@ def run_export(
     out, partial = work / "out", work / "partial"
     out.mkdir()
     partial.mkdir(exist_ok=True)
-    inputs = {name: tuned / name for name in ("data-prep", "hw-probe", "qat-finetune")}
+    inputs = {name: tuned / name for name in ("data-prep", "hw-probe", "qat-finetune", "search")}
     settings = trt_export.STAGE.settings(config, config.targets[0])
     context = StageContext(settings, inputs, out, partial, Progress.silent(), HostLock(work / "lock"))
     trt_export.STAGE.run(context)
@@ -248,6 +250,31 @@ def test_fp32_ships(only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "best.pt",
         "subnet.pt",
     }
+
+
+def test_weights_decide_what_ships_and_every_stock_network_is_told(
+    only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = only_fp32 / "qat-finetune"
+    shutil.copytree(tuned / "baseline", tuned / "rescaled")
+    summary = json.loads((tuned / "finetune.json").read_text())
+    summary["rescaled"] = {**summary["baseline"], "name": "YOLOv8n at 0.80 of its width"}
+    (tuned / "finetune.json").write_text(json.dumps(summary))
+    objective = {"accuracy": 1.0, "latency": 10.0, "stock_ms": 4.0}
+    (only_fp32 / "search" / "search.json").write_text(json.dumps({"objective": objective}))
+    out = run_export(
+        only_fp32, tmp_path, monkeypatch, {"candidate-0-fp32": 3.0, "rescaled-fp32": 3.1}, precision="fp32"
+    )
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert [(row["candidate"], row["outcome"]) for row in verdict["tried"]] == [(0, "shipped"), (1, "less wanted")]
+    assert [(row["name"], row["latency_ms"]["p50"]) for row in verdict["baselines"]] == [
+        ("YOLOv8n", 4.0),
+        ("YOLOv8n at 0.80 of its width", 3.1),
+    ]
+    assert [row["against"] for row in verdict["comparisons"]] == [
+        "YOLOv8n (FP32)",
+        "YOLOv8n at 0.80 of its width (FP32)",
+    ]
 
 
 @pytest.mark.slow

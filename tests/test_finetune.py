@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -206,6 +207,27 @@ def test_stock_starts_from_the_weights_that_the_supernet_started_from(
     STAGE.run(stage_context(tmp_path, stage_inputs, {"weights": str(weights)}))
     assert same(starts["stock"][0], derive(Supernet.load(weights), TINY.stock))
     assert read_json(tmp_path / "out" / "finetune.json")["baseline"]["start"] == "weights"
+
+
+def test_a_rescaled_stock_network_is_trained_where_it_is_asked_for(
+    stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], tmp_path: Path
+) -> None:
+    narrow = dataclasses.replace(TINY.stock, convs=tuple(8 * (w // 16) for w in TINY.stock.convs), sppf_width=200)
+    write_json(stage_inputs / "search" / "rescaled.json", {"architecture": narrow.to_dict(), "latency_ms": 2.0})
+    for asked, trained in (
+        ("none", set()),
+        ("stock", {"stock"}),
+        ("rescaled", {"rescaled"}),
+        ("both", {"stock", "rescaled"}),
+    ):
+        starts.clear()
+        STAGE.run(stage_context(tmp_path / asked, stage_inputs, baseline=asked))
+        assert set(starts) == {"candidate-0"} | trained
+    summary = read_json(tmp_path / "both" / "out" / "finetune.json")
+    assert summary["rescaled"]["name"] == "YOLOv8n at 0.78 of its width"
+    assert summary["rescaled"]["architecture"] == narrow.to_dict()
+    assert summary["rescaled"]["recipe"] == summary["baseline"]["recipe"]
+    assert (tmp_path / "both" / "out" / "rescaled" / "best.pt").exists()
 
 
 STAGE_SCRIPT = """

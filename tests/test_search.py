@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -638,6 +639,30 @@ def test_an_impossible_limit_is_told_before_images_are_spent(
         with pytest.raises(StageError, match=r"latency_p50<=0\.5ms"):
             search.run(context(tmp_path / "run", {**inputs, "hw-probe": probe}, exact=exact, prior_steps=9))
     assert not scored_by_stage.networks
+
+
+def test_stock_is_rescaled_to_the_candidate_as_measured(
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = context(tmp_path, inputs)
+    asked = dataclasses.replace(asked, settings={**asked.settings, "rescaled": True})
+    rescaled: list[str] = []
+
+    def measured(files: Sequence[Path], *, checkpoint: Path, **_: Any) -> list[Measurement]:
+        if checkpoint.name.startswith("rescaled"):
+            rescaled.append(files[0].stem)
+        first = [4.0, 4.4, 4.04][len(rescaled)]  # at first it is slower than the latency model knew
+        return [Measurement(Percentiles(ms, ms, ms), (ms, ms), 30.0, (ms,), 1, False) for ms in (first, *[4.0] * 9)][
+            : len(files)
+        ]
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    search.run(asked)
+    content = written(tmp_path, "rescaled.json")
+    assert (content["latency_ms"], content["candidate_ms"]) == (4.04, 4.0)
+    network = Architecture.from_dict(content["architecture"])
+    assert network not in SPACE
+    assert len(rescaled) == 2 and rescaled[1] == network.digest != rescaled[0]
 
 
 def test_an_empty_search_split_is_told_first(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -602,7 +602,7 @@ def _tuning(target: Target) -> dict[str, Any]:
     if stage.folder is not None:
         candidates = sorted((stage.folder / "candidates").glob("*"), key=lambda path: (len(path.name), path.name))
         named = [(f"candidates/{path.name}", f"Candidate {path.name}") for path in candidates]
-        for folder, name in [*named, ("baseline", "Stock baseline")]:
+        for folder, name in [*named, ("baseline", "Stock baseline"), ("rescaled", "Stock, rescaled")]:
             tuning = mapping(stage.json(f"{folder}/tuning.json"))
             curves[name] = records(tuning.get("curves"))
             curves[f"{name}, QAT"] = records(tuning.get("qat_curves"))

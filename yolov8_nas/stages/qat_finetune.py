@@ -49,7 +49,10 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
 
 
 def run(ctx: StageContext) -> None:
-    """Write `candidates/<i>/{subnet.pt,best.pt,qat.pt,tuning.json}`, the same for `baseline`, and `finetune.json`.
+    """Write `candidates/<i>/{subnet.pt,best.pt,qat.pt,tuning.json}` and `finetune.json`.
+
+    The same without `subnet.pt` for `baseline` (stock) and `rescaled` (stock at the best candidate's latency), where
+    they are asked for.
 
     Raises:
         StageError: A training diverged.
@@ -97,8 +100,15 @@ class _Finetuning:
         self.qat = self._recipe(self.options["qat_epochs"], QAT_LR * self.options["lr"], mosaic=False)
         qat_cost = QAT_COST * self.qat.epochs if ctx.settings["int8"] else 0
         self.total = len(self.candidates) * (self.tuning.epochs + qat_cost)
-        if self.options["baseline"]:
-            self.total += self.from_scratch.epochs + qat_cost
+        # The networks that are trained for comparison, by the name of their folder.
+        asked = self.options["baseline"]
+        self.rivals: dict[str, Architecture] = {}
+        if asked in ("stock", "both"):
+            self.rivals["baseline"] = self.supernet.space.stock
+        if asked in ("rescaled", "both"):
+            rescaled = read_json(ctx.inputs["search"] / "rescaled.json")
+            self.rivals["rescaled"] = Architecture.from_dict(rescaled["architecture"])
+        self.total += len(self.rivals) * (self.from_scratch.epochs + qat_cost)
         self.done = 0.0
 
     def run(self) -> None:
@@ -118,21 +128,28 @@ class _Finetuning:
                 network, start = self._fresh(architecture), "scratch"
             tuned = self._train(f"candidate {i}", network, architecture, start, self.tuning, folder)
             rows.append({"index": i, "architecture": architecture.to_dict(), **tuned})
-        result: dict[str, Any] = {"candidates": rows, "baseline": None, "qat": asdict(self.qat)}
-        if self.options["baseline"]:
-            result["baseline"] = self._baseline()
+        result: dict[str, Any] = {"candidates": rows, "baseline": None, "rescaled": None, "qat": asdict(self.qat)}
+        for name, architecture in self.rivals.items():
+            result[name] = self._rival(name, architecture)
         write_json(self.ctx.out / "finetune.json", result)
 
-    def _baseline(self) -> dict[str, Any]:
-        space = self.supernet.space
-        folder = self.ctx.out / "baseline"
+    def _rival(self, name: str, architecture: Architecture) -> dict[str, Any]:
+        """Train a stock network, as it is or rescaled."""
+        stock = self.supernet.space.stock
+        folder = self.ctx.out / name
         folder.mkdir()
         weights = self.ctx.settings["supernet"]["weights"]
-        network = self._as_the_supernet_began(Path(weights["path"])) if weights else self._fresh(space.stock)
-        start: Start = "weights" if weights else "scratch"
-        tuned = self._train("stock", network, space.stock, start, self.from_scratch, folder)
+        start: Start = "weights" if weights and architecture == stock else "scratch"
+        network = self._fresh(architecture)
+        if start == "weights":
+            network = self._as_the_supernet_began(Path(weights["path"]))
+        known_as = f"YOLOv8{self.supernet.space.scale}"
+        if architecture != stock:
+            known_as += f" at {architecture.sppf_width / stock.sppf_width:.2f} of its width"
+        kind = "stock" if name == "baseline" else name
+        tuned = self._train(kind, network, architecture, start, self.from_scratch, folder)
         # Unrolled, C2f is the same function in the form in which the candidates ship: like is compared with like.
-        return {"name": f"YOLOv8{space.scale}", "form": "unrolled", "architecture": space.stock.to_dict(), **tuned}
+        return {"name": known_as, "form": "unrolled", "architecture": architecture.to_dict(), **tuned}
 
     def _fresh(self, architecture: Architecture) -> DetectionModel:
         """A network with random weights."""

@@ -45,6 +45,9 @@ FRONT: Final = 8
 ROUNDS: Final = 12
 """Rounds in which candidates are measured at most; the verdict on what ships takes more where it needs them."""
 
+RESCALINGS: Final = 4
+"""Rescaled stock networks that are measured at most until one is as fast as the best candidate."""
+
 MEASURING: Final = 5
 """What measuring a candidate counts in progress; scoring a network counts 1."""
 
@@ -69,12 +72,15 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "batch": target.batch,
         "imgsz": config.imgsz,
         **config.search.model_dump(),
+        "rescaled": config.finetune.baseline in ("rescaled", "both"),
         "seed": config.seed,
     }
 
 
 def run(ctx: StageContext) -> None:
-    """Write `prior.json` where there is a prior, `history.jsonl`, `front.json`, `search.json` and `candidates.json`.
+    """Write `history.jsonl`, `front.json`, `search.json` and `candidates.json`.
+
+    And `prior.json` where there is a prior, `rescaled.json` where a stock network of the same latency is asked for.
 
     Raises:
         InputError: The search split has no images.
@@ -83,7 +89,7 @@ def run(ctx: StageContext) -> None:
     _Search(ctx).run()
 
 
-STAGE = Stage(name="search", version=2, settings=settings, run=run)
+STAGE = Stage(name="search", version=3, settings=settings, run=run)
 
 
 class _Search:
@@ -136,6 +142,7 @@ class _Search:
         self.prior: Prior | None = None
         self.measured_ms: dict[Architecture, float] = {}
         self.best: tuple[float, float] | None = None  # mAP50-95, and latency in ms with the sign turned
+        self.comparing = 0.0  # seconds spent on networks that the search is compared with
         self.done = 0.0
         self.scored = 0
 
@@ -159,7 +166,9 @@ class _Search:
             )
             if not any(trial.map50_95 for trial in trials):
                 self.ctx.progress.note("every network scores 0: the supernet needs more epochs to tell networks apart")
+            start = time.monotonic()
             compared = self.score_for_comparison(len(trials))
+            self.comparing = time.monotonic() - start
             stock = self.score_stock()
             met, missed = choose(
                 trials,
@@ -168,6 +177,8 @@ class _Search:
                 count=self.options["candidates"],
                 preference=self.preference,
             )
+            if self.options["rescaled"]:
+                write_json(self.ctx.out / "rescaled.json", self.rescaled(met[0]))
         self.write(trials, compared, met, missed, stock)
 
     def informed(self) -> dict[Architecture, Source]:
@@ -362,6 +373,35 @@ class _Search:
             self.measured_ms[architecture] = measurement.latency_ms.p50
         return measurements
 
+    def rescaled(self, best: Candidate) -> dict[str, Any]:
+        """Stock YOLOv8 with its width rescaled to the latency of the best candidate, both measured in the same rounds.
+
+        The latency model knows the space's networks, and the rescaled one is none of them. So what its prediction was
+        wrong by is taken off, and a few networks are tried until one is near.
+        """
+        from yolov8_nas.hardware.benchmark import PROBE
+        from yolov8_nas.search.baseline import TOLERANCE, rescaled_stock
+
+        candidate = best.trial.architecture
+
+        def price(architecture: Architecture) -> float:
+            return float(self.price([architecture]).latency_ms[0])
+
+        tried: dict[Architecture, tuple[float, float]] = {}  # its latency and the candidate's
+        correction = price(candidate) / best.measurement.latency_ms.p50
+        for number in range(RESCALINGS):
+            network = rescaled_stock(self.space.scale, price, correction * best.measurement.latency_ms.p50)
+            if network in tried:
+                break
+            rival, own = self.measure([network, candidate], PROBE, f"rescaled-{number}")
+            tried[network] = rival.latency_ms.p50, own.latency_ms.p50
+            if abs(tried[network][0] / tried[network][1] - 1) <= TOLERANCE:
+                break
+            correction = price(network) / tried[network][0]
+        nearest = min(tried, key=lambda network: abs(tried[network][0] / tried[network][1] - 1))
+        latency_ms, candidate_ms = tried[nearest]
+        return {"architecture": nearest.to_dict(), "latency_ms": latency_ms, "candidate_ms": candidate_ms}
+
     def measure(
         self, architectures: Sequence[Architecture], protocol: Protocol, name: str, *, weight: int = 0
     ) -> list[Measurement]:
@@ -400,11 +440,16 @@ class _Search:
     def export(self, architecture: Architecture) -> Path:
         """The network's ONNX file with the supernet's weights, in the precision that the search is for."""
         from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
+        from yolov8_nas.supernet.derive import build
 
         file = self.ctx.partial / "networks" / f"{architecture.digest}.onnx"
         if file.exists():
             return file
-        model, imgsz, batch = self.scorer.network(architecture), self.options["imgsz"], self.options["batch"]
+        imgsz, batch = self.options["imgsz"], self.options["batch"]
+        if architecture in self.space:
+            model = self.scorer.network(architecture)
+        else:  # a rescaled stock network; how fast it is does not depend on its weights
+            model = build(architecture, self.supernet.num_classes).eval()
         if self.options["precision"] == "int8":
             return export_int8_ptq(model, file, imgsz=imgsz, batch=batch, calibration=self.scorer.calibration)
         return export_onnx(model, file, imgsz=imgsz, batch=batch)
@@ -469,6 +514,7 @@ class _Search:
             "missed": [candidate.to_dict() for candidate in missed],
             "tail": dict(self.costs.tail),
             "seconds": round(time.monotonic() - self.start, 1),
+            "seconds_comparing": round(self.comparing, 1),
         }
         write_json(self.ctx.out / "search.json", content)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import StageError
 from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.stages.stage import Settings, Stage, StageContext
 from yolov8_nas.store import read_json, write_json
 
@@ -55,22 +56,35 @@ def run(ctx: StageContext) -> None:
     _Export(ctx).run()
 
 
-STAGE = Stage(name="trt-export", version=2, settings=settings, run=run)
+STAGE = Stage(name="trt-export", version=3, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
 class _Exported:
-    """One exported file: of a candidate, or of the stock network (`candidate` is None)."""
+    """One exported file: of a candidate, or of a stock network (`candidate` is None).
+
+    Attributes:
+        candidate: Index of the candidate.
+        precision: `fp32` or `int8`.
+        folder: Where its checkpoints lie.
+        onnx: The file.
+        row: What qat-finetune tells of the network.
+    """
 
     candidate: int | None
     precision: str
     folder: Path
     onnx: Path
-    architecture: dict[str, Any]
+    row: dict[str, Any]
 
     @property
     def name(self) -> str:
         return self.onnx.stem
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        architecture: dict[str, Any] = self.row["architecture"]
+        return architecture
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,8 @@ class _Export:
         self.summary = read_json(self.tuned / "finetune.json")
         self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
         self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
+        objective = read_json(ctx.inputs["search"] / "search.json")["objective"]
+        self.preference = Preference(**objective) if objective else MOST_ACCURATE
         self.nms: dict[str, Any] = {}
         self.steps = 0
         self.total = 1
@@ -125,23 +141,25 @@ class _Export:
         from yolov8_nas.deploy.quantization import load_network
         from yolov8_nas.deploy.verification import verify_onnx
 
-        rows = [
-            (row["index"], self.tuned / "candidates" / str(row["index"]), row) for row in self.summary["candidates"]
+        rows: list[tuple[str, int | None, Path, dict[str, Any]]] = [
+            (f"candidate-{row['index']}", row["index"], self.tuned / "candidates" / str(row["index"]), row)
+            for row in self.summary["candidates"]
         ]
-        if self.summary["baseline"]:
-            rows.append((None, self.tuned / "baseline", self.summary["baseline"]))
+        for stem, rival in (("stock", "baseline"), ("rescaled", "rescaled")):
+            if row := self.summary.get(rival):
+                rows.append((stem, None, self.tuned / rival, row))
         files = []
-        for candidate, folder, row in rows:
+        for stem, candidate, folder, row in rows:
             # FP32 always: it is what INT8 is compared with.
             for precision, checkpoint in (("fp32", "best.pt"), ("int8", "qat.pt")):
                 if not (folder / checkpoint).exists():
                     continue
                 network = load_network(folder / checkpoint)
-                name = f"{'stock' if candidate is None else f'candidate-{candidate}'}-{precision}.onnx"
-                onnx = export_onnx(network, self.ctx.partial / name, imgsz=self.imgsz, batch=self.batch)
+                onnx = self.ctx.partial / f"{stem}-{precision}.onnx"
+                export_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch)
                 if precision == "fp32":
                     verify_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch)
-                files.append(_Exported(candidate, precision, folder, onnx, row["architecture"]))
+                files.append(_Exported(candidate, precision, folder, onnx, row))
         return files
 
     def _measure(self, files: Sequence[_Exported]) -> list[dict[str, Any]]:
@@ -224,8 +242,8 @@ class _Export:
         return evaluation
 
     def _decide(self, files: Sequence[_File]) -> None:
-        """Walk the files from accurate to less so, ship the first that holds, and write the verdict."""
-        ours = sorted((f for f in files if f.candidate is not None), key=lambda f: -f.search.map50_95)
+        """Walk the files from the most wanted on, ship the first that holds, and write the verdict."""
+        ours = sorted((f for f in files if f.candidate is not None), key=self._loss)
         stock = [f for f in files if f.candidate is None]
         shipped = next((f for f in ours if f.precision in self.wanted and self._holds(f)), None)
         verdict: dict[str, Any] = {
@@ -251,6 +269,10 @@ class _Export:
         self._step(f"{shipped.name} ships" if shipped else "no file keeps the limits")
         if not shipped:
             raise StageError(self._why_none(ours))
+
+    def _loss(self, file: _File) -> float:
+        """What the search was asked to make small: 1 - mAP, or its sum with latency by weights."""
+        return self.preference.loss(file.search.map50_95, file.measurement.latency_ms.p50)
 
     def _holds(self, file: _File) -> bool:
         return not self._missed(file)
@@ -340,14 +362,16 @@ class _Export:
             assert shipped is not None
             outcome = "less accurate"
             reason = f"search split: {file.search.map50_95:.3f} against {shipped.search.map50_95:.3f}"
+            if self.preference.weighs_latency:
+                outcome = "less wanted"
+                reason = f"weighted objective: {self._loss(file):.3f} against {self._loss(shipped):.3f}"
         return {**self._described(file), "outcome": outcome, "reason": reason}
 
     def _baseline(self, file: _File) -> dict[str, Any]:
-        row = self.summary["baseline"]
         return {
-            "name": row["name"],
-            "form": f"{row['form']}, {file.precision.upper()}",
-            "epochs": row["epochs"],
+            "name": file.row["name"],
+            "form": f"{file.row['form']}, {file.precision.upper()}",
+            "epochs": file.row["epochs"],
             **self._figures(file),
         }
 
@@ -357,14 +381,13 @@ class _Export:
         if shipped.precision != "fp32":
             fp32 = next(f for f in ours if f.candidate == shipped.candidate and f.precision == "fp32")
             pairs += [(fp32, file) for file in stock if file.precision == "fp32"]
-        name = self.summary["baseline"]["name"] if stock else ""
         return [
             {
                 **_compared(first, second),
                 "subject": "The shipped network" if first is shipped else f"In {first.precision.upper()} the network",
                 "what": f"mAP50-95 on val, {first.precision.upper()} against {second.precision.upper()}, "
                 "as exported; 95% interval over images, one training each",
-                "against": f"{name} ({second.precision.upper()})",
+                "against": f"{second.row['name']} ({second.precision.upper()})",
             }
             for first, second in pairs
         ]
