@@ -142,7 +142,7 @@ class _Search:
         self.prior: Prior | None = None
         self.measured_ms: dict[Architecture, float] = {}
         self.best: tuple[float, float] | None = None  # mAP50-95, and latency in ms with the sign turned
-        self.comparing = 0.0  # seconds spent on networks that the search is compared with
+        self.comparing = 0.0  # seconds spent on what the search is compared with
         self.done = 0.0
         self.scored = 0
 
@@ -178,7 +178,9 @@ class _Search:
                 preference=self.preference,
             )
             if self.options["rescaled"]:
+                start = time.monotonic()
                 write_json(self.ctx.out / "rescaled.json", self.rescaled(met[0]))
+                self.comparing += time.monotonic() - start
         self.write(trials, compared, met, missed, stock)
 
     def informed(self) -> dict[Architecture, Source]:
