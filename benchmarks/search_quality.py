@@ -26,12 +26,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +46,8 @@ from yolov8_nas.deploy.quantization import load_network
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Comparison, Evaluation, Evaluator, mean_average_precision
 from yolov8_nas.hardware.benchmark import VERIFY, Measurement, measure
-from yolov8_nas.hardware.latency_model import LatencyModel
 from yolov8_nas.hardware.profile import available_cores
 from yolov8_nas.host import HostLock
-from yolov8_nas.search.baseline import TOLERANCE, rescaled_stock
 from yolov8_nas.space import Architecture
 from yolov8_nas.stages.stage import run_stage, target_labels
 from yolov8_nas.store import atomic_write, pack, read_json, write_json
@@ -61,9 +57,6 @@ BATCH = 16
 RESAMPLES = 2000
 SEED_STEP = 1000
 """Seeds lie this far apart: an epoch of fine-tuning is seeded with the sum of the seed and its number."""
-
-RESCALINGS = 6
-"""Rescaled networks that are measured at most until one is as fast as the searched network."""
 
 ARMS = {
     "random": "best of as many random networks, tuned the same",
@@ -151,7 +144,6 @@ class Arena:
         # Once for all seeds: what the device is does not depend on them.
         self.probed = self.stage("hw-probe", 0, {}, num_classes=len(self.classes))
         self.threads: int = read_json(self.probed.folder / "profile.json")["threads"]
-        self.latency = LatencyModel.from_dict(read_json(self.probed.folder / "latency_model.json"))
 
     def config(self, number: int) -> RunConfig:
         """The run configuration of a contest."""
@@ -173,7 +165,7 @@ class Arena:
                     "prior_steps": a.prior_steps,
                     "random": "equal",
                 },
-                "finetune": {"epochs": a.finetune_epochs, "lr": 0.002, "candidates": 2, "baseline": True},
+                "finetune": {"epochs": a.finetune_epochs, "lr": 0.002, "candidates": 2, "baseline": "both"},
                 "targets": [{"hardware": a.hardware, "precision": "fp32", "constraints": [a.limit]}],
             },
             "the arguments",
@@ -221,7 +213,6 @@ class Contest:
         self.arena, self.number = arena, number
         self.config = arena.config(number)
         self.folder = arena.workdir / "seeds" / str(number)
-        self.scale = arena.latency.space.scale
         self.evaluator: Evaluator | None = None
 
     def hold(self) -> None:
@@ -243,17 +234,14 @@ class Contest:
             "search": searching["seconds"] - searching["seconds_comparing"],
             "finetune": told["candidates"][0]["seconds"],
         }
-        network = Architecture.from_dict(searched["architecture"])
-        rescaled, ratio = self.rescale(network)
-        epochs = told["baseline"]["epochs"]
-        alone = self.train("stock-epochs", rescaled, epochs)
+        alone = told["rescaled"]
+        epochs = alone["epochs"]
         as_long = round(sum(seconds.values()) / (alone["seconds"] / epochs))
-        self.train("stock-compute", rescaled, as_long)
         files = {
             "searched": tuned.folder / "candidates" / "0" / "best.pt",
             "random": tuned.folder / "candidates" / "1" / "best.pt",
-            "stock-epochs": self.folder / "stock-epochs.pt",
-            "stock-compute": self.folder / "stock-compute.pt",
+            "stock-epochs": tuned.folder / "rescaled" / "best.pt",
+            "stock-compute": self.train(Architecture.from_dict(alone["architecture"]), as_long),
             "stock": tuned.folder / "baseline" / "best.pt",
         }
         for arm, file in files.items():
@@ -264,13 +252,11 @@ class Contest:
             {
                 "machine": machine(self.arena.threads),
                 "seconds": seconds,
-                "epochs": {"searched": epochs, "random": epochs, "stock": epochs}
-                | {"stock-epochs": epochs, "stock-compute": as_long},
-                "rescaled_ratio": ratio,
+                "epochs": {arm: as_long if arm == "stock-compute" else epochs for arm in files},
                 "architectures": {
                     "searched": searched["architecture"],
                     "random": drawn["architecture"],
-                    "rescaled": rescaled.to_dict(),
+                    "rescaled": alone["architecture"],
                 },
                 "supernet_map50_95": {"searched": searched["map50_95_search"], "random": drawn["map50_95_search"]},
                 "latency": {arm: m.to_dict() for arm, m in zip(files, measured, strict=True)},
@@ -294,47 +280,13 @@ class Contest:
         pack(folder, tar)
         return tar
 
-    def rescale(self, searched: Architecture) -> tuple[Architecture, float]:
-        """Stock, rescaled to the searched network's latency as measured beside it.
-
-        Returns:
-            The network, and its latency as a share of the searched network's.
-        """
-        known = self.folder / "rescaled.json"
-        ratios = {Architecture.from_dict(a): r for a, r in read_json(known)} if known.exists() else {}
-        while len(ratios) < RESCALINGS and min(map(distance, ratios.values()), default=1) > TOLERANCE:
-            found = rescaled_stock(self.scale, self.price(searched, ratios), 1.0)
-            if found in ratios:
-                break
-            own, other = self.measure(
-                [self.fresh(searched), self.fresh(found)], f"rescaling-{searched.digest}-{found.digest}.json"
-            )
-            ratios[found] = other.latency_ms.p50 / own.latency_ms.p50
-            write_json(known, [[network.to_dict(), ratio] for network, ratio in ratios.items()])
-        return min(ratios.items(), key=lambda item: distance(item[1]))
-
-    def price(self, searched: Architecture, measured: Mapping[Architecture, float]) -> Callable[[Architecture], float]:
-        """Latency of a network as a share of the searched one's: as measured, else as predicted.
-
-        The prediction is corrected by what the measured ones took more than predicted: rescaled networks are alike.
-        """
-
-        def predict(network: Architecture) -> float:
-            return float(self.arena.latency.predict([network])[0][0])
-
-        own = predict(searched)
-        drift = float(np.median([ratio * own / predict(network) for network, ratio in measured.items()] or [1.0]))
-        return cache(lambda network: measured.get(network) or drift * predict(network) / own)
-
-    def train(self, arm: str, network: Architecture, epochs: int) -> dict[str, Any]:
-        """Train a network from scratch, as the pipeline trains its stock baseline; returns epochs and seconds."""
-        told = self.folder / f"{arm}.json"
-        if told.exists():
-            row: dict[str, Any] = read_json(told)
-            return row
-        c = self.config
+    def train(self, network: Architecture, epochs: int) -> Path:
+        """Train a network from scratch, as the pipeline trains what it compares with, for so many epochs."""
+        file, c = self.folder / "stock-compute.pt", self.config
+        if file.exists():
+            return file
         recipe = finetune.Recipe(epochs, c.finetune.batch, c.supernet.lr, c.imgsz, c.seed)
-        work = self.folder / "partial" / arm
+        work = self.folder / "partial" / "stock-compute"
         torch.manual_seed(c.seed)
         with HostLock().computing():
             trained = finetune.train(
@@ -343,13 +295,11 @@ class Contest:
                 recipe,
                 work=work,
             )
-        save_checkpoint(trained.network, self.folder / f"{arm}.pt", names=self.arena.classes, imgsz=c.imgsz)
-        seconds = sum(point["seconds"] for point in trained.curves)
-        row = {"architecture": network.to_dict(), "recipe": asdict(recipe), "epochs": epochs, "seconds": seconds}
-        row |= {"best_epoch": trained.epoch, "curve": [point["map50_95"] for point in trained.curves]}
-        write_json(told, row)
+        curves = {"recipe": asdict(recipe), "best_epoch": trained.epoch, "curves": trained.curves}
+        write_json(file.with_suffix(".json"), curves)
+        save_checkpoint(trained.network, file, names=self.arena.classes, imgsz=c.imgsz)
         shutil.rmtree(work)
-        return row
+        return file
 
     def score(self, arm: str, file: Path) -> None:
         """Score a network on the validation split, once."""
@@ -362,13 +312,6 @@ class Contest:
         with HostLock().computing():
             self.evaluator.evaluate(load_network(file).fuse(verbose=False)).save(into)
 
-    def fresh(self, network: Architecture) -> Path:
-        """A network's file with fresh weights: latency does not depend on them."""
-        file = self.folder / "networks" / f"{network.digest}.onnx"
-        if file.exists():
-            return file
-        return export_onnx(build(network, len(self.arena.classes)), file, imgsz=self.config.imgsz)
-
     def exported(self, arm: str, file: Path) -> Path:
         """A trained network's file."""
         return export_onnx(load_network(file), self.folder / "networks" / f"{arm}.onnx", imgsz=self.config.imgsz)
@@ -378,11 +321,6 @@ class Contest:
         with HostLock().measuring():
             protocol = replace(VERIFY, seed=self.number)
             return measure(files, threads=self.arena.threads, protocol=protocol, checkpoint=self.folder / checkpoint)
-
-
-def distance(ratio: float) -> float:
-    """How far two latencies are apart, from their ratio."""
-    return abs(math.log(ratio))
 
 
 def draw_images(count: int, seed: int = 0) -> NDArray[np.integer[Any]]:

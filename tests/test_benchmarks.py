@@ -31,12 +31,11 @@ from rank_correlation import (
     spearman,
     spread,
 )
-from search_quality import Contest, over_seeds, scores_of_draws
+from search_quality import over_seeds, scores_of_draws
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import Evaluation, compare
 from yolov8_nas.hardware.cost import cost
-from yolov8_nas.search.baseline import TOLERANCE
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.store import read_json, write_json
 
@@ -248,43 +247,6 @@ def test_the_variance_between_seeds_is_not_underestimated() -> None:
 def test_seeds_on_different_images_are_not_compared(tmp_path: Path, few_draws: None) -> None:
     with pytest.raises(ValueError, match="other images"):
         scores_of_draws(saved(tmp_path, made_up(0, 5), made_up(0, 6)))
-
-
-def contest(tmp_path: Path) -> Contest:
-    """A contest on a device that is predicted to take a millisecond and one for every 10^8 multiply-accumulates."""
-
-    class Arena:
-        workdir = tmp_path
-        threads = 1
-        latency = SimpleNamespace(
-            space=SPACE, predict=lambda networks: (np.array([1 + macs(n) / 1e8 for n in networks]),) * 2
-        )
-
-        def config(self, number: int) -> None:
-            return None
-
-    return Contest(Arena(), 0)  # type: ignore[arg-type]
-
-
-def test_stock_is_rescaled_until_it_measures_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    searched, measured = SPACE.sample(rng), []
-
-    def measure(files: list[Architecture], checkpoint: str) -> list[Any]:
-        measured.append(files[1])
-        # Rescaled networks take a fifth more than predicted.
-        own, other = 1 + macs(files[0]) / 1e8, 1.2 * (1 + macs(files[1]) / 1e8)
-        return [SimpleNamespace(latency_ms=SimpleNamespace(p50=ms)) for ms in (own, other)]
-
-    found = []
-    for _ in range(2):
-        one = contest(tmp_path)
-        monkeypatch.setattr(one, "fresh", lambda network: network)
-        monkeypatch.setattr(one, "measure", measure)
-        found.append(one.rescale(searched))
-    assert found[0] == found[1]
-    assert abs(found[0][1] - 1) <= TOLERANCE
-    assert len(measured) == 2  # the first was too slow, the second corrected for that; the third time it was known
 
 
 def test_the_table_gives_difference_interval_and_word(
