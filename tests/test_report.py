@@ -543,6 +543,15 @@ def test_tells_what_the_architecture_parameters_learned(page: Page) -> None:
     assert latency["data"][0]["y"][0] == 5.0
 
 
+def test_a_winner_trained_from_scratch_says_so(run: MadeUpRun, tmp_path: Path) -> None:
+    folders = run.evidence["targets"]["cpu-onnxruntime-best"]
+    tuned = shutil.copytree(folders["qat-finetune"], tmp_path / "tuned")
+    write(tuned, {"finetune.json": {"candidates": [{"index": 0, "epochs": 28, "start": "scratch"}]}})
+    evidence = run.evidence | {"targets": {"cpu-onnxruntime-best": folders | {"qat-finetune": tuned}}}
+    page = Page(build_report(run.summary, evidence, tmp_path / "report.html"))
+    assert "28, from scratch" in page.text and "16 + 12" not in page.text
+
+
 def test_a_run_without_a_prior_says_so(run: MadeUpRun, tmp_path: Path) -> None:
     folders = run.evidence["targets"]["cpu-onnxruntime-best"]
     search = shutil.copytree(folders["search"], tmp_path / "search")

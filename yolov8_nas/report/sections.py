@@ -268,13 +268,13 @@ def _measures(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _epochs(target: Target) -> str:
-    """Epochs that the shipped network's weights have seen: in the supernet, and in fine-tuning."""
+    """Epochs that the shipped network's weights have seen: in the supernet, if they were there, and in fine-tuning."""
     tuned = records(pick(target.outputs["qat-finetune"].json("finetune.json"), "candidates"))
     index = pick(target.verdict, "shipped", "candidate")
-    seen = [
-        pick(target.supernet.json("supernet.json"), "epochs"),
-        next((row.get("epochs") for row in tuned if row.get("index") == index), None),
-    ]
+    row: Mapping[str, Any] = next((row for row in tuned if row.get("index") == index), {})
+    if row.get("start") == "scratch":
+        return f"{wording.whole(row.get('epochs'))}, from scratch"
+    seen = [pick(target.supernet.json("supernet.json"), "epochs"), row.get("epochs")]
     return " + ".join(map(wording.whole, seen)) if all(map(wording.is_number, seen)) else wording.ABSENT
 
 
