@@ -87,3 +87,21 @@ def test_the_correction_is_within_its_linear_part_and_its_bound() -> None:
         rest = np.log(model.predict(fresh)[0] / model.physical(fresh)) - linear(fresh)
         assert np.abs(rest).max() <= model.curvature + 1e-12
         assert (model.curvature > 1e-3) == (np.abs(rest).max() > 1e-4) == (smoothness.curved > 0)
+
+
+@pytest.mark.parametrize(
+    "smoothness", [Smoothness(0.0, 1.0, 0.01), Smoothness(0.5, 2.0, 0.1), Smoothness(1.0, 1.0, 0.01)]
+)
+def test_the_tangent_is_the_prediction_to_first_order(smoothness: Smoothness) -> None:
+    known = networks(TINY, 60, seed=1)
+    latency = [sum(layer.macs**0.8 / 1e6 + 0.01 for layer in cost(a, 3, 128).layers) for a in known]
+    model = LatencyModel(TINY, 3, 128, tuple(known), tuple(latency), smoothness, 0.05, {})
+    at = known[7]
+    tables = LinearCost.tabulate(TINY, lambda architectures: model.tangent(at, architectures))
+    genes = TINY.encode(at)
+    beside = [TINY.decode((*genes[:i], g, *genes[i + 1 :])) for i, d in enumerate(TINY.dimensions)
+              for g in range(len(d.options)) if g != genes[i]]  # fmt: skip
+    truth = np.log(model.predict([at, *beside])[0])
+    assert tables([at])[0] == pytest.approx(truth[0])
+    change, error = truth[1:] - truth[0], tables(beside) - truth[1:]
+    assert np.mean(error**2) < 0.1 * np.mean(change**2)

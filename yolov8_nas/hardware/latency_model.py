@@ -180,6 +180,17 @@ class _Fit:
         correction: Floats = (parts - self.centre) / self.scale @ slope
         return correction
 
+    def tangent(self, work: Floats, parts: Floats, at: tuple[Floats, Floats]) -> Floats:
+        """The logarithm of the prediction to first order at one network (1, ...): (n,)."""
+        away = self.anchors - (at[1] - self.centre) / self.scale
+        dims = max(1, away.shape[1])
+        near = np.exp(-(away**2).sum(axis=1) / (2 * self.smoothness.length**2 * dims)) / self.smoothness.length**2
+        curved, linear = self.smoothness.curved * (near * self.weights) @ away, self.anchors.T @ self.weights
+        slope = (curved + (1 - self.smoothness.curved) * linear) / dims
+        value = np.log(self.predict(*at)) + (work - at[0]) @ self.prices / (at[0] @ self.prices)
+        tangent: Floats = value + (parts - at[1]) / self.scale @ slope
+        return tangent
+
     @property
     def curvature(self) -> float:
         """What the curved part contributes at most: the norm of a function bounds it, as |f(x)|^2 <= |f|^2 k(x, x)."""
@@ -302,6 +313,10 @@ class LatencyModel:
         work, _ = self._features(architectures)
         latency: Floats = work @ self._fit.prices
         return latency
+
+    def tangent(self, at: Architecture, architectures: Sequence[Architecture]) -> Floats:
+        """The logarithm of the prediction to first order at a network, which adds up over layers as well: (n,)."""
+        return self._fit.tangent(*self._features(architectures), self._features([at]))
 
     def linear_correction(self, architectures: Sequence[Architecture]) -> Floats:
         """The part of the correction's logarithm that adds up over the layers of a network: (n,)."""
