@@ -23,7 +23,7 @@ LAYERS = (
     ("stages.stage",),
     ("registry", "report", "summary"),
     ("stages",),
-    ("lifecycle", "preflight", "doctor", "display"),
+    ("lifecycle", "preflight", "doctor", "display", "apart"),
     ("local", "nas"),
     ("cli",),
 )

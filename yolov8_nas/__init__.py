@@ -1,1 +1,23 @@
 """Hardware-aware neural architecture search for YOLOv8-style detectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yolov8_nas.nas import NAS, Subnet
+
+__all__ = ["NAS", "Subnet"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, because every process of a run imports this package and hardly one of them needs these.
+    if name in __all__:
+        from yolov8_nas import nas
+
+        return getattr(nas, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -20,6 +22,9 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
 from yolov8_nas.store import ArchiveError
+
+if TYPE_CHECKING:
+    from yolov8_nas.nas import Subnet
 
 
 class _Commands(typer.core.TyperGroup):
@@ -51,7 +56,15 @@ models_app = typer.Typer(no_args_is_help=True, help="Registered models: list, sh
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 
+Config = Annotated[Path, typer.Argument(help="Run configuration (YAML).")]
 Workdir = Annotated[Path | None, typer.Option(help="Folder for everything that the run writes.")]
+Data = Annotated[str | None, typer.Option(help="Dataset: a folder, a data.yaml or an archive.")]
+Hardware = Annotated[list[str] | None, typer.Option(help="Target device; may be given more than once.")]
+Limits = Annotated[list[str] | None, typer.Option(help='Limit, e.g. "latency<=8ms"; may be given more than once.')]
+Precision = Annotated[str | None, typer.Option(help="fp32, fp16, int8 or best.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. supernet.epochs=5; may be given more than once.")
+]
 Where = Annotated[Path, typer.Option(help="Work folder of the run that registered the models.")]
 Tracking = Annotated[str | None, typer.Option(help="MLflow tracking URI, instead of that of the work folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -67,33 +80,93 @@ def demo(workdir: Workdir = None) -> None:
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="Run configuration (YAML).")],
+    config: Config,
     workdir: Workdir = None,
-    data: Annotated[str | None, typer.Option(help="Dataset: a folder, a data.yaml or an archive.")] = None,
-    hardware: Annotated[list[str] | None, typer.Option(help="Target device; may be given more than once.")] = None,
-    constraint: Annotated[
-        list[str] | None, typer.Option(help='Limit, e.g. "latency<=8ms"; may be given more than once.')
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or best.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. supernet.epochs=5; may be given more than once.")
-    ] = None,
+    data: Data = None,
+    hardware: Hardware = None,
+    constraint: Limits = None,
+    precision: Precision = None,
+    overrides: Overrides = None,
 ) -> None:
     """Run the whole pipeline on this machine for a configuration; run it again to go on where it stopped."""
-    parsed = RunConfig.load(config, overrides or ())
-    settings = parsed.model_dump(mode="json")
-    if data is not None:
-        settings["data"] = data
-    if settings["data"] and "://" not in settings["data"]:
-        # The stages run elsewhere than in the folder that this path may be relative to.
-        settings["data"] = str(Path(settings["data"]).expanduser().absolute())
-    if Path(settings["space"]).suffix in (".yaml", ".yml"):
-        settings["space"] = str(Path(settings["space"]).absolute())
-    if settings["store"] and "://" not in settings["store"]:
-        settings["store"] = str(Path(settings["store"]).absolute())
-    settings["targets"] = _targets(settings["targets"], hardware or (), constraint or (), precision)
-    parsed = RunConfig.parse(settings, f"{config} with the options given")
-    _run(parsed, workdir or Path("runs") / parsed.name)
+    asked = _asked(config, data, hardware, constraint, precision, overrides)
+    _run(asked, workdir or Path("runs") / asked.name)
+
+
+@app.command()
+def search(
+    config: Config,
+    workdir: Workdir = None,
+    data: Data = None,
+    hardware: Hardware = None,
+    constraint: Limits = None,
+    precision: Precision = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run the pipeline up to the search, and tell what it found for each target.
+
+    What was run before is used again, by this command, by `run` and by the Python API alike.
+    """
+    from yolov8_nas import nas
+    from yolov8_nas.stages.stage import target_labels
+
+    asked = _asked(config, data, hardware, constraint, precision, overrides)
+    workdir = workdir or Path("runs") / asked.name
+    _check(asked, workdir)
+    console = Console()
+    session = nas.Session(asked, workdir.absolute(), console=console)
+    failures = []
+    for label in target_labels(asked):
+        try:
+            found = nas.search(session, label)
+        except StageError as error:  # the other targets are none the worse for it
+            failures.append(f"{label}: {error}")
+            continue
+        file = workdir / "candidates" / f"{label}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found[0].folders["search"] / "candidates.json", file)
+        limits = " and ".join(map(str, found[0].limits))
+        console.print(f"\n{label}: networks that keep {limits}, as measured", style="bold", highlight=False)
+        console.print(_candidates_table(found))
+        console.print(f"candidates  {file}", markup=False, highlight=False, soft_wrap=True)
+    if failures:
+        raise StageError("; ".join(failures))
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A checkpoint (.pt) of a detector, or the work folder of a run.")],
+    format: Annotated[str, typer.Option(help="onnx, or engine for TensorRT.")] = "onnx",
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Take other numbers of images and other sizes.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Compute in FP16.")] = False,
+    imgsz: Annotated[int | None, typer.Option(help="Side of the input in pixels; that of the training.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; beside the model.")] = None,
+) -> None:
+    """Export a detector as a file that needs no PyTorch, and compare the two."""
+    from yolov8_nas import apart
+    from yolov8_nas.deploy.packaging import SUFFIXES
+
+    if format not in SUFFIXES:
+        raise InputError(f"--format {format}: use one of {', '.join(SUFFIXES)}")
+    checkpoint = _shipped_checkpoint(model) if model.is_dir() else model
+    file = out or checkpoint.with_suffix(SUFFIXES[format])
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"{file}: there is no folder {file.parent}; make it first")
+    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"exporting {checkpoint}"):
+        log = Path(folder) / "export.log"
+        apart.call(
+            "yolov8_nas.deploy.packaging:export",
+            log=log,
+            checkpoint=checkpoint,
+            path=file,
+            format=format,
+            imgsz=imgsz,
+            batch=batch,
+            dynamic=dynamic,
+            half=half,
+        )
+    typer.echo(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
 
 
 @app.command()
@@ -225,6 +298,24 @@ def models_best(
     _show(found.to_dict(), as_json)
 
 
+def _asked(
+    config: Path,
+    data: str | None,
+    hardware: Sequence[str] | None,
+    constraints: Sequence[str] | None,
+    precision: str | None,
+    overrides: Sequence[str] | None,
+) -> RunConfig:
+    """The configuration in a file with the options laid over it."""
+    from yolov8_nas.local import with_absolute_paths
+
+    settings = RunConfig.load(config, overrides or ()).model_dump(mode="json")
+    if data is not None:
+        settings["data"] = data
+    settings["targets"] = _targets(settings["targets"], hardware or (), constraints or (), precision)
+    return RunConfig.parse(with_absolute_paths(settings), f"{config} with the options given")
+
+
 def _targets(
     targets: list[dict[str, Any]], hardware: Sequence[str], constraints: Sequence[str], precision: str | None
 ) -> list[dict[str, Any]]:
@@ -239,9 +330,9 @@ def _targets(
     return [{**target, **changes} for target in targets]
 
 
-def _run(config: RunConfig, workdir: Path) -> None:
+def _check(config: RunConfig, workdir: Path) -> None:
+    """What can be told before a run begins."""
     from yolov8_nas import local, preflight
-    from yolov8_nas.report.terminal import verdict
 
     console = Console()
     store = local.store_of(config, workdir)
@@ -259,6 +350,14 @@ def _run(config: RunConfig, workdir: Path) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _run(config: RunConfig, workdir: Path) -> None:
+    from yolov8_nas import local
+    from yolov8_nas.report.terminal import verdict
+
+    _check(config, workdir)
+    console = Console()
     with local.held(workdir):
         summary = local.run_pipeline(config, workdir, console)
     console.print(verdict(summary))
@@ -274,6 +373,38 @@ def _run(config: RunConfig, workdir: Path) -> None:
             if stage["status"] == "failed" and not stage["error"].startswith("not run"):
                 typer.echo(f"failed: {stage['name']}: {stage['error']}", err=True)
         raise typer.Exit(1)
+
+
+def _candidates_table(found: Sequence[Subnet]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", caption="mAP50-95 is that of the supernet's weights")
+    table.caption_justify = "left"
+    table.add_column("network")
+    for heading in ("mAP50-95", "p50, ms", "p90, ms", "p99, ms", "MiB", "params, M", "GFLOPs", "slack"):
+        table.add_column(heading, justify="right")
+    for subnet in found:
+        table.add_row(
+            subnet.name,
+            f"{subnet.map50_95:.3f}",
+            *(f"{subnet.latency_ms[p]:.3g}" for p in ("p50", "p90", "p99")),
+            f"{subnet.memory_mb:.0f}",
+            f"{subnet.cost.params / 1e6:.2f}",
+            f"{subnet.cost.gflops:.3g}",
+            f"{subnet.slack:.0%}",
+        )
+    return table
+
+
+def _shipped_checkpoint(workdir: Path) -> Path:
+    """The checkpoint of what a run ships, quantized if that is: of its only target."""
+    summary = workdir / "summary.json"
+    if not summary.is_file():
+        raise InputError(f"{workdir}: no finished run in this folder (no summary.json); give the path of a .pt file")
+    targets = [target for target in json.loads(summary.read_text())["targets"] if target["model"]]
+    if len(targets) != 1:
+        found = ", ".join(str(workdir / target["model"]["files"]["best.pt"]) for target in targets)
+        raise InputError(f"{workdir}: the run ships {len(targets)} models; give the path of one: {found or 'none'}")
+    wanted = "qat.pt" if targets[0]["precision_shipped"] == "int8" else "best.pt"
+    return workdir / str(targets[0]["model"]["files"][wanted])
 
 
 def _limits(config: RunConfig) -> list[Any]:

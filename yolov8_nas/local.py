@@ -1,4 +1,4 @@
-"""Runs the pipeline on this machine and follows it.
+"""Runs the pipeline on this machine, or some of its stages, and follows it.
 
 The pipeline runs in a process of its own (`pipelines.local`), each stage in a further one; they end with this process,
 however it ends. A run that was cut short goes on where it was when the same command is given again.
@@ -10,31 +10,66 @@ import fcntl
 import json
 import os
 import secrets
-import signal
-import subprocess
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from yolov8_nas import apart
 from yolov8_nas.config import RunConfig
 from yolov8_nas.display import Display
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.progress import FILE_VARIABLE
-from yolov8_nas.stages.stage import LOGS_VARIABLE, PARENT_VARIABLE, STAGES, target_labels
+from yolov8_nas.stages.stage import (
+    LOGS_VARIABLE,
+    PARENT_VARIABLE,
+    STAGES,
+    STATUS_FILE,
+    Outcome,
+    find_stage,
+    find_target,
+    open_store,
+    target_labels,
+)
 from yolov8_nas.store import read_json, write_json
 
 SHARED_STAGES: Final = ("data-prep", "supernet-train")
+
+INPUTS: Final[dict[str, tuple[str, ...]]] = {
+    "data-prep": (),
+    "hw-probe": (),
+    "supernet-train": ("data-prep",),
+    "search": ("data-prep", "supernet-train", "hw-probe"),
+    "qat-finetune": ("data-prep", "supernet-train", "search"),
+}
+"""The stages that `run_stages` can run, each with those whose results it takes; what fails soonest stands first."""
+
+TRAINING: Final = ("supernet-train", "qat-finetune")
 
 
 def store_of(config: RunConfig, workdir: Path) -> str:
     """The stage store of a run in a work folder."""
     return config.store or str(workdir.absolute() / "store")
+
+
+def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run whose paths do not depend on the current folder: the stages run elsewhere."""
+    changed = dict(settings)
+    for key in ("data", "store"):
+        if changed.get(key) and "://" not in changed[key]:
+            changed[key] = str(Path(changed[key]).expanduser().absolute())
+    if Path(changed.get("space", "")).suffix in (".yaml", ".yml"):
+        changed["space"] = str(Path(changed["space"]).absolute())
+    supernet = changed.get("supernet") or {}
+    if isinstance(supernet, dict) and supernet.get("weights"):
+        changed["supernet"] = {**supernet, "weights": str(Path(supernet["weights"]).expanduser().absolute())}
+    return changed
 
 
 @contextmanager
@@ -84,15 +119,7 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
         },
     }
     write_json(logs / "pipeline.json", request)
-    environment = {
-        # Threads that wait for each other spin: with GNU OpenMP's default for so long that training crawls on a machine
-        # in use, with none at all it takes twice as long on a quiet one. This many turns cost little on either.
-        "GOMP_SPINCOUNT": "10000",
-        **os.environ,
-        FILE_VARIABLE: str(logs / "progress.jsonl"),
-        LOGS_VARIABLE: str(logs),
-        PARENT_VARIABLE: str(os.getpid()),
-    }
+    environment = {**os.environ, **_environment(logs), PARENT_VARIABLE: str(os.getpid())}
     branch = [stage for stage in STAGES if stage not in SHARED_STAGES]
     expected: list[tuple[str, str | None]] = [("data-prep", None)]
     expected += [("hw-probe", label) for label in labels]
@@ -101,7 +128,9 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
     with (
         (logs / "pipeline.log").open("ab") as log,
         Display(logs / "progress.jsonl", expected, console) as display,
-        _process([sys.executable, "-m", "pipelines.local", str(logs / "pipeline.json")], environment, log) as process,
+        apart.running(
+            [sys.executable, "-m", "pipelines.local", str(logs / "pipeline.json")], environment, log
+        ) as process,
     ):
         while process.poll() is None:
             display.poll()
@@ -113,17 +142,98 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
     return summary
 
 
+def run_stages(
+    config: RunConfig,
+    workdir: Path,
+    last: str,
+    target: str | None,
+    console: Console,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Path]:
+    """Run a stage and those before it that it needs, one after the other, each in a process of its own.
+
+    They are the stages of the pipeline, with the same keys in the same store: what a run has done is not done again
+    here, nor the reverse.
+
+    Args:
+        config: What to run.
+        workdir: Gets `logs/` and, unless it is elsewhere, the store.
+        last: The stage whose result is wanted: `supernet-train`, `search` or `qat-finetune`.
+        target: Label of the target, where a stage serves one.
+        console: Where progress is shown.
+        environment: Environment variables to set for the stages that train.
+
+    Returns:
+        The folder of each stage's result in the store, which is not to be changed.
+
+    Raises:
+        InputError: A stage can't use what it was given.
+        StageError: A stage failed, or its result must not ship.
+    """
+    workdir = workdir.absolute()
+    logs, store = workdir / "logs", store_of(config, workdir)
+    needed = {last}
+    for stage in reversed(INPUTS):
+        needed |= set(INPUTS[stage]) if stage in needed else set()
+    plan = [(stage, None if stage in SHARED_STAGES else target) for stage in INPUTS if stage in needed]
+    for stage, label in plan:
+        if stage != "data-prep":  # its settings hold a digest of the data, which takes time; and it runs first anyway
+            find_stage(stage).settings(config, find_target(config, label) if label else None)
+    request = {"config": config.to_json(), "store": store, "run_id": _new_run_id()}
+    found: dict[str, Path] = {}
+    with held(workdir), _empty_folder(workdir / ".tars") as tars:
+        (logs / "progress.jsonl").unlink(missing_ok=True)
+        with Display(logs / "progress.jsonl", plan, console) as display:
+            for stage, label in plan:
+                parameters = {}
+                if stage == "hw-probe":
+                    parameters["num_classes"] = len(read_json(found["data-prep"] / "dataset.json")["classes"])
+                outcome: Outcome = apart.call(
+                    "yolov8_nas.stages.stage:run_stage",
+                    log=logs / "stages.log",
+                    environment={**_environment(logs), **((environment or {}) if stage in TRAINING else {})},
+                    wait=display.poll,
+                    stage=stage,
+                    target=label,
+                    inputs={name: tars / f"{name}.tar" for name in INPUTS[stage]},
+                    output=tars / f"{stage}.tar",
+                    parameters=parameters,
+                    **request,
+                )
+                found[stage] = open_store(store).entry(stage, outcome.key).outputs
+                if outcome.status == "failed":
+                    _raise_failure(stage, outcome, found[stage], logs)
+    return found
+
+
+def _raise_failure(stage: str, outcome: Outcome, folder: Path, logs: Path) -> None:
+    """Raise what a stage of one target has recorded instead of raising it."""
+    kind = read_json(folder / STATUS_FILE)["kind"] if outcome.key else "InputError"
+    if kind in ("InputError", "SpaceError", "ArchiveError"):
+        raise InputError(outcome.error)
+    raise StageError(f"{stage}: {outcome.error}" + ("" if kind == "StageError" else f"; see {logs}"))
+
+
+def _environment(logs: Path) -> dict[str, str]:
+    """Environment variables of stages that run on this machine."""
+    return {
+        # Threads that wait for each other spin: with GNU OpenMP's default for so long that training crawls on a machine
+        # in use, with none at all it takes twice as long on a quiet one. This many turns cost little on either.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+        FILE_VARIABLE: str(logs / "progress.jsonl"),
+        LOGS_VARIABLE: str(logs),
+    }
+
+
 @contextmanager
-def _process(command: list[str], environment: dict[str, str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, of which nothing is left when the context ends."""
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+def _empty_folder(folder: Path) -> Iterator[Path]:
+    """A folder for what is on its way, whatever a killed process left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        yield process
+        yield folder
     finally:
-        # The group and not only the process: a stage could be left. It loses nothing but the work since a checkpoint.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_id(config: RunConfig, workdir: Path) -> str:
@@ -133,9 +243,13 @@ def _run_id(config: RunConfig, workdir: Path) -> str:
         last = json.loads(file.read_text())
         if last["config"] == config.digest and not last["finished"]:
             return str(last["run_id"])
-    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_id = _new_run_id()
     write_json(file, {"run_id": run_id, "config": config.digest, "finished": False})
     return run_id
+
+
+def _new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def _finish(workdir: Path) -> None:

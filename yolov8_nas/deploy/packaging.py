@@ -1,0 +1,230 @@
+"""Checkpoints and what is made of them: a network of the supernet as a `.pt`, a `.pt` as ONNX or engine, its score.
+
+What the Python API and the command line have in common; either calls these in a process of their own.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from yolov8_nas.errors import InputError
+from yolov8_nas.space import Architecture
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+SUFFIXES: Final = {"onnx": ".onnx", "engine": ".engine"}
+"""Formats, and the suffixes of their files."""
+
+BATCH: Final = 16
+"""Images at once when a checkpoint is scored."""
+
+CALIBRATION_IMAGES: Final = 256
+"""Training images from which the BatchNorm statistics of a network of the supernet come."""
+
+WARM_UP: Final = 50
+REPETITIONS: Final = 200
+"""How often an engine runs, before and while it is timed to choose among builds."""
+
+
+class EngineUnavailable(InputError):
+    """A TensorRT engine is asked for on a machine that cannot build one; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a detector does on one split, by the protocol of `evaluation`.
+
+    Attributes:
+        split: `search` or `val`.
+        images: Images in it.
+        map50_95: Mean average precision over IoU 0.50 to 0.95, from 0 to 1.
+        map50: Mean average precision at IoU 0.50.
+        per_class: `map50_95` by class name.
+    """
+
+    split: str
+    images: int
+    map50_95: float
+    map50: float
+    per_class: dict[str, float]
+
+
+def export(
+    checkpoint: Path,
+    path: Path,
+    *,
+    format: str = "onnx",
+    imgsz: int | None = None,
+    batch: int = 1,
+    dynamic: bool = False,
+    half: bool = False,
+) -> Path:
+    """Write the detector of a checkpoint as an ONNX file or as a TensorRT engine.
+
+    The ONNX file is compared with the network before it gets its name, unless it is quantized.
+
+    Args:
+        checkpoint: An Ultralytics checkpoint of a detector.
+        path: The file to write. An engine has its ONNX file beside it.
+        format: A key of `SUFFIXES`.
+        imgsz: Side of the square input in pixels; that of the training unless given.
+        batch: Images per inference; the most of them, if `dynamic`.
+        dynamic: Whether the file takes other numbers of images, heights and widths.
+        half: Whether it computes in FP16.
+
+    Raises:
+        InputError: The checkpoint is no detector, or what is asked does not go together.
+        EngineUnavailable: There is no TensorRT here.
+        StageError: The file does not compute what the network computes.
+    """
+    from yolov8_nas.deploy.onnx import export_onnx
+    from yolov8_nas.deploy.verification import verify_onnx
+
+    if format not in SUFFIXES:
+        raise InputError(f"format {format!r} is unknown; use one of {', '.join(SUFFIXES)}")
+    if format == "engine":
+        _require_tensorrt()
+    network = _read(checkpoint)
+    size = _side(network, checkpoint, imgsz)
+    shape: dict[str, Any] = {"imgsz": size, "batch": batch, "dynamic": dynamic, "half": half}
+    onnx = path if format == "onnx" else path.with_suffix(SUFFIXES["onnx"])
+    onnx.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=onnx.parent, prefix=f".{onnx.name}.") as folder:
+        written = export_onnx(network, Path(folder) / onnx.name, **shape)
+        if not _quantized(network):
+            verify_onnx(network, written, **shape)
+        written.replace(onnx)
+    if format == "onnx":
+        return onnx
+    return _build_engine(onnx, path, size, batch, dynamic)
+
+
+def score(checkpoint: Path, dataset: Path, *, imgsz: int, split: Literal["search", "val"]) -> Score:
+    """Score one of our own checkpoints on a split of the folder that data-prep wrote."""
+    import torch
+
+    from yolov8_nas.data.dataset import data_yaml
+    from yolov8_nas.evaluation import evaluate
+    from yolov8_nas.hardware.profile import available_cores
+
+    torch.set_num_threads(available_cores())
+    with tempfile.TemporaryDirectory() as work:
+        data = data_yaml(dataset, Path(work), validate_on=split)
+        found = evaluate(_read(checkpoint), data, imgsz=imgsz, batch=BATCH, work=Path(work))
+    return Score(split, len(found.images), found.map50_95, found.map50, found.per_class)
+
+
+def write_subnet(
+    supernet: Path, dataset: Path, architecture: dict[str, Any], path: Path, *, imgsz: int, batch: int, seed: int
+) -> Path:
+    """Write a network of a supernet as a plain Ultralytics checkpoint, as fine-tuning starts from it.
+
+    Args:
+        supernet: The folder that supernet-train wrote.
+        dataset: The folder that data-prep wrote.
+        architecture: The network, as `Architecture.to_dict` gives it.
+        path: The checkpoint to write.
+        imgsz: Side of the square input in pixels.
+        batch: Images at once while BatchNorm is recalibrated.
+        seed: Seed of the draw of images for that.
+    """
+    import torch
+
+    from yolov8_nas.data.dataset import data_yaml
+    from yolov8_nas.hardware.profile import available_cores
+    from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
+    from yolov8_nas.supernet.derive import derive, save_checkpoint
+    from yolov8_nas.supernet.supernet import Supernet
+
+    torch.set_num_threads(available_cores())
+    weights = Supernet.load(supernet)
+    network = derive(weights, Architecture.from_dict(architecture))
+    with tempfile.TemporaryDirectory() as work:
+        data = data_yaml(dataset, Path(work), validate_on="search")
+        recalibrate(network, calibration_batches(data, imgsz, CALIBRATION_IMAGES, batch, seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(network, path, names=weights.names, imgsz=imgsz)
+    return path
+
+
+def _read(checkpoint: Path) -> DetectionModel:
+    """The network of an Ultralytics checkpoint in full precision and evaluation mode, quantized where it was.
+
+    Whoever the file is from, no code in it is run: it may refer to modules of Ultralytics and PyTorch and to plain
+    data (Ultralytics' own restricted loading, which it leaves to those who ask for it).
+
+    Raises:
+        InputError: There is no such file, or it holds no detector with YOLOv8's head.
+    """
+    from ultralytics.nn.modules import Detect
+    from ultralytics.nn.tasks import DetectionModel, torch_safe_load
+    from ultralytics.utils.torch_utils import restore_qat
+
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint}: no such file; give the path of a checkpoint (.pt)")
+    if checkpoint.suffix != ".pt":
+        raise InputError(f"{checkpoint}: not a checkpoint; give the path of a .pt file")
+    try:
+        found, _ = torch_safe_load(str(checkpoint), safe_only=True)
+    except Exception as error:  # of many classes, and a damaged file can cause any
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{checkpoint}: not a checkpoint of Ultralytics that can be read safely ({why})") from None
+    network = found.get("ema") or found.get("model")
+    head = network.model[-1] if isinstance(network, DetectionModel) else network
+    if type(head) is not Detect or head.end2end:
+        raise InputError(
+            f"{checkpoint}: a {type(network).__name__} with the head {type(head).__name__}, and only detectors with "
+            f"YOLOv8's head are exported here; use Ultralytics: yolo export model={checkpoint}"
+        )
+    network = network.float().eval()
+    if found.get("modelopt"):
+        restore_qat(network, found["modelopt"])
+    network.args = {**(found.get("train_args") or {})}
+    return network
+
+
+def _side(network: DetectionModel, checkpoint: Path, imgsz: int | None) -> int:
+    side = network.args.get("imgsz", 640) if imgsz is None else imgsz
+    if not isinstance(side, int) or side < 32 or side % 32:
+        raise InputError(f"{checkpoint}: imgsz = {side!r}; give the side of a square in pixels, a multiple of 32")
+    return side
+
+
+def _quantized(network: DetectionModel) -> bool:
+    from ultralytics.utils.torch_utils import is_qat
+
+    quantized: bool = is_qat(network)
+    return quantized
+
+
+def _require_tensorrt() -> None:
+    from yolov8_nas.hardware.tensorrt import missing
+
+    if lacking := missing():
+        raise EngineUnavailable(
+            f'format "engine": {" and ".join(lacking)}. Engines are built on the device that they run on, with '
+            'TensorRT 10 or 11; here use format "onnx", from which an engine can be built there'
+        )
+
+
+def _build_engine(onnx: Path, engine: Path, imgsz: int, batch: int, dynamic: bool) -> Path:
+    """Build an engine of an ONNX file, the fastest of a few builds."""
+    from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine
+    from yolov8_nas.hardware.tensorrt import TensorRTRunner
+    from yolov8_nas.host import HostLock
+
+    def median_ms(built: Path) -> float:
+        runner = TensorRTRunner(built)
+        runner.gpu_times(WARM_UP)
+        return statistics.median(runner.gpu_times(REPETITIONS))
+
+    largest = (batch, imgsz, imgsz)
+    profile = Profile(min=(1, 32, 32), opt=largest, max=largest) if dynamic else None
+    with HostLock().measuring():  # TensorRT chooses by timings of its own, too
+        build_engine(onnx, engine, measure=median_ms, options=EngineOptions(profile=profile))
+    return engine
