@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from yolov8_nas import doctor
-from yolov8_nas.deploy import tensorrt
+from yolov8_nas.deploy import gpu_int8, tensorrt
 from yolov8_nas.deploy.efficient_nms import DOMAIN, EfficientNms, add_efficient_nms
+from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
 from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine, summarize_layers
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import engine_file, runtime
@@ -474,6 +475,87 @@ def test_an_engine_of_another_machine_is_refused_before_tensorrt_is_asked(
     with pytest.raises(InputError) as caught:
         runner.check_engine(engine)
     assert all(word in str(caught.value) for word in ["model.engine", "build it here from model.onnx", *words])
+
+
+# --- INT8 for GPUs ---
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT8 file as ONNX Runtime on a CPU likes it."""
+    import detection
+
+    from yolov8_nas.deploy.onnx import export_int8_ptq
+    from yolov8_nas.space import SearchSpace
+    from yolov8_nas.supernet.derive import build as build_network
+
+    torch.manual_seed(0)
+    detector = build_network(SearchSpace.load("tiny").smallest(), 2, detection.CLASSES).eval()
+    path = tmp_path_factory.mktemp("int8") / "model.onnx"
+    return export_int8_ptq(detector, path, imgsz=64, calibration=[torch.rand(2, 3, 64, 64)])
+
+
+def _plainly(model: onnx.ModelProto, *outputs: str) -> list[NDArray[Any]]:
+    """Outputs of a file, computed node by node as it stands."""
+    names = {value.name for value in model.graph.output}
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs if name not in names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    return [np.asarray(output, dtype=np.float32) for output in session.run(list(outputs), {"images": images})]
+
+
+def test_signed_integers_around_zero_compute_the_same(quantized: Path, tmp_path: Path) -> None:
+    signed = onnx.load(int8_for_gpu(quantized, tmp_path / "signed.onnx", half=False))
+    constants = {tensor.name: tensor for tensor in signed.graph.initializer}
+    zeros = [constants[node.input[2]] for node in signed.graph.node if node.op_type == "QuantizeLinear"]
+    assert zeros
+    assert all(z.data_type == TensorProto.INT8 and not numpy_helper.to_array(z).any() for z in zeros)
+    np.testing.assert_array_equal(*(_plainly(m, "output0")[0] for m in (onnx.load(quantized), signed)))
+
+
+def test_what_is_not_quantized_becomes_fp16(quantized: Path, tmp_path: Path) -> None:
+    path = int8_for_gpu(quantized, tmp_path / "half.onnx")
+    before, half = onnx.load(quantized), onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in half.graph.value_info}
+    convolutions = {node.name: kinds[node.output[0]] for node in half.graph.node if node.op_type == "Conv"}
+    assert [name for name, kind in convolutions.items() if kind != TensorProto.FLOAT16] == ["/model.54/dfl/conv/Conv"]
+    for value in (*half.graph.input, *half.graph.output):
+        assert value.type.tensor_type.elem_type == TensorProto.FLOAT
+    assert before.metadata_props == half.metadata_props
+    # Early layers only: a network that has not learnt makes noise of each rounding.
+    early = "/model.4/cv1/conv/Conv_output_0"
+    wanted, got = (_plainly(model, early)[0] for model in (before, half))
+    assert np.abs(got - wanted).mean() <= 0.02 * wanted.std()
+
+
+def test_a_converted_file_becomes_an_engine_and_one_for_cpus_is_refused(
+    trt: Any, quantized: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"model\.onnx.*activation_zero.*int8_for_gpu"):
+        build(tmp_path, quantized)
+    assert build(tmp_path, int8_for_gpu(quantized, tmp_path / "gpu.onnx"), builds=1).precision == "int8"
+
+
+def test_scales_that_fp16_cannot_hold_are_raised_with_their_weights() -> None:
+    weights = np.array([[100], [100]], dtype=np.int8)
+    scales = np.array([1e-6, 1e-2], dtype=np.float32)
+    constants = [numpy_helper.from_array(weights, "weight"), numpy_helper.from_array(scales, "scale")]
+    node = helper.make_node("DequantizeLinear", ["weight", "scale", "zero"], ["out"], axis=0)
+    graph = helper.make_graph([node], "part", [], [], constants)
+    gpu_int8._raise_scales(graph)
+    raised, scale = (numpy_helper.to_array(tensor) for tensor in graph.initializer)
+    assert scale[0] == np.finfo(np.float16).smallest_normal
+    assert scale[1] == scales[1]
+    np.testing.assert_allclose(raised[:, 0] * scale, weights[:, 0] * scales, atol=scale[0] / 2)
+
+
+def test_files_that_cannot_be_converted_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.onnx: it is not quantized"):
+        int8_for_gpu(network(tmp_path / "model.onnx"), tmp_path / "half.onnx")
+    with pytest.raises(StageError, match=r"'weight' goes up to 7e\+04, beyond FP16"):
+        gpu_int8._to_half(np.array([7e4], dtype=np.float32), "weight", tmp_path / "model.onnx")
 
 
 # --- NMS ---

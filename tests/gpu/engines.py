@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import detection
 import numpy as np
 import onnx
 import onnxruntime
@@ -30,20 +32,24 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 
+from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.deploy.efficient_nms import EfficientNms
+from yolov8_nas.deploy.finetune import Recipe, train
+from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
 from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
 from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware.engine_file import EngineManifest, layers_path, manifest_path, split_header
 from yolov8_nas.hardware.tensorrt import TensorRTRunner, bindings, environment
 from yolov8_nas.space import SearchSpace
+from yolov8_nas.supernet.batchnorm import recalibrate
 from yolov8_nas.supernet.derive import build
 
 SIDE = 64
 EXACT = EngineOptions(tf32=False)
 
 # The largest difference from ONNX Runtime of a score, and of a box as a share of the side.
-TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-1}
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2}
 
 
 def verified(what: str) -> None:
@@ -58,30 +64,48 @@ def here() -> None:
 
 
 @pytest.fixture(scope="module")
-def images() -> NDArray[np.float32]:
-    return np.random.default_rng(0).random((1, 3, SIDE, SIDE), dtype=np.float32)
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What data-prep writes, of squares and discs."""
+    return detection.make_dataset(tmp_path_factory.mktemp("data"), train=24, search=8, val=16)
 
 
 @pytest.fixture(scope="module")
-def detector() -> DetectionModel:
-    """A tiny network whose scores lie around a half, so that a wrong one is seen."""
+def calibration(pictures: Path) -> list[torch.Tensor]:
+    """The training pictures, in batches of eight."""
+    files = sorted((pictures / "dataset" / "images" / "train").glob("*.png"))
+    images = [torch.from_numpy(cv2.imread(str(file))[..., ::-1].copy()).permute(2, 0, 1) / 255 for file in files]
+    return [torch.stack(images[i : i + 8]) for i in range(0, len(images), 8)]
+
+
+@pytest.fixture(scope="module")
+def images(calibration: list[torch.Tensor]) -> NDArray[np.float32]:
+    return calibration[0][:1].numpy()
+
+
+@pytest.fixture(scope="module")
+def detector(
+    pictures: Path, calibration: list[torch.Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> DetectionModel:
+    """A tiny network that has learnt a little: one that has not turns each rounding into noise."""
+    work = tmp_path_factory.mktemp("training")
+    data = data_yaml(pictures, work / "view", validate_on="search")
     torch.manual_seed(0)
-    network = build(SearchSpace.load("tiny").smallest(), 2, ["square", "disc"]).eval()
-    for branch in network.model[-1].cv3:
-        branch[-1].bias.data.zero_()
+    fresh = build(SearchSpace.load("tiny").smallest(), 2, detection.CLASSES).eval()
+    recipe = Recipe(epochs=10, batch=4, lr=1e-2, imgsz=SIDE, seed=0, mosaic=False)
+    network = train(fresh, data, recipe, work=work).network
+    recalibrate(network, calibration)
     return network
 
 
 @pytest.fixture(scope="module")
-def folder(detector: DetectionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(detector: DetectionModel, calibration: list[torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`fp32.onnx`, `fp16.onnx` and `int8.onnx` of the network, and `open.onnx` with dynamic shapes."""
     folder = tmp_path_factory.mktemp("engines")
-    generator = torch.Generator().manual_seed(1)
-    calibration = [torch.rand(4, 3, SIDE, SIDE, generator=generator) for _ in range(4)]
     export_onnx(detector, folder / "fp32.onnx", imgsz=SIDE)
     export_onnx(detector, folder / "fp16.onnx", imgsz=SIDE, half=True)
     export_onnx(detector, folder / "open.onnx", imgsz=SIDE, dynamic=True)
-    export_int8_ptq(detector, folder / "int8.onnx", imgsz=SIDE, calibration=calibration)
+    export_int8_ptq(detector, folder / "cpu.onnx", imgsz=SIDE, calibration=calibration)
+    int8_for_gpu(folder / "cpu.onnx", folder / "int8.onnx")
     return folder
 
 
@@ -103,7 +127,9 @@ def engine(folder: Path) -> Callable[[str], Path]:
 
 
 def reference(file: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {"images": images})
     return np.asarray(output)
 
@@ -125,11 +151,28 @@ def test_an_engine_computes_what_onnx_runtime_computes(
     verified(f"{precision} engine and ONNX Runtime differ by {gap:.2g} (at most {TOLERANCE[precision]:.2g})")
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
-def test_stock_yolo_loads_an_engine(precision: str, folder: Path, engine: Callable[[str], Path]) -> None:
-    picture = np.random.default_rng(2).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+def test_an_int8_engine_is_no_further_from_fp32_than_onnx_runtime_is(
+    folder: Path, engine: Callable[[str], Path], images: NDArray[np.float32]
+) -> None:
+    # Not compared value by value: where one lies between two integers, a rounding in its last bit is a whole step.
+    runner = TensorRTRunner(engine("int8"))
+    (output,) = runner.run(None, {"images": images})
+    exact = reference(folder / "fp32.onnx", images)
+    ours, theirs = (np.abs(o - exact).mean() for o in (output, reference(folder / "int8.onnx", images)))
+    assert runner.manifest.precision == "int8"
+    assert ours <= 3 * theirs
+    verified(f"int8 engine is {ours:.2g} from FP32 in the mean, ONNX Runtime's INT8 {theirs:.2g}")
+    with pytest.raises(InputError, match="int8_for_gpu"):
+        build_engine(folder / "cpu.onnx", folder / "cpu.engine", measure=median)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_stock_yolo_loads_an_engine(
+    precision: str, folder: Path, engine: Callable[[str], Path], pictures: Path
+) -> None:
+    picture = pictures / "dataset" / "images" / "train" / "train000.png"
     found = {
-        file.suffix: YOLO(file, task="detect").predict(picture, imgsz=SIDE, conf=0.4, verbose=False)[0]
+        file.suffix: YOLO(file, task="detect").predict(picture, imgsz=SIDE, conf=0.1, verbose=False)[0]
         for file in (engine(precision), folder / f"{precision}.onnx")
     }
     assert found[".engine"].names == {0: "square", 1: "disc"}
@@ -140,18 +183,21 @@ def test_stock_yolo_loads_an_engine(precision: str, folder: Path, engine: Callab
     verified(f'stock YOLO("{precision}.engine") predicts {counts[".engine"]} boxes, the ONNX file {counts[".onnx"]}')
 
 
-def test_an_engine_with_nms_finds_what_ultralytics_finds(folder: Path, images: NDArray[np.float32]) -> None:
+def test_an_engine_with_nms_finds_what_ultralytics_finds(
+    folder: Path, images: NDArray[np.float32], pictures: Path
+) -> None:
     path = folder / "nms.engine"
-    nms = EfficientNms(score=0.45, iou=0.6, boxes=50)
+    nms = EfficientNms(score=0.02, iou=0.6, boxes=50)
     build_engine(folder / "fp32.onnx", path, measure=median, options=replace(EXACT, nms=nms))
     (rows,) = TensorRTRunner(path).run(None, {"images": images})
     raw = torch.from_numpy(reference(folder / "fp32.onnx", images))
     wanted = non_max_suppression(raw, conf_thres=nms.score, iou_thres=nms.iou, max_det=nms.boxes, multi_label=True)[0]
     got = rows[0][rows[0][:, 4] > 0]
+    assert len(got) > 0
     order = [np.lexsort((table[:, 5], -table[:, 4])) for table in (got, wanted.numpy())]
     np.testing.assert_allclose(got[order[0]], wanted.numpy()[order[1]], atol=0.05)
-    picture = np.random.default_rng(2).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
-    boxes = YOLO(path, task="detect").predict(picture, imgsz=SIDE, conf=0.45, verbose=False)[0].boxes
+    picture = pictures / "dataset" / "images" / "train" / "train000.png"
+    boxes = YOLO(path, task="detect").predict(picture, imgsz=SIDE, conf=nms.score, verbose=False)[0].boxes
     verified(f"EfficientNMS keeps the {len(got)} boxes that Ultralytics keeps; stock YOLO reads them ({len(boxes)})")
 
 

@@ -171,6 +171,7 @@ def _read_network(source: Path, options: EngineOptions, here: GpuEnvironment) ->
     except Exception as error:  # protobuf's DecodeError and the checker's ValidationError have no common base
         raise InputError(f"{source}: no valid ONNX file: {error}; export it again") from None
     _check_weights(source, model, here)
+    _check_quantization(source, model)
     metadata = _metadata(source, model)
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         names = [value.name for value in (*model.graph.input, *model.graph.output)]
@@ -219,6 +220,17 @@ def _check_weights(source: Path, model: onnx.ModelProto, here: GpuEnvironment) -
                 raise InputError(
                     f"{source}: {bad} weights of {tensor.name!r} are NaN; export a network that has learnt"
                 )
+
+
+def _check_quantization(source: Path, model: onnx.ModelProto) -> None:
+    """Refuse zero points that TensorRT does not have: it takes signed integers around zero."""
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2}
+    for tensor in model.graph.initializer:
+        if tensor.name in zeros and (tensor.data_type == TensorProto.UINT8 or numpy_helper.to_array(tensor).any()):
+            raise InputError(
+                f"{source}: {tensor.name!r}: its activations are quantized for ONNX Runtime on a CPU, and TensorRT takes "
+                "signed integers around zero only; convert it with int8_for_gpu"
+            )
 
 
 def _metadata(source: Path, model: onnx.ModelProto) -> dict[str, Any]:
