@@ -203,7 +203,7 @@ class ElasticBottleneck(nn.Module):
         if kernels["dilated"]:
             self.dilated = ElasticConv((hidden,), hidden, 3, dilation=2)
 
-    def _layers(self, operator: str) -> list[tuple[str, ElasticConv, int]]:
+    def layers(self, operator: str) -> list[tuple[str, ElasticConv, int]]:
         """(name in the stock module, layer, kernel) of an operator."""
         kernel = int(operator[-1])
         if operator == "dilated3":
@@ -215,13 +215,13 @@ class ElasticBottleneck(nn.Module):
     def forward(self, x_BCHW: Tensor, operator: str) -> Tensor:
         """Apply an operator; all of C is active, and as many channels leave."""
         y_BCHW, c = x_BCHW, x_BCHW.shape[1]
-        for _, layer, kernel in self._layers(operator):
+        for _, layer, kernel in self.layers(operator):
             y_BCHW = layer(y_BCHW, (c,), c, kernel)
         return x_BCHW + y_BCHW if self.shortcut else y_BCHW
 
     def state(self, hidden: int, operator: str) -> State:
         """An operator as the state of its stock module, `Bottleneck` or a dilated `Conv`."""
-        layers = self._layers(operator)
+        layers = self.layers(operator)
         return _joined({name: layer.state((hidden,), hidden, kernel) for name, layer, kernel in layers})
 
 

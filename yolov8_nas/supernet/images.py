@@ -23,17 +23,23 @@ def settings(imgsz: int, *, mosaic: bool = True) -> Any:
 
 
 def train_split(data_yaml: Path, imgsz: int, *, augment: bool) -> DetectionImages:
-    """The images and boxes of the train split.
+    """The images and boxes of the train split, see `read_split`."""
+    return read_split(data_yaml, "train", imgsz, augment=augment)
+
+
+def read_split(data_yaml: Path, split: str, imgsz: int, *, augment: bool) -> DetectionImages:
+    """The images and boxes of a split.
 
     Args:
         data_yaml: Ultralytics data yaml with absolute paths. Parsed labels are cached beside it.
+        split: `train` or `val`.
         imgsz: Side of the square network input in pixels.
         augment: Whether for training, with Ultralytics' augmentation; without it images are resized and padded only, as
             in evaluation.
     """
     data: dict[str, Any] = yaml.safe_load(data_yaml.read_text())
     root = Path(data.get("path") or data_yaml.parent)
-    folders = data["train"] if isinstance(data["train"], list) else [data["train"]]
+    folders = data[split] if isinstance(data[split], list) else [data[split]]
     return DetectionImages(
         img_path=[str(root / folder) for folder in folders],
         imgsz=imgsz,

@@ -74,7 +74,7 @@ class Learner:
         self.lr = 0.0
         self._weights: list[nn.Parameter] = list(supernet.parameters())
         self._averages: list[Tensor] = list(self.average.parameters())
-        self.criterion = _criterion(supernet, imgsz)
+        self.criterion = detection_loss(supernet, imgsz)
         self._optimizer = _optimizer(self._weights)
         device = processes.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=self.precision is torch.float16)  # else it does nothing
@@ -193,7 +193,7 @@ def distillation(student: Outputs, teacher: Outputs, cls_gain: float, box_gain: 
     return len(confidence_BA) * loss
 
 
-def _criterion(supernet: Supernet, imgsz: int) -> v8DetectionLoss:
+def detection_loss(supernet: Supernet, imgsz: int) -> v8DetectionLoss:
     """Ultralytics' loss. It reads strides, classes and gains off a network; any one of the space tells them."""
     network = build(supernet.space.stock, supernet.num_classes).to(next(supernet.parameters()).device)
     network.args = settings(imgsz)

@@ -65,7 +65,7 @@ class Supernet(nn.Module):
         if len(self.names) != num_classes:
             raise InputError(f"{len(self.names)} class names for {num_classes} classes; give one name per class")
         options = {dimension.name: dimension.options for dimension in space.dimensions}
-        for step in _steps(space.largest()):
+        for step in network_steps(space.largest()):
             layer = _elastic_layer(step, options, num_classes)
             if layer is not None:
                 self._add(step.name, layer)
@@ -89,7 +89,7 @@ class Supernet(nn.Module):
         """
         self.space.encode(architecture)
         self.active = architecture
-        self._active_steps = _steps(architecture)
+        self._active_steps = network_steps(architecture)
 
     def forward(self, x_BCHW: Tensor) -> dict[str, Tensor | list[Tensor]]:
         """Raw head outputs of the active network, in training as in evaluation mode.
@@ -135,7 +135,7 @@ class Supernet(nn.Module):
         """
         self.space.encode(architecture)
         states: list[State] = []
-        for step in _steps(architecture):
+        for step in network_steps(architecture):
             arguments = step.row[3]
             layer = self.get_submodule(step.name) if step.row[2] not in ("Concat", "nn.Upsample") else None
             match layer:
@@ -175,7 +175,7 @@ class Supernet(nn.Module):
         return supernet.eval()
 
 
-def _steps(architecture: Architecture) -> list[Step]:
+def network_steps(architecture: Architecture) -> list[Step]:
     steps: list[Step] = []
     outputs: list[tuple[int, ...]] = []  # of each row, the channels of every member of its output
     for i, (name, row) in enumerate(model_rows(architecture)):
