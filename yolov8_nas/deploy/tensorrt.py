@@ -228,7 +228,7 @@ def _check_quantization(source: Path, model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if tensor.name in zeros and (tensor.data_type == TensorProto.UINT8 or numpy_helper.to_array(tensor).any()):
             raise InputError(
-                f"{source}: {tensor.name!r}: its activations are quantized for ONNX Runtime on a CPU, and TensorRT takes "
+                f"{source}: {tensor.name!r}: activations are quantized for ONNX Runtime on a CPU, and TensorRT takes "
                 "signed integers around zero only; convert it with int8_for_gpu"
             )
 
