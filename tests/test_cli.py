@@ -10,10 +10,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from yolov8_nas import local, preflight
+from yolov8_nas import apart, local, preflight
 from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.space import SearchSpace
+from yolov8_nas.supernet.derive import build, save_checkpoint
 
 SETTINGS = {
     "name": "x",
@@ -125,6 +127,70 @@ def test_a_run_that_was_cut_short_keeps_its_name(tmp_path: Path) -> None:
     last = local._run_id(config, tmp_path)
     local._finish(tmp_path)
     assert local._run_id(config, tmp_path) not in (first, last)
+
+
+def test_export_writes_beside_the_model(tmp_path: Path) -> None:
+    network = build(SearchSpace.load("tiny").smallest(), 2)
+    save_checkpoint(network, tmp_path / "best.pt", names=["scratch", "dent"], imgsz=64)
+    result = _invoke("export", tmp_path / "best.pt", "--dynamic", "--half")
+    assert result.exit_code == 0, result.output
+    assert f"wrote {tmp_path / 'best.onnx'}" in result.stdout
+    assert {file.name for file in tmp_path.iterdir()} == {"best.pt", "best.onnx"}
+    result = _invoke("export", tmp_path / "best.onnx")
+    assert result.exit_code == 2
+    assert "give the path of a .pt file" in result.stderr
+
+
+@pytest.mark.parametrize(("shipped", "checkpoint"), [("int8", "qat.pt"), ("fp32", "best.pt")])
+def test_export_of_a_run_is_of_what_it_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: str, checkpoint: str
+) -> None:
+    files = {name: f"models/cpu-best/{name}" for name in ("best.pt", "qat.pt", "model.onnx")}
+    target = {"model": {"files": files}, "precision_shipped": shipped}
+    (tmp_path / "summary.json").write_text(json.dumps({"targets": [target, {"model": None}]}))
+    (tmp_path / "models" / "cpu-best").mkdir(parents=True)
+    asked: list[dict[str, Any]] = []
+
+    def call(function: str, **arguments: Any) -> Path:
+        asked.append(arguments)
+        arguments["path"].write_bytes(b"onnx")
+        return Path(arguments["path"])
+
+    monkeypatch.setattr(apart, "call", call)
+    assert _invoke("export", tmp_path, "--imgsz", 96, "--batch", 4, "-o", tmp_path / "x.onnx").exit_code == 0
+    (arguments,) = asked
+    assert arguments["checkpoint"] == tmp_path / "models" / "cpu-best" / checkpoint
+    assert (arguments["path"], arguments["imgsz"], arguments["batch"]) == (tmp_path / "x.onnx", 96, 4)
+    (tmp_path / "summary.json").write_text(json.dumps({"targets": [target, target]}))
+    result = _invoke("export", tmp_path)
+    assert result.exit_code == 2
+    assert "the run ships 2 models" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("best.pt", "--format", "tflite"), "use one of onnx, engine"),
+        (("best.pt", "-o", "missing/best.onnx"), "there is no folder missing"),
+        ((".",), "no summary.json"),
+    ],
+)
+def test_what_export_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = _invoke("export", *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_every_command_says_what_it_does() -> None:
+    shown = _invoke("--help").output
+    for command in ("demo", "run", "search", "export", "probe", "doctor", "compile"):
+        assert f" {command} " in shown
+        result = _invoke(command, "--help")
+        assert result.exit_code == 0
+        assert "Usage" in result.output
 
 
 def test_the_demo_and_the_examples_are_sound() -> None:

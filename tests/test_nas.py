@@ -20,7 +20,7 @@ import yaml
 from typer.testing import CliRunner
 
 import yolov8_nas
-from yolov8_nas import NAS, Subnet, apart, nas
+from yolov8_nas import NAS, Subnet, apart, nas, preflight
 from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.demo import make_demo
@@ -227,6 +227,35 @@ assert dict(os.environ) == before
     assert {"NAS", "Subnet"} <= set(dir(yolov8_nas))
     with pytest.raises(AttributeError, match="no attribute 'Nas'"):
         yolov8_nas.Nas  # noqa: B018
+
+
+def test_the_command_search_tells_what_each_target_got(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = {"constraints": ["latency<=80%stock"]}
+    targets = [{"hardware": "cpu", **limit}, {"hardware": "cpu-1t", **limit}]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"name": "x", "space": "tiny", "imgsz": 64, "targets": targets}))
+    monkeypatch.setattr(preflight, "check_limits_apart", lambda config, names: [])
+
+    def one_fails(config: RunConfig, workdir: Path, last: str, label: str | None, *rest: Any) -> dict[str, Path]:
+        if label == "cpu-fp32":
+            raise StageError("none keeps it")
+        return stages(config, workdir, last, label, *rest)
+
+    monkeypatch.setattr(nas, "run_stages", one_fails)
+    command = ["search", str(tmp_path / "run.yaml"), "--workdir", str(tmp_path / "work"), "--set", "seed=4"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "failed: cpu-fp32: none keeps it" in result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    (first, _) = (row for row in rows if row[:1] == [STOCK.digest])
+    assert first[1:7] == ["0.312", "1.84", "1.9", "2.2", "31", "3.01"] and first[-1] == "8%"
+    assert max(map(len, result.stdout.splitlines()[:-1])) <= 80
+    file = tmp_path / "work" / "candidates" / "cpu-1t-fp32.json"
+    assert str(file) in result.stdout
+    assert len(json.loads(file.read_text())) == 2
+    ((config, *_),) = stages.asked
+    assert config.seed == 4
 
 
 # A process of its own ------------------------------------------------------------------------------------------------
