@@ -66,7 +66,8 @@ def test_reduced_gradients_are_the_mean_of_the_shards(tmp_path, prepared):
 
     images = train_split(data, 64, augment=True)
     how = loading.prepare(images, 2, ALONE)
-    shards = list(loading.batches(images, how, ALONE, batch=4, parts=2, seed=0, epoch=0, mosaic=True))[:2]
+    places = loading.Shards(len(images), 4, rank=0, processes=1, parts=2, seed=0, epochs=range(1))
+    shards = list(loading.batches(images, how, places, mosaic_epochs=1))[:2]
     alone = []
     for shard in shards:  # each by itself, in one process
         supernet = fresh()

@@ -156,15 +156,26 @@ def learner_of(net: Supernet, **changes) -> Learner:
     return Learner(net, ALONE, **{"imgsz": 64, "accumulate": 1, "amp": False, **changes})
 
 
-def epoch_of(data: Path, *, workers: int = 0, cache: str = "none", mosaic: bool = True, **changes) -> list[Batch]:
+def epoch_of(
+    data: Path,
+    *,
+    workers: int = 0,
+    cache: str = "none",
+    rank: int = 0,
+    processes: int = 1,
+    parts: int = 1,
+    seed: int = 0,
+    epoch: int = 0,
+    mosaic_epochs: int = 9,
+) -> list[Batch]:
     """The batches of an epoch, in order."""
     images = train_split(data, 64, augment=True)
     if cache != "none":
         images.cache = cache
         images.cache_images()
-    how = Loading(cache, workers, pinned=False)
-    options = {"processes": ALONE, "batch": 4, "parts": 1, "seed": 0, "epoch": 0, "mosaic": mosaic, **changes}
-    return list(loading.batches(images, how, **options))
+    place = {"rank": rank, "processes": processes, "parts": parts}
+    shards = loading.Shards(len(images), 4, **place, seed=seed, epochs=range(epoch, epoch + 1))
+    return list(loading.batches(images, Loading(cache, workers, pinned=False), shards, mosaic_epochs))
 
 
 def test_networks_of_a_step_add_up_in_the_shared_weights(data):
@@ -216,10 +227,9 @@ def test_images_depend_on_seed_epoch_and_place_alone(data, tmp_path):
         assert digests(epoch_of(data, cache=cache)) == alone, cache
     assert digests(epoch_of(data, workers=2)) == alone
     assert digests(epoch_of(data, parts=2)) == alone
-    pair = [replace(ALONE, rank=rank, size=2) for rank in range(2)]
-    first, second = (epoch_of(data, processes=each) for each in pair)
+    first, second = (epoch_of(data, rank=rank, processes=2) for rank in range(2))
     assert digests([first[0], second[0], first[1], second[1]]) == alone
-    for change in ({"seed": 1}, {"epoch": 1}, {"mosaic": False}):
+    for change in ({"seed": 1}, {"epoch": 1}, {"mosaic_epochs": 0}):
         assert digests(epoch_of(data, **change)) != alone, change
 
 

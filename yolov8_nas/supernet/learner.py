@@ -13,7 +13,8 @@ differs from that of the undivided batch in two things: objects weigh as much as
 BatchNorm normalises with the statistics of the shard alone. All processes draw the same networks.
 
 AdamW, because its steps do not depend on the size of the gradient, which differs between the weights that all networks
-share and those that few of them use. The gradient is clipped to Ultralytics' norm.
+share and those that few of them use. The gradient is clipped to Ultralytics' norm, which, being that of a sum over the
+batch, it exceeds nearly always: so its size does not count at all, and it need not follow the number of images.
 """
 
 from __future__ import annotations

@@ -126,63 +126,77 @@ def seeds(seed: int, epoch: int, use: Literal["order", "image", "networks"], pla
 
 
 class _Augmented(Dataset[Batch]):
-    """The images of an epoch by (place in the epoch, index), each augmented with random numbers of its own."""
+    """Images by (epoch, place in the epoch, index), each augmented with random numbers of its own."""
 
-    def __init__(self, images: DetectionImages, seed: int, epoch: int) -> None:
+    def __init__(self, images: DetectionImages, seed: int, mosaic_epochs: int) -> None:
         self.images = images
         self.seed = seed
-        self.epoch = epoch
+        self.mosaic_epochs = mosaic_epochs
+        self.transforms = {mosaic: self._transforms(mosaic) for mosaic in (True, False)}
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        place, index = key
+    def _transforms(self, mosaic: bool) -> Any:
+        transforms = self.images.build_transforms(settings(self.images.imgsz, mosaic=mosaic))
+        joining: Mosaic = transforms.transforms[0].transforms[0]
+        joining.buffer_enabled = False  # else, without images in memory, it would draw from those that were read last
+        return transforms
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Batch:
+        epoch, place, index = key
+        self.images.transforms = self.transforms[epoch < self.mosaic_epochs]
         # Ultralytics' augmentation draws from the global generators of python and numpy.
-        python, numpy_ = seeds(self.seed, self.epoch, "image", place).generate_state(2)
+        python, numpy_ = seeds(self.seed, epoch, "image", place).generate_state(2)
         random.seed(int(python))
         np.random.seed(int(numpy_))  # noqa: NPY002
         sample: Batch = self.images[index]
         return sample
 
 
-def batches(
-    images: DetectionImages,
-    loading: Loading,
-    processes: Processes,
-    *,
-    batch: int,
-    parts: int,
-    seed: int,
-    epoch: int,
-    mosaic: bool,
-) -> Iterator[Batch]:
-    """What a process sees in an epoch: of each step's images a share, in parts.
+@dataclass(frozen=True)
+class Shards:
+    """Which images a process sees: a shard after the other, each as keys of `_Augmented`.
 
-    The images of a step are cut into `processes.size * parts` shards; which process sees a shard, and when, makes no
+    The images of a step are cut into `processes * parts` shards. Which process sees a shard, and when, makes no
     difference to the images in it. Images that don't fill a last step are left out, others in each epoch.
+
+    Attributes:
+        images: Images of the split.
+        batch: Images of a step, all processes and parts together: a multiple of their number.
+        rank: Number of the process.
+        processes: Number of processes.
+        parts: Shards of a process in a step.
+        seed: Seed of the order.
+        epochs: The epochs, as they are numbered.
+    """
+
+    images: int
+    batch: int
+    rank: int
+    processes: int
+    parts: int
+    seed: int
+    epochs: range
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        size = self.batch // (self.processes * self.parts)
+        for epoch in self.epochs:
+            order = np.random.default_rng(seeds(self.seed, epoch, "order")).permutation(self.images)
+            for step in range(self.images // self.batch):
+                for part in range(self.parts):
+                    start = step * self.batch + (self.rank * self.parts + part) * size
+                    yield [(epoch, place, int(order[place])) for place in range(start, start + size)]
+
+
+def batches(images: DetectionImages, loading: Loading, shards: Shards, mosaic_epochs: int) -> Iterator[Batch]:
+    """What a process sees in all epochs, one after the other: readers ahead go on while the network is validated.
 
     Args:
         images: The train split.
         loading: As `prepare` chose.
-        processes: Those that train.
-        batch: Images of a step, all processes and parts together: a multiple of their number.
-        parts: Batches of a process in a step.
-        seed: Seed of order and augmentation.
-        epoch: Number of the epoch.
-        mosaic: Whether four images are joined to one.
+        shards: Which images.
+        mosaic_epochs: Epochs, from the first on, in which four images are joined to one.
     """
-    images.transforms = images.build_transforms(settings(images.imgsz, mosaic=mosaic))
-    joining: Mosaic = images.transforms.transforms[0].transforms[0]
-    joining.buffer_enabled = False  # else, without images in memory, it would draw from those that were read last
-    order = np.random.default_rng(seeds(seed, epoch, "order")).permutation(len(images))
-    size = batch // (processes.size * parts)
-    steps = len(images) // batch
-    shards = [
-        [(place, int(order[place])) for place in range(start, start + size)]
-        for step in range(steps)
-        for part in range(parts)
-        for start in [step * batch + (processes.rank * parts + part) * size]
-    ]
     loader: DataLoader[Batch] = DataLoader(
-        _Augmented(images, seed, epoch),
+        _Augmented(images, shards.seed, mosaic_epochs),
         batch_sampler=shards,
         num_workers=loading.workers,
         prefetch_factor=PREFETCH if loading.workers else None,

@@ -163,20 +163,15 @@ def train(
         first, curves = saved["epoch"], saved["curves"]
         progress.note(f"going on after epoch {first} of {recipe.epochs}")
 
+    asked = time.perf_counter()
+    place = {"rank": processes.rank, "processes": processes.size, "parts": recipe.accumulate}
+    shards = loading.Shards(len(images), batch, **place, seed=recipe.seed, epochs=range(first, recipe.epochs))
+    batches = loading.batches(images, how, shards, recipe.mosaic_epochs)
+    waited = time.perf_counter() - asked
     for epoch in range(first, recipe.epochs):
         start = time.perf_counter()
         rng = np.random.default_rng(loading.seeds(recipe.seed, epoch, "networks"))
-        waited, losses = 0.0, torch.zeros(len(LOSSES), device=processes.device)
-        batches = loading.batches(
-            images,
-            how,
-            processes,
-            batch=batch,
-            parts=recipe.accumulate,
-            seed=recipe.seed,
-            epoch=epoch,
-            mosaic=epoch < recipe.mosaic_epochs,
-        )
+        losses = torch.zeros(len(LOSSES), device=processes.device)
         for i in range(steps_per_epoch):
             step = epoch * steps_per_epoch + i
             networks = [supernet.space.largest()]
@@ -201,7 +196,7 @@ def train(
         told = dict(zip(LOSSES, means.tolist(), strict=True)) | {"data_seconds": waited}
         if epoch < recipe.epochs_alone:
             del told["distill"]  # nobody was taught
-        point = {"epoch": epoch + 1, **processes.mean(told), "lr": learner.lr}
+        point, waited = {"epoch": epoch + 1, **processes.mean(told), "lr": learner.lr}, 0.0
         if validation and ((epoch + 1) % recipe.validation_interval == 0 or epoch + 1 == recipe.epochs):
             point |= validation.run(learner.average)
         point["seconds"] = time.perf_counter() - start
