@@ -7,9 +7,11 @@ For each seed a supernet is trained, a network searched under a limit and fine-t
 It is compared with
 
     random              the best of as many random networks under the same limit, by the same supernet, tuned the same;
-    stock, epochs       stock YOLOv8 rescaled in width to the searched network's measured latency, trained from scratch
-                        for as many epochs as supernet and fine-tuning had together;
-    stock, compute      the same network, trained for as many seconds as supernet, search and fine-tuning took;
+    stock, epochs       stock YOLOv8 rescaled in width to the searched network's measured latency, within 2% where
+                        widths in steps of 8 allow it, trained from scratch for as many epochs as supernet and
+                        fine-tuning had together;
+    stock, compute      the same network, trained for as many seconds as supernet, search and fine-tuning took (without
+                        the probe of the device, which is made once);
     full stock          stock YOLOv8 of the space's size, the limit's measure, for as many epochs.
 
 All of them choose their best epoch on the search split; the validation split is scored once. Latencies are measured
