@@ -21,7 +21,7 @@ from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import benchmark, counters, nms, profile, target
 from yolov8_nas.hardware.benchmark import Measurement, Protocol, Visit, measure, median_interval, timed_runs
 from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.counters import Counter, NoCounterError, NvmlEnergy, NvmlPower, Rapl, open_counter, why_not
+from yolov8_nas.hardware.counters import NoCounterError, NvmlEnergy, NvmlPower, Rapl, open_counter, why_not
 from yolov8_nas.hardware.memory import peak_memory
 from yolov8_nas.hardware.target import resolve
 from yolov8_nas.space import Architecture, SearchSpace
@@ -77,7 +77,8 @@ def test_names_of_the_cpu_lead_to_the_same_target(monkeypatch: pytest.MonkeyPatc
         (("NVIDIA_T5",), ["'NVIDIA_T5' is unknown", "T4"]),
         (("cpu-2",), ["unknown", "cpu-2t"]),
         (("cpu", "tensorrt"), ["tensorrt", "GPUs only", "onnxruntime"]),
-        (("cpu", "torch"), ["torch", "only what ships"]),
+        (("cpu", "torch", "best"), ["torch", "use fp32"]),
+        (("cpu", "no-such"), ["'no-such'", "onnxruntime", "torch"]),
         (("cpu", "onnxruntime", "fp16"), ["fp16", "int8 or best"]),
     ],
 )
@@ -196,7 +197,7 @@ class FakeMachine:
         self.load = load
         self.visits: list[str] = []
 
-    def __call__(self, file: Path, threads: int, protocol: Protocol, counter: Counter | None) -> Visit:
+    def __call__(self, file: Path, threads: int, protocol: Protocol, *_: object) -> Visit:
         rng = np.random.default_rng(len(self.visits))
         factor = self.load if len(self.visits) in self.disturbed else 1.0
         self.visits.append(file.name)
@@ -206,7 +207,7 @@ class FakeMachine:
 
 @pytest.fixture
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "peak_memory", lambda files, threads: [1.0] * len(files))
+    monkeypatch.setattr(benchmark, "peak_memory", lambda files, *_: [1.0] * len(files))
 
 
 @pytest.mark.usefixtures("no_memory")
@@ -246,10 +247,10 @@ def test_a_killed_measurement_goes_on_from_its_last_leg(monkeypatch: pytest.Monk
     measure(files, threads=1, protocol=QUICK)
 
     class Killed(FakeMachine):
-        def __call__(self, file: Path, threads: int, protocol: Protocol, counter: Counter | None) -> Visit:
+        def __call__(self, file: Path, threads: int, protocol: Protocol, *_: object) -> Visit:
             if len(self.visits) == 10:
                 raise KeyboardInterrupt
-            return super().__call__(file, threads, protocol, counter)
+            return super().__call__(file, threads, protocol)
 
     first, second = Killed(truth), FakeMachine(truth)
     monkeypatch.setattr(benchmark, "_visit", first)
@@ -296,8 +297,8 @@ def test_files_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no network")
     dynamic = write_network(tmp_path / "dynamic.onnx", 4, ("batch", 3, 32, 32))
-    with pytest.raises(InputError, match=r"broken\.onnx"):
-        peak_memory([broken], 1)
+    (told,) = peak_memory([broken], 1)
+    assert isinstance(told, str) and "broken.onnx" in told
     with pytest.raises(InputError, match=r"broken\.onnx: ONNX Runtime .* cannot open it"):
         measure([broken], threads=1, protocol=QUICK)
     with pytest.raises(InputError, match="static shape"):

@@ -15,7 +15,7 @@ import pytest
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import benchmark, counters, nms
-from yolov8_nas.hardware.benchmark import Measurement, Percentiles
+from yolov8_nas.hardware.benchmark import Failed, Measurement, Percentiles
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.latency_model import LatencyModel
 from yolov8_nas.host import HostLock
@@ -33,7 +33,7 @@ NMS_MS = {"p50": 0.5, "p90": 0.6, "p99": 0.9}
 
 def config(**changes: Any) -> RunConfig:
     target = {"hardware": "cpu-1t", "constraints": changes.pop("constraints", ["latency<=80%stock"])}
-    target |= {name: changes.pop(name) for name in ("precision", "batch") if name in changes}
+    target |= {name: changes.pop(name) for name in ("runtime", "precision", "batch") if name in changes}
     probe = {"networks": 40, "holdout": 10} | changes.pop("probe", {})
     return RunConfig.parse({"space": "tiny", "imgsz": 64, **changes, "probe": probe, "targets": [target]}, "test")
 
@@ -58,7 +58,7 @@ class Device:
         self.exported: list[str] = []
         self.measured: list[str] = []
 
-    def write_onnx(self, model: Any, file: Path) -> None:
+    def write(self, model: Any, file: Path) -> None:
         file.parent.mkdir(exist_ok=True)
         file.write_text("network")
         self.exported.append(file.stem)
@@ -88,8 +88,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
     monkeypatch.setattr("yolov8_nas.supernet.derive.build", build)
     monkeypatch.setattr("ultralytics.nn.tasks.DetectionModel", lambda *_, **__: None)
-    monkeypatch.setattr(hw_probe._Bench, "write_onnx", lambda _, model, file: made_up.write_onnx(model, file))
-    monkeypatch.setattr(benchmark, "measure", made_up.measure)
+    monkeypatch.setattr(hw_probe._Bench, "write", lambda _, model, file: made_up.write(model, file))
+    monkeypatch.setattr(benchmark, "measure_what_can_be", made_up.measure)
     monkeypatch.setattr(nms, "time_nms", lambda **_: {"latency_ms": NMS_MS})
     monkeypatch.setattr(counters, "RAPL", Path("/there is no such folder"))
     return made_up
@@ -189,6 +189,46 @@ def test_a_probe_writes_table_model_stock_and_absolute_limits(tmp_path: Path, de
 
     profile = read_json(ctx.out / "profile.json")
     assert profile["threads"] == 1 and profile["kind"] == "cpu"
+
+
+def test_a_network_that_fails_is_recorded_and_left_out(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architectures = [s.architecture for s in hw_probe.sample(SPACE, 40, 10, 0)]
+    unbuilt, too_large, stock = architectures[3], architectures[45], architectures[0]
+    failing = {too_large}
+    write, one = device.write, device.one
+
+    def build(model: Any, file: Path) -> None:
+        if file.stem == unbuilt.digest:
+            raise RuntimeError("no kernel image is available")
+        write(model, file)
+
+    def measured(architecture: Architecture) -> Any:
+        return Failed("CUDA out of memory") if architecture in failing else one(architecture)
+
+    monkeypatch.setattr(device, "write", build)
+    monkeypatch.setattr(device, "one", measured)
+    ctx = context(tmp_path / "two", config())
+    hw_probe.run(ctx)
+    table = read_json(ctx.out / "latency_table.json")
+    assert [(row["architecture"], row["reason"]) for row in table["failed"]] == [
+        (unbuilt.to_dict(), "no kernel image is available"),
+        (too_large.to_dict(), "CUDA out of memory"),
+    ]
+    assert len(table["rows"]) == 48
+    fitted = read_json(ctx.out / "latency_model.json")
+    assert (fitted["networks"], fitted["holdout"]) == (39, 9)
+
+    failing |= set(architectures[10:14])
+    with pytest.raises(
+        StageError, match="6 of 50 networks could not be built or measured, the first because no kernel"
+    ):
+        hw_probe.run(context(tmp_path / "six", config()))
+    failing.clear()
+    failing.add(stock)
+    with pytest.raises(StageError, match="stock YOLOv8 cannot be measured: CUDA out of memory"):
+        hw_probe.run(context(tmp_path / "stock", config()))
 
 
 def test_a_killed_probe_exports_only_what_is_missing(tmp_path: Path, device: Device) -> None:
@@ -354,7 +394,7 @@ def test_what_changes_the_measurements_has_a_table_of_its_own(
     contexts = [context(tmp_path / str(i), other, store) for i, other in enumerate(others)]
     newer = context(tmp_path / "newer", config(), store)
     newer.settings["device"]["runtime"]["version"] = "99.0"
-    monkeypatch.setattr(benchmark, "measure", raiser(Measuring))
+    monkeypatch.setattr(benchmark, "measure_what_can_be", raiser(Measuring))
     hw_probe.run(context(tmp_path / "same", config(), store))
     for ctx in (*contexts, newer):
         with pytest.raises(Measuring):
@@ -390,13 +430,19 @@ def test_a_poor_fit_fails_with_the_numbers(tmp_path: Path, device: Device) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_real_networks_are_probed(tmp_path: Path, precision: str) -> None:
-    ctx = context(tmp_path, config(precision=precision, probe={"max_mape": 10.0}), networks=4, holdout=2)
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("torch", "fp32")]
+)
+def test_real_networks_are_probed(tmp_path: Path, runtime: str, precision: str) -> None:
+    probed = config(runtime=runtime, precision=precision, probe={"max_mape": 10.0})
+    ctx = context(tmp_path, probed, networks=4, holdout=2)
     hw_probe.run(ctx)
     rows = read_json(ctx.out / "latency_table.json")["rows"]
     by_role = {row["role"]: row for row in rows}
     assert len(rows) == 6 and by_role["stock"]["memory_mb"] > 5
+    assert read_json(ctx.out / "profile.json")["runtime"]["name"] == runtime
+    suffix = ".pt" if runtime == "torch" else ".onnx"
+    assert {file.suffix for file in (ctx.partial / "networks").iterdir()} == {suffix}
     largest, smallest = (
         next(r for r in rows if r["architecture"] == a().to_dict()) for a in (SPACE.largest, SPACE.smallest)
     )

@@ -1,8 +1,9 @@
-"""The one protocol by which latency, energy and memory are measured on a CPU.
+"""The one protocol by which latency, energy and memory are measured, whatever runs the networks.
 
-Latency is the wall time of `InferenceSession.run` from arrays in memory to arrays in memory. Other load comes in bursts
+Latency is the wall time of a run from arrays in memory to arrays in memory; of a network on a GPU so with both copies,
+and how long the GPU itself was busy is told beside it, by CUDA events. Other load comes in bursts
 and clocks drift, so one pass over the networks is not to be trusted. Here every network is visited in several rounds,
-each in another random order. In each visit a fresh session is opened (where a session happens to lie in memory shifts
+each in another random order. In each visit a network is opened afresh (where it happens to lie in memory shifts
 its speed by a per cent or two, which so becomes part of the spread), warmed up, timed and closed: memory stays bounded
 however many networks there are.
 
@@ -20,16 +21,17 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from yolov8_nas.errors import InputError
 from yolov8_nas.hardware.counters import Counter, NoCounterError, open_counter
 from yolov8_nas.hardware.memory import peak_memory
-from yolov8_nas.hardware.runtime import open_session, random_feed
+from yolov8_nas.hardware.runtime import DEFAULT, EventTimed, Runtime, random_feed
 from yolov8_nas.store import read_json, write_json
 
 
@@ -41,11 +43,13 @@ class Visit:
         latencies: Of each run in ms, in the order of time.
         energy_mj: Energy per image in mJ; nothing where the device counts none.
         power_w: Mean power in W; likewise.
+        gpu_ms: Median time in ms of the network alone on a GPU; nothing where the runtime can't tell.
     """
 
     latencies: list[float]
     energy_mj: float | None = None
     power_w: float | None = None
+    gpu_ms: float | None = None
 
 
 Timed: TypeAlias = Callable[[], Visit]
@@ -107,6 +111,7 @@ class Timing:
         disturbed: Whether too few rounds were undisturbed, so that disturbed ones had to be kept.
         energy_mj: Energy per image in mJ, the median of the kept rounds; nothing where the device counts none.
         power_w: Mean power in W; likewise.
+        gpu_ms: Median time in ms of the network alone on a GPU; nothing where the runtime can't tell.
     """
 
     latency_ms: Percentiles
@@ -116,6 +121,7 @@ class Timing:
     disturbed: bool
     energy_mj: float | None = None
     power_w: float | None = None
+    gpu_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values for JSON."""
@@ -127,7 +133,7 @@ class Measurement:
     """What was measured of one network: its `Timing`, and its memory.
 
     Attributes:
-        memory_mb: Peak memory in MiB added to a process by loading and running the network; see `memory`.
+        memory_mb: Peak memory in MiB added to a process (or on a GPU) by loading and running the network; see `memory`.
     """
 
     latency_ms: Percentiles
@@ -138,6 +144,7 @@ class Measurement:
     disturbed: bool
     energy_mj: float | None = None
     power_w: float | None = None
+    gpu_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values for JSON."""
@@ -151,34 +158,54 @@ class Measurement:
             latency_ms=Percentiles(**data["latency_ms"]),
             interval_ms=(low, high),
             rounds=tuple(data["rounds"]),
+            gpu_ms=data.get("gpu_ms"),
             **{key: data[key] for key in ("memory_mb", "repetitions", "disturbed", "energy_mj", "power_w")},
         )
 
 
 @dataclass(frozen=True)
+class Failed:
+    """What could not be measured.
+
+    Attributes:
+        reason: What went wrong, in words.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Leg:
-    """Some networks timed in turn between two timings of the reference network (`reference`: the slower median)."""
+    """Some networks timed in turn between two timings of the reference network (`reference`: the slower median).
+
+    Those that failed stand in `failed` with the reason.
+    """
 
     reference: float
     visits: dict[str, Visit]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def measure(
     files: Sequence[Path],
     *,
     threads: int,
+    runtime: Runtime = DEFAULT,
+    batch: int | None = None,
     protocol: Protocol = PROBE,
     reference: Path | None = None,
     progress: Callable[[float, float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> list[Measurement]:
-    """Measure latency, energy where the CPU counts it, and memory of ONNX files on this CPU.
+    """Measure latency, memory and, where the device counts it, energy of networks on this machine.
 
     The caller holds the host for measuring (nothing else may compute meanwhile).
 
     Args:
         files: Networks with static inputs, under different file names.
-        threads: Threads of each session.
+        threads: Threads of each network on a CPU.
+        runtime: What runs them.
+        batch: Images per run, where the files leave that open.
         protocol: How to measure.
         reference: The reference network; the first of `files` unless said otherwise.
         progress: Called with the share done and 1.0; rounds that prove to be needed stretch the last part.
@@ -191,16 +218,75 @@ def measure(
         InputError: A file cannot be opened, run or measured.
         ValueError: Two files have the same name.
     """
-    counter = cpu_counter()
-    timings = time_in_rounds(
-        named(files, lambda file: partial(_visit, file, threads, protocol, counter)),
-        protocol=protocol,
-        reference=partial(_visit, reference or files[0], threads, protocol, counter) if files else None,
-        progress=progress,
-        checkpoint=checkpoint,
-    )
-    memory = peak_memory(files, threads)
-    return [Measurement(**vars(timing), memory_mb=mib) for timing, mib in zip(timings, memory, strict=True)]
+    visits, first = _visits(files, reference, threads, runtime, batch, protocol)
+    timings = time_in_rounds(visits, protocol=protocol, reference=first, progress=progress, checkpoint=checkpoint)
+    found = _with_memory(files, timings, peak_memory(files, threads, runtime, batch))
+    for one in found:
+        if isinstance(one, Failed):
+            raise InputError(one.reason)
+    return [one for one in found if isinstance(one, Measurement)]
+
+
+def measure_what_can_be(
+    files: Sequence[Path],
+    *,
+    threads: int,
+    runtime: Runtime = DEFAULT,
+    batch: int | None = None,
+    protocol: Protocol = PROBE,
+    reference: Path | None = None,
+    progress: Callable[[float, float], None] | None = None,
+    checkpoint: Path | None = None,
+) -> list[Measurement | Failed]:
+    """Like `measure`, but a network that fails (it has no room in memory, say) does not end it.
+
+    It is told what went wrong with it, and the others are measured. The reference network must not fail.
+
+    Raises:
+        InputError: The reference network cannot be opened, run or measured.
+        ValueError: Two files have the same name.
+    """
+    visits, first = _visits(files, reference, threads, runtime, batch, protocol)
+    if not visits:
+        return []
+    legs = _rounds(visits, protocol, first, progress, checkpoint, tolerant=True)
+    failed = {name: Failed(reason) for leg in legs for name, reason in leg.failed.items()}
+    kept = _kept(legs, protocol)
+    timings = [failed.get(name) or _summary(name, legs, kept, protocol) for name in visits]
+    runnable = [file for file, timing in zip(files, timings, strict=True) if isinstance(timing, Timing)]
+    memory = dict(zip(runnable, peak_memory(runnable, threads, runtime, batch), strict=True))
+    return _with_memory(files, timings, [memory.get(file, 0.0) for file in files])
+
+
+def _visits(
+    files: Sequence[Path],
+    reference: Path | None,
+    threads: int,
+    runtime: Runtime,
+    batch: int | None,
+    protocol: Protocol,
+) -> tuple[dict[str, Timed], Timed | None]:
+    """What is timed of files, by their names, and of the reference network."""
+    counter = energy_counter(runtime.kind)
+
+    def visit(file: Path) -> Timed:
+        return partial(_visit, file, threads, protocol, counter, runtime, batch)
+
+    return named(files, visit), visit(reference or files[0]) if files else None
+
+
+def _with_memory(
+    files: Sequence[Path], timings: Sequence[Timing | Failed], memory: Sequence[float | str]
+) -> list[Measurement | Failed]:
+    found: list[Measurement | Failed] = []
+    for timing, mib in zip(timings, memory, strict=True):
+        if isinstance(timing, Failed):
+            found.append(timing)
+        elif isinstance(mib, str):
+            found.append(Failed(mib))
+        else:
+            found.append(Measurement(**vars(timing), memory_mb=mib))
+    return found
 
 
 def named(files: Sequence[Path], visit: Callable[[Path], Timed]) -> dict[str, Timed]:
@@ -215,10 +301,10 @@ def named(files: Sequence[Path], visit: Callable[[Path], Timed]) -> dict[str, Ti
     return visits
 
 
-def cpu_counter() -> Counter | None:
-    """The energy counter of this CPU, if there is one that can be read."""
+def energy_counter(kind: str) -> Counter | None:
+    """The energy counter of this machine's CPU (or GPU), if there is one that can be read."""
     try:
-        return open_counter("cpu")
+        return open_counter(kind)
     except NoCounterError:
         return None
 
@@ -245,21 +331,41 @@ def time_in_rounds(
     """
     if not visits:
         return []
+    legs = _rounds(visits, protocol, reference, progress, checkpoint)
+    kept = _kept(legs, protocol)
+    return [_summary(name, legs, kept, protocol) for name in visits]
+
+
+def _rounds(
+    visits: Mapping[str, Timed],
+    protocol: Protocol,
+    reference: Timed | None,
+    progress: Callable[[float, float], None] | None,
+    checkpoint: Path | None,
+    tolerant: bool = False,
+) -> list[_Leg]:
+    """The legs of all rounds that it takes; what fails is noted there and visited no more if `tolerant`."""
     reference = reference or next(iter(visits.values()))
     legs = _load(checkpoint)
     while pending := _pending(visits, legs, protocol):
         for names in _legs(pending, len(legs), protocol):
             before = reference()
-            visited = {name: visits[name]() for name in names}
+            visited, failed = {}, {}
+            for name in names:
+                try:
+                    visited[name] = visits[name]()
+                except Exception as error:  # of a runtime, which has many classes for what goes wrong
+                    if not tolerant:
+                        raise
+                    failed[name] = str(error) or type(error).__name__
             after = reference()
             slower = max(statistics.median(visit.latencies) for visit in (before, after))
-            legs.append(_Leg(slower, visited))
+            legs.append(_Leg(slower, visited, failed))
             if checkpoint:
                 write_json(checkpoint, [asdict(leg) for leg in legs])
             if progress:
                 progress(_share_done(visits, legs, protocol), 1.0)
-    kept = _kept(legs, protocol)
-    return [_summary(name, legs, kept, protocol) for name in visits]
+    return legs
 
 
 def timed_runs(run: Callable[[], object], protocol: Protocol, counter: Counter | None, images: int) -> Visit:
@@ -289,11 +395,16 @@ def timed_runs(run: Callable[[], object], protocol: Protocol, counter: Counter |
     return Visit(latencies, round(1e3 * joules / (len(latencies) * images), 4), round(joules / seconds, 3))
 
 
-def _visit(file: Path, threads: int, protocol: Protocol, counter: Counter | None) -> Visit:
-    session = open_session(file, threads)
-    feed = random_feed(session, protocol.seed)
+def _visit(
+    file: Path, threads: int, protocol: Protocol, counter: Counter | None, runtime: Runtime, batch: int | None
+) -> Visit:
+    runner = runtime.open(file, threads, batch)
+    feed = random_feed(runner, protocol.seed, batch)
     images = len(next(iter(feed.values())))
-    return timed_runs(lambda: session.run(None, feed), protocol, counter, images)
+    visit = timed_runs(lambda: runner.run(None, feed), protocol, counter, images)
+    if isinstance(runner, EventTimed):
+        visit = replace(visit, gpu_ms=round(statistics.median(runner.gpu_times(protocol.repetitions)), 4))
+    return visit
 
 
 def _legs(pending: list[str], done: int, protocol: Protocol) -> Iterable[list[str]]:
@@ -318,6 +429,8 @@ def _pending(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> list
     kept = _kept(legs, protocol) if legs else []
 
     def finished(name: str) -> bool:
+        if any(name in leg.failed for leg in legs):
+            return True
         if sum(name in leg.visits for leg in legs) >= protocol.max_rounds:
             return True
         medians = _medians(name, kept)
@@ -354,6 +467,7 @@ def _summary(name: str, legs: list[_Leg], kept: list[_Leg], protocol: Protocol) 
         disturbed=disturbed,
         energy_mj=_median([visit.energy_mj for visit in visits]),
         power_w=_median([visit.power_w for visit in visits]),
+        gpu_ms=_median([visit.gpu_ms for visit in visits]),
     )
 
 
@@ -380,6 +494,6 @@ def _load(checkpoint: Path | None) -> list[_Leg]:
     if not checkpoint or not checkpoint.exists():
         return []
     return [
-        _Leg(leg["reference"], {name: Visit(**visit) for name, visit in leg["visits"].items()})
+        _Leg(leg["reference"], {name: Visit(**visit) for name, visit in leg["visits"].items()}, leg.get("failed", {}))
         for leg in read_json(checkpoint)
     ]

@@ -7,12 +7,15 @@ network of the table keeps a limit.
 Latency depends on a network's shapes and not on its weights, so the networks have fresh weights: the stage needs
 neither a dataset nor a supernet. (Fresh weights do shrink activations from layer to layer, to some 1e-17 in the deepest
 networks; that is far from the denormal numbers below 1e-38 which would be slow.)
+
+A network that cannot be built or run (it has no room in memory, say) is recorded with the reason and left out. Where
+that happens to stock, or to more than one in `1 / FAILURES`, there is something wrong with more than a network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,15 +32,18 @@ from yolov8_nas.store import read_json, write_json
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-    from yolov8_nas.hardware.benchmark import Measurement
+    from yolov8_nas.hardware.benchmark import Failed, Measurement
     from yolov8_nas.hardware.latency_model import Floats, LatencyModel
     from yolov8_nas.search.objective import CostModel
 
 TABLES: Final = "tables"
 """Folder of the store with the measurements that runs share."""
 
-TABLE_VERSION: Final = 1
+TABLE_VERSION: Final = 2
 """Raised when the same settings would be measured in another way."""
+
+FAILURES: Final = 0.1
+"""Share of the networks that may fail before the probe does."""
 
 _TIMING: Final = 2.0
 """What timing a network counts in progress; exporting one counts 1."""
@@ -73,6 +79,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         )
     return {
         "device": device.profile.key,
+        "kind": device.kind,
         "name": device.name,
         "counter": counter,
         "protocol": asdict(PROBE),
@@ -80,7 +87,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "imgsz": config.imgsz,
         "batch": target.batch,
         # `best` searches in FP32; what ships is decided by measuring both.
-        "precision": "int8" if target.precision == "int8" else "fp32",
+        "precision": "fp32" if target.precision == "best" else target.precision,
         "networks": config.probe.networks,
         "holdout": config.probe.holdout,
         "max_mape": config.probe.max_mape,
@@ -109,7 +116,7 @@ def measure_table(ctx: StageContext) -> None:
     _Table(ctx).run()
 
 
-STAGE = Stage(name="hw-probe", version=2, settings=settings, run=run)
+STAGE = Stage(name="hw-probe", version=3, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
@@ -172,47 +179,50 @@ class _Bench:
     """Exports networks with fresh weights and measures them on the device."""
 
     def __init__(self, ctx: StageContext) -> None:
+        from yolov8_nas.hardware.runtime import find
+
         self.ctx = ctx
         self.space = SearchSpace.from_dict(ctx.settings["space"])
         self.num_classes: int = ctx.settings["num_classes"]
         self.imgsz: int = ctx.settings["imgsz"]
         self.batch: int = ctx.settings["batch"]
         self.threads: int = ctx.settings["device"]["threads"]
+        self.runtime = find(ctx.settings["device"]["runtime"]["name"], ctx.settings["kind"], ctx.settings["precision"])
 
     def export(self, architecture: Architecture) -> Path:
         """The network's file, written where it is missing."""
         from yolov8_nas.supernet.derive import build
 
-        file = self.ctx.partial / "networks" / f"{architecture.digest}.onnx"
+        file = self.file(architecture.digest)
         if not file.exists():
-            self.write_onnx(build(architecture, self.num_classes), file)
+            self.write(build(architecture, self.num_classes), file)
         return file
 
     def export_as_c2f(self) -> Path:
         """Stock in the form that Ultralytics exports it."""
         from ultralytics.nn.tasks import DetectionModel
 
-        file = self.ctx.partial / "networks" / "stock-as-c2f.onnx"
+        file = self.file("stock-as-c2f")
         if not file.exists():
-            self.write_onnx(DetectionModel(f"yolov8{self.space.scale}.yaml", nc=self.num_classes, verbose=False), file)
+            self.write(DetectionModel(f"yolov8{self.space.scale}.yaml", nc=self.num_classes, verbose=False), file)
         return file
 
-    def write_onnx(self, model: DetectionModel, file: Path) -> None:
-        """Export a network in the precision that is measured."""
-        from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
+    def file(self, name: str) -> Path:
+        """Where the file of a network lies."""
+        return self.ctx.partial / "networks" / f"{name}{self.runtime.suffix}"
 
-        model = model.eval()
-        if self.ctx.settings["precision"] == "int8":
-            import torch
+    def write(self, model: DetectionModel, file: Path) -> None:
+        """Write a network in the form and precision that is measured."""
+        import torch
 
-            images = [torch.rand(2, 3, self.imgsz, self.imgsz)]  # ranges have no influence on speed
-            export_int8_ptq(model, file, imgsz=self.imgsz, batch=self.batch, calibration=images)
-        else:
-            export_onnx(model, file, imgsz=self.imgsz, batch=self.batch)
+        from yolov8_nas.deploy.artifact import write_network
 
-    def measure(self, files: Sequence[Path], checkpoint: str) -> list[Measurement]:
+        images = [torch.rand(2, 3, self.imgsz, self.imgsz)]  # ranges have no influence on speed
+        write_network(model.eval(), file, runtime=self.runtime, imgsz=self.imgsz, batch=self.batch, calibration=images)
+
+    def measure(self, files: Sequence[Path], checkpoint: str) -> list[Measurement | Failed]:
         """Measure files in the same rounds, with stock as the reference network."""
-        from yolov8_nas.hardware.benchmark import PROBE, measure
+        from yolov8_nas.hardware.benchmark import PROBE, measure_what_can_be
 
         count = len(files)
 
@@ -221,9 +231,11 @@ class _Bench:
                 count * (1 + _TIMING * done / total), count * (1 + _TIMING), f"timing {count} networks"
             )
 
-        return measure(
+        return measure_what_can_be(
             files,
             threads=self.threads,
+            runtime=self.runtime,
+            batch=self.batch,
             protocol=PROBE,
             reference=self.export(self.space.stock),
             progress=progress,
@@ -249,6 +261,7 @@ class _Table:
         self.space = self.bench.space
         self.samples = sample(self.space, ctx.settings["networks"], ctx.settings["holdout"], ctx.settings["seed"])
         self.measured: dict[Architecture, Measurement] = {}
+        self.failed: dict[Architecture, str] = {}
 
     def run(self) -> None:
         """Export, measure, fit, write, judge."""
@@ -256,19 +269,18 @@ class _Table:
         from yolov8_nas.hardware.nms import time_nms
         from yolov8_nas.hardware.profile import cpu_profile, regime
 
-        profile = cpu_profile(self.ctx.settings["name"], self.bench.threads)
+        profile = replace(
+            cpu_profile(self.ctx.settings["name"], self.bench.threads), runtime=self.bench.runtime.to_dict()
+        )
         # The name is the settings' own: on another machine with the same key it means the same.
         write_json(self.ctx.out / "profile.json", profile.to_dict())
         with self.ctx.host.computing():
             files = self._export()
         with self.ctx.host.measuring():
             before = regime()
-            *measurements, c2f = self.bench.measure(files, "legs.json")
+            *found, c2f = self.bench.measure([*files.values(), self.bench.export_as_c2f()], "legs.json")
             nms = time_nms(num_classes=self.bench.num_classes, imgsz=self.bench.imgsz, batch=self.bench.batch)
             after = regime()
-        self.measured = {s.architecture: m for s, m in zip(self.samples, measurements, strict=True)}
-        write_json(self.ctx.out / "nms.json", nms)
-        write_json(self.ctx.out / "stock.json", self._stock(c2f))
         conditions = {
             "threads": self.bench.threads,
             "runtime": self.ctx.settings["device"]["runtime"],
@@ -276,26 +288,83 @@ class _Table:
             "no_counter": why_not(profile.kind),
             "regime": {"before": before, "after": after},
         }
-        rows = [self.bench.row(s, self.measured[s.architecture]) for s in self.samples]
+        write_json(self.ctx.out / "nms.json", nms)
+        self.take_in(dict(zip(files, found, strict=True)), c2f, conditions)
+
+    def take_in(
+        self, found: Mapping[Architecture, Measurement | Failed], c2f: Measurement | Failed, conditions: Settings
+    ) -> None:
+        """Make the table and the model of what was measured.
+
+        Args:
+            found: By network.
+            c2f: Of stock in Ultralytics' own form.
+            conditions: How it was measured, for the record.
+
+        Raises:
+            StageError: Too much failed, or latency is predicted too badly.
+        """
+        from yolov8_nas.hardware.benchmark import Failed, Measurement
+
+        self.measured = {a: one for a, one in found.items() if isinstance(one, Measurement)}
+        self.failed |= {a: one.reason for a, one in found.items() if isinstance(one, Failed)}
+        self._judge_failures(c2f)
+        assert isinstance(c2f, Measurement)
+        write_json(self.ctx.out / "stock.json", self._stock(c2f))
+        rows = [self.bench.row(s, self.measured[s.architecture]) for s in self.samples if self._was_measured(s)]
+        failed = [
+            {"architecture": s.architecture.to_dict(), "role": s.role, "reason": self.failed[s.architecture]}
+            for s in self.samples
+            if not self._was_measured(s)
+        ]
         protocol = {**self.ctx.settings["protocol"], **conditions}
-        write_json(self.ctx.out / "latency_table.json", {"protocol": protocol, "rows": rows})
+        write_json(self.ctx.out / "latency_table.json", {"protocol": protocol, "rows": rows, "failed": failed})
         # Written before it is judged: a probe that fails leaves the evidence.
         mape = self._write_model()
         if mape > self.ctx.settings["max_mape"]:
             raise StageError(self._poor_fit(mape))
 
-    def _export(self) -> list[Path]:
-        """The networks as files, in the order of `samples`, and stock in Ultralytics' own form after them."""
+    def _export(self) -> dict[Architecture, Path]:
+        """The networks as files, in the order of `samples`; those that cannot be built are noted and left out."""
         import torch
 
         torch.set_num_threads(1)  # tracing computes next to nothing, and threads would only wait for each other
         torch.manual_seed(self.ctx.settings["seed"])
         total = (1 + _TIMING) * (len(self.samples) + 1)
-        files = []
+        files = {}
         for i, s in enumerate(self.samples, 1):
-            files.append(self.bench.export(s.architecture))
+            try:
+                files[s.architecture] = self.bench.export(s.architecture)
+            except (InputError, StageError, MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
+                if s.role == "stock":
+                    raise StageError(f"stock YOLOv8 cannot be built: {error}") from None
+                self.failed[s.architecture] = str(error)
             self.ctx.progress.update(i, total, f"exporting network {i} of {len(self.samples)}")
-        return [*files, self.bench.export_as_c2f()]
+        return files
+
+    def _was_measured(self, s: Sample) -> bool:
+        return s.architecture in self.measured
+
+    def _judge_failures(self, c2f: Measurement | Failed) -> None:
+        """Say what failed.
+
+        Raises:
+            StageError: It is stock, or too much.
+        """
+        from yolov8_nas.hardware.benchmark import Failed
+
+        stock = self.failed.get(self.space.stock) or (c2f.reason if isinstance(c2f, Failed) else None)
+        if stock:
+            raise StageError(f"stock YOLOv8 cannot be measured: {stock}")
+        if not self.failed:
+            return
+        told = (
+            f"{len(self.failed)} of {len(self.samples)} networks could not be built or measured, the first because "
+            f"{next(iter(self.failed.values()))}"
+        )
+        if len(self.failed) > FAILURES * len(self.samples):
+            raise StageError(f"{told}; at most {FAILURES:.0%} may fail: free memory, or take a smaller space or batch")
+        self.ctx.progress.note(f"{told}; left out")
 
     def _stock(self, c2f: Measurement) -> dict[str, Any]:
         from yolov8_nas.hardware.cost import cost
@@ -340,7 +409,7 @@ class _Table:
         """A model of latencies (or energies), its errors on the held-out networks, and their upper bounds."""
         from yolov8_nas.hardware.latency_model import LatencyModel, accuracy
 
-        fitted = [s.architecture for s in self.samples if s.role != "holdout"]
+        fitted = [s.architecture for s in self.samples if s.role != "holdout" and self._was_measured(s)]
         model = LatencyModel.fit(
             self.space,
             self.bench.num_classes,
@@ -354,7 +423,7 @@ class _Table:
 
     @cached_property
     def _held_out(self) -> list[Architecture]:
-        return [s.architecture for s in self.samples if s.role == "holdout"]
+        return [s.architecture for s in self.samples if s.role == "holdout" and self._was_measured(s)]
 
     def _scatter(self) -> float:
         """Half-width of the 95% interval of p50, as a share of it: the median over the networks."""
@@ -430,6 +499,7 @@ class _Limits:
 
     def _measure_closest(self, limits: Sequence[Constraint]) -> None:
         """Measure the network that is predicted to come closest to the limits, unless it is measured already."""
+        from yolov8_nas.hardware.benchmark import Failed
         from yolov8_nas.hardware.latency_model import LatencyModel
         from yolov8_nas.search.objective import CostModel
 
@@ -452,6 +522,9 @@ class _Limits:
             file = self.bench.export(closest)
             with self.ctx.host.measuring():
                 (measurement,) = self.bench.measure([file], f"{closest.digest}-legs.json")
+        if isinstance(measurement, Failed):
+            self.ctx.progress.note(f"it could not be measured: {measurement.reason}")
+            return
         row = self.bench.row(Sample(closest, "fastest"), measurement)
         self.table["rows"].append(row)
         self.figures[closest] = self._figures(row)
