@@ -25,6 +25,7 @@ from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.demo import make_demo
 from yolov8_nas.deploy import packaging
+from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import target, tensorrt
 from yolov8_nas.space import SearchSpace, SpaceError
@@ -359,6 +360,22 @@ def test_an_engine_without_tensorrt(checkpoint: Path, tmp_path: Path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_an_int8_engine_is_built_from_what_tensorrt_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = quantize(build(SearchSpace.load("tiny").smallest(), 2).eval(), [torch.rand(2, 3, 64, 64)])
+    save_qat_checkpoint(network, tmp_path / "qat.pt", names=["scratch", "dent"], imgsz=64)
+    monkeypatch.setattr(tensorrt, "missing", list)
+    monkeypatch.setattr(packaging, "_build_engine", lambda source, engine, *shape: engine)
+    engine = packaging.export(tmp_path / "qat.pt", tmp_path / "model.engine", format="engine", half=True)
+    assert engine == tmp_path / "model.engine"
+    kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16} <= kinds
+    assert onnx.TensorProto.UINT8 not in kinds
+    with pytest.raises(InputError, match="choose one"):
+        packaging.export(tmp_path / "qat.pt", tmp_path / "half.onnx", half=True)
+
+
 # The whole way -------------------------------------------------------------------------------------------------------
 
 SETTINGS = """
@@ -388,7 +405,6 @@ def test_the_whole_way_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert best.latency_ms["p50"] > 0 and best.slack >= 0
     assert "supernet-train: done" in capsys.readouterr().err
 
-    assert len(best.yolo().predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)) == 1
     assert best.finetune(epochs=1) is best and best.tuned
     score = best.val()
     assert score.images > 0 and set(score.per_class) <= {"scratch", "dent", "hole", "stain"}
@@ -396,6 +412,7 @@ def test_the_whole_way_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixtur
     images = np.zeros((3, 3, 64, 96), np.float32)
     assert onnxruntime.InferenceSession(str(file)).run(None, {"images": images})[0].shape[0] == 3
     assert (torch.get_num_threads(), dict(os.environ)) == (threads, environment), "nothing changed for the caller"
+    assert len(best.yolo().predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)) == 1
 
     (tmp_path / "same.yaml").write_text(SETTINGS.format(data=data))
     again = CliRunner().invoke(app, ["search", str(tmp_path / "same.yaml"), "--workdir", str(work)])

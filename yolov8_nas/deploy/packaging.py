@@ -66,7 +66,8 @@ def export(
 ) -> Path:
     """Write the detector of a checkpoint as an ONNX file or as a TensorRT engine.
 
-    The ONNX file is compared with the network before it gets its name, unless it is quantized.
+    The ONNX file is compared with the network before it gets its name, unless it is quantized. A quantized network's
+    engine is built from INT8 as TensorRT reads it; `half` then is about its other layers.
 
     Args:
         checkpoint: An Ultralytics checkpoint of a detector.
@@ -82,6 +83,9 @@ def export(
         EngineUnavailable: There is no TensorRT here.
         StageError: The file does not compute what the network computes.
     """
+    from ultralytics.utils.torch_utils import is_qat
+
+    from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
     from yolov8_nas.deploy.onnx import export_onnx
     from yolov8_nas.deploy.verification import verify_onnx
 
@@ -91,12 +95,16 @@ def export(
         _require_tensorrt()
     network = _read(checkpoint)
     size = _side(network, checkpoint, imgsz)
-    shape: dict[str, Any] = {"imgsz": size, "batch": batch, "dynamic": dynamic, "half": half}
+    quantized = is_qat(network)
+    for_gpu = quantized and format == "engine"
+    shape: dict[str, Any] = {"imgsz": size, "batch": batch, "dynamic": dynamic, "half": half and not for_gpu}
     onnx = path if format == "onnx" else path.with_suffix(SUFFIXES["onnx"])
     onnx.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=onnx.parent, prefix=f".{onnx.name}.") as folder:
         written = export_onnx(network, Path(folder) / onnx.name, **shape)
-        if not _quantized(network):
+        if for_gpu:
+            int8_for_gpu(written, written, half=half)
+        elif not quantized:
             verify_onnx(network, written, **shape)
         written.replace(onnx)
     if format == "onnx":
@@ -193,13 +201,6 @@ def _side(network: DetectionModel, checkpoint: Path, imgsz: int | None) -> int:
     if not isinstance(side, int) or side < 32 or side % 32:
         raise InputError(f"{checkpoint}: imgsz = {side!r}; give the side of a square in pixels, a multiple of 32")
     return side
-
-
-def _quantized(network: DetectionModel) -> bool:
-    from ultralytics.utils.torch_utils import is_qat
-
-    quantized: bool = is_qat(network)
-    return quantized
 
 
 def _require_tensorrt() -> None:
