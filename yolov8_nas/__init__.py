@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from yolov8_nas.hardware.gpu import get_gpu_info
     from yolov8_nas.nas import NAS, Subnet
 
-__all__ = ["NAS", "Subnet"]
+__all__ = ["NAS", "Subnet", "get_gpu_info"]
 
 
 def __getattr__(name: str) -> Any:
     # On first use, because every process of a run imports this package and hardly one of them needs these.
+    if name == "get_gpu_info":
+        from yolov8_nas.hardware import gpu
+
+        return gpu.get_gpu_info
     if name in __all__:
         from yolov8_nas import nas
 

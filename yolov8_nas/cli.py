@@ -171,15 +171,21 @@ def export(
 
 @app.command()
 def probe(
-    info: Annotated[bool, typer.Option("--info", help="Tell what this machine is; measure nothing.")] = False,
+    info: Annotated[bool, typer.Option("--info", help="Tell what this machine is.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not measure bandwidth and throughput.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what this machine is as a target device."""
-    from yolov8_nas.hardware.target import resolve
+    """Tell what this machine is as a target device: its CPU, its GPUs, and what they were measured to do at most."""
+    from yolov8_nas.hardware import machine
 
     if not info:
         raise InputError("probe: only --info exists on its own so far; a run measures the device (stage hw-probe)")
-    _show(resolve("cpu").profile.to_dict(), as_json)
+    with Console(stderr=True).status("looking at this machine") as status:
+        found = machine.look(measure=not quick, note=lambda text: status.update(f"{text} (--quick leaves this out)"))
+    if as_json:
+        _show(found.to_dict(), as_json)
+    else:
+        Console().print(machine.table(found), highlight=False)
 
 
 @app.command()

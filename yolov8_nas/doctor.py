@@ -35,7 +35,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Look at Python, packages, memory, disk and devices."""
-    return [_python(), *_packages(), _memory(), _disk(), _temporary_folder(), _tensorrt()]
+    return [_python(), *_packages(), _memory(), _disk(), _temporary_folder(), _cpu(), *_gpus(), _tensorrt()]
 
 
 def _python() -> Finding:
@@ -76,6 +76,30 @@ def _temporary_folder() -> Finding:
     folder = Path(tempfile.gettempdir())
     ok = os.access(folder, os.W_OK)
     return Finding(ok, "temporary folder", f"{folder}" + ("" if ok else " is not writable; set TMPDIR"))
+
+
+def _cpu() -> Finding:
+    from yolov8_nas.hardware.profile import available_cores, cpu_model
+
+    cores = available_cores()
+    return Finding(True, "CPU", f"{cpu_model()}, {cores} core{'s' * (cores > 1)} usable (target cpu-{cores}t)")
+
+
+def _gpus() -> list[Finding]:
+    from yolov8_nas.hardware.gpu import get_gpu_info
+
+    report = get_gpu_info()
+    if report.none:
+        return [Finding(True, "GPU", f"none: {report.none}")]
+    rows = []
+    for gpu in report.gpus:
+        told = [gpu.name, f"target {gpu.specification}" if gpu.specification else "not in the catalogue"]
+        told += [gpu.shared] if gpu.shared else []
+        told += gpu.throttled or ()
+        usable = gpu.cuda_index is not None
+        told += [] if usable else ["PyTorch cannot use it; install the build of PyTorch for the driver's CUDA"]
+        rows.append(Finding(usable, f"GPU {gpu.index}", "; ".join(told)))
+    return rows
 
 
 def _tensorrt() -> Finding:

@@ -79,6 +79,47 @@ def cpu_profile(name: str, threads: int) -> Profile:
     )
 
 
+@dataclass(frozen=True)
+class Cores:
+    """The cores that a process is given, and what they really are.
+
+    Attributes:
+        affinity: Logical cores that the process may run on.
+        quota: Cores' worth of time that its container may use; nothing where that is not limited.
+        physical: Physical cores behind the logical ones; nothing where the system does not tell.
+        sockets: Processors that these belong to.
+        numa_nodes: NUMA nodes of the machine.
+        virtual: Whether this is a virtual machine, whose topology and caches are what the hypervisor shows.
+    """
+
+    affinity: int
+    quota: float | None
+    physical: int | None
+    sockets: int | None
+    numa_nodes: int
+    virtual: bool
+
+
+def cores(
+    system: Path = Path("/sys/devices/system"),
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    cpuinfo: Path = Path("/proc/cpuinfo"),
+) -> Cores:
+    """The cores of this process: by affinity, by quota, and without simultaneous multithreading."""
+    logical = sorted(os.sched_getaffinity(0))
+    topology = [system / "cpu" / f"cpu{core}" / "topology" for core in logical]
+    siblings = {_line(folder / "thread_siblings_list") for folder in topology} - {""}
+    sockets = {_line(folder / "physical_package_id") for folder in topology} - {""}
+    return Cores(
+        affinity=len(logical),
+        quota=_cgroup_quota(cgroup),
+        physical=len(siblings) or None,
+        sockets=len(sockets) or None,
+        numa_nodes=len(list(system.glob("node/node[0-9]*"))) or 1,
+        virtual="hypervisor" in next(_cpuinfo(cpuinfo, "flags"), "").split(),
+    )
+
+
 def regime(cpus: Path = Path("/sys/devices/system/cpu"), cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     """How the CPU's clocks are run at this moment; what a machine does not tell (a virtual one, mostly) is nothing.
 

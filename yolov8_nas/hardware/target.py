@@ -4,50 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Final
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.hardware import catalogue
+from yolov8_nas.hardware.gpu import gpu_names, shared_by_label
 from yolov8_nas.hardware.profile import Profile, available_cores, cpu_profile
-
-GPUS: Final[Mapping[str, str]] = {
-    "v100": "NVIDIA V100",
-    "t4": "NVIDIA T4",
-    "a2": "NVIDIA A2",
-    "a10": "NVIDIA A10",
-    "a10g": "NVIDIA A10G",
-    "a16": "NVIDIA A16",
-    "a30": "NVIDIA A30",
-    "a40": "NVIDIA A40",
-    "a100": "NVIDIA A100",
-    "rtx3060": "NVIDIA GeForce RTX 3060",
-    "rtx3070": "NVIDIA GeForce RTX 3070",
-    "rtx3080": "NVIDIA GeForce RTX 3080",
-    "rtx3090": "NVIDIA GeForce RTX 3090",
-    "rtx4060": "NVIDIA GeForce RTX 4060",
-    "rtx4070": "NVIDIA GeForce RTX 4070",
-    "rtx4080": "NVIDIA GeForce RTX 4080",
-    "rtx4090": "NVIDIA GeForce RTX 4090",
-    "rtx5090": "NVIDIA GeForce RTX 5090",
-    "rtxa6000": "NVIDIA RTX A6000",
-    "l4": "NVIDIA L4",
-    "l40": "NVIDIA L40",
-    "l40s": "NVIDIA L40S",
-    "h100": "NVIDIA H100",
-    "h200": "NVIDIA H200",
-    "gh200": "NVIDIA GH200",
-    "b200": "NVIDIA B200",
-    "jetsonorinnano": "NVIDIA Jetson Orin Nano",
-    "jetsonorinnx": "NVIDIA Jetson Orin NX",
-    "jetsonagxorin": "NVIDIA Jetson AGX Orin",
-}
-"""GPUs by the shortest of the names that people use; `NVIDIA_T4`, `Tesla-T4` and `nvidia-a100-sxm4-40gb` lead there."""
+from yolov8_nas.hardware.runtime import find
 
 _CPU_NAMES: Final = ("auto", "cpu", "cpu-1t", "cpu-2t")
-_GPU_FOLDER: Final = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True)
@@ -57,7 +24,7 @@ class Target:
     Attributes:
         name: `cpu-<threads>t`.
         kind: `cpu`.
-        runtime: `onnxruntime`.
+        runtime: `onnxruntime` or `torch`.
         precision: `fp32`, `int8` or `best`.
         threads: Threads that a network runs on.
     """
@@ -71,7 +38,7 @@ class Target:
     @cached_property
     def profile(self) -> Profile:
         """What the device is."""
-        return cpu_profile(self.name, self.threads)
+        return replace(cpu_profile(self.name, self.threads), runtime=find(self.runtime, self.kind).to_dict())
 
     @property
     def id(self) -> str:
@@ -89,7 +56,8 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
     """
     name = hardware.strip().lower()
     if name not in _CPU_NAMES and not re.fullmatch(r"cpu-\d+t", name):
-        raise InputError(_not_here(hardware))
+        gpu, cpus = find_gpu(hardware), ", ".join(_CPU_NAMES)
+        raise InputError(f"hardware {hardware!r}: the {gpu} is here, but this version measures CPUs only; use {cpus}")
     cores = available_cores()
     threads = cores if name in ("auto", "cpu") else int(name[len("cpu-") : -1])
     if not 1 <= threads <= cores:
@@ -97,12 +65,6 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
             f"hardware {hardware!r}: {threads} threads, but this process may use {cores} "
             f"core{'s' * (cores > 1)}; use cpu or cpu-{cores}t"
         )
-    if runtime != "onnxruntime":
-        why = {
-            "tensorrt": "TensorRT runs on NVIDIA GPUs only",
-            "torch": "what ships for a CPU is an ONNX file, and only what ships is measured",
-        }.get(runtime, "there is no such runtime")
-        raise InputError(f"runtime {runtime!r} on hardware {hardware!r}: {why}; use runtime: onnxruntime")
     if precision == "fp16":
         raise InputError(
             f"precision 'fp16' on hardware {hardware!r}: most CPUs have no FP16 arithmetic, and ONNX Runtime converts "
@@ -110,45 +72,49 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
         )
     if precision not in ("fp32", "int8", "best"):
         raise InputError(f"precision {precision!r} is unknown; use fp32, int8 or best")
+    if why_not := find(runtime, "cpu", "int8" if precision == "best" else precision).why_not():
+        raise InputError(f"runtime {runtime!r} on hardware {hardware!r}: {why_not}")
     return Target(f"cpu-{threads}t", "cpu", runtime, precision, threads)
 
 
-def _not_here(hardware: str) -> str:
-    """Why `hardware`, which is no CPU of this machine, cannot be a target."""
-    cpus = ", ".join(_CPU_NAMES)
-    gpu = _gpu(hardware)
-    if gpu is None:
-        known = {name: name for name in _CPU_NAMES} | {key: name.replace(" ", "_") for key, name in GPUS.items()}
-        asked = "".join(_words(hardware)) if "cpu" not in hardware.lower() else hardware.lower()
-        near = difflib.get_close_matches(asked, known, n=3, cutoff=0.5)
-        meant = f"Did you mean {', '.join(known[name] for name in near)}? " if near else ""
-        return f"hardware {hardware!r} is unknown. {meant}On this machine use {cpus}"
-    present = _present_gpus()
-    if gpu in map(_gpu, present):
-        return (
-            f"hardware {hardware!r}: the {GPUS[gpu]} is here, but this version measures CPUs with ONNX Runtime only; "
-            f"use {cpus}"
+def find_gpu(hardware: str) -> str:
+    """The GPU of this machine that a configuration's name means, by the name that the driver gives it.
+
+    Raises:
+        InputError: The name is unknown, or means a GPU that is not here, a whole one where there are slices or a slice
+            where there is none, or one that several pods share, on which latency is not its own.
+    """
+    asked = catalogue.find(hardware)
+    shared = shared_by_label(hardware) or shared_by_label()
+    if shared:
+        raise InputError(
+            f"hardware {hardware!r}: {shared}, so its latency depends on what they do; use a node that gives it to one "
+            "pod alone"
         )
-    found = f"its GPU is {', '.join(sorted(set(present)))}" if present else "it has no NVIDIA GPU"
-    return f"hardware {hardware!r}: this machine has no {GPUS[gpu]} ({found}); run there, or use {cpus}"
+    present = gpu_names()
+    for gpu in present:
+        if gpu.replace(" ", "-").lower() == re.sub(r"[ _]", "-", hardware.strip()).lower():
+            return gpu  # whether or not the catalogue has it
+    if asked is None:
+        raise InputError(_unknown(hardware))
+    own = {gpu: found for gpu in present if (found := catalogue.find(gpu))}
+    family = [gpu for gpu, found in own.items() if set(found.specifications) & set(asked.specifications)]
+    for gpu in family:
+        if own[gpu].mig == asked.mig:
+            return gpu
+    cpus = ", ".join(_CPU_NAMES)
+    if family:
+        raise InputError(
+            f"hardware {hardware!r}: here it is {' and '.join(sorted(set(family)))}, which is not the same part of the "
+            "GPU; name that one, or cut the GPU in another way (nvidia-smi mig)"
+        )
+    found_here = f"its GPU is {', '.join(sorted(set(present)))}" if present else "it has no NVIDIA GPU"
+    raise InputError(f"hardware {hardware!r}: this machine has none ({found_here}); run there, or use {cpus}")
 
 
-def _gpu(hardware: str) -> str | None:
-    """Key in `GPUS` of a GPU's name as people, drivers and clouds write it; nothing where it is none."""
-    words = _words(hardware)
-    # the rest of a product's name (`sxm4`, `80gb`, `pcie`, `ti`) does not tell another chip of this list
-    return next((name for n in range(len(words), 0, -1) if (name := "".join(words[:n])) in GPUS), None)
-
-
-def _words(hardware: str) -> list[str]:
-    words = re.findall(r"[a-z0-9]+", hardware.lower())
-    return [word for word in words if word not in ("nvidia", "tesla", "geforce", "gpu")]
-
-
-def _present_gpus() -> list[str]:
-    """Product names of this machine's NVIDIA GPUs, as the driver gives them."""
-    names = []
-    for information in _GPU_FOLDER.glob("*/information"):
-        match = re.search(r"^Model:\s*(.+)$", information.read_text(), re.MULTILINE)
-        names += [match[1].strip()] if match else []
-    return names
+def _unknown(hardware: str) -> str:
+    near = catalogue.similar(hardware)
+    if "cpu" in hardware.lower():
+        near = difflib.get_close_matches(hardware.lower(), _CPU_NAMES, n=3, cutoff=0.5)
+    meant = f"Did you mean {', '.join(near)}? " if near else ""
+    return f"hardware {hardware!r} is unknown. {meant}On this machine use {', '.join(_CPU_NAMES)}"
