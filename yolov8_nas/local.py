@@ -51,6 +51,7 @@ INPUTS: Final[dict[str, tuple[str, ...]]] = {
 """The stages that `run_stages` can run, each with those whose results it takes; what fails soonest stands first."""
 
 TRAINING: Final = ("supernet-train", "qat-finetune")
+"""The stages that train, and so can be given a device."""
 
 
 def store_of(config: RunConfig, workdir: Path) -> str:
