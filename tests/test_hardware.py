@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import benchmark, counters, nms, profile, target
+from yolov8_nas.hardware import benchmark, counters, gpu, nms, profile
 from yolov8_nas.hardware.benchmark import Measurement, Protocol, Visit, measure, median_interval, timed_runs
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.counters import NoCounterError, NvmlEnergy, NvmlPower, Rapl, open_counter, why_not
@@ -59,7 +59,7 @@ def architectures() -> Iterator[tuple[str, int, Architecture]]:
 
 
 def test_names_of_the_cpu_lead_to_the_same_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "available_cores", lambda: 2)
+    monkeypatch.setattr(profile, "available_cores", lambda: 2)
     assert resolve("auto") == resolve("cpu") == resolve("CPU-2t")
     assert resolve("cpu-1t").threads == 1
     assert resolve("cpu-1t", precision="int8").id.endswith("-1t")
@@ -82,8 +82,8 @@ def test_names_of_the_cpu_lead_to_the_same_target(monkeypatch: pytest.MonkeyPatc
 def test_unusable_targets_are_told_with_the_remedy(
     arguments: tuple[str, ...], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target, "available_cores", lambda: 2)
-    monkeypatch.setattr(target, "gpu_names", list)
+    monkeypatch.setattr(profile, "available_cores", lambda: 2)
+    monkeypatch.setattr(gpu, "gpu_names", list)
     with pytest.raises(InputError) as error:
         resolve(*arguments)
     assert [word for word in words if word not in str(error.value)] == []

@@ -24,9 +24,11 @@ from typer.testing import CliRunner
 
 from yolov8_nas import doctor
 from yolov8_nas.cli import app
+from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import catalogue, gpu, machine, profile, roofline
 from yolov8_nas.hardware.gpu import GpuInfo, get_gpu_info, theoretical_bandwidth
 from yolov8_nas.hardware.roofline import Roofline
+from yolov8_nas.hardware.target import Target, resolve
 
 T4 = {
     "nvmlDeviceGetName": "Tesla T4",
@@ -276,6 +278,32 @@ def test_twice_the_clock_that_nvml_tells_is_the_data_rate_of_every_type_of_memor
     assert theoretical_bandwidth(clock_mhz, bus_bits) == pytest.approx(
         catalogue.catalogue()[key].bandwidth_gbs, rel=0.03
     )
+
+
+def test_a_gpu_is_a_target_with_the_runtimes_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, T4)
+    cuda(monkeypatch, T4_CUDA)
+    found = resolve("NVIDIA_T4", "torch", "fp16")
+    assert (found.name, found.kind, found.runtime, found.threads) == ("tesla-t4", "gpu", "torch", 1)
+    described = found.profile
+    assert described.key["gpu"]["power_limit_w"] == 60
+    assert described.key["runtime"]["name"] == "torch"
+    assert json.loads(json.dumps(described.to_dict()))["caches"] == {"L2": 4096}
+    assert found.regime()["throttled"] == ["power limit reached"]
+    with pytest.raises(
+        InputError, match=r"runtime 'onnxruntime' on hardware 'NVIDIA_T4': ONNX Runtime .* is built without"
+    ):
+        resolve("NVIDIA_T4")
+    cuda(monkeypatch, {**T4_CUDA, "uuid": "another", "name": "NVIDIA L4"}, T4_CUDA)
+    with pytest.raises(InputError, match="the GPU that CUDA numbers 0, which is none; set CUDA_VISIBLE_DEVICES"):
+        resolve("NVIDIA_T4", "torch", "fp16")
+    with pytest.raises(InputError, match="tesla-t4 is not the GPU that CUDA numbers 0 here"):
+        _ = Target("tesla-t4", "gpu", "torch", "fp16", 1).profile
+
+
+def test_a_cpus_profile_has_nothing_of_a_gpu() -> None:
+    here = profile.cpu_profile("cpu-1t", 1)
+    assert "gpu" not in here.to_dict() and "gpu" not in here.key
 
 
 # CPU -----------------------------------------------------------------------------------------------------------------

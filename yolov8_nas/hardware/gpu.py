@@ -202,6 +202,20 @@ def get_gpu_info() -> GpuReport:
         pynvml.nvmlShutdown()
 
 
+def first_gpu() -> GpuInfo | None:
+    """The GPU that CUDA numbers 0, on which networks run; nothing where PyTorch can use none."""
+    return next((gpu for gpu in get_gpu_info().gpus if gpu.cuda_index == 0), None)
+
+
+def regime() -> dict[str, Any]:
+    """How the first GPU is run at this moment: its clocks, heat, power limit and what slows it down."""
+    gpu = first_gpu()
+    if gpu is None:
+        return {}
+    kept = ("clocks_mhz", "clock_settings", "throttled", "temperature_c", "power_limit_w", "shared")
+    return {name: value for name, value in gpu.to_dict().items() if name in kept}
+
+
 def gpu_names() -> list[str]:
     """Names of the GPUs and slices that this process may use, quickly: neither PyTorch nor CUDA is loaded."""
     tree = _device_tree()
@@ -265,13 +279,12 @@ def _info(nvml: Any, index: int, handle: Any, parent: Any, mig: bool, tree: str 
         return _told(nvml, question, device, *arguments)
 
     name = str(of(handle, "nvmlDeviceGetName") or "unknown NVIDIA GPU")
+    name = tree if tree and catalogue.find(name) is None else name
     uuid = of(handle, "nvmlDeviceGetUUID")
     whole = of(parent, "nvmlDeviceGetMemoryInfo")
     memory = of(handle, "nvmlDeviceGetMemoryInfo")
     capability = of(parent, "nvmlDeviceGetCudaComputeCapability")
     entry = catalogue.identify(name, whole.total / 1e9 if whole else None)
-    if entry is None and tree:
-        entry = catalogue.identify(tree, whole.total / 1e9 if whole else None)
     clock = of(parent, "nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_MEM)
     bus = of(parent, "nvmlDeviceGetMemoryBusWidth")
     ecc = of(parent, "nvmlDeviceGetEccMode")
@@ -390,8 +403,7 @@ def _without_nvml(why: str, tree: str | None) -> GpuReport:
 
     properties = torch.cuda.get_device_properties(cuda_index)
     entry = catalogue.identify(tree, properties.total_memory / 1e9)
-    name = tree if properties.name == "Orin" else properties.name
-    info = GpuInfo(0, name, _slug(entry.key if entry else name), tensorrt=_tensorrt(), notes=(why,))
+    info = GpuInfo(0, tree, _slug(entry.key if entry else tree), tensorrt=_tensorrt(), notes=(why,))
     return GpuReport((_noted(_with_torch(_with_specification(info, entry), cuda_index)),))
 
 

@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from yolov8_nas.hardware.gpu import GpuInfo
 
 INSTRUCTIONS: Final = (
     "avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8",
@@ -27,15 +30,16 @@ class Profile:
     Attributes:
         name: Name of the target as asked for, for example `cpu-2t`.
         id: What identifies the hardware in registries: [a-z0-9-], for example `cpu-amd-epyc-9354-2t`.
-        kind: `cpu`.
-        model: The CPU's own name.
+        kind: `cpu` or `gpu`.
+        model: The CPU's or GPU's own name.
         cores: Cores that this process may use.
-        threads: Threads that a network runs on.
+        threads: Threads that a network runs on; 1 where it runs on a GPU.
         instructions: Those of `INSTRUCTIONS` that the CPU has.
         caches: Level, and size in KiB as the first core sees it, for example {"L1d": 32, "L2": 1024, "L3": 32768}.
-        memory_gb: Memory that this process may use, in GiB.
+        memory_gb: Memory that this process may use, in GiB; a GPU's own.
         runtime: Name and version of what runs the networks.
         system: Operating system and kernel.
+        gpu: Of a GPU, what latency depends on (`GpuInfo.key`).
     """
 
     name: str
@@ -49,15 +53,19 @@ class Profile:
     memory_gb: float
     runtime: Mapping[str, str]
     system: str
+    gpu: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values for JSON."""
-        return {**asdict(self), "instructions": list(self.instructions)}
+        content = {**asdict(self), "instructions": list(self.instructions)}
+        if self.gpu is None:
+            del content["gpu"]
+        return content
 
     @property
     def key(self) -> dict[str, Any]:
         """The part on which latency depends: measurements are shared between machines where this is the same."""
-        kept = ("id", "model", "threads", "instructions", "caches", "runtime")
+        kept = ("id", "model", "threads", "instructions", "caches", "runtime", "gpu")
         return {name: value for name, value in self.to_dict().items() if name in kept}
 
 
@@ -76,6 +84,24 @@ def cpu_profile(name: str, threads: int) -> Profile:
         memory_gb=round(_memory() / _GIB, 1),
         runtime={"name": "onnxruntime", "version": version("onnxruntime")},
         system=f"{platform.system()} {platform.release()}",
+    )
+
+
+def gpu_profile(gpu: GpuInfo, runtime: Mapping[str, str]) -> Profile:
+    """A GPU of this machine as a target; what runs on the CPU beside it has one thread."""
+    return Profile(
+        name=gpu.id,
+        id=gpu.id,
+        kind="gpu",
+        model=gpu.name,
+        cores=available_cores(),
+        threads=1,
+        instructions=(),
+        caches={"L2": round(gpu.l2_mib * 1024)} if gpu.l2_mib else {},
+        memory_gb=gpu.memory_gib or 0.0,
+        runtime=runtime,
+        system=f"{platform.system()} {platform.release()}",
+        gpu=gpu.key,
     )
 
 

@@ -6,12 +6,11 @@ import difflib
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import catalogue
-from yolov8_nas.hardware.gpu import gpu_names, shared_by_label
-from yolov8_nas.hardware.profile import Profile, available_cores, cpu_profile
+from yolov8_nas.hardware import catalogue, gpu, profile
+from yolov8_nas.hardware.profile import Profile
 from yolov8_nas.hardware.runtime import find
 
 _CPU_NAMES: Final = ("auto", "cpu", "cpu-1t", "cpu-2t")
@@ -22,11 +21,11 @@ class Target:
     """A device of this machine that networks run on.
 
     Attributes:
-        name: `cpu-<threads>t`.
-        kind: `cpu`.
-        runtime: `onnxruntime` or `torch`.
-        precision: `fp32`, `int8` or `best`.
-        threads: Threads that a network runs on.
+        name: `cpu-<threads>t`, or the id of a GPU, for example `tesla-t4`.
+        kind: `cpu` or `gpu`; `gpu` is the one that CUDA numbers 0.
+        runtime: Name of a runtime of `hardware.runtime`.
+        precision: `fp32`, `fp16`, `int8` or `best`.
+        threads: Threads that a network runs on; 1 on a GPU.
     """
 
     name: str
@@ -37,8 +36,24 @@ class Target:
 
     @cached_property
     def profile(self) -> Profile:
-        """What the device is."""
-        return replace(cpu_profile(self.name, self.threads), runtime=find(self.runtime, self.kind).to_dict())
+        """What the device is.
+
+        Raises:
+            InputError: It is a GPU, and not here any more.
+        """
+        if self.kind == "gpu":
+            found = gpu.first_gpu()
+            if found is None or found.id != self.name:
+                raise InputError(
+                    f"{self.name} is not the GPU that CUDA numbers 0 here ({found.id if found else 'there is none'}); "
+                    "run on the machine that it is in"
+                )
+            return profile.gpu_profile(found, find(self.runtime, self.kind).to_dict())
+        return replace(profile.cpu_profile(self.name, self.threads), runtime=find(self.runtime, self.kind).to_dict())
+
+    def regime(self) -> dict[str, Any]:
+        """How its clocks are run at this moment; see `profile.regime` and `gpu.regime`."""
+        return gpu.regime() if self.kind == "gpu" else profile.regime()
 
     @property
     def id(self) -> str:
@@ -56,9 +71,8 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
     """
     name = hardware.strip().lower()
     if name not in _CPU_NAMES and not re.fullmatch(r"cpu-\d+t", name):
-        gpu, cpus = find_gpu(hardware), ", ".join(_CPU_NAMES)
-        raise InputError(f"hardware {hardware!r}: the {gpu} is here, but this version measures CPUs only; use {cpus}")
-    cores = available_cores()
+        return _gpu_target(hardware, runtime, precision)
+    cores = profile.available_cores()
     threads = cores if name in ("auto", "cpu") else int(name[len("cpu-") : -1])
     if not 1 <= threads <= cores:
         raise InputError(
@@ -77,6 +91,20 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
     return Target(f"cpu-{threads}t", "cpu", runtime, precision, threads)
 
 
+def _gpu_target(hardware: str, runtime: str, precision: str) -> Target:
+    """A GPU of this machine on which networks can run."""
+    name = find_gpu(hardware)
+    if why_not := find(runtime, "gpu", "int8" if precision == "best" else precision).why_not():
+        raise InputError(f"runtime {runtime!r} on hardware {hardware!r}: {why_not}")
+    first = gpu.first_gpu()
+    if first is None or first.name != name:
+        raise InputError(
+            f"hardware {hardware!r}: the {name} is here, but networks run on the GPU that CUDA numbers 0, which is "
+            f"{first.name if first else 'none'}; set CUDA_VISIBLE_DEVICES to the {name}"
+        )
+    return Target(first.id, "gpu", runtime, precision, 1)
+
+
 def find_gpu(hardware: str) -> str:
     """The GPU of this machine that a configuration's name means, by the name that the driver gives it.
 
@@ -85,23 +113,23 @@ def find_gpu(hardware: str) -> str:
             where there is none, or one that several pods share, on which latency is not its own.
     """
     asked = catalogue.find(hardware)
-    shared = shared_by_label(hardware) or shared_by_label()
+    shared = gpu.shared_by_label(hardware) or gpu.shared_by_label()
     if shared:
         raise InputError(
             f"hardware {hardware!r}: {shared}, so its latency depends on what they do; use a node that gives it to one "
             "pod alone"
         )
-    present = gpu_names()
-    for gpu in present:
-        if gpu.replace(" ", "-").lower() == re.sub(r"[ _]", "-", hardware.strip()).lower():
-            return gpu  # whether or not the catalogue has it
+    present = gpu.gpu_names()
+    for name in present:
+        if name.replace(" ", "-").lower() == re.sub(r"[ _]", "-", hardware.strip()).lower():
+            return name  # whether or not the catalogue has it
     if asked is None:
         raise InputError(_unknown(hardware))
-    own = {gpu: found for gpu in present if (found := catalogue.find(gpu))}
-    family = [gpu for gpu, found in own.items() if set(found.specifications) & set(asked.specifications)]
-    for gpu in family:
-        if own[gpu].mig == asked.mig:
-            return gpu
+    own = {name: found for name in present if (found := catalogue.find(name))}
+    family = [name for name, found in own.items() if set(found.specifications) & set(asked.specifications)]
+    for name in family:
+        if own[name].mig == asked.mig:
+            return name
     cpus = ", ".join(_CPU_NAMES)
     if family:
         raise InputError(

@@ -15,7 +15,7 @@ that happens to stock, or to more than one in `1 / FAILURES`, there is something
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -267,12 +267,12 @@ class _Table:
         """Export, measure, fit, write, judge."""
         from yolov8_nas.hardware.counters import why_not
         from yolov8_nas.hardware.nms import time_nms
-        from yolov8_nas.hardware.profile import cpu_profile, regime
+        from yolov8_nas.hardware.target import Target
 
-        profile = replace(
-            cpu_profile(self.ctx.settings["name"], self.bench.threads), runtime=self.bench.runtime.to_dict()
-        )
+        runtime = self.bench.runtime
         # The name is the settings' own: on another machine with the same key it means the same.
+        device = Target(self.ctx.settings["name"], runtime.kind, runtime.name, runtime.precision, self.bench.threads)
+        profile, regime = device.profile, device.regime
         write_json(self.ctx.out / "profile.json", profile.to_dict())
         with self.ctx.host.computing():
             files = self._export()
