@@ -72,7 +72,7 @@ def run(ctx: StageContext) -> None:
         StageError: The training diverged.
     """
     with ctx.host.computing():
-        if ctx.settings["processes"] == 1 or "WORLD_SIZE" in os.environ:  # torchrun's: this is one of its processes
+        if ctx.settings["processes"] == 1 or "LOCAL_RANK" in os.environ:  # this is one of torchrun's
             _train(ctx)
         else:
             _train_in_several(ctx)
@@ -167,8 +167,8 @@ def _processes(asked: int | str) -> int:
     Raises:
         InputError: There are fewer GPUs.
     """
-    if world := os.environ.get("WORLD_SIZE"):
-        return int(world)
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
     gpus = 0
     if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists():  # else torch need not be loaded to tell
         import torch

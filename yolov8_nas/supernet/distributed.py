@@ -29,7 +29,7 @@ TIMEOUT: Final = timedelta(hours=4)
 """How long a process waits for the others: longer than the first one validates. Where one fails, torchrun ends all."""
 
 RANK_VARIABLES: Final = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-"""What torchrun tells each process; WORLD_SIZE says that there is a torchrun."""
+"""What torchrun tells each process. LOCAL_RANK says that there is a torchrun: some clusters set the others anyhow."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def join() -> Iterator[Processes]:
         RuntimeError: Ultralytics has been imported before.
     """
     told = {name: int(os.environ.pop(name)) for name in RANK_VARIABLES if name in os.environ}
-    size, local_rank = told.get("WORLD_SIZE", 1), told.get("LOCAL_RANK", 0)
+    local_rank = told.get("LOCAL_RANK", 0)
+    size = told["WORLD_SIZE"] if "LOCAL_RANK" in told else 1
     gpus = torch.cuda.device_count()
     if gpus and local_rank >= gpus:
         raise InputError(
@@ -152,13 +153,8 @@ def join() -> Iterator[Processes]:
         timeout=TIMEOUT,
         device_id=device if gpus else None,
     )
-    yield Processes(device, told["RANK"], size, told.get("LOCAL_WORLD_SIZE", 1))
+    yield Processes(device, told["RANK"], size, told["LOCAL_WORLD_SIZE"])
     dist.destroy_process_group()  # after a failure the processes are not in step any more, and end as they are
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun has started this process, and `join` has not been called."""
-    return "WORLD_SIZE" in os.environ
 
 
 def launch(processes: int, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
