@@ -1,0 +1,123 @@
+"""Hardware rules: what they take out of a space, why, and what a latency table says of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yolov8_nas.errors import InputError
+from yolov8_nas.hardware.catalogue import catalogue
+from yolov8_nas.hardware.cost import cost
+from yolov8_nas.hardware.profile import Profile, cpu_profile
+from yolov8_nas.hardware.rules import RULES, Applied, Device, consider, narrowed, with_evidence
+from yolov8_nas.space import BLOCKS, SearchSpace
+
+N = SearchSpace.load("yolov8n")
+T4, V100, L4 = (Device.of_specification(catalogue()[key]) for key in ("t4", "v100-pcie-16gb", "l4"))
+
+
+def applied(device: Device, precision: str, imgsz: int = 640, batch: int = 1, **rules: bool) -> dict[str, Applied]:
+    return {rule.rule: rule for rule in consider(N, device, precision, imgsz=imgsz, batch=batch, rules=rules)}
+
+
+def test_int8_tensor_cores_want_multiples_of_32_channels() -> None:
+    rules = applied(T4, "int8")
+    space = narrowed(N, list(rules.values()))
+    options = {dimension.name: dimension.options for dimension in space.dimensions}
+    assert options["down_p3"] == (32, 64) and options["backbone_p3.width"] == (32, 64)
+    assert options["stem"] == (16,)  # stock's own
+    assert options["backbone_p3.expansion"] == (0.5,) and options["backbone_p4.expansion"] == (0.25, 0.375, 0.5)
+    assert space.stock in space and space.size < N.size
+    assert "takes out 14 options" in str(rules["tensor_core_channels"])
+    for network in (space.sample(np.random.default_rng(seed)) for seed in range(20)):
+        assert network in N
+        for name in BLOCKS:
+            assert network.block(name).width % 32 == 0 or network.block(name).width == N.stock.block(name).width
+
+
+def test_fp16_finds_every_width_of_a_space_right() -> None:
+    assert narrowed(N, list(applied(T4, "fp16").values())) == N
+
+
+def test_tensor_cores_are_not_counted_on_where_the_chip_has_none() -> None:
+    rules = applied(V100, "int8")
+    assert "no tensor cores for INT8, only for FP16" in rules["tensor_core_types"].reason
+    assert narrowed(N, list(rules.values())) == N
+    assumed = applied(V100, "int8", tensor_core_types=False)
+    assert not assumed["tensor_core_types"].on and assumed["tensor_core_channels"].removed
+    assert "no tensor cores for TF32" in applied(T4, "fp32")["tensor_core_types"].reason
+    assert applied(L4, "fp32")["tensor_core_types"].reason == "l4 has tensor cores for TF32"
+
+
+def test_attention_goes_where_its_scores_go_through_slow_memory() -> None:
+    def removed(device: Device, **how: Any) -> Any:
+        return applied(device, "fp16", **how)["large_kernels_not_attention"].removed
+
+    assert removed(T4, imgsz=1280, batch=4) == {"attention": (1,)}
+    assert removed(T4) == {}  # they stay in its L2
+    assert removed(L4, imgsz=1280) == {}  # and so with larger images in a larger one
+    assert removed(V100, imgsz=1280, batch=4) == {}
+    unknown = applied(Device("new", "gpu", ("fp16",)), "fp16")["large_kernels_not_attention"]
+    assert "measurement has to decide" in unknown.reason and not unknown.removed
+
+
+def test_a_rule_that_is_off_tells_what_it_would_do_and_does_nothing() -> None:
+    rules = applied(T4, "int8", tensor_core_channels=False)
+    assert narrowed(N, list(rules.values())) == N
+    assert str(rules["tensor_core_channels"]).startswith("tensor_core_channels (switched off): ")
+    assert "would take out 14 options" in str(rules["tensor_core_channels"])
+    with pytest.raises(InputError, match=r"rules: tensor_cores is no hardware rule; there are tensor_core_types"):
+        applied(T4, "int8", tensor_cores=False)
+
+
+@pytest.mark.parametrize("scale", ["tiny", "yolov8n", "yolov8s", "yolov8m", "yolov8l"])
+@pytest.mark.parametrize("key", ["t4", "a100-sxm4-40gb", "jetson-agx-orin-64gb"])
+def test_stock_and_some_choice_are_left_in_every_space(scale: str, key: str) -> None:
+    space = SearchSpace.load(scale)
+    device = Device.of_specification(catalogue()[key])
+    for precision in ("fp32", "fp16", "int8"):
+        rules = consider(space, device, precision, imgsz=1280, batch=16)
+        assert [rule.rule for rule in rules] == list(RULES)
+        left = narrowed(space, rules)
+        assert left.stock in left and left.size > 1000
+
+
+def test_cpus_have_no_rules() -> None:
+    device = Device.of_profile(cpu_profile("cpu-1t", 1).to_dict())
+    assert consider(N, device, "int8", imgsz=640) == []
+
+
+def test_a_device_is_read_from_the_probes_profile() -> None:
+    gpu = {"compute_capability": "7.5", "memory_bus_bits": 256, "memory_clock_mhz": 5001, "mig": None}
+    profile = Profile("tesla-t4", "tesla-t4", "gpu", "Tesla T4", 4, 1, (), {"L2": 4096}, 15.0, {}, "Linux", gpu)
+    device = Device.of_profile(json.loads(json.dumps(profile.to_dict())))
+    assert device == Device("Tesla T4", "gpu", ("fp16", "int8"), pytest.approx(320.064), 4.0)
+
+
+@pytest.mark.parametrize(("extra", "verdict"), [(0.02, "supports"), (0.0, "undecided"), (-0.02, "contradicts")])
+def test_a_table_supports_or_contradicts_a_rule(extra: float, verdict: str) -> None:
+    rng = np.random.default_rng(1)
+    rule = applied(T4, "int8")["tensor_core_channels"]
+    rows: list[dict[str, Any]] = [{"architecture": N.smallest().to_dict(), "latency_ms": None}]
+    for network in [N.stock, *(N.sample(rng) for _ in range(80))]:
+        chosen = {d.name: d.options[g] for d, g in zip(N.dimensions, N.encode(network), strict=True)}
+        count = sum(chosen[name] in options for name, options in rule.removed.items())
+        latency = 1e-9 * cost(network, 3, 320).macs ** 0.9 * (1 + extra) ** count * np.exp(0.02 * rng.normal())
+        rows.append({"architecture": network.to_dict(), "latency_ms": {"p50": latency}})
+    (told,) = with_evidence([rule], N, rows, num_classes=3, imgsz=320)
+    assert told.evidence is not None
+    assert told.evidence.networks == 81
+    assert told.evidence.verdict == verdict
+    low, high = told.evidence.interval
+    assert low <= extra <= high
+    assert verdict.removesuffix("s")[:6] in str(told)
+    assert json.loads(json.dumps(told.to_dict()))["evidence"]["verdict"] == verdict
+
+
+def test_a_table_that_cannot_tell_is_no_evidence() -> None:
+    rule = applied(T4, "int8")["tensor_core_channels"]
+    row = {"architecture": N.stock.to_dict(), "latency_ms": {"p50": 1.0}}
+    assert with_evidence([rule], N, [row], num_classes=3, imgsz=320)[0].evidence is None
