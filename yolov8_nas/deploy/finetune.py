@@ -243,11 +243,13 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
     def _begin_epoch(self) -> None:
         if self.epoch >= self.recipe.epochs - self.recipe.closing:
             self._close_dataloader_mosaic()
-        seed = self.recipe.seed + self.epoch
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002  # Ultralytics' augmentation draws from the global generators
-        torch.manual_seed(seed)
-        self.train_loader.generator.manual_seed(seed)
+        python, numpy_, torch_, order = map(
+            int, np.random.SeedSequence((self.recipe.seed, self.epoch)).generate_state(4)
+        )
+        random.seed(python)
+        np.random.seed(numpy_)  # noqa: NPY002  # Ultralytics' augmentation draws from the global generators
+        torch.manual_seed(torch_)
+        self.train_loader.generator.manual_seed(order)
         self.train_loader.reset()
         self.step = 0
 

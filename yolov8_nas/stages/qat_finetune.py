@@ -61,7 +61,7 @@ def run(ctx: StageContext) -> None:
         _Finetuning(ctx).run()
 
 
-STAGE = Stage(name="qat-finetune", version=2, settings=settings, run=run)
+STAGE = Stage(name="qat-finetune", version=3, settings=settings, run=run)
 
 
 class _Finetuning:
