@@ -364,6 +364,17 @@ def test_a_gpus_energy_is_asked_for_in_the_order_that_nvml_wants(nvml: Mock) -> 
     assert counter.stop() == 2.5
 
 
+def test_energy_is_that_of_the_gpu_that_cuda_uses(nvml: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml.nvmlDeviceGetTotalEnergyConsumption.return_value = 1
+    monkeypatch.setattr(counters, "cuda_uuid", lambda: "00000000-0000-0000-0000-000000000001")
+    open_counter("gpu")
+    nvml.nvmlDeviceGetHandleByUUID.assert_called_once_with("GPU-00000000-0000-0000-0000-000000000001")
+    nvml.nvmlDeviceGetHandleByIndex.assert_not_called()
+    nvml.nvmlDeviceGetHandleByUUID.side_effect = nvml.NVMLError(6)
+    with pytest.raises(NoCounterError, match="nothing of the GPU that CUDA numbers 0"):
+        open_counter("gpu")
+
+
 def test_a_gpu_without_the_counter_has_its_power_sampled(nvml: Mock) -> None:
     nvml.nvmlDeviceGetTotalEnergyConsumption.side_effect = nvml.NVMLError(3)
     nvml.nvmlDeviceGetPowerUsage.return_value = 70_000

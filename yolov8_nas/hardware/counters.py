@@ -7,9 +7,11 @@ so it means something only while the host is held for measuring.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -45,12 +47,12 @@ class Counter(Protocol):
         """Joules since `start`."""
 
 
-def open_counter(kind: str, index: int = 0) -> Counter:
+def open_counter(kind: str, index: int | None = None) -> Counter:
     """The energy counter of a device.
 
     Args:
         kind: `cpu` or `gpu`.
-        index: Which GPU, in the driver's order.
+        index: Which GPU, in the driver's order; unless given, the one that CUDA numbers 0, on which networks run.
 
     Raises:
         NoCounterError: There is none that can be read here.
@@ -143,17 +145,21 @@ def _text(file: Path) -> str:
         return ""
 
 
-def _nvml(index: int) -> Counter:
+def _nvml(index: int | None) -> Counter:
     """The counter of an NVIDIA GPU: the driver's own of energy where the chip has it, else its power, sampled."""
     try:
         import pynvml
     except ImportError:
         raise NoCounterError("nvidia-ml-py is not installed, so NVML cannot be asked; install it") from None
+    named = "the GPU that CUDA numbers 0" if index is None else f"GPU {index}"
     try:
         pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        if index is None and (own := cuda_uuid()):
+            device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{own}")
+        else:
+            device = pynvml.nvmlDeviceGetHandleByIndex(index or 0)
     except pynvml.NVMLError as error:
-        raise NoCounterError(f"NVML tells nothing of GPU {index}: {error}; install NVIDIA's driver") from None
+        raise NoCounterError(f"NVML tells nothing of {named}: {error}; install NVIDIA's driver") from None
     for counter in (NvmlEnergy(pynvml, device), NvmlPower(pynvml, device)):
         try:
             counter.start()
@@ -161,7 +167,23 @@ def _nvml(index: int) -> Counter:
         except pynvml.NVMLError:
             continue
         return counter
-    raise NoCounterError(f"GPU {index} tells neither energy nor power through NVML; MIG slices and old chips do not")
+    raise NoCounterError(f"{named} tells neither energy nor power through NVML; MIG slices and old chips do not")
+
+
+def cuda_uuid() -> str | None:
+    """UUID of the GPU that CUDA numbers 0 in this process; nothing without a driver.
+
+    The driver's own order is another one (CUDA_DEVICE_ORDER, CUDA_VISIBLE_DEVICES). Its library is asked itself, so
+    that PyTorch is not needed.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, found = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetUuid_v2(found, device):
+        return None
+    return str(uuid.UUID(bytes=bytes(found)))
 
 
 @dataclass
