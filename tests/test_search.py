@@ -17,7 +17,7 @@ import torch
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy import onnx
+from yolov8_nas.deploy import artifact
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import benchmark
 from yolov8_nas.hardware.benchmark import Measurement, Percentiles
@@ -487,13 +487,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
     Supernet(SPACE, 2, detection.CLASSES).save(folders["supernet-train"], {"imgsz": 64})
     networks = [SPACE.stock, *(SPACE.sample(np.random.default_rng(seed)) for seed in range(30))]
-    latency = Landscape().latency(networks).tolist()
+    latency = [1 + 80 * cost(network, 2, 64).gflops for network in networks]
     rows = [
         {"architecture": a.to_dict(), "latency_ms": {"p50": ms, "p90": ms, "p99": ms}, "memory_mb": 30.0}
         for a, ms in zip(networks, latency, strict=True)
     ]
     content = {
-        "profile.json": {"threads": 1},
+        "profile.json": {"threads": 1, "kind": "cpu", "runtime": {"name": "onnxruntime", "version": "1"}},
         "stock.json": {"latency_ms": {"p50": latency[0]}},
         "nms.json": {"latency_ms": {"p50": 0.3, "p90": 0.4, "p99": 0.5}},
         "latency_table.json": {"rows": rows},
@@ -571,10 +571,10 @@ def scored_by_stage(monkeypatch: pytest.MonkeyPatch) -> Scored:
         return path
 
     counted = Scored()
-    monkeypatch.setattr(onnx, "export_onnx", exported)
+    monkeypatch.setattr(artifact, "write_network", exported)
     monkeypatch.setattr(benchmark, "measure", counted.measure)
     monkeypatch.setattr(objective.Scorer, "__call__", counted.score)
-    monkeypatch.setattr(objective.Scorer, "network", lambda scorer, architecture: None)
+    monkeypatch.setattr(objective.Scorer, "network", lambda scorer, architecture: torch.nn.Identity())
     monkeypatch.setattr(baseline, "DRAWS", 2000)
     monkeypatch.setattr(baseline, "MAC_SAMPLE", 20)
     return counted
@@ -596,7 +596,7 @@ def test_the_stage_goes_on_after_an_interruption_and_writes_the_same(
 
     scored_by_stage.networks.clear()
     scored_by_stage.measured.clear()
-    for scored_by_stage.stop_after in (6, 8, 13, 21):
+    for scored_by_stage.stop_after in (8, 13):
         with pytest.raises(Interrupted):
             search.run(context(tmp_path / "parts", inputs, **options))
     scored_by_stage.stop_after = np.inf
@@ -627,6 +627,22 @@ def test_the_stage_writes_what_others_read(inputs: dict[str, Path], tmp_path: Pa
     assert drawn["evaluations"] == [12, 12] and drawn["search_evaluations"] == 12
     assert drawn["interval"][0] < np.mean(drawn["best"]) == drawn["mean"] < drawn["interval"][1]
     assert summary["objective"] is None
+
+
+def test_the_prior_and_the_solver_seed_the_first_generation(
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored
+) -> None:
+    search.run(context(tmp_path, inputs, exact=True, prior_steps=3, population=16, generations=2))
+    rows = written(tmp_path, "history.jsonl")
+    first = [row["source"] for row in rows if row["generation"] == 0]
+    assert sorted(set(first)) == ["exact", "prior", "seed"]
+    assert first.count("exact") == 2 and 1 <= first.count("prior") <= 4 and len(first) == 16
+    assert sum(row["source"] == "exact" for row in rows if row["generation"] == 1) == 1
+    prior = written(tmp_path, "prior.json")
+    assert [step["step"] for step in prior["trajectory"]] == [1, 2, 3]
+    assert prior["trajectory"][-1]["expected_ms"] <= 1.001 * prior["limit_ms"]
+    for dimension, probabilities in zip(prior["dimensions"], prior["trajectory"][-1]["probabilities"], strict=True):
+        assert len(dimension["options"]) == len(probabilities)
 
 
 def test_an_impossible_limit_is_told_before_images_are_spent(

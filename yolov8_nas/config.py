@@ -99,7 +99,7 @@ class SearchConfig(_Section):
     candidates: Positive = 3
     measure_every: Positive = 10
     bn_images: int = Field(1024, ge=16)
-    prior_steps: int = Field(0, ge=0)
+    prior_steps: int = Field(200, ge=0)
     exact: bool = True
     objective: ObjectiveConfig = ObjectiveConfig()
     random: Annotated[int, Field(ge=0)] | Literal["equal"] = 0
@@ -146,13 +146,16 @@ class TargetConfig(_Section):
         precision: `best` ships floating point or INT8, whichever keeps the limits and scores best.
         constraints: Hard limits, in the form of `Constraint.parse`.
         batch: Images per inference.
+        far: The device is elsewhere and is measured through bundles: the file in which `probe --import` keeps what was
+            measured there.
     """
 
     hardware: str = "auto"
-    runtime: Literal["tensorrt", "onnxruntime", "torch"] = "onnxruntime"
+    runtime: Literal["tensorrt", "onnxruntime", "onnxruntime-tensorrt", "torch"] = "onnxruntime"
     precision: Precision = "fp32"
     constraints: tuple[str, ...] = Field(min_length=1)
     batch: Positive = 1
+    far: str | None = None
 
     @field_validator("constraints")
     @classmethod

@@ -262,7 +262,7 @@ class Scorer:
     on those scored before it. Images are read once, for all networks.
 
     Args:
-        supernet: The trained supernet.
+        supernet: The trained supernet, on the device on which its networks are scored.
         data: Ultralytics data yaml, train split for calibration and search split as `val`.
         imgsz: Side of the square input in pixels.
         batch: Images at once.
@@ -277,7 +277,8 @@ class Scorer:
         self.supernet = supernet
         self.calibration = calibration_batches(data, imgsz, bn_images, batch, seed)
         self.statistics = StatisticsCache(work / "batchnorm", supernet, self.calibration)
-        self.evaluator = Evaluator(data, imgsz=imgsz, batch=batch, work=work)
+        device = str(next(supernet.parameters()).device)
+        self.evaluator = Evaluator(data, imgsz=imgsz, batch=batch, work=work, device=device)
 
     def network(self, architecture: Architecture) -> DetectionModel:
         """The stand-alone network with the supernet's weights, ready for inference."""

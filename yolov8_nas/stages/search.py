@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from yolov8_nas.search.candidates import Candidate
     from yolov8_nas.search.differentiable import Prior, PriorStep
     from yolov8_nas.search.evolution import Source, Trial, Utility
+    from yolov8_nas.search.linear_cost import LinearCost
     from yolov8_nas.search.objective import Estimate
     from yolov8_nas.space import Architecture
 
@@ -59,6 +60,9 @@ EXACT: Final = 8
 
 SAMPLED: Final = 4
 """One in so many networks of the first generation is a sample of the prior."""
+
+CUTS: Final = 10
+"""Networks that the exact solver excludes at most for a solution; see `exact.solve`."""
 
 APART: Final = 3
 """Choices in which exact solutions differ at least: the second best is most often the best with one small change."""
@@ -101,7 +105,7 @@ class _Search:
         from yolov8_nas.data.dataset import data_yaml
         from yolov8_nas.hardware.latency_model import LatencyModel
         from yolov8_nas.hardware.profile import available_cores
-        from yolov8_nas.search.linear_cost import LinearCost
+        from yolov8_nas.hardware.runtime import of_profile
         from yolov8_nas.search.memo import Memo
         from yolov8_nas.search.objective import CostModel, Scorer
         from yolov8_nas.search.preference import Preference
@@ -113,8 +117,12 @@ class _Search:
         self.start = time.monotonic()
         self.options = ctx.settings
         self.probe = ctx.inputs["hw-probe"]
-        self.threads: int = read_json(self.probe / "profile.json")["threads"]
+        profile = read_json(self.probe / "profile.json")
+        self.threads: int = profile["threads"]
+        precision: str = self.options["precision"]
+        self.runtime = of_profile(profile, "fp32" if precision == "best" else precision)
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
+        self.supernet.to("cuda:0" if torch.cuda.is_available() else "cpu")
         self.space = self.supernet.space
         self.costs = CostModel.from_probe(
             [Constraint.from_row(row) for row in read_json(self.probe / "constraints.json")],
@@ -125,7 +133,7 @@ class _Search:
             batch=self.options["batch"],
             nms_ms=read_json(self.probe / "nms.json")["latency_ms"],
         )
-        self.linear = LinearCost.of_latency(self.costs.latency)
+        self.tables: LinearCost | None = None  # of `costs.latency`, made when they are needed
         self.data = data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
         self.scorer = Scorer(
             self.supernet,
@@ -186,9 +194,9 @@ class _Search:
     def informed(self) -> dict[Architecture, Source]:
         """Networks for the first generation: the best within the limits by the prior, and samples of it.
 
-        An eighth and a quarter of the generation. The prior knows what an option is worth on its own and around the
-        networks that it sampled, not what two options are worth together, and relatives of stock have proved a good
-        start: so most of the generation does not depend on it.
+        An eighth and a quarter of the generation. The prior knows what each option is worth around the networks that it
+        drew, not what two options are worth together, and relatives of stock have proved a good start: so most of the
+        generation does not depend on it.
 
         Raises:
             StageError: No network keeps the limits; told here, before images are spent.
@@ -206,7 +214,7 @@ class _Search:
         self.prior = self.learn_prior()
         informed: dict[Architecture, Source] = {}
         if self.options["exact"]:
-            informed |= dict.fromkeys(self.solve(self.prior.logits, solutions=max(1, population // EXACT)), "exact")
+            informed |= dict.fromkeys(self.solve(self.prior.worth, solutions=max(1, population // EXACT)), "exact")
         samples = [self.prior.sample(self.space, rng) for _ in range(population // SAMPLED - 1)]
         for architecture in (self.prior.most_likely(self.space), *samples):
             informed.setdefault(architecture, "prior")
@@ -226,7 +234,7 @@ class _Search:
         prior = learn_prior(
             self.supernet,
             self.data,
-            self.linear,
+            self.linear(),
             limit_ms,
             recipe=PriorRecipe(steps=steps, imgsz=self.options["imgsz"], seed=self.options["seed"]),
             partial=self.ctx.partial / "prior",
@@ -236,6 +244,7 @@ class _Search:
         content = {
             "limit_ms": limit_ms,
             "dimensions": [asdict(dimension) for dimension in self.space.dimensions],
+            "worth": prior.worth,
             "trajectory": [asdict(step) for step in prior.trajectory],
             "most_likely": prior.most_likely(self.space).to_dict(),
         }
@@ -247,7 +256,7 @@ class _Search:
 
         A limit on a percentile, on throughput or with NMS becomes one on the linear part by their ratio in stock.
         """
-        (expected,) = self.linear([self.space.stock])
+        (expected,) = self.linear()([self.space.stock])
         (values,) = self.price([self.space.stock]).values
         return min(
             (
@@ -258,15 +267,25 @@ class _Search:
             default=None,
         )
 
+    def linear(self) -> LinearCost:
+        """The linear part of the latency model as it stands now."""
+        from yolov8_nas.search.linear_cost import LinearCost
+
+        if self.tables is None:
+            self.tables = LinearCost.of_latency(self.costs.latency)
+        return self.tables
+
     def solve(self, worth: Utility, *, solutions: int) -> list[Architecture]:
         """The networks of the highest worth within the limits, which differ in `APART` choices at least.
+
+        They are the best, or nearly: no time is spent on a proof, since scores decide.
 
         Raises:
             StageError: There are none; the limit that binds is named.
         """
         from yolov8_nas.search.exact import solve
 
-        found = solve(self.space, worth, self.costs, self.linear, solutions=solutions, distance=APART)
+        found = solve(self.space, worth, self.costs, self.linear(), solutions=solutions, distance=APART, cuts=CUTS)
         return [solution.architecture for solution in found]
 
     def propose(self, effects: Utility) -> list[Architecture]:
@@ -347,13 +366,12 @@ class _Search:
         if not front:
             return
         from yolov8_nas.hardware.benchmark import PROBE
-        from yolov8_nas.search.linear_cost import LinearCost
 
         chosen = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, FRONT).round().astype(int))]
         latencies = [m.latency_ms.p50 for m in self.measure(chosen, PROBE, f"front-{number}")]
         self.measured_ms |= zip(chosen, latencies, strict=True)
         self.costs = self.costs.refit(chosen, latencies)
-        self.linear = LinearCost.of_latency(self.costs.latency)
+        self.tables = None
 
     def front(self, trials: Sequence[Trial]) -> list[Trial]:
         """The networks within the limits that no other one beats in both accuracy and latency, from fast to slow."""
@@ -430,6 +448,8 @@ class _Search:
             measurements = measure(
                 files[:-1],
                 threads=self.threads,
+                runtime=self.runtime,
+                batch=self.options["batch"],
                 protocol=protocol,
                 reference=files[-1],
                 progress=progress,
@@ -440,21 +460,26 @@ class _Search:
         return measurements
 
     def export(self, architecture: Architecture) -> Path:
-        """The network's ONNX file with the supernet's weights, in the precision that the search is for."""
-        from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
+        """The network's file with the supernet's weights, in the form and precision that the search is for."""
+        from yolov8_nas.deploy.artifact import write_network
         from yolov8_nas.supernet.derive import build
 
-        file = self.ctx.partial / "networks" / f"{architecture.digest}.onnx"
+        file = self.ctx.partial / "networks" / f"{architecture.digest}{self.runtime.suffix}"
         if file.exists():
             return file
-        imgsz, batch = self.options["imgsz"], self.options["batch"]
         if architecture in self.space:
-            model = self.scorer.network(architecture)
+            model = self.scorer.network(architecture).cpu()
         else:  # a rescaled stock network; how fast it is does not depend on its weights
             model = build(architecture, self.supernet.num_classes).eval()
-        if self.options["precision"] == "int8":
-            return export_int8_ptq(model, file, imgsz=imgsz, batch=batch, calibration=self.scorer.calibration)
-        return export_onnx(model, file, imgsz=imgsz, batch=batch)
+        calibration = self.scorer.calibration if self.runtime.precision == "int8" else ()
+        return write_network(
+            model,
+            file,
+            runtime=self.runtime,
+            imgsz=self.options["imgsz"],
+            batch=self.options["batch"],
+            calibration=calibration,
+        )
 
     def tell(self, done: float, message: str) -> None:
         """Progress, with the best network so far."""
