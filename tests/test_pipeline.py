@@ -105,7 +105,7 @@ space: tiny
 imgsz: 64
 supernet: {{epochs: 1, random_networks: 1}}
 probe: {{networks: 12, holdout: 5, max_mape: 10}}
-search: {{generations: 1, population: 4, candidates: 1, measure_every: 1, bn_images: 16, random: 2}}
+search: {{generations: 1, population: 4, candidates: 1, measure_every: 1, bn_images: 16, random: 2, prior_steps: 2}}
 finetune: {{epochs: 1, candidates: 1, qat_epochs: 1}}
 targets:
   - {{hardware: cpu, precision: best, constraints: ["latency<=150%stock"]}}

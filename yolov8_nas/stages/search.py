@@ -52,7 +52,7 @@ RESCALINGS: Final = 4
 MEASURING: Final = 5
 """What measuring a candidate counts in progress; scoring a network counts 1."""
 
-LEARNING: Final = 0.25
+LEARNING: Final = 0.7
 """What a step of the prior counts in progress."""
 
 EXACT: Final = 8
