@@ -33,6 +33,7 @@ from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, evaluate
 from yolov8_nas.hardware import benchmark, nms
 from yolov8_nas.hardware.benchmark import VERIFY, Measurement, Percentiles, Protocol, Timing
+from yolov8_nas.hardware.runtime import Runtime
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
 from yolov8_nas.search.constraint import Constraint
@@ -44,6 +45,7 @@ from yolov8_nas.supernet.derive import build, save_checkpoint
 
 TINY = SearchSpace.load("tiny")
 SIDE = 64
+PROFILE = {"threads": 1, "kind": "cpu", "runtime": {"name": "onnxruntime", "version": "1"}}
 
 
 def lively(seed: int = 0) -> DetectionModel:
@@ -175,10 +177,27 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     limits = [{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 5.0, "unit": "ms", "text": ""}]
     (root / "hw-probe").mkdir()
     (root / "hw-probe" / "constraints.json").write_text(json.dumps(limits))
-    (root / "hw-probe" / "profile.json").write_text(json.dumps({"threads": 1}))
+    (root / "hw-probe" / "profile.json").write_text(json.dumps(PROFILE))
     (root / "search").mkdir()
     (root / "search" / "search.json").write_text(json.dumps({"objective": None}))
     return root
+
+
+def test_with_pytorch_the_checkpoint_is_what_is_measured_scored_and_shipped(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = tuned / "hw-probe" / "profile.json"
+    try:
+        profile.write_text(json.dumps(PROFILE | {"runtime": {"name": "torch", "version": "2"}}))
+        out = run_export(tuned, tmp_path, monkeypatch, {}, precision="fp32", suffix=".pt")
+    finally:
+        profile.write_text(json.dumps(PROFILE))
+    shipped = json.loads((out / "verdict.json").read_text())["shipped"]
+    assert shipped["file"] == "best.pt" and shipped["found"]["boxes"] >= 0
+    best = tuned / "qat-finetune" / "candidates" / str(shipped["candidate"]) / "best.pt"
+    assert (out / "model" / "best.pt").read_bytes() == best.read_bytes()
+    assert shipped["file_mb"] == best.stat().st_size / 2**20
+    assert (out / "model" / "model.onnx").exists()
 
 
 def test_checkpoint_and_onnx_score_alike(tuned: Path, tmp_path: Path) -> None:
@@ -197,14 +216,20 @@ def test_checkpoint_and_onnx_score_alike(tuned: Path, tmp_path: Path) -> None:
 
 
 def run_export(
-    tuned: Path, work: Path, monkeypatch: pytest.MonkeyPatch, latency: dict[str, float], precision: str = "best"
+    tuned: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    latency: dict[str, float],
+    precision: str = "best",
+    suffix: str = ".onnx",
 ) -> Path:
     """Run the stage with made-up latencies (by file name, 4 ms where none is given); returns its output.
 
     Non-maximum suppression takes 1 ms more, and every file 40 mJ.
     """
 
-    def measure(files: Sequence[Path], **_: Any) -> list[Measurement]:
+    def measure(files: Sequence[Path], *, runtime: Runtime, **_: Any) -> list[Measurement]:
+        assert {file.suffix for file in files} == {suffix} == {runtime.suffix}
         p50s = [latency.get(file.stem, 4.0) for file in files]
         return [Measurement(Percentiles(p, p, p), (p, p), 30.0, (p,), 100, False, 40.0, 40 / p) for p in p50s]
 

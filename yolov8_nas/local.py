@@ -70,6 +70,10 @@ def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
     supernet = changed.get("supernet") or {}
     if isinstance(supernet, dict) and supernet.get("weights"):
         changed["supernet"] = {**supernet, "weights": str(Path(supernet["weights"]).expanduser().absolute())}
+    changed["targets"] = [
+        {**target, "far": str(Path(target["far"]).expanduser().absolute())} if target.get("far") else target
+        for target in changed.get("targets", [])
+    ]
     return changed
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from yolov8_nas.data.check import CheckedDataset
     from yolov8_nas.hardware.benchmark import Measurement
     from yolov8_nas.hardware.cost import Cost
+    from yolov8_nas.hardware.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
     open_store(store)
     SearchSpace.load(config.space)
     for target in config.targets:
-        resolve(target.hardware, target.runtime, target.precision)
+        if target.far is None:
+            resolve(target.hardware, target.runtime, target.precision)
         for stage in ("hw-probe", "search", "qat-finetune", "trt-export", "register"):
             find_stage(stage).settings(config, target)  # what a stage refuses, it refuses now
     find_stage("supernet-train").settings(config, None)
@@ -113,6 +115,7 @@ def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
         InputError: A limit cannot be kept by any network of the space; the fastest achievable value is named.
     """
     from yolov8_nas.hardware.benchmark import Protocol, measure
+    from yolov8_nas.hardware.runtime import find
     from yolov8_nas.hardware.target import resolve
 
     host = HostLock()
@@ -120,12 +123,17 @@ def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
     quick = Protocol(warmup=3, repetitions=12, min_rounds=3, max_rounds=5, precision=0.05, leg=2)
     checks = []
     with tempfile.TemporaryDirectory() as folder:
-        files = _export(space, config, names, Path(folder))
         for label, target in zip(target_labels(config), config.targets, strict=True):
+            if target.far is not None:
+                continue  # it has been measured as a whole, and hw-probe holds the limits against that in seconds
+            device = resolve(target.hardware, target.runtime)
+            runtime = find(device.runtime, device.kind)
+            files = _export(space, config, target, runtime, names, Path(folder))
             try:
                 with host.measuring(wait=False):
-                    threads = resolve(target.hardware, target.runtime).threads
-                    smallest, stock = measure(files, threads=threads, protocol=quick)
+                    smallest, stock = measure(
+                        files, threads=device.threads, runtime=runtime, batch=target.batch, protocol=quick
+                    )
             except BlockingIOError:
                 continue
             checks.append(_hold(config, space, label, target, smallest, stock, len(names)))
@@ -152,16 +160,20 @@ def check_limits_apart(config: RunConfig, names: Sequence[str]) -> list[LimitChe
     return [LimitCheck(**check) for check in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _export(space: SearchSpace, config: RunConfig, names: Sequence[str], folder: Path) -> list[Path]:
-    from yolov8_nas.deploy.onnx import export_onnx
+def _export(
+    space: SearchSpace, config: RunConfig, target: TargetConfig, runtime: Runtime, names: Sequence[str], folder: Path
+) -> list[Path]:
+    """The files of the smallest network and of stock, written unless another target needed the same."""
+    from yolov8_nas.deploy.artifact import write_network
     from yolov8_nas.supernet.derive import build
 
-    architectures = {"smallest": space.smallest(), "stock": stock_architecture(space.scale)}
-    batch = config.targets[0].batch
-    return [
-        export_onnx(build(architecture, len(names), names), folder / f"{name}.onnx", imgsz=config.imgsz, batch=batch)
-        for name, architecture in architectures.items()
-    ]
+    files = []
+    for name, architecture in (("smallest", space.smallest()), ("stock", stock_architecture(space.scale))):
+        files.append(folder / f"{name}-{target.batch}{runtime.suffix}")
+        if not files[-1].exists():
+            network = build(architecture, len(names), names).eval()
+            write_network(network, files[-1], runtime=runtime, imgsz=config.imgsz, batch=target.batch)
+    return files
 
 
 def _hold(

@@ -31,7 +31,7 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 
 from yolov8_nas.hardware.benchmark import VERIFY, Protocol, Timed, Timing, Visit, named, time_in_rounds, timed_runs
-from yolov8_nas.hardware.runtime import open_session
+from yolov8_nas.hardware.runtime import DEFAULT, Runtime
 
 CONFIDENCE: Final = 0.25
 IOU: Final = 0.7
@@ -143,6 +143,7 @@ def measure_with_nms(
     images: Sequence[Images],
     *,
     threads: int,
+    runtime: Runtime = DEFAULT,
     protocol: Protocol = VERIFY,
     reference: Path | None = None,
     progress: Callable[[float, float], None] | None = None,
@@ -153,9 +154,10 @@ def measure_with_nms(
     One run is one batch of `images`, which come in turn. Everything else is as in `benchmark.measure`.
 
     Args:
-        files: ONNX networks whose static batch is that of the images, under different file names.
+        files: Networks whose batch is that of the images, or open, under different file names.
         images: Batches.
-        threads: Threads of each session.
+        threads: Threads of each network on a CPU.
+        runtime: What runs them.
         protocol: How to measure.
         reference: The reference network; the first of `files` unless said otherwise.
         progress: Called with the share done and 1.0.
@@ -169,26 +171,33 @@ def measure_with_nms(
         return []
     with _one_thread():
         return time_in_rounds(
-            named(files, lambda file: partial(_visit, file, images, threads, protocol)),
+            named(files, lambda file: partial(_visit, file, images, threads, runtime, protocol)),
             protocol=protocol,
-            reference=partial(_visit, reference or files[0], images, threads, protocol),
+            reference=partial(_visit, reference or files[0], images, threads, runtime, protocol),
             progress=progress,
             checkpoint=checkpoint,
         )
 
 
-def boxes(file: Path, images: Sequence[Images], *, threads: int) -> dict[str, float]:
+def boxes(file: Path, images: Sequence[Images], *, threads: int, runtime: Runtime = DEFAULT) -> dict[str, float]:
     """What a network finds in images: mean `boxes` above the threshold, and mean `detections` left by NMS, an image."""
-    session = open_session(file, threads)
-    (taken,) = session.get_inputs()
-    return _counts([session.run(None, {taken.name: x_BCHW})[0] for x_BCHW in images])
+    runner = runtime.open(file, threads, len(images[0]))
+    (taken,) = runner.get_inputs()
+    return _counts([runner.run(None, {taken.name: x_BCHW})[0] for x_BCHW in images])
 
 
-def _visit(file: Path, images: Sequence[Images], threads: int, protocol: Protocol) -> Visit:
-    session = open_session(file, threads)
-    (taken,) = session.get_inputs()
+def _visit(file: Path, images: Sequence[Images], threads: int, runtime: Runtime, protocol: Protocol) -> Visit:
+    runner = runtime.open(file, threads, len(images[0]))
+    (taken,) = runner.get_inputs()
     feeds = itertools.cycle([{taken.name: x_BCHW} for x_BCHW in images])
-    return timed_runs(lambda: suppress(session.run(None, next(feeds))[0]), protocol, None, len(images[0]))
+
+    def frame() -> None:
+        output = runner.run(None, next(feeds))[0]
+        if torch.get_num_threads() != 1:  # a network that PyTorch runs has set its own
+            torch.set_num_threads(1)
+        suppress(output)
+
+    return timed_runs(frame, protocol, None, len(images[0]))
 
 
 def _counts(outputs: Sequence[NDArray[np.float32]]) -> dict[str, float]:

@@ -266,6 +266,16 @@ def find(name: str, kind: str = "cpu", precision: str = "fp32") -> Runtime:
     return runtime(kind, precision)
 
 
+def of_profile(profile: Mapping[str, Any], precision: str = "fp32") -> Runtime:
+    """The runtime of the device that hw-probe measured.
+
+    Args:
+        profile: The content of `profile.json`.
+        precision: `fp32`, `fp16` or `int8`.
+    """
+    return find(profile["runtime"]["name"], profile["kind"], precision)
+
+
 def usable(kind: str = "cpu") -> dict[str, str | None]:
     """Each runtime for a kind of device, and why it is not usable here (nothing where it is)."""
     return {name: known(kind).why_not() for name, known in RUNTIMES.items() if kind in known.precisions}

@@ -9,11 +9,15 @@ neither a dataset nor a supernet. (Fresh weights do shrink activations from laye
 networks; that is far from the denormal numbers below 1e-38 which would be slow.)
 
 A network that cannot be built or run (it has no room in memory, say) is recorded with the reason and left out. Where
-that happens to stock, or to more than one in `1 / FAILURES`, there is something wrong with more than a network.
+that happens to stock, or to more than a share of `FAILURES`, there is something wrong with more than a network.
+
+A device elsewhere is measured through a bundle (`hardware.bundle`): the same networks, packed by `write_bundle`, whose
+results `import_results` takes in. What came back is part of the settings, so nothing is measured when the stage runs.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,9 +28,11 @@ import numpy as np
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.host import HostLock
+from yolov8_nas.progress import Progress
 from yolov8_nas.search.constraint import COUNTED, Constraint, Figures
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.stages.stage import Settings, Stage, StageContext
+from yolov8_nas.stages.stage import Settings, Stage, StageContext, find_target, open_store
 from yolov8_nas.store import read_json, write_json
 
 if TYPE_CHECKING:
@@ -55,22 +61,37 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     Raises:
         InputError: The target cannot be used here, a limit cannot be measured, or the space has too few networks.
     """
-    from yolov8_nas.hardware.benchmark import PROBE
     from yolov8_nas.hardware.counters import NoCounterError, open_counter
     from yolov8_nas.hardware.target import resolve
 
     assert target is not None
+    if target.far is not None:
+        return _settings_elsewhere(config, target)
     device = resolve(target.hardware, target.runtime, target.precision)
     try:
-        counter = open_counter(device.kind).name
+        counter, no_counter = open_counter(device.kind).name, None
     except NoCounterError as error:
-        counter = None
-        for limit in target.limits:
-            if limit.metric in COUNTED:
-                raise InputError(
-                    f"constraint {str(limit)!r} on {target.hardware}: {limit.metric} cannot be measured here, because "
-                    f"{error}; or leave this limit out"
-                ) from None
+        counter, no_counter = None, str(error)
+    _require_counter(target, no_counter)
+    return {
+        "device": device.profile.key,
+        "kind": device.kind,
+        "name": device.name,
+        "counter": counter,
+        **recipe(config, target),
+        "max_mape": config.probe.max_mape,
+        "constraints": [str(limit) for limit in target.limits],
+    }
+
+
+def recipe(config: RunConfig, target: TargetConfig) -> Settings:
+    """What is measured, apart from where and of how many classes.
+
+    Raises:
+        InputError: The space has too few networks.
+    """
+    from yolov8_nas.hardware.benchmark import PROBE
+
     space = SearchSpace.load(config.space)
     if space.size < 2 * (config.probe.networks + config.probe.holdout):
         raise InputError(
@@ -78,10 +99,6 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
             f"{config.probe.holdout} more to check the latency model; give it more options or lower probe.networks"
         )
     return {
-        "device": device.profile.key,
-        "kind": device.kind,
-        "name": device.name,
-        "counter": counter,
         "protocol": asdict(PROBE),
         "space": space.to_dict(),
         "imgsz": config.imgsz,
@@ -90,10 +107,50 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "precision": "fp32" if target.precision == "best" else target.precision,
         "networks": config.probe.networks,
         "holdout": config.probe.holdout,
-        "max_mape": config.probe.max_mape,
-        "constraints": [str(limit) for limit in target.limits],
         "seed": config.seed,
     }
+
+
+def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
+    """The settings of a device elsewhere, with all that was measured there.
+
+    Raises:
+        InputError: Nothing was measured there yet, or by another recipe; or a limit cannot be measured there.
+    """
+    from yolov8_nas.hardware.bundle import differences, read_kept
+
+    asked = recipe(config, target)
+    if any(limit.scope == "with_nms" for limit in target.limits):
+        raise InputError(
+            f"target {target.hardware} elsewhere: non-maximum suppression is not measured there; "
+            "limit the network alone (latency<=...), with room for it"
+        )
+    table = read_kept(target).table
+    if differing := differences(table, asked):
+        raise InputError(
+            f"{target.far}: measured with another {' and '.join(differing)} than the configuration has; measure anew "
+            "(yolov8-nas probe CONFIG --bundle FILE.tar), or set the configuration back"
+        )
+    _require_counter(target, None if table["counter"] else table["no_counter"] or "it counts none")
+    return {
+        "device": table["key"],
+        "kind": table["profile"]["kind"],
+        "name": table["profile"]["name"],
+        "counter": table["counter"],
+        **asked,
+        "max_mape": config.probe.max_mape,
+        "constraints": [str(limit) for limit in target.limits],
+        "elsewhere": dict(table),
+    }
+
+
+def _require_counter(target: TargetConfig, no_counter: str | None) -> None:
+    for limit in target.limits:
+        if no_counter and limit.metric in COUNTED:
+            raise InputError(
+                f"constraint {str(limit)!r} on {target.hardware}: {limit.metric} cannot be measured here, because "
+                f"{no_counter}; or leave this limit out"
+            )
 
 
 def run(ctx: StageContext) -> None:
@@ -117,6 +174,82 @@ def measure_table(ctx: StageContext) -> None:
 
 
 STAGE = Stage(name="hw-probe", version=3, settings=settings, run=run)
+
+
+def write_bundle(config: RunConfig, label: str, num_classes: int, path: Path, work: Path) -> None:
+    """Pack the networks that a device elsewhere is to be measured with.
+
+    Args:
+        config: The run's configuration.
+        label: The target's label.
+        num_classes: Classes of the dataset.
+        path: The tar to write.
+        work: Folder for what is made on the way.
+
+    Raises:
+        InputError: The target is no device elsewhere, or cannot be measured through a bundle.
+        StageError: Stock cannot be built.
+    """
+    from yolov8_nas.hardware import bundle
+    from yolov8_nas.hardware.benchmark import PROBE
+
+    target = find_target(config, label)
+    runtime = bundle.runtime_there(target)
+    settings = {
+        **recipe(config, target),
+        "num_classes": num_classes,
+        "kind": runtime.kind,
+        "device": {"threads": bundle.place(target).threads, "runtime": runtime.to_dict()},
+    }
+    host = HostLock()
+    table = _Table(StageContext(settings, {}, work, work, Progress.from_environment("hw-probe", label), host))
+    with host.computing():
+        files = [*table.export().values(), table.bench.export_as_c2f()]
+    failed = {architecture.digest: reason for architecture, reason in table.failed.items()}
+    bundle.write_bundle(
+        path,
+        files,
+        target=target,
+        purpose=bundle.TABLE,
+        protocol=PROBE,
+        reference=table.bench.export(table.space.stock),
+        recipe={**recipe(config, target), "num_classes": num_classes, "failed": failed},
+    )
+
+
+def import_results(config: RunConfig, label: str, results: Path, store: str) -> None:
+    """Take in what was measured on a device elsewhere, and fit its latency model.
+
+    Args:
+        config: The run's configuration.
+        label: The target's label.
+        results: What the measuring program wrote.
+        store: The stage store.
+
+    Raises:
+        InputError: The results are damaged, incomplete or not the target's.
+        StageError: Too much failed there, or latency is predicted too badly.
+    """
+    from yolov8_nas.hardware import bundle
+
+    target = find_target(config, label)
+    read = bundle.read_results(results, target)
+    if read["bundle"]["purpose"] != bundle.TABLE:
+        bundle.keep(read, target)
+        return
+    if differing := bundle.differences(read, recipe(config, target)):
+        raise InputError(
+            f"{results}: measured with another {' and '.join(differing)} than the configuration has; pack a bundle "
+            "with this configuration and measure that (yolov8-nas probe CONFIG --bundle FILE.tar)"
+        )
+    bundle.keep(read, target)
+    table = {**settings(config, target), "num_classes": read["bundle"]["recipe"]["num_classes"]}
+    del table["constraints"]
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        progress = Progress.from_environment("hw-probe", label)
+        ctx = StageContext(table, {}, folder, folder, progress, HostLock(), open_store(store))
+        ctx.share(TABLES, TABLE_VERSION, table, measure_table)
 
 
 @dataclass(frozen=True)
@@ -265,6 +398,9 @@ class _Table:
 
     def run(self) -> None:
         """Export, measure, fit, write, judge."""
+        if "elsewhere" in self.ctx.settings:
+            self.take_in_results(self.ctx.settings["elsewhere"])
+            return
         from yolov8_nas.hardware.counters import why_not
         from yolov8_nas.hardware.nms import time_nms
         from yolov8_nas.hardware.target import Target
@@ -275,7 +411,7 @@ class _Table:
         profile, regime = device.profile, device.regime
         write_json(self.ctx.out / "profile.json", profile.to_dict())
         with self.ctx.host.computing():
-            files = self._export()
+            files = self.export()
         with self.ctx.host.measuring():
             before = regime()
             *found, c2f = self.bench.measure([*files.values(), self.bench.export_as_c2f()], "legs.json")
@@ -324,7 +460,43 @@ class _Table:
         if mape > self.ctx.settings["max_mape"]:
             raise StageError(self._poor_fit(mape))
 
-    def _export(self) -> dict[Architecture, Path]:
+    def take_in_results(self, results: Mapping[str, Any]) -> None:
+        """Make the table and the model of what was measured elsewhere.
+
+        Raises:
+            InputError: It was measured for another number of classes.
+            StageError: As `take_in`.
+        """
+        from yolov8_nas.hardware.benchmark import Failed, Measurement
+
+        packed = results["bundle"]["recipe"]
+        if packed["num_classes"] != self.bench.num_classes:
+            raise InputError(
+                f"the device elsewhere was measured with networks of {packed['num_classes']} classes, and the dataset "
+                f"has {self.bench.num_classes}; pack a bundle for this dataset (yolov8-nas probe CONFIG --bundle FILE)"
+            )
+        measured = {
+            Path(name).stem: Failed(one["failed"]) if "failed" in one else Measurement.from_dict(one)
+            for name, one in results["measured"].items()
+        }
+        self.failed = {s.architecture: packed["failed"].get(s.architecture.digest, "") for s in self.samples}
+        self.failed = {architecture: reason for architecture, reason in self.failed.items() if reason}
+        write_json(self.ctx.out / "profile.json", results["profile"])
+        write_json(self.ctx.out / "nms.json", {"latency_ms": None, "reason": "not measured on a device elsewhere"})
+        conditions = {
+            "threads": self.bench.threads,
+            "runtime": results["profile"]["runtime"],
+            "counter": results["counter"],
+            "no_counter": results["no_counter"],
+            "regime": results["regime"],
+            "bundle": results["bundle"]["digest"],
+        }
+        found = {
+            s.architecture: measured[s.architecture.digest] for s in self.samples if s.architecture not in self.failed
+        }
+        self.take_in(found, measured["stock-as-c2f"], conditions)
+
+    def export(self) -> dict[Architecture, Path]:
         """The networks as files, in the order of `samples`; those that cannot be built are noted and left out."""
         import torch
 
@@ -446,7 +618,7 @@ class _Limits:
         self.ctx = ctx
         self.bench = _Bench(ctx)
         self.table: dict[str, Any] = read_json(ctx.out / "latency_table.json")
-        self.nms_ms: dict[str, float] = read_json(ctx.out / "nms.json")["latency_ms"]
+        self.nms_ms: dict[str, float] | None = read_json(ctx.out / "nms.json")["latency_ms"]
         self.figures = {Architecture.from_dict(row["architecture"]): self._figures(row) for row in self.table["rows"]}
         asked = map(Constraint.parse, ctx.settings["constraints"])
         stock = self.figures[self.bench.space.stock]
@@ -482,12 +654,12 @@ class _Limits:
         from yolov8_nas.search.objective import figures, with_nms
 
         paper = cost(Architecture.from_dict(row["architecture"]), self.bench.num_classes, self.bench.imgsz)
-        timed = with_nms(row["latency_ms"], self.nms_ms)
+        timed = with_nms(row["latency_ms"], self.nms_ms) if self.nms_ms else None
         return figures(Measurement.from_dict(row), paper, batch=self.bench.batch, with_nms_ms=timed)
 
     def _kept(self, limits: Sequence[Constraint]) -> bool:
         """Whether some measured network keeps the limits; one that comes closest by prediction is measured as well."""
-        if self._closest(limits)[1] > 0:
+        if self._closest(limits)[1] > 0 and "elsewhere" not in self.ctx.settings:
             self._measure_closest(limits)
         return self._closest(limits)[1] <= 0
 

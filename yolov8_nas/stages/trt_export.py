@@ -1,8 +1,10 @@
 """trt-export: the file that ships, exported, verified, timed and scored on the target.
 
-Every tuned network is exported in every precision that may ship, and all files are measured in the same alternating
-rounds, with the stock network among them: alone, and together with non-maximum suppression on images of the search
-split. Which one ships is decided on the search split; the figures told are of the val split, which has chosen nothing.
+Every tuned network is exported in every precision that may ship. What the target's runtime opens is measured and
+scored: the ONNX files, or with PyTorch the checkpoints, of which the ONNX files are then portable copies. All are
+measured in the same alternating rounds, with the stock network among them: alone, and together with non-maximum
+suppression on images of the search split. Which one ships is decided on the search split; the figures told are of the
+val split, which has chosen nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def run(ctx: StageContext) -> None:
     _Export(ctx).run()
 
 
-STAGE = Stage(name="trt-export", version=3, settings=settings, run=run)
+STAGE = Stage(name="trt-export", version=4, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class _Exported:
         precision: `fp32` or `int8`.
         folder: Where its checkpoints lie.
         onnx: The file.
+        runs: What the target's runtime opens: the file, or the checkpoint that it was exported from.
         row: What qat-finetune tells of the network.
     """
 
@@ -75,6 +78,7 @@ class _Exported:
     precision: str
     folder: Path
     onnx: Path
+    runs: Path
     row: dict[str, Any]
 
     @property
@@ -110,6 +114,8 @@ class _Export:
     """One run of the stage."""
 
     def __init__(self, ctx: StageContext) -> None:
+        from yolov8_nas.hardware.runtime import of_profile
+
         self.ctx = ctx
         self.imgsz: int = ctx.settings["imgsz"]
         self.batch: int = ctx.settings["batch"]
@@ -118,6 +124,9 @@ class _Export:
         self.summary = read_json(self.tuned / "finetune.json")
         self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
         self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
+        profile = read_json(ctx.inputs["hw-probe"] / "profile.json")
+        self.threads: int = profile["threads"]
+        self.runtime = of_profile(profile)
         objective = read_json(ctx.inputs["search"] / "search.json")["objective"]
         self.preference = Preference(**objective) if objective else MOST_ACCURATE
         self.nms: dict[str, Any] = {}
@@ -152,14 +161,17 @@ class _Export:
         for stem, candidate, folder, row in rows:
             # FP32 always: it is what INT8 is compared with.
             for precision, checkpoint in (("fp32", "best.pt"), ("int8", "qat.pt")):
-                if not (folder / checkpoint).exists():
+                if not (folder / checkpoint).exists() or precision not in self.runtime.precisions[self.runtime.kind]:
                     continue
                 network = load_network(folder / checkpoint)
                 onnx = self.ctx.partial / f"{stem}-{precision}.onnx"
                 export_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch)
                 if precision == "fp32":
                     verify_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch)
-                files.append(_Exported(candidate, precision, folder, onnx, row))
+                runs = onnx.with_suffix(self.runtime.suffix)
+                if runs != onnx:
+                    shutil.copyfile(folder / checkpoint, runs)
+                files.append(_Exported(candidate, precision, folder, onnx, runs, row))
         return files
 
     def _measure(self, files: Sequence[_Exported]) -> list[dict[str, Any]]:
@@ -167,9 +179,8 @@ class _Export:
         from yolov8_nas.hardware.benchmark import PROBE, VERIFY, measure
         from yolov8_nas.hardware.nms import SETTINGS, boxes, frames, measure_with_nms
 
-        onnx = [file.onnx for file in files]
-        threads = read_json(self.ctx.inputs["hw-probe"] / "profile.json")["threads"]
-        reference = next((f.onnx for f in files if f.candidate is None), onnx[0])
+        runs = [file.runs for file in files]
+        reference = next((f.runs for f in files if f.candidate is None), runs[0])
         pictures = sorted((self.ctx.inputs["data-prep"] / "dataset" / "images" / "search").iterdir())
         images = frames(pictures, imgsz=self.imgsz, batch=self.batch)
         self.nms = {**SETTINGS, "images": len(images) * self.batch, "split": "search"}
@@ -181,8 +192,10 @@ class _Export:
 
         with self.ctx.host.measuring():
             measurements = measure(
-                onnx,
-                threads=threads,
+                runs,
+                threads=self.threads,
+                runtime=self.runtime,
+                batch=self.batch,
                 protocol=VERIFY,
                 reference=reference,
                 progress=progress,
@@ -190,9 +203,10 @@ class _Export:
             )
             self._step("measured", len(files))
             timings = measure_with_nms(
-                onnx,
+                runs,
                 images,
-                threads=threads,
+                threads=self.threads,
+                runtime=self.runtime,
                 protocol=VERIFY if limited else PROBE,
                 reference=reference,
                 progress=progress,
@@ -204,7 +218,7 @@ class _Export:
                 **vars(file),
                 "measurement": measurement,
                 "frame": timing,
-                "found": boxes(file.onnx, images, threads=threads),
+                "found": boxes(file.runs, images, threads=self.threads, runtime=self.runtime),
             }
             for file, measurement, timing in zip(files, measurements, timings, strict=True)
         ]
@@ -213,11 +227,11 @@ class _Export:
         search, val = self._evaluator("search"), self._evaluator("val")
         files = []
         for fields in measured:
-            onnx: Path = fields["onnx"]
+            runs: Path = fields["runs"]
             scored = _File(
                 **fields,
-                search=self._evaluate(search, f"{onnx.stem}-search", onnx),
-                val=self._evaluate(val, f"{onnx.stem}-val", onnx),
+                search=self._evaluate(search, f"{runs.stem}-search", runs),
+                val=self._evaluate(val, f"{runs.stem}-val", runs),
             )
             scored.val.save(self.ctx.out / "evaluation" / f"{scored.name}.npz")
             files.append(scored)
@@ -260,7 +274,10 @@ class _Export:
         }
         if shipped:
             self._ship(shipped)
-            verdict["shipped"] = {**self._described(shipped), "file": "model.onnx"}
+            verdict["shipped"] = {
+                **self._described(shipped),
+                "file": "model.onnx" if shipped.runs == shipped.onnx else "best.pt",
+            }
             checkpoint = self._evaluate(self._evaluator("val"), "checkpoint-val", shipped.folder / "best.pt")
             verdict["checkpoint_map50_95"] = checkpoint.map50_95
             verdict["comparisons"] = self._comparisons(shipped, _same_precision_first(stock, shipped), ours)
@@ -337,7 +354,7 @@ class _Export:
             "map50": file.val.map50,
             "per_class": file.val.per_class,
             "map50_95_search": file.search.map50_95,
-            "file_mb": file.onnx.stat().st_size / 2**20,
+            "file_mb": file.runs.stat().st_size / 2**20,
             "params": paper.params,
             "gflops": paper.gflops,
         }
