@@ -16,7 +16,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
+from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import benchmark, bundle, far
@@ -380,3 +382,41 @@ def test_results_of_another_recipe_are_refused(
     other = config(tmp_path, **changes)
     with pytest.raises(InputError, match=words):
         hw_probe.settings(other, other.targets[0])
+
+
+@pytest.mark.slow
+def test_bundle_and_import_are_commands(device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = config(Path(), store=str(tmp_path / "store"))
+    Path("run.yaml").write_text(asked.to_json())
+    invoke = CliRunner().invoke
+    assert "there are no results in" in invoke(app, ["run", "run.yaml"]).output
+    packed = invoke(app, ["probe", "run.yaml", "--bundle", "line-3.tar"])
+    assert packed.exit_code == 0, packed.output
+    done = measure(device, tmp_path / "line-3.tar", tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    taken = invoke(app, ["probe", "run.yaml", "--import", "there/results.json"])
+    assert taken.exit_code == 0, taken.output
+    (entry,) = (tmp_path / "store" / "tables").glob("*/outputs/latency_table.json")
+    assert len(read_json(entry)["rows"]) == 17
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["run.yaml", "--bundle", "a.tar", "--import", "b.json"], "one of --bundle FILE and --import FILE"),
+        (["--bundle", "a.tar"], "give a run configuration"),
+        (["run.yaml", "--bundle", "no/such/a.tar"], "there is no folder no/such"),
+        (["run.yaml", "--bundle", "a.tar", "--target", "t4"], "with --target (there are cpu-1t-fp32)"),
+        (["here.yaml", "--bundle", "a.tar"], "there are none: give one of them `far: FILE`"),
+        (["run.yaml", "--import", "no.json"], "no.json: cannot be read"),
+    ],
+)
+def test_what_the_command_cannot_do_is_told(
+    options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(config(tmp_path).to_json())
+    Path("here.yaml").write_text(config(tmp_path, far=None).to_json())
+    told = CliRunner().invoke(app, ["probe", *options])
+    assert told.exit_code == 2 and words in told.output

@@ -171,21 +171,35 @@ def export(
 
 @app.command()
 def probe(
+    config: Annotated[Path | None, typer.Argument(help="Run configuration, for --bundle and --import.")] = None,
     info: Annotated[bool, typer.Option("--info", help="Tell what this machine is.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Do not measure bandwidth and throughput.")] = False,
     as_json: AsJson = False,
+    bundle: Annotated[Path | None, typer.Option(help="Tar to pack for a device elsewhere (targets.far).")] = None,
+    results: Annotated[Path | None, typer.Option("--import", help="Results of such a device to take in.")] = None,
+    target: Annotated[str | None, typer.Option(help="Label of the target, where several are elsewhere.")] = None,
+    workdir: Workdir = None,
 ) -> None:
-    """Tell what this machine is as a target device: its CPU, its GPUs, and what they were measured to do at most."""
+    """Tell what this machine is as a target device, or measure a device elsewhere through a bundle.
+
+    With --info: its CPU, its GPUs, and what they were measured to do at most.
+    """
     from yolov8_nas.hardware import machine
 
+    if bundle is not None or results is not None:
+        return _probe_elsewhere(config, bundle, results, target, workdir)
     if not info:
-        raise InputError("probe: only --info exists on its own so far; a run measures the device (stage hw-probe)")
+        raise InputError(
+            "probe: give --info, or a configuration with --bundle FILE or --import FILE; a device of this machine is "
+            "measured by a run (stage hw-probe)"
+        )
     with Console(stderr=True).status("looking at this machine") as status:
         found = machine.look(measure=not quick, note=lambda text: status.update(f"{text} (--quick leaves this out)"))
     if as_json:
         _show(found.to_dict(), as_json)
     else:
         Console().print(machine.table(found), highlight=False)
+    return None
 
 
 @app.command()
@@ -302,6 +316,40 @@ def models_best(
 
     found = query.best(_tracking(workdir, tracking), hardware, max_latency, min_map, precision)
     _show(found.to_dict(), as_json)
+
+
+def _probe_elsewhere(
+    file: Path | None, bundle: Path | None, results: Path | None, label: str | None, workdir: Path | None
+) -> None:
+    """Pack a bundle for a device elsewhere, or take in what was measured there."""
+    from yolov8_nas import apart, local
+    from yolov8_nas.data.check import check_source
+    from yolov8_nas.stages.stage import target_labels
+
+    if file is None or (bundle is None) == (results is None):
+        raise InputError("probe: give a run configuration and one of --bundle FILE and --import FILE")
+    config = _asked(file, None, None, None, None, None)
+    elsewhere = [name for name, one in zip(target_labels(config), config.targets, strict=True) if one.far]
+    chosen = [name for name in elsewhere if label in (None, name)]
+    if len(chosen) != 1:
+        known = ", ".join(elsewhere) or "none: give one of them `far: FILE`, where its results are kept"
+        raise InputError(f"{file}: name one target elsewhere with --target (there are {known})")
+    request: dict[str, Any] = {"config": config, "label": chosen[0]}
+    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("exporting networks, or fitting a model"):
+        log = Path(folder) / "probe.log"
+        if bundle is not None:
+            if not bundle.absolute().parent.is_dir():
+                raise InputError(f"{bundle}: there is no folder {bundle.parent}; make it first")
+            request |= {"num_classes": len(check_source(config.data).names), "path": bundle.absolute()}
+            apart.call("yolov8_nas.stages.hw_probe:write_bundle", log=log, work=Path(folder) / "work", **request)
+        elif results is not None:
+            store = local.store_of(config, workdir or Path("runs") / config.name)
+            request |= {"results": results.absolute(), "store": store}
+            apart.call("yolov8_nas.stages.hw_probe:import_results", log=log, **request)
+    if bundle is not None:
+        typer.echo(f"wrote {bundle} ({bundle.stat().st_size / 2**20:.0f} MiB); its README.txt says what to do with it")
+    else:
+        typer.echo(f"took in {results} for target {chosen[0]}; the next run measures nothing there")
 
 
 def _asked(
