@@ -27,7 +27,7 @@ from yolov8_nas.data.demo import make_demo
 from yolov8_nas.deploy import packaging
 from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware import target, tensorrt
+from yolov8_nas.hardware import gpu, tensorrt
 from yolov8_nas.space import SearchSpace, SpaceError
 from yolov8_nas.stages.stage import find_stage
 from yolov8_nas.store import write_json
@@ -185,8 +185,8 @@ def test_a_search_needs_a_supernet(stages: Stages, tmp_path: Path) -> None:
 def test_hardware_that_is_not_here(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = NAS("tiny", workdir=tmp_path).train(epochs=1)
     monkeypatch.undo()
-    monkeypatch.setattr(target, "_present_gpus", list)
-    with pytest.raises(InputError, match="this machine has no NVIDIA A100"):
+    monkeypatch.setattr(gpu, "gpu_names", list)
+    with pytest.raises(InputError, match="'NVIDIA_A100': this machine has none"):
         search.search(constraint_value=2.0, hardware="NVIDIA_A100")
     assert not (tmp_path / "logs").exists(), "nothing was started"
 
@@ -386,6 +386,7 @@ imgsz: 64
 supernet: {{epochs: 1, batch: 4, random_networks: 1}}
 probe: {{networks: 12, holdout: 5, max_mape: 10}}
 search: {{generations: 2, population: 4, candidates: 1, bn_images: 16, prior_steps: 2}}
+finetune: {{candidates: 1}}
 targets: [{{hardware: cpu-1t, constraints: ["latency<=150%stock"]}}]
 """
 
