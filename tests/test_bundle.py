@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.errors import InputError, WaitingError
 from yolov8_nas.hardware import benchmark, bundle, far
 from yolov8_nas.hardware.benchmark import Measurement, Protocol
 from yolov8_nas.hardware.bundle import MODULES, PROGRAM, TABLE
@@ -295,13 +295,13 @@ def test_what_a_stage_lacks_travels_to_the_device_and_back(
         "reference": files[0],
         "bundle": tmp_path / "candidates.tar",
     }
-    with pytest.raises(StageError, match=r"2 networks have to be measured on cpu-1t first: .*candidates\.tar"):
-        bundle.measured_there(files, bundle.read_kept(target).measured("search"), **request)
+    with pytest.raises(WaitingError, match=r"2 networks have to be measured on cpu-1t first: .*candidates\.tar"):
+        bundle.measured_there(files, **request)
     done = measure(device, tmp_path / "candidates.tar", tmp_path / "there")
     assert done.returncode == 0, done.stderr
     bundle.keep(bundle.read_results(tmp_path / "there" / far.RESULTS, target), target)
     known = bundle.read_kept(target).measured("search")
-    measured = bundle.measured_there(files, known, **request)
+    measured = bundle.measured_there(files, **request)
     assert [one.to_dict() for one in measured] == [known[file_sha256(file)] for file in files]
 
 

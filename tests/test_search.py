@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from yolov8_nas.config import RunConfig
+from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.deploy import artifact
-from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware import benchmark
+from yolov8_nas.errors import InputError, StageError, WaitingError
+from yolov8_nas.hardware import benchmark, bundle
 from yolov8_nas.hardware.benchmark import Measurement, Percentiles
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.latency_model import LatencyModel
@@ -605,6 +605,37 @@ def test_the_stage_goes_on_after_an_interruption_and_writes_the_same(
     assert len(scored_by_stage.measured) == 3
     for name in ("history.jsonl", "front.json", "candidates.json"):
         assert written(tmp_path / "whole", name) == written(tmp_path / "parts", name)
+
+
+def test_the_candidates_of_a_device_elsewhere_wait_for_it(
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = context(tmp_path, inputs)
+    elsewhere = {"hardware": "cpu-1t", "constraints": ["latency<=5ms"], "far": "line-3.json"}
+    ctx = replace(ctx, settings={**ctx.settings, "elsewhere": elsewhere})
+    asked: list[tuple[str, ...]] = []
+
+    def wait(files: Sequence[Path], *, target: TargetConfig, **request: Any) -> list[Measurement]:
+        asked.append((target.hardware, request["bundle"].name, *(file.suffix for file in files)))
+        if len(asked) == 1:
+            raise WaitingError("they are packed")
+        return [Measurement(Percentiles(4, 4, 4), (4, 4), 30.0, (4,), 1, False) for _ in files]
+
+    monkeypatch.setattr(bundle, "measured_there", wait)
+    with pytest.raises(WaitingError):
+        search.run(ctx)
+    scored = len(scored_by_stage.networks)
+    search.run(ctx)
+    assert asked == [("cpu-1t", "bundle.tar", ".onnx")] * 2
+    assert not scored_by_stage.measured, "this machine is not the device"
+    assert len(scored_by_stage.networks) == scored, "what was scored before the wait is scored again"
+
+
+def test_stock_is_not_rescaled_for_a_device_elsewhere() -> None:
+    target = {"constraints": ["latency<=5ms"], "far": "line-3.json"}
+    config = RunConfig.parse({"finetune": {"baseline": "rescaled"}, "targets": [target]}, "test")
+    with pytest.raises(InputError, match=r"finetune\.baseline = rescaled .* is elsewhere; use stock or none"):
+        search.settings(config, config.targets[0])
 
 
 def test_the_stage_writes_what_others_read(inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.stages import stage as stages
 from yolov8_nas.stages.stage import Outcome, Stage, StageContext, find_target, open_store, run_stage, target_labels
 from yolov8_nas.store import read_json
@@ -154,6 +154,17 @@ def test_the_failure_of_a_target_travels_on(bench: Bench, error: Exception) -> N
     assert last.error == "not run, because search failed"
     assert bench.calls == 1
     assert bench.record("register")["status"] == "failed"
+
+
+def test_a_stage_that_waits_goes_on_where_it_was_in_a_new_run(bench: Bench) -> None:
+    def wait(ctx: StageContext) -> None:
+        if (ctx.partial / "scores").exists():
+            return
+        (ctx.partial / "scores").write_text("so far")
+        raise WaitingError("measure it there")
+
+    assert bench.run(bench.stage(wait)).error == "measure it there"
+    assert bench.run(bench.stage(wait), run_id="run-2").status == "done"
 
 
 def test_a_failure_is_not_tried_again_in_its_run_but_in_a_new_one(bench: Bench) -> None:

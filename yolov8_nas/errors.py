@@ -13,3 +13,10 @@ class StageError(RuntimeError):
 
     It is deterministic: running the same stage again gives the same answer, so it is recorded and not retried.
     """
+
+
+class WaitingError(StageError):
+    """A stage that cannot go on before something is done elsewhere: the message says what, and where.
+
+    What it has done so far is kept, and the next run goes on from there.
+    """

@@ -216,7 +216,7 @@ def _raise_failure(stage: str, outcome: Outcome, folder: Path, logs: Path) -> No
     kind = read_json(folder / STATUS_FILE)["kind"] if outcome.key else "InputError"
     if kind in ("InputError", "SpaceError", "ArchiveError"):
         raise InputError(outcome.error)
-    raise StageError(f"{stage}: {outcome.error}" + ("" if kind == "StageError" else f"; see {logs}"))
+    raise StageError(f"{stage}: {outcome.error}" + ("" if kind in ("StageError", "WaitingError") else f"; see {logs}"))
 
 
 def _environment(logs: Path) -> dict[str, str]:

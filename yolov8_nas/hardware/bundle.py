@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from yolov8_nas.config import TargetConfig
-from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.hardware import catalogue
 from yolov8_nas.hardware.benchmark import Measurement, Protocol
 from yolov8_nas.hardware.far import FORMAT, MANIFEST, check_seal, sealed, unsealed
@@ -290,20 +290,12 @@ def keep(results: Mapping[str, Any], target: TargetConfig) -> None:
 
 
 def measured_there(
-    files: Sequence[Path],
-    known: Mapping[str, Any],
-    *,
-    target: TargetConfig,
-    stage: str,
-    protocol: Protocol,
-    reference: Path,
-    bundle: Path,
+    files: Sequence[Path], *, target: TargetConfig, stage: str, protocol: Protocol, reference: Path, bundle: Path
 ) -> list[Measurement]:
     """What was measured elsewhere of files; what was not is packed, and the stage has to wait for it.
 
     Args:
         files: Networks.
-        known: Measurements by the SHA-256 of the file, see `Kept.measured`.
         target: The device.
         stage: The stage that asks.
         protocol: How to measure.
@@ -311,18 +303,19 @@ def measured_there(
         bundle: Where a bundle is written.
 
     Raises:
-        StageError: Something has to be measured there first; the message names the bundle.
+        StageError: A network could not be measured there.
+        WaitingError: Something has to be measured there first; the message names the bundle.
     """
+    known = read_kept(target).measured(stage)
     found = [known.get(file_sha256(file)) for file in files]
-    failed = [one["failed"] for one in found if one and "failed" in one]
-    if failed:
+    if failed := [one["failed"] for one in found if one and "failed" in one]:
         raise StageError(f"a network could not be measured on {target.hardware}: {failed[0]}")
     if not all(found):
         everything = list({file.name: file for file in (*files, reference)}.values())
         write_bundle(
             bundle, everything, target=target, purpose=stage, protocol=protocol, reference=reference, recipe={}
         )
-        raise StageError(
+        raise WaitingError(
             f"{len(files)} networks have to be measured on {target.hardware} first: they are packed in {bundle}. "
             f"Unpack it there, run {PROGRAM}, import its results.json (yolov8-nas probe CONFIG --import results.json), "
             "and give this command again"

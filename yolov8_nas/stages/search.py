@@ -69,8 +69,17 @@ APART: Final = 3
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
-    """What the search depends on beside its inputs; the limits come resolved from hw-probe."""
+    """What the search depends on beside its inputs; the limits come resolved from hw-probe.
+
+    Raises:
+        InputError: Stock is to be rescaled for a device elsewhere.
+    """
     assert target is not None
+    if target.far is not None and config.finetune.baseline in ("rescaled", "both"):
+        raise InputError(
+            f"finetune.baseline = {config.finetune.baseline} needs one measurement after the other, and "
+            f"{target.hardware} is elsewhere; use stock or none"
+        )
     return {
         "precision": target.precision,
         "batch": target.batch,
@@ -78,6 +87,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         **config.search.model_dump(),
         "rescaled": config.finetune.baseline in ("rescaled", "both"),
         "seed": config.seed,
+        **({"elsewhere": target.model_dump(mode="json")} if target.far else {}),
     }
 
 
@@ -214,7 +224,7 @@ class _Search:
         self.prior = self.learn_prior()
         informed: dict[Architecture, Source] = {}
         if self.options["exact"]:
-            informed |= dict.fromkeys(self.solve(self.prior.worth, solutions=max(1, population // EXACT)), "exact")
+            informed |= dict.fromkeys(self.solve(self.prior.logits, solutions=max(1, population // EXACT)), "exact")
         samples = [self.prior.sample(self.space, rng) for _ in range(population // SAMPLED - 1)]
         for architecture in (self.prior.most_likely(self.space), *samples):
             informed.setdefault(architecture, "prior")
@@ -358,8 +368,13 @@ class _Search:
         return trials
 
     def refit(self, generation: int, history: Sequence[Trial]) -> None:
-        """Every few generations and after the last, measure networks of the front and refit the latency model."""
+        """Every few generations and after the last, measure networks of the front and refit the latency model.
+
+        A device elsewhere is asked for the candidates only: each question is a journey.
+        """
         number = generation + 1
+        if "elsewhere" in self.options:
+            return
         if number % self.options["measure_every"] and number < self.options["generations"]:
             return
         front = [trial.architecture for trial in self.front(history) if trial.architecture not in self.measured_ms]
@@ -434,6 +449,7 @@ class _Search:
             weight: What it counts in progress.
         """
         from yolov8_nas.hardware.benchmark import Measurement, measure
+        from yolov8_nas.hardware.bundle import measured_there
 
         kept = self.ctx.partial / "measured" / f"{name}.json"
         if kept.exists():
@@ -444,17 +460,27 @@ class _Search:
         def progress(share: float, total: float) -> None:
             self.tell(self.done + weight * share / total, f"measuring {len(architectures)} networks on the device")
 
-        with self.ctx.host.measuring():
-            measurements = measure(
+        if "elsewhere" in self.options:
+            measurements = measured_there(
                 files[:-1],
-                threads=self.threads,
-                runtime=self.runtime,
-                batch=self.options["batch"],
+                target=TargetConfig(**self.options["elsewhere"]),
+                stage="search",
                 protocol=protocol,
                 reference=files[-1],
-                progress=progress,
-                checkpoint=kept.with_suffix(".legs.json"),
+                bundle=self.ctx.partial / "bundle.tar",
             )
+        else:
+            with self.ctx.host.measuring():
+                measurements = measure(
+                    files[:-1],
+                    threads=self.threads,
+                    runtime=self.runtime,
+                    batch=self.options["batch"],
+                    protocol=protocol,
+                    reference=files[-1],
+                    progress=progress,
+                    checkpoint=kept.with_suffix(".legs.json"),
+                )
         write_json(kept, [measurement.to_dict() for measurement in measurements])
         self.done += weight
         return measurements

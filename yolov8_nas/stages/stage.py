@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress, duration
 from yolov8_nas.store import (
@@ -415,7 +415,7 @@ class _Run:
             digest = pack(folder, self.output)
         if entry:
             shutil.rmtree(entry.scratch, ignore_errors=True)
-        if entry and deterministic:
+        if entry and deterministic and not isinstance(error, WaitingError):
             # Going on from these checkpoints could only fail again; a new run starts the stage afresh.
             shutil.rmtree(entry.partial, ignore_errors=True)
         outcome = self._end("failed", digest, key, failure["error"])

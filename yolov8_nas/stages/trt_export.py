@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from yolov8_nas.evaluation import Evaluation, Evaluator
     from yolov8_nas.hardware.benchmark import Measurement, Timing
     from yolov8_nas.hardware.cost import Cost
+    from yolov8_nas.hardware.nms import Images
     from yolov8_nas.search.constraint import Figures
 
 BATCH: Final = 16
@@ -46,6 +47,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "batch": target.batch,
         "imgsz": config.imgsz,
         "seed": config.seed,
+        **({"elsewhere": target.model_dump(mode="json")} if target.far else {}),
     }
 
 
@@ -97,14 +99,14 @@ class _File(_Exported):
 
     Attributes:
         measurement: Of the network alone.
-        frame: Of the network and non-maximum suppression, on real images.
+        frame: Of the network and non-maximum suppression, on real images; nothing of a device elsewhere.
         found: Boxes above the threshold and detections, the mean of these images.
         search: Its score on the search split.
         val: Its score on the val split.
     """
 
     measurement: Measurement
-    frame: Timing
+    frame: Timing | None
     found: dict[str, float]
     search: Evaluation
     val: Evaluation
@@ -190,6 +192,9 @@ class _Export:
             share = len(files) * done / total
             self.ctx.progress.update(self.steps + share, self.total, "measuring on the target")
 
+        if "elsewhere" in self.ctx.settings:
+            return self._measured_there(files, reference, images)
+
         with self.ctx.host.measuring():
             measurements = measure(
                 runs,
@@ -221,6 +226,32 @@ class _Export:
                 "found": boxes(file.runs, images, threads=self.threads, runtime=self.runtime),
             }
             for file, measurement, timing in zip(files, measurements, timings, strict=True)
+        ]
+
+    def _measured_there(
+        self, files: Sequence[_Exported], reference: Path, images: Sequence[Images]
+    ) -> list[dict[str, Any]]:
+        """What a device elsewhere tells of each file; what is found in images needs no device.
+
+        Raises:
+            WaitingError: The files have to be measured there first.
+        """
+        from yolov8_nas.hardware.benchmark import VERIFY
+        from yolov8_nas.hardware.bundle import measured_there
+        from yolov8_nas.hardware.nms import boxes
+
+        measurements = measured_there(
+            [file.runs for file in files],
+            target=TargetConfig(**self.ctx.settings["elsewhere"]),
+            stage="trt-export",
+            protocol=VERIFY,
+            reference=reference,
+            bundle=self.ctx.partial / "bundle.tar",
+        )
+        self._step("measured elsewhere", 2 * len(files))
+        return [
+            {**vars(file), "measurement": measurement, "frame": None, "found": boxes(file.onnx, images, threads=1)}
+            for file, measurement in zip(files, measurements, strict=True)
         ]
 
     def _score(self, measured: Sequence[dict[str, Any]]) -> list[_File]:
@@ -317,7 +348,7 @@ class _Export:
         """What limits are held against."""
         from yolov8_nas.search.objective import figures
 
-        with_nms = asdict(file.frame.latency_ms)
+        with_nms = asdict(file.frame.latency_ms) if file.frame else None
         return figures(file.measurement, self._cost(file), batch=self.batch, with_nms_ms=with_nms)
 
     def _missed(self, file: _File) -> str:
@@ -337,15 +368,16 @@ class _Export:
 
     def _figures(self, file: _File) -> dict[str, Any]:
         """What is told of every file."""
-        measured, frame, paper = file.measurement.to_dict(), file.frame.to_dict(), self._cost(file)
+        measured, paper = file.measurement.to_dict(), self._cost(file)
+        frame = file.frame.to_dict() if file.frame else {}
         return {
             "precision": file.precision,
             "latency_ms": measured["latency_ms"],
             "latency_interval_ms": measured["interval_ms"],
             "repetitions": measured["repetitions"],
-            "disturbed": measured["disturbed"] or frame["disturbed"],
-            "latency_with_nms_ms": frame["latency_ms"],
-            "latency_with_nms_interval_ms": frame["interval_ms"],
+            "disturbed": measured["disturbed"] or frame.get("disturbed", False),
+            "latency_with_nms_ms": frame.get("latency_ms"),
+            "latency_with_nms_interval_ms": frame.get("interval_ms"),
             "found": file.found,
             "memory_mb": measured["memory_mb"],
             "energy_mj": measured["energy_mj"],
