@@ -131,7 +131,7 @@ def learn(supernet: Supernet, data: Path, partial: Path, *, limit: float | None 
         if step.step == killed_at:
             raise Killed
 
-    recipe = PriorRecipe(steps=12, imgsz=64, seed=0, batch=4)
+    recipe = PriorRecipe(steps=12, imgsz=64, seed=0, batch=4, temperature=0.005)
     return learn_prior(supernet, data, LINEAR, limit, recipe=recipe, partial=partial, progress=progress)
 
 

@@ -31,6 +31,12 @@ TOY = toy(
 )
 ALL = [TOY.decode(genes) for genes in itertools.product(*(range(len(d.options)) for d in TOY.dimensions))]
 
+NONE = Smoothness(curved=1.0, length=1.0, noise=1e6)
+"""No correction."""
+
+LINEAR = Smoothness(curved=0.0, length=1.0, noise=0.1)
+"""A correction that the program knows but for the logarithm."""
+
 STRONG = Smoothness(curved=1.0, length=2.0, noise=0.1)
 """A correction of which the program knows nothing but a bound."""
 
@@ -76,19 +82,18 @@ def middle(quantity: str, latency: LatencyModel, share: float = 0.4, **changes: 
     return f"{quantity}{relation}{np.quantile(values, 1 - share if relation == '>=' else share):.6f}{unit}"
 
 
-@pytest.mark.parametrize("seed", [0, 2])
 @pytest.mark.parametrize(
-    "quantities",
+    ("quantities", "smoothness", "seed"),
     [
-        ["latency"],
-        ["latency_p99(with_nms)", "params"],
-        ["throughput"],
-        ["throughput(with_nms)", "flops", "memory"],
-        ["energy"],
-        ["energy", "power"],
+        (["latency"], NONE, 0),
+        (["energy"], NONE, 2),  # HiGHS' presolve loses the optimum of this one
+        (["throughput(with_nms)", "flops", "memory"], NONE, 1),
+        (["latency_p99(with_nms)", "params"], LINEAR, 0),
+        (["throughput"], LINEAR, 1),
+        (["latency"], STRONG, 0),
+        (["energy", "power"], STRONG, 2),
     ],
 )
-@pytest.mark.parametrize("smoothness", [Smoothness(1.0, 1.0, 1e6), Smoothness(0.0, 1.0, 0.1), STRONG])
 def test_it_finds_what_enumeration_finds(quantities: list[str], smoothness: Smoothness, seed: int) -> None:
     latency = model(smoothness)
     energy = model(smoothness, seed=2)
@@ -106,7 +111,7 @@ def test_it_finds_what_enumeration_finds(quantities: list[str], smoothness: Smoo
 def test_without_enough_cuts_it_says_how_far_the_best_can_be() -> None:
     latency = model(STRONG)
     unproven = 0
-    for seed in range(5):
+    for seed in range(3):
         prices, utility = costs([middle("latency", latency)], latency), worths(TOY, seed)
         linear = LinearCost.of_latency(latency)
         (few,), (many,) = (solve(TOY, utility, prices, linear, cuts=cuts) for cuts in (0, len(ALL)))
@@ -121,28 +126,30 @@ def test_without_enough_cuts_it_says_how_far_the_best_can_be() -> None:
 def test_several_solutions_are_as_far_apart_as_asked() -> None:
     latency = model(STRONG)
     prices, utility = costs([middle("latency", latency)], latency), worths(TOY, 0)
-    found = solve(TOY, utility, prices, LinearCost.of_latency(latency), solutions=4, distance=3, cuts=len(ALL))
+    found = solve(TOY, utility, prices, LinearCost.of_latency(latency), solutions=3, distance=3, cuts=len(ALL))
     left = [a for a, ok in zip(ALL, prices(ALL).feasible, strict=True) if ok]
     for solution in found:
         best = max(left, key=lambda a: worth(TOY, utility, a))
         assert solution.proven and solution.utility == pytest.approx(worth(TOY, utility, best))
         genes = TOY.encode(solution.architecture)
         left = [a for a in left if sum(g != h for g, h in zip(genes, TOY.encode(a), strict=True)) >= 3]
-    assert len(found) == 4 or not left
+    assert len(found) == 3
 
 
-@pytest.mark.parametrize("smoothness", [Smoothness(1.0, 1.0, 1e6), STRONG])
+@pytest.mark.parametrize("smoothness", [NONE, STRONG])
 def test_the_limit_that_nothing_keeps_is_named(smoothness: Smoothness) -> None:
     latency = model(smoothness)
     prices = costs(["flops<=1G", "latency<=0.1ms", "params<=100M"], latency)
     nearest = prices(ALL).values[:, 1].min()
-    with pytest.raises(StageError, match=r"keep latency_p50<=0.1ms \(nearest: (?P<value>[\d.]+) ms\): raise") as raised:
+    with pytest.raises(
+        StageError, match=r"keep latency_p50<=0.1ms \(nearest: (?P<value>[\d.]+) ms\): loosen"
+    ) as raised:
         solve(TOY, worths(TOY, 0), prices, LinearCost.of_latency(latency))
     assert float(str(raised.value).split("nearest: ")[1].split()[0]) == pytest.approx(nearest, rel=0.1)
 
 
 def test_the_pair_that_nothing_keeps_is_named() -> None:
-    latency = model(Smoothness(0.0, 1.0, 0.1))
+    latency = model(LINEAR)
     # Of a device that needs the less energy the longer it takes, so that power and latency can't both be low.
     energies = tuple(30 / value for value in latency.latencies)
     energy = LatencyModel(TOY, 3, 128, latency.architectures, energies, latency.smoothness, 0.0, {})
@@ -154,7 +161,7 @@ def test_the_pair_that_nothing_keeps_is_named() -> None:
         solve(TOY, worths(TOY, 0), costs(["params<=100M", fast, power], latency, energy=energy), linear)
 
 
-@pytest.mark.parametrize("name", ["tiny", "yolov8m"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("yolov8m", marks=pytest.mark.slow)])
 def test_whole_spaces_are_solved(name: str) -> None:
     space = SearchSpace.load(name)
     latency = fitted(space)
@@ -164,7 +171,7 @@ def test_whole_spaces_are_solved(name: str) -> None:
         f"params<={cost(space.stock, 3, 128).params / 1e6}M",
     ]
     prices, utility = costs(limits, latency), worths(space, 0)
-    (found,) = solve(space, utility, prices, LinearCost.of_latency(latency), cuts=2)
+    (found,) = solve(space, utility, prices, LinearCost.of_latency(latency), cuts=1)
     feasible = [a for a, ok in zip(drawn, prices(drawn).feasible, strict=True) if ok]
     assert prices([found.architecture]).feasible.all()
     assert max(worth(space, utility, a) for a in feasible) < found.utility <= found.bound

@@ -73,7 +73,7 @@ class PriorRecipe:
     imgsz: int
     seed: int
     batch: int = 16
-    temperature: float = 0.005
+    temperature: float = 3e-4
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,10 @@ class Prior:
     """Where to look in a space.
 
     Attributes:
-        logits: For each dimension those of its options' probabilities, within the limit in expectation.
-        worth: For each dimension by which share each option is expected to lower the loss, whatever it takes: what an
-            exact solver maximises, which has the limits for itself.
+        logits: For each dimension those of its options' probabilities, within the limit in expectation. An exact solver
+            that maximises their sum finds the likeliest network within all limits.
+        worth: For each dimension by which share each option lowers the loss more than the mean of the options does,
+            whatever its latency; the mean over all steps.
         trajectory: Every step.
     """
 

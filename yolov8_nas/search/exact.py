@@ -376,7 +376,7 @@ def _nearest(program: _Program, row: _Row, others: Sequence[_Row]) -> Architectu
 def _conflict(program: _Program, rows: Sequence[_Row], costs: CostModel) -> str:
     """Which limit, or which pair, no network keeps; otherwise that none was found that keeps all of them."""
     missed = f"no network of space {program.space.name!r} was found that is predicted to keep"
-    remedy = "raise the limit or take a smaller space or input size"
+    remedy = "loosen a limit, or take a smaller space or input size"
     for row in rows:
         network = _nearest(program, row, ())
         estimate = network and costs([network])
