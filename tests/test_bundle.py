@@ -368,6 +368,7 @@ def test_a_device_elsewhere_is_probed_through_a_bundle(
         ({"constraints": ["energy<=4mJ"]}, "energy cannot be measured here"),
         ({"constraints": ["latency(with_nms)<=4ms"]}, "non-maximum suppression is not measured there"),
         ({"batch": 2}, "measured with batch 1, the target has 2"),
+        ({"hardware": "NVIDIA_T4", "precision": "best"}, "'best' on NVIDIA_T4, a GPU: name one; use fp16 or int8"),
     ],
 )
 def test_results_of_another_recipe_are_refused(

@@ -10,10 +10,12 @@ from typing import Any
 from unittest.mock import MagicMock, call, create_autospec
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 
+from yolov8_nas.deploy import tensorrt
 from yolov8_nas.deploy.artifact import write_network
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import benchmark, memory, runtime
@@ -229,6 +231,29 @@ def test_pytorch_on_a_gpu_captures_once_and_replays(monkeypatch: pytest.MonkeyPa
     graph.replay.assert_called_once_with()
     assert runner.gpu_times(2) == [1.5, 1.5]
     assert graph.replay.call_count == 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_an_engine_is_built_of_a_file_in_its_precision(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def build_engine(source: Path, engine: Path, **options: Any) -> None:
+        model = onnx.load(source)
+        seen.update(options, types={t.data_type for t in model.graph.initializer}, engine=engine)
+        seen["quantized"] = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+    monkeypatch.setattr(tensorrt, "build_engine", create_autospec(tensorrt.build_engine, side_effect=build_engine))
+    network = build(SMALLEST, 3).eval()
+    images = [torch.rand(1, 3, SIDE, SIDE)]
+    write_network(
+        network, tmp_path / "a.engine", runtime=find("tensorrt", "gpu", precision), imgsz=SIDE, calibration=images
+    )
+    assert seen["engine"] == tmp_path / "a.engine" and seen["timing_cache"] == tmp_path / "timing.cache"
+    assert seen["quantized"] == (precision == "int8")
+    assert (onnx.TensorProto.FLOAT16 in seen["types"]) == (precision != "fp32")
+    assert list(tmp_path.iterdir()) == [], "the file that it was built of is left behind"
 
 
 def test_a_runner_that_knows_the_gpus_own_time_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:

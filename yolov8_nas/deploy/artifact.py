@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
+from yolov8_nas.deploy import tensorrt
+from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
+from yolov8_nas.deploy.onnx import export_onnx
+from yolov8_nas.deploy.quantization import quantize
 from yolov8_nas.hardware.runtime import Runtime
 from yolov8_nas.supernet.derive import save_checkpoint
 
@@ -45,25 +49,39 @@ def write_network(
     if runtime.suffix == ".pt":
         save_checkpoint(model, file, names=list(model.names.values()), imgsz=imgsz)
         return file
+    if runtime.precision == "int8":
+        model = quantize(deepcopy(model), calibration)
     if runtime.suffix == ".onnx":
-        return _write_onnx(model, file, runtime, imgsz, batch, calibration)
-    from yolov8_nas.deploy.tensorrt import build_engine
-
+        return write_onnx(model, file, runtime=runtime, imgsz=imgsz, batch=batch)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        onnx = _write_onnx(model, Path(folder) / f"{file.stem}.onnx", runtime, imgsz, batch, calibration)
-        # One build: how much builds of one network differ is part of what the latency model has to live with.
-        build_engine(onnx, file, measure=lambda _: 0.0, timing_cache=file.parent / "timing.cache", builds=1)
-    return file
+        onnx = write_onnx(model, Path(folder) / f"{file.stem}.onnx", runtime=runtime, imgsz=imgsz, batch=batch)
+        return build_engine(onnx, file)
 
 
-def _write_onnx(
-    model: DetectionModel, file: Path, runtime: Runtime, imgsz: int, batch: int, calibration: Sequence[Tensor]
-) -> Path:
-    if runtime.precision != "int8":
-        return export_onnx(model, file, imgsz=imgsz, batch=batch, half=runtime.precision == "fp16")
-    export_int8_ptq(model, file, imgsz=imgsz, batch=batch, calibration=calibration)
-    if runtime.kind == "gpu":
-        from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
+def write_onnx(model: DetectionModel, file: Path, *, runtime: Runtime, imgsz: int, batch: int = 1) -> Path:
+    """Write a network as the ONNX file that is run, or that an engine is built of.
 
+    Args:
+        model: A network in evaluation mode, with fake quantization where the runtime's precision is INT8.
+        file: File to write.
+        runtime: What will run it.
+        imgsz: Side of the square input in pixels.
+        batch: Images per run.
+    """
+    export_onnx(model, file, imgsz=imgsz, batch=batch, half=runtime.precision == "fp16")
+    if runtime.kind == "gpu" and runtime.precision == "int8":
         int8_for_gpu(file, file)
     return file
+
+
+def build_engine(onnx: Path, engine: Path) -> Path:
+    """Build a TensorRT engine of an ONNX file; networks measured together share a timing cache.
+
+    One build: how much builds of one network differ is part of what the latency model has to live with.
+
+    Raises:
+        InputError: There is no TensorRT here.
+        StageError: TensorRT cannot build it.
+    """
+    tensorrt.build_engine(onnx, engine, measure=lambda _: 0.0, timing_cache=engine.parent / "timing.cache", builds=1)
+    return engine

@@ -68,6 +68,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     if target.far is not None:
         return _settings_elsewhere(config, target)
     device = resolve(target.hardware, target.runtime, target.precision)
+    _require_one_precision(target, device.kind)
     try:
         counter, no_counter = open_counter(device.kind).name, None
     except NoCounterError as error:
@@ -117,7 +118,7 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
     Raises:
         InputError: Nothing was measured there yet, or by another recipe; or a limit cannot be measured there.
     """
-    from yolov8_nas.hardware.bundle import differences, read_kept
+    from yolov8_nas.hardware.bundle import differences, place, read_kept
 
     asked = recipe(config, target)
     if any(limit.scope == "with_nms" for limit in target.limits):
@@ -125,6 +126,7 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
             f"target {target.hardware} elsewhere: non-maximum suppression is not measured there; "
             "limit the network alone (latency<=...), with room for it"
         )
+    _require_one_precision(target, place(target).kind)
     table = read_kept(target).table
     if differing := differences(table, asked):
         raise InputError(
@@ -142,6 +144,12 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
         "constraints": [str(limit) for limit in target.limits],
         "elsewhere": dict(table),
     }
+
+
+def _require_one_precision(target: TargetConfig, kind: str) -> None:
+    """`best` compares with FP32, which nobody would ship on a GPU."""
+    if kind == "gpu" and target.precision == "best":
+        raise InputError(f"precision 'best' on {target.hardware}, a GPU: name one; use fp16 or int8")
 
 
 def _require_counter(target: TargetConfig, no_counter: str | None) -> None:

@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 BATCH: Final = 16
 """Images at once when a checkpoint is scored; an exported file has its own batch."""
 
-WANTED: Final = {"fp32": ("fp32",), "int8": ("int8",), "best": ("fp32", "int8")}
+WANTED: Final = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",), "best": ("fp32", "int8")}
 """Precisions that may ship, by the precision asked for."""
+
+CHECKPOINTS: Final = {"fp32": "best.pt", "fp16": "best.pt", "int8": "qat.pt"}
+"""What a file of each precision is exported from."""
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
@@ -116,7 +119,7 @@ class _Export:
     """One run of the stage."""
 
     def __init__(self, ctx: StageContext) -> None:
-        from yolov8_nas.hardware.runtime import of_profile
+        from yolov8_nas.hardware.runtime import RUNTIMES, find
 
         self.ctx = ctx
         self.imgsz: int = ctx.settings["imgsz"]
@@ -128,7 +131,11 @@ class _Export:
         self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
         profile = read_json(ctx.inputs["hw-probe"] / "profile.json")
         self.threads: int = profile["threads"]
-        self.runtime = of_profile(profile)
+        kind, name = profile["kind"], profile["runtime"]["name"]
+        # FP32 always on a CPU: it is what INT8 is compared with. On a GPU precision may be the runtime's own setting.
+        precisions = ("fp32", "int8") if kind == "cpu" else self.wanted
+        self.runtimes = {p: find(name, kind, p) for p in precisions if p in RUNTIMES[name].precisions[kind]}
+        self.runtime = next(iter(self.runtimes.values()))
         objective = read_json(ctx.inputs["search"] / "search.json")["objective"]
         self.preference = Preference(**objective) if objective else MOST_ACCURATE
         self.nms: dict[str, Any] = {}
@@ -148,7 +155,7 @@ class _Export:
             self._decide(files)
 
     def _export(self) -> list[_Exported]:
-        from yolov8_nas.deploy.onnx import export_onnx
+        from yolov8_nas.deploy.artifact import build_engine, write_onnx
         from yolov8_nas.deploy.quantization import load_network
         from yolov8_nas.deploy.verification import verify_onnx
 
@@ -161,18 +168,20 @@ class _Export:
                 rows.append((stem, None, self.tuned / rival, row))
         files = []
         for stem, candidate, folder, row in rows:
-            # FP32 always: it is what INT8 is compared with.
-            for precision, checkpoint in (("fp32", "best.pt"), ("int8", "qat.pt")):
-                if not (folder / checkpoint).exists() or precision not in self.runtime.precisions[self.runtime.kind]:
+            for precision, runtime in self.runtimes.items():
+                checkpoint = folder / CHECKPOINTS[precision]
+                if not checkpoint.exists():
                     continue
-                network = load_network(folder / checkpoint)
+                network = load_network(checkpoint)
                 onnx = self.ctx.partial / f"{stem}-{precision}.onnx"
-                export_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch)
-                if precision == "fp32":
-                    verify_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch)
-                runs = onnx.with_suffix(self.runtime.suffix)
-                if runs != onnx:
-                    shutil.copyfile(folder / checkpoint, runs)
+                write_onnx(network, onnx, runtime=runtime, imgsz=self.imgsz, batch=self.batch)
+                if precision != "int8":
+                    verify_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch, half=precision == "fp16")
+                runs = onnx.with_suffix(runtime.suffix)
+                if runtime.suffix == ".pt":
+                    shutil.copyfile(checkpoint, runs)
+                elif runs != onnx:
+                    build_engine(onnx, runs)
                 files.append(_Exported(candidate, precision, folder, onnx, runs, row))
         return files
 
@@ -307,7 +316,7 @@ class _Export:
             self._ship(shipped)
             verdict["shipped"] = {
                 **self._described(shipped),
-                "file": "model.onnx" if shipped.runs == shipped.onnx else "best.pt",
+                "file": f"model{shipped.runs.suffix}" if shipped.runs.suffix != ".pt" else "best.pt",
             }
             checkpoint = self._evaluate(self._evaluator("val"), "checkpoint-val", shipped.folder / "best.pt")
             verdict["checkpoint_map50_95"] = checkpoint.map50_95
@@ -428,8 +437,8 @@ class _Export:
         """What ships against stock: in its own precision first, and FP32 against FP32 beside it."""
         pairs = [(shipped, file) for file in stock]
         if shipped.precision != "fp32":
-            fp32 = next(f for f in ours if f.candidate == shipped.candidate and f.precision == "fp32")
-            pairs += [(fp32, file) for file in stock if file.precision == "fp32"]
+            own = [f for f in ours if f.candidate == shipped.candidate and f.precision == "fp32"]
+            pairs += [(fp32, file) for fp32 in own for file in stock if file.precision == "fp32"]
         return [
             {
                 **_compared(first, second),
@@ -444,7 +453,7 @@ class _Export:
     def _quantization(self, files: Sequence[_File], shown: _File) -> dict[str, Any] | None:
         """FP32 and INT8 of one network side by side, where INT8 was asked for."""
         pair = {file.precision: file for file in files if file.candidate == shown.candidate}
-        if "int8" not in pair:
+        if not {"fp32", "int8"} <= pair.keys():
             return None
         return {
             "candidate": shown.candidate,
@@ -456,7 +465,10 @@ class _Export:
         model = self.ctx.out / "model"
         model.mkdir()
         shutil.copyfile(shipped.onnx, model / "model.onnx")
-        for precision in ("fp32", "int8"):
+        if shipped.runs.suffix == ".engine":
+            for file in self.ctx.partial.glob(f"{shipped.runs.name}*"):  # and what is known of it, in JSON
+                shutil.copyfile(file, model / file.name.replace(shipped.runs.stem, "model"))
+        for precision in self.runtimes:
             other = self.ctx.partial / f"candidate-{shipped.candidate}-{precision}.onnx"
             if other.exists():
                 shutil.copyfile(other, model / f"model_{precision}.onnx")
