@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, read_manifest, split_header
+from yolov8_nas.hardware.runtime import TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -137,21 +138,6 @@ def load_engine(trt: Any, plan: bytes, log: Any, name: str) -> trt.ICudaEngine:
 def told(log: Any) -> str:
     """The last errors that TensorRT has logged, in one line."""
     return "; ".join(log.errors[-3:]) or "it gives no reason"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input as ONNX Runtime describes it.
-
-    Attributes:
-        name: Name of the tensor.
-        shape: Its sizes.
-        type: `tensor(float)` and the like.
-    """
-
-    name: str
-    shape: list[int]
-    type: str
 
 
 @dataclass(frozen=True)
