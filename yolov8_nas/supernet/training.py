@@ -10,8 +10,8 @@ as an undisturbed one.
 
 The largest network trains alone at first, and the others join when it has learnt something that they can share and be
 taught: progressive shrinking's first step (Cai et al., Once-for-All, arXiv:1908.09791), here followed by all sizes at
-once. A step of one network costs less than half of one of three or four, and at equal cost the whole supernet is far
-better for it.
+once. A step of one network costs less than half of one of three or four. On the demo's images, with one seed and about
+the same work, stock YOLOv8n's mAP50-95 with the supernet's weights was 0.54 with such a start and 0.38 without.
 """
 
 from __future__ import annotations
