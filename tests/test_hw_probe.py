@@ -439,7 +439,8 @@ def test_real_networks_are_probed(tmp_path: Path, runtime: str, precision: str) 
     hw_probe.run(ctx)
     rows = read_json(ctx.out / "latency_table.json")["rows"]
     by_role = {row["role"]: row for row in rows}
-    assert len(rows) == 6 and by_role["stock"]["memory_mb"] > 5
+    assert len([row for row in rows if row["role"] != "fastest"]) == 6  # that one too where a disturbance asks for it
+    assert by_role["stock"]["memory_mb"] > 5
     assert read_json(ctx.out / "profile.json")["runtime"]["name"] == runtime
     suffix = ".pt" if runtime == "torch" else ".onnx"
     assert {file.suffix for file in (ctx.partial / "networks").iterdir()} == {suffix}

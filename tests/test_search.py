@@ -470,6 +470,17 @@ def test_without_a_candidate_the_limit_and_the_fastest_are_named_after_a_bounded
     assert sum(map(len, log)) == ATTEMPTS * 2
 
 
+def test_where_a_refitted_model_holds_nothing_possible_the_nearest_are_measured_all_the_same(
+    scored: tuple[Landscape, list[Trial]],
+) -> None:
+    landscape, trials = scored
+    costs, log = cost_model("latency<=0.5ms", landscape=landscape), []
+    estimate = costs([t.architecture for t in trials])
+    assert not estimate.feasible.any()
+    met, _ = choose(trials, costs, device(lambda architecture: 0.4, log), count=2)
+    assert {c.trial for c in met} == {trials[i] for i in np.argsort(estimate.worst, kind="stable")[:2]}
+
+
 def test_fewer_candidates_than_wanted_are_handed_on_where_fewer_hold(scored: tuple[Landscape, list[Trial]]) -> None:
     trials = scored[1][:4]
     met, missed = choose(

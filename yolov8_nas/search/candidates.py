@@ -115,8 +115,14 @@ def choose(
 
 
 def _by_promise(trials: Sequence[Trial], estimate: Estimate, preference: Preference) -> list[int]:
-    """Indices of the networks within the limits: those of the front by preference, then the others likewise."""
+    """Indices of the networks within the limits: those of the front by preference, then the others likewise.
+
+    All kept the limits by the model that they were scored under. Where none does by a model that was refitted since,
+    they come in the order of how far they miss them: the measurement decides.
+    """
     feasible: list[int] = np.flatnonzero(estimate.feasible).tolist()
+    if not feasible:
+        return np.argsort(estimate.worst, kind="stable").tolist()  # type: ignore[no-any-return]
     front = pareto_front([trials[i].map50_95 for i in feasible], estimate.latency_ms[feasible])
     on_front = {feasible[i] for i in front}
 
@@ -129,8 +135,6 @@ def _by_promise(trials: Sequence[Trial], estimate: Estimate, preference: Prefere
 
 def _none_holds(measured: Sequence[Candidate], costs: CostModel) -> str:
     limits = " and ".join(map(str, costs.limits))
-    if not measured:
-        return f"none of the scored networks is predicted to keep {limits} any more: raise the limit"
     fastest = min(measured, key=lambda candidate: candidate.measurement.latency_ms.p50)
     latency = fastest.measurement.latency_ms
     return (
