@@ -25,9 +25,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# On a machine that does nothing else.
+# On a machine that does nothing else. benchmarks/rank_correlation.py and search_quality.py take hours.
 bench: $(READY)
 	$(BIN)/python benchmarks/latency_model.py
+	$(BIN)/python benchmarks/supernet_step.py
 	$(BIN)/python benchmarks/search_speed.py
 
 # Set up once, and again whenever the locked requirements or the package's own description change.
