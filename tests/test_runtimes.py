@@ -18,7 +18,7 @@ import torch
 from yolov8_nas.deploy import tensorrt
 from yolov8_nas.deploy.artifact import write_network
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import benchmark, memory, runtime
+from yolov8_nas.hardware import benchmark, memory, nms, runtime
 from yolov8_nas.hardware.benchmark import Failed, Measurement, Protocol, measure, measure_what_can_be
 from yolov8_nas.hardware.runtime import (
     RUNTIMES,
@@ -116,6 +116,15 @@ def test_a_network_is_run_with_its_own_number_of_threads(files: dict[str, Path])
     runner = find("torch").open(files["torch"], threads=2)
     runner.run(None, random_feed(runner))
     assert torch.get_num_threads() == 2
+
+
+def test_pytorch_is_timed_with_nms_on_one_thread(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    suppress = nms.suppress
+    monkeypatch.setattr(nms, "suppress", lambda output: threads.append(torch.get_num_threads()) or suppress(output))
+    images = [np.zeros((2, 3, SIDE, SIDE), np.float32)]
+    (timing,) = nms.measure_with_nms([files["torch"]], images, threads=2, runtime=find("torch"), protocol=QUICK)
+    assert timing.latency_ms.p50 > 0 and set(threads) == {1}
 
 
 @pytest.mark.parametrize(
