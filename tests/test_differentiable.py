@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,13 +127,21 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the library can catch it."""
 
 
-def learn(supernet: Supernet, data: Path, partial: Path, *, limit: float | None = None, killed_at: int = 0) -> Prior:
+def learn(
+    supernet: Supernet,
+    data: Path,
+    partial: Path,
+    *,
+    linear: LinearCost = LINEAR,
+    limit: float | None = None,
+    killed_at: int = 0,
+) -> Prior:
     def progress(step: PriorStep) -> None:
         if step.step == killed_at:
             raise Killed
 
     recipe = PriorRecipe(steps=12, imgsz=64, seed=0, batch=4, temperature=0.005)
-    return learn_prior(supernet, data, LINEAR, limit, recipe=recipe, partial=partial, progress=progress)
+    return learn_prior(supernet, data, linear, limit, recipe=recipe, partial=partial, progress=progress)
 
 
 def test_logits_are_what_options_save_within_the_limit(
@@ -162,6 +171,14 @@ def test_logits_are_what_options_save_within_the_limit(
     for found, known in zip(tight.worth, free.worth, strict=True):
         assert found == pytest.approx(known, abs=1e-6)
     assert LINEAR([tight.most_likely(TINY)])[0] < LINEAR([free.most_likely(TINY)])[0]
+
+    stock = zip(TINY.dimensions, TINY.encode(TINY.stock), strict=True)
+    fewer = SearchSpace("fewer", "n", tuple(replace(d, options=d.options[min(gene, 1) :]) for d, gene in stock))
+    assert fewer.size < TINY.size
+    kept = learn(supernet, data, tmp_path / "fewer", linear=LinearCost.tabulate(fewer, gflops))
+    for dimension, worth in zip(fewer.dimensions, kept.worth, strict=True):
+        saved = -effects[dimension.name][-len(dimension.options) :]
+        assert worth == pytest.approx((saved - saved.mean()).tolist(), abs=1e-6)
 
 
 @pytest.mark.slow

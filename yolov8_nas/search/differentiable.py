@@ -130,12 +130,12 @@ def learn_prior(
     partial: Path,
     progress: Callable[[PriorStep], None],
 ) -> Prior:
-    """Learn which options of a supernet's space lower the loss, within a limit on expected latency.
+    """Learn which options of a space lower a supernet's loss, within a limit on expected latency.
 
     Args:
         supernet: The trained supernet, on the device to compute on; it stays as it is.
         data_yaml: Ultralytics data yaml with absolute paths, in a writable folder, with the search split as `val`.
-        linear: The linear part of the latency model.
+        linear: The linear part of the latency model. Its space is learned: the supernet's, or one with fewer options.
         limit_ms: What it may come to in expectation, in ms; nothing for no limit.
         recipe: How to learn.
         partial: Folder for the checkpoint, from which an interrupted learning goes on; it is made where it is missing.
@@ -145,12 +145,14 @@ def learn_prior(
         InputError: The search split is empty.
         StageError: The loss is not finite.
     """
-    space = supernet.space
+    space = linear.space
     try:
         images = read_split(data_yaml, "val", recipe.imgsz, augment=False)
     except FileNotFoundError:
         raise InputError(f"{data_yaml}: no images in `val`, the search split; cut a larger one from train") from None
     relaxed, criterion = RelaxedSupernet(supernet), detection_loss(supernet, recipe.imgsz)
+    whole = supernet.space.dimensions
+    places = [[d.options.index(o) for o in kept.options] for d, kept in zip(whole, space.dimensions, strict=True)]
     device = next(supernet.parameters()).device
     partial.mkdir(parents=True, exist_ok=True)
 
@@ -167,15 +169,16 @@ def learn_prior(
         batch = images.collate_fn([images[int(i)] for i in drawn])
         x_BCHW = (batch["img"].to(device).float() / 255).contiguous(memory_format=torch.channels_last)
         choices = {
-            dimension.name: F.one_hot(torch.tensor(gene), len(dimension.options)).to(x_BCHW).requires_grad_()
-            for dimension, gene in zip(space.dimensions, _draw(logits, rng), strict=True)
+            dimension.name: F.one_hot(torch.tensor(place[gene]), len(dimension.options)).to(x_BCHW).requires_grad_()
+            for dimension, place, gene in zip(whole, places, _draw(logits, rng), strict=True)
         }
         loss = criterion(relaxed(x_BCHW, choices), batch)[0].sum() / len(drawn)
         if not torch.isfinite(loss):
             raise StageError(f"step {step + 1} of the prior: the loss is {loss.item()}; train the supernet again")
         slopes = torch.autograd.grad(loss.log(), list(choices.values()), allow_unused=True, materialize_grads=True)
 
-        saved_share = [-(slope - slope.mean()).double().cpu() for slope in slopes]
+        of_kept = [slope[place] for slope, place in zip(slopes, places, strict=True)]
+        saved_share = [-(slope - slope.mean()).double().cpu() for slope in of_kept]
         worth = [w + (s - w) / (step + 1) for w, s in zip(worth, saved_share, strict=True)]
         rate = 1 / (recipe.temperature * recipe.steps)
         logits = [x + rate * s for x, s in zip(logits, saved_share, strict=True)]
