@@ -163,26 +163,17 @@ def write_subnet(
 def _read(checkpoint: Path) -> DetectionModel:
     """The network of an Ultralytics checkpoint in full precision and evaluation mode, quantized where it was.
 
-    Whoever the file is from, no code in it is run: it may refer to modules of Ultralytics and PyTorch and to plain
-    data (Ultralytics' own restricted loading, which it leaves to those who ask for it).
-
     Raises:
         InputError: There is no such file, or it holds no detector with YOLOv8's head.
     """
     from ultralytics.nn.modules import Detect
-    from ultralytics.nn.tasks import DetectionModel, torch_safe_load
+    from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils.torch_utils import restore_qat
 
-    if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such file; give the path of a checkpoint (.pt)")
-    if checkpoint.suffix != ".pt":
-        raise InputError(f"{checkpoint}: not a checkpoint; give the path of a .pt file")
-    try:
-        found, _ = torch_safe_load(str(checkpoint), safe_only=True)
-    except Exception as error:  # of many classes, and a damaged file can cause any
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{checkpoint}: not a checkpoint of Ultralytics that can be read safely ({why})") from None
-    network = found.get("ema") or found.get("model")
+    from yolov8_nas.hardware.checkpoint import load_checkpoint
+
+    found = load_checkpoint(checkpoint)
+    network: Any = found.get("ema") or found.get("model")
     head = network.model[-1] if isinstance(network, DetectionModel) else network
     if type(head) is not Detect or head.end2end:
         raise InputError(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.hardware.cuda_events import event_times
 from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, read_manifest, split_header
 from yolov8_nas.hardware.runtime import TensorSpec
 
@@ -230,19 +231,7 @@ class TensorRTRunner:
 
     def gpu_times(self, repetitions: int) -> list[float]:
         """Milliseconds of the engine alone on the GPU, by CUDA events, with whatever the input buffers hold."""
-        import torch
-
-        events = [
-            [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-            for _ in range(repetitions)
-        ]
-        with torch.cuda.stream(self._stream):
-            for start, end in events:
-                start.record()
-                self._launch()
-                end.record()
-        self._stream.synchronize()
-        return [float(start.elapsed_time(end)) for start, end in events]
+        return event_times(self._launch, self._stream, repetitions)
 
     def _allocate(self, trt: Any, shapes: dict[str, Sequence[int]]) -> list[_Buffer]:
         import torch

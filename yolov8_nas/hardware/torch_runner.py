@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
-from ultralytics.nn.tasks import DetectionModel, torch_safe_load
+from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.hardware.checkpoint import load_checkpoint
+from yolov8_nas.hardware.cuda_events import event_times
 from yolov8_nas.hardware.runtime import TensorSpec
 
 _INPUT: Final = "images"
@@ -56,13 +58,7 @@ def read_detector(file: Path) -> tuple[DetectionModel, int]:
     Raises:
         InputError: There is no such file, or it holds no detector.
     """
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; give the path of a checkpoint (.pt)")
-    try:
-        found, _ = torch_safe_load(str(file), safe_only=True)
-    except Exception as error:  # of many classes, and a damaged file can cause any
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file}: not a checkpoint of Ultralytics that can be read safely ({why})") from None
+    found = load_checkpoint(file)
     network = found.get("ema") or found.get("model")
     if not isinstance(network, DetectionModel) or found.get("modelopt"):
         what = "a quantized network" if found.get("modelopt") else f"a {type(network).__name__}"
@@ -145,17 +141,7 @@ class CudaRunner:
 
     def gpu_times(self, repetitions: int) -> list[float]:
         """Milliseconds of the network alone on the GPU, by CUDA events, with whatever the input holds."""
-        events = [
-            [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-            for _ in range(repetitions)
-        ]
-        with torch.cuda.stream(self._stream):
-            for start, end in events:
-                start.record()
-                self._graph.replay()
-                end.record()
-        self._stream.synchronize()
-        return [float(start.elapsed_time(end)) for start, end in events]
+        return event_times(self._graph.replay, self._stream, repetitions)
 
     def _forward(self) -> Tensor:
         output: Tensor = self._network(self._input.to(self._type))
