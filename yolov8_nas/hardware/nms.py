@@ -129,13 +129,21 @@ def frames(files: Sequence[Path], *, imgsz: int, batch: int, count: int = 32) ->
         count: How many images, evenly spread over `files`; all of them where there are fewer.
     """
     chosen = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int))
+    pictures: list[Any] = [cv2.imread(str(files[i])) for i in chosen]
+    endless = itertools.cycle(pictures)
+    return [prepare([next(endless) for _ in range(batch)], imgsz) for _ in range(-(-len(pictures) // batch))]
+
+
+def prepare(pictures: Sequence[NDArray[np.uint8]], imgsz: int) -> Images:
+    """A batch as networks take it from pictures (height, width, 3) in BGR, as cameras and OpenCV give them.
+
+    Args:
+        pictures: The pictures, of any sizes.
+        imgsz: Side of the square in pixels.
+    """
     square = LetterBox((imgsz, imgsz), auto=False)
-    images = [square(image=cv2.imread(str(files[i])))[..., ::-1].transpose(2, 0, 1) for i in chosen]
-    endless = itertools.cycle(images)
-    return [
-        np.stack([next(endless) for _ in range(batch)]).astype(np.float32) / np.float32(255)
-        for _ in range(-(-len(images) // batch))
-    ]
+    images = [square(image=picture)[..., ::-1].transpose(2, 0, 1) for picture in pictures]
+    return np.stack(images).astype(np.float32) / np.float32(255)
 
 
 def measure_with_nms(

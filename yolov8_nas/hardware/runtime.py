@@ -281,7 +281,9 @@ def usable(kind: str = "cpu") -> dict[str, str | None]:
     return {name: known(kind).why_not() for name, known in RUNTIMES.items() if kind in known.precisions}
 
 
-def open_session(file: Path, threads: int, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> Any:
+def open_session(
+    file: Path, threads: int, providers: Sequence[Any] = ("CPUExecutionProvider",), trace: Path | None = None
+) -> Any:
     """Open an ONNX file as an `onnxruntime.InferenceSession`.
 
     Everything is ONNX Runtime's default except two settings. The number of threads is the target's. And a session's
@@ -289,6 +291,12 @@ def open_session(file: Path, threads: int, providers: Sequence[Any] = ("CPUExecu
     one network, and takes a core from the next network where several are timed in turn (with two threads on two cores
     medians rise two- to threefold). Within a run they spin as they do by default, so a network that runs alone is as
     fast as in a default session.
+
+    Args:
+        file: The file.
+        threads: Threads that it runs on.
+        providers: What computes, as ONNX Runtime names it.
+        trace: Where the times of its operators go: the beginning of the file's name. They cost time themselves.
 
     Raises:
         InputError: ONNX Runtime cannot open the file.
@@ -299,6 +307,9 @@ def open_session(file: Path, threads: int, providers: Sequence[Any] = ("CPUExecu
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
     try:
         return ort.InferenceSession(str(file), options, providers=list(providers))
     except Exception as error:  # the classes of onnxruntime's errors have no common base of their own

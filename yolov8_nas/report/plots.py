@@ -131,7 +131,7 @@ def pareto(identity: str, front: Front) -> Plot:
     if front.shipped:
         marker = {"size": 17, "color": "@series-4", "symbol": "star", "line": {"width": 1, "color": "@panel"}}
         data.append(_scatter("shipped", [front.shipped], marker))
-    layout = _layout("latency p50, predicted (ms)", "mAP50-95, search split")
+    layout = axes("latency p50, predicted (ms)", "mAP50-95, search split")
     if front.limit_ms is not None:
         layout |= _vertical(front.limit_ms, f"limit {milliseconds(front.limit_ms)}")
     return Plot(
@@ -235,7 +235,7 @@ def _heatmap(identity: str, title: str, label: str, choices: Sequence[Choice], h
         "colorbar": {"thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11, "color": "@muted"}},
         **heat,
     }
-    layout = _layout(x, "")
+    layout = axes(x, "")
     layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "tickfont": {"size": 10, "color": "@muted"}}
     layout["xaxis"] |= {"showgrid": False}
     return Plot(identity, title, label, {"data": [trace], "layout": layout}, height=110 + 17 * len(choices))
@@ -284,7 +284,7 @@ def latency_model(identity: str, timings: Sequence[Timing], errors: Mapping[str,
                 }
             )
     reach = [value for t in timings for value in (t.measured_ms, t.predicted_ms)]
-    layout = _layout("measured p50 (ms)", "predicted p50 (ms)")
+    layout = axes("measured p50 (ms)", "predicted p50 (ms)")
     low, high = 0.96 * min(reach), 1.04 * max(reach)
     layout["shapes"] = [
         {"type": "line", "layer": "below", "x0": low, "y0": low, "x1": high, "y1": high, "line": _dashed("@muted")}
@@ -348,7 +348,7 @@ def _lines(
                 "hovertemplate": f"{x} %{{x}}<br>%{{y:.4g}}",
             }
         )
-    layout = _layout(x, quantity)
+    layout = axes(x, quantity)
     layout["yaxis"]["rangemode"] = "tozero"
     ends = [f"{name} from {number(points[0][1])} to {number(points[-1][1])}" for name, points in drawn.items()]
     label = f"{title}, {quantity} by {x}: {'; '.join(ends)}."
@@ -425,7 +425,8 @@ def _pareto_label(front: Front, best: int, compared: int) -> str:
     return " ".join(told)
 
 
-def _layout(x: str, y: str) -> Figure:
+def axes(x: str, y: str) -> Figure:
+    """The layout that all plots share, with titles of the two axes."""
     axis = {
         "gridcolor": "@line",
         "linecolor": "@line",
