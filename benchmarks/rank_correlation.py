@@ -56,7 +56,7 @@ from yolov8_nas.supernet.supernet import Supernet
 
 Floats: TypeAlias = NDArray[np.float64]
 
-BATCH = 16
+EVALUATION_BATCH = 16
 RESAMPLES = 2000
 BAND = 10
 """Networks in a band of similar cost, at least."""
@@ -73,6 +73,7 @@ class Setting:
         val: Validation pictures.
         networks: Networks trained alone.
         epochs: Epochs of each training alone.
+        batch: Pictures per step of it.
         lr: Peak learning rate of it.
     """
 
@@ -82,6 +83,7 @@ class Setting:
     val: int
     networks: int
     epochs: int
+    batch: int
     lr: float
 
 
@@ -118,9 +120,10 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=500, help="training pictures, a fifth of them the search split")
     parser.add_argument("--val", type=int, default=1000, help="validation pictures")
     parser.add_argument("--networks", type=int, default=30, help="networks trained alone")
-    parser.add_argument("--epochs", type=int, default=24, help="epochs of each training alone")
+    parser.add_argument("--epochs", type=int, default=32, help="epochs of each training alone")
+    parser.add_argument("--batch", type=int, default=8, help="pictures per step of each training alone")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of each training alone")
-    parser.add_argument("--repeats", type=int, default=12, help="networks trained again with each further seed")
+    parser.add_argument("--repeats", type=int, default=10, help="networks trained again with each further seed")
     parser.add_argument("--seeds", type=int, default=2, help="seeds, the first one included")
     parser.add_argument("--threads", type=int, default=1)
     supernet = parser.add_argument_group("the supernet")
@@ -215,10 +218,10 @@ class Study:
         start = time.monotonic()
         recipe = finetune.Recipe(
             epochs=self.setting.epochs,
-            batch=BATCH,
+            batch=self.setting.batch,
             lr=self.setting.lr,
             imgsz=self.setting.imgsz,
-            seed=1000 * seed,  # an epoch is seeded with the sum of this and its number: seeds must lie further apart
+            seed=seed,
         )
         torch.manual_seed(recipe.seed)
         model = build(network, len(self.classes), self.classes)
@@ -268,7 +271,7 @@ class Study:
             Supernet.load(folder),
             dataset.data_yaml(self.data, self.workdir / "views", validate_on="val"),
             imgsz=recipe.imgsz,
-            batch=BATCH,
+            batch=EVALUATION_BATCH,
             bn_images=bn_images,
             seed=0,
             work=self.workdir / "work",
@@ -406,7 +409,7 @@ class Study:
     def evaluator(self) -> Evaluator:
         """Scores on the validation set."""
         data = dataset.data_yaml(self.data, self.workdir / "views", validate_on="val")
-        return Evaluator(data, imgsz=self.setting.imgsz, batch=BATCH, work=self.workdir / "work")
+        return Evaluator(data, imgsz=self.setting.imgsz, batch=EVALUATION_BATCH, work=self.workdir / "work")
 
 
 def spread(

@@ -1,7 +1,7 @@
 """Whether a searched network is better than what people would take instead, on validation images nobody has seen.
 
     python benchmarks/search_quality.py --workdir runs/search_quality/inspection
-    python benchmarks/search_quality.py --workdir runs/search_quality/bccd --data bccd.tar.gz --imgsz 160
+    python benchmarks/search_quality.py --workdir runs/search_quality/bccd --data bccd.tar.gz --imgsz 128
 
 For each seed a supernet is trained, a network searched under a limit and fine-tuned, all by the pipeline's own stages.
 It is compared with
@@ -55,10 +55,9 @@ from yolov8_nas.stages.stage import run_stage, target_labels
 from yolov8_nas.store import atomic_write, pack, read_json, write_json
 from yolov8_nas.supernet.derive import build, save_checkpoint
 
-BATCH = 16
+BATCH = 8
+EVALUATION_BATCH = 16
 RESAMPLES = 2000
-SEED_STEP = 1000
-"""Seeds lie this far apart: an epoch of fine-tuning is seeded with the sum of the seed and its number."""
 
 ARMS = {
     "random": "best of as many random networks, tuned the same",
@@ -103,11 +102,11 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=96)
     parser.add_argument("--hardware", default="auto")
     parser.add_argument("--limit", default="latency<=80%stock")
-    parser.add_argument("--supernet-epochs", type=int, default=24)
-    parser.add_argument("--finetune-epochs", type=int, default=20)
-    parser.add_argument("--generations", type=int, default=5)
+    parser.add_argument("--supernet-epochs", type=int, default=20)
+    parser.add_argument("--finetune-epochs", type=int, default=16)
+    parser.add_argument("--generations", type=int, default=4)
     parser.add_argument("--population", type=int, default=16)
-    parser.add_argument("--prior-steps", type=int, default=100)
+    parser.add_argument("--prior-steps", type=int, default=40)
     parser.add_argument("--bn-images", type=int, default=64)
     parser.add_argument("--probe-networks", type=int, default=48)
     parser.add_argument("--probe-holdout", type=int, default=12)
@@ -155,8 +154,8 @@ class Arena:
                 "data": self.source,
                 "space": a.space,
                 "imgsz": a.imgsz,
-                "seed": SEED_STEP * number,
-                "supernet": {"epochs": a.supernet_epochs, "batch": 8, "random_networks": 1},
+                "seed": number,
+                "supernet": {"epochs": a.supernet_epochs, "batch": BATCH, "random_networks": 1},
                 "probe": {"networks": a.probe_networks, "holdout": a.probe_holdout, "max_mape": 100 if a.toy else 0.15},
                 "search": {
                     "generations": a.generations,
@@ -167,7 +166,13 @@ class Arena:
                     "prior_steps": a.prior_steps,
                     "random": "equal",
                 },
-                "finetune": {"epochs": a.finetune_epochs, "lr": 0.002, "candidates": 2, "baseline": "both"},
+                "finetune": {
+                    "epochs": a.finetune_epochs,
+                    "batch": BATCH,
+                    "lr": 0.002,
+                    "candidates": 2,
+                    "baseline": "both",
+                },
                 "targets": [{"hardware": a.hardware, "precision": "fp32", "constraints": [a.limit]}],
             },
             "the arguments",
@@ -310,7 +315,7 @@ class Contest:
             return
         if self.evaluator is None:
             data = dataset.data_yaml(self.arena.prepared.folder, self.folder / "views", validate_on="val")
-            self.evaluator = Evaluator(data, imgsz=self.config.imgsz, batch=BATCH, work=self.folder / "work")
+            self.evaluator = Evaluator(data, imgsz=self.config.imgsz, batch=EVALUATION_BATCH, work=self.folder / "work")
         with HostLock().computing():
             self.evaluator.evaluate(load_network(file).fuse(verbose=False)).save(into)
 
