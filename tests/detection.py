@@ -8,6 +8,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from ultralytics.nn.tasks import DetectionModel
+
+from yolov8_nas.space import SearchSpace
+from yolov8_nas.supernet.batchnorm import recalibrate
+from yolov8_nas.supernet.derive import build
 
 CLASSES = ["square", "disc"]
 
@@ -36,6 +42,18 @@ def make_dataset(folder: Path, *, train: int, search: int, val: int, size: int =
     }
     (folder / "dataset.json").write_text(json.dumps(details))
     return folder
+
+
+def lively(side: int, seed: int = 0, *, gain: float = 1.2, shift: float = 0.1) -> DetectionModel:
+    """A small network whose activations are neither zero nor all alike, as those of fresh weights are."""
+    torch.manual_seed(seed)
+    network = build(SearchSpace.load("tiny").smallest(), len(CLASSES), CLASSES)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.8, gain)
+            torch.nn.init.uniform_(module.bias, -shift, shift)
+    recalibrate(network, [torch.rand(8, 3, side, side)])
+    return network.eval()
 
 
 def _picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[str]]:

@@ -20,7 +20,6 @@ import pytest
 import torch
 from torch import Tensor
 from ultralytics import YOLO
-from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
@@ -48,18 +47,6 @@ SIDE = 64
 PROFILE = {"threads": 1, "kind": "cpu", "runtime": {"name": "onnxruntime", "version": "1"}}
 
 
-def lively(seed: int = 0) -> DetectionModel:
-    """A network whose activations are neither zero nor all alike, as those of fresh weights are."""
-    torch.manual_seed(seed)
-    network = build(TINY.smallest(), 2, detection.CLASSES)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.8, 1.6)
-            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
-    recalibrate(network, [torch.rand(8, 3, SIDE, SIDE)])
-    return network.eval()
-
-
 @pytest.fixture(scope="module")
 def images() -> list[Tensor]:
     return [torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))]
@@ -74,7 +61,7 @@ def session(file: Path, *, optimise: bool = True) -> onnxruntime.InferenceSessio
 
 
 def test_fp32_file(tmp_path: Path, images: list[Tensor]) -> None:
-    network = lively()
+    network = detection.lively(SIDE, gain=1.6, shift=0.3)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     file = export_onnx(network, tmp_path / "model.onnx", imgsz=SIDE, batch=2)
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
@@ -93,13 +80,13 @@ def test_fp32_file(tmp_path: Path, images: list[Tensor]) -> None:
 
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
-    file = export_onnx(lively(0), tmp_path / "model.onnx", imgsz=SIDE)
+    file = export_onnx(detection.lively(SIDE, gain=1.6, shift=0.3), tmp_path / "model.onnx", imgsz=SIDE)
     with pytest.raises(StageError, match="differs from its network"):
-        verify_onnx(lively(1), file, imgsz=SIDE)
+        verify_onnx(detection.lively(SIDE, seed=1, gain=1.6, shift=0.3), file, imgsz=SIDE)
 
 
 def test_int8_file(tmp_path: Path, images: list[Tensor]) -> None:
-    network = lively()
+    network = detection.lively(SIDE, gain=1.6, shift=0.3)
     file = export_int8_ptq(network, tmp_path / "int8.onnx", imgsz=SIDE, calibration=images)
     assert not any("quantizer" in name for name, _ in network.named_modules())
     fp32 = export_onnx(network, tmp_path / "fp32.onnx", imgsz=SIDE)
@@ -128,7 +115,7 @@ def test_int8_file(tmp_path: Path, images: list[Tensor]) -> None:
 
 @pytest.mark.slow
 def test_qat_checkpoint(tmp_path: Path, images: list[Tensor]) -> None:
-    network = quantize(lively(), images)
+    network = quantize(detection.lively(SIDE, gain=1.6, shift=0.3), images)
     with torch.no_grad():
         expected = network(images[0])[0]
     save_qat_checkpoint(network, tmp_path / "qat.pt", names=detection.CLASSES, imgsz=SIDE)

@@ -19,28 +19,13 @@ from yolov8_nas.deploy.onnx import export_onnx
 from yolov8_nas.deploy.quantization import quantize
 from yolov8_nas.deploy.verification import TOLERANCE, verify_onnx
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.space import SearchSpace
-from yolov8_nas.supernet.batchnorm import recalibrate
-from yolov8_nas.supernet.derive import build
 
 SIDE = 64
 
 
-def lively(seed: int = 0) -> DetectionModel:
-    """A small network whose activations are neither zero nor all alike, as those of fresh weights are."""
-    torch.manual_seed(seed)
-    network = build(SearchSpace.load("tiny").smallest(), 2, detection.CLASSES)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.8, 1.2)
-            torch.nn.init.uniform_(module.bias, -0.1, 0.1)
-    recalibrate(network, [torch.rand(8, 3, SIDE, SIDE)])
-    return network.eval()
-
-
 @pytest.fixture(scope="module")
 def network() -> DetectionModel:
-    return lively()
+    return detection.lively(SIDE)
 
 
 @pytest.fixture(scope="module", params=[(False, True), (True, False), (True, True)], ids=["dynamic", "half", "both"])
@@ -62,7 +47,7 @@ def test_it_computes_what_its_network_computes(exported: Path, network: Detectio
     largest = verify_onnx(network, exported, imgsz=SIDE, batch=2, half=half, dynamic=dynamic)
     assert half or largest < TOLERANCE  # rounding to FP16 moves a network that has learnt nothing by any amount
     with pytest.raises(StageError, match="differs from its network"):
-        verify_onnx(lively(1), exported, imgsz=SIDE, batch=2, half=half, dynamic=dynamic)
+        verify_onnx(detection.lively(SIDE, seed=1), exported, imgsz=SIDE, batch=2, half=half, dynamic=dynamic)
 
 
 def test_it_says_what_it_takes(exported: Path) -> None:
@@ -112,7 +97,7 @@ def test_precisions_exclude_each_other(
 @pytest.mark.slow
 def test_a_quantized_file_can_be_dynamic(tmp_path: Path) -> None:
     images = torch.rand(3, 3, SIDE, SIDE + 32, generator=torch.Generator().manual_seed(0))
-    quantized = quantize(lively(), [images])
+    quantized = quantize(detection.lively(SIDE), [images])
     fixed = export_onnx(quantized, tmp_path / "fixed.onnx", imgsz=SIDE, batch=1)
     dynamic = export_onnx(quantized, tmp_path / "dynamic.onnx", imgsz=SIDE, dynamic=True)
     square = images[:1, :, :, :SIDE].numpy()
