@@ -155,6 +155,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_checkpoint(fresh, folder / "subnet.pt", names=detection.CLASSES, imgsz=SIDE)
         quantized = quantize(copy.deepcopy(network), calibration)
         save_qat_checkpoint(quantized, folder / "qat.pt", names=detection.CLASSES, imgsz=SIDE)
+        unlearnt = quantize(copy.deepcopy(fresh), calibration)
+        save_qat_checkpoint(unlearnt, folder / "ptq.pt", names=detection.CLASSES, imgsz=SIDE)
         rows[name] = {"architecture": TINY.smallest().to_dict(), "epochs": 12}
     summary = {
         "candidates": [{"index": i, **rows[f"candidates/{i}"]} for i in range(2)],
@@ -245,7 +247,7 @@ def run_export(
 
 @pytest.fixture
 def only_fp32(tuned: Path, tmp_path: Path) -> Path:
-    ignored = shutil.ignore_patterns("qat.pt", "training", "view")
+    ignored = shutil.ignore_patterns("qat.pt", "ptq.pt", "training", "view")
     return Path(shutil.copytree(tuned, tmp_path / "tuned", ignore=ignored))
 
 
@@ -314,6 +316,11 @@ def test_the_most_accurate_that_holds_ships(tuned: Path, tmp_path: Path, monkeyp
     assert len(verdict["comparisons"]) == 3
     assert verdict["quantization"]["difference"]["difference"] == pytest.approx(
         verdict["quantization"]["int8"]["map50_95"] - verdict["quantization"]["fp32"]["map50_95"]
+    )
+    calibrated = verdict["quantization"]["ptq"]["map50_95"]
+    assert calibrated < verdict["quantization"]["int8"]["map50_95"]
+    assert verdict["quantization"]["ptq_difference"]["difference"] == pytest.approx(
+        calibrated - verdict["quantization"]["fp32"]["map50_95"]
     )
     data = data_yaml(tuned / "data-prep", tmp_path / "again", validate_on="val")
     again = evaluate(out / "model" / "model.onnx", data, imgsz=SIDE, batch=1, work=tmp_path / "again")

@@ -49,7 +49,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
 
 
 def run(ctx: StageContext) -> None:
-    """Write `candidates/<i>/{subnet.pt,best.pt,qat.pt,tuning.json}` and `finetune.json`.
+    """Write `candidates/<i>/{subnet.pt,best.pt,ptq.pt,qat.pt,tuning.json}` and `finetune.json`.
 
     The same without `subnet.pt` for `baseline` (stock) and `rescaled` (stock at the best candidate's latency), where
     they are asked for.
@@ -61,7 +61,7 @@ def run(ctx: StageContext) -> None:
         _Finetuning(ctx).run()
 
 
-STAGE = Stage(name="qat-finetune", version=3, settings=settings, run=run)
+STAGE = Stage(name="qat-finetune", version=4, settings=settings, run=run)
 
 
 class _Finetuning:
@@ -196,6 +196,8 @@ class _Finetuning:
         quantized: Trained | None = None
         if self.ctx.settings["int8"]:
             observed = quantize(deepcopy(tuned.network), self.calibration)
+            # What INT8 costs without training for it: what the training is compared with.
+            save_qat_checkpoint(observed, folder / "ptq.pt", names=self.names, imgsz=self.imgsz)
             quantized = self._carry_out(f"{name}, INT8", observed, self.qat)
             save_qat_checkpoint(quantized.network, folder / "qat.pt", names=self.names, imgsz=self.imgsz)
             score["int8"] = quantized.curves[quantized.epoch - 1]["map50_95"]

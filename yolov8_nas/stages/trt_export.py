@@ -63,7 +63,7 @@ def run(ctx: StageContext) -> None:
     _Export(ctx).run()
 
 
-STAGE = Stage(name="trt-export", version=4, settings=settings, run=run)
+STAGE = Stage(name="trt-export", version=5, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
@@ -441,7 +441,7 @@ class _Export:
             pairs += [(fp32, file) for fp32 in own for file in stock if file.precision == "fp32"]
         return [
             {
-                **_compared(first, second),
+                **_compared(first.val, second.val),
                 "subject": "The shipped network" if first is shipped else f"In {first.precision.upper()} the network",
                 "what": f"mAP50-95 on val, {first.precision.upper()} against {second.precision.upper()}, "
                 "as exported; 95% interval over images, one training each",
@@ -451,15 +451,28 @@ class _Export:
         ]
 
     def _quantization(self, files: Sequence[_File], shown: _File) -> dict[str, Any] | None:
-        """FP32 and INT8 of one network side by side, where INT8 was asked for."""
+        """FP32 and INT8 of one network side by side, where INT8 was asked for, and INT8 that was only calibrated."""
         pair = {file.precision: file for file in files if file.candidate == shown.candidate}
         if not {"fp32", "int8"} <= pair.keys():
             return None
+        calibrated = self._calibrated(pair["int8"])
         return {
             "candidate": shown.candidate,
             **{precision: self._figures(file) for precision, file in pair.items()},
-            "difference": _compared(pair["int8"], pair["fp32"]),
+            "difference": _compared(pair["int8"].val, pair["fp32"].val),
+            "ptq": {"map50_95": calibrated.map50_95, "map50": calibrated.map50, "per_class": calibrated.per_class},
+            "ptq_difference": _compared(calibrated, pair["fp32"].val),
         }
+
+    def _calibrated(self, trained: _File) -> Evaluation:
+        """The score on the val split of the network before its quantization-aware training: the same graph in INT8."""
+        from yolov8_nas.deploy.artifact import write_onnx
+        from yolov8_nas.deploy.quantization import load_network
+
+        onnx = self.ctx.partial / f"{trained.name}-ptq.onnx"
+        network = load_network(trained.folder / "ptq.pt")
+        write_onnx(network, onnx, runtime=self.runtimes["int8"], imgsz=self.imgsz, batch=self.batch)
+        return self._evaluate(self._evaluator("val"), f"{onnx.stem}-val", onnx)
 
     def _ship(self, shipped: _File) -> None:
         model = self.ctx.out / "model"
@@ -493,7 +506,7 @@ def _same_precision_first(stock: Sequence[_File], shipped: _File | None) -> list
     return sorted(stock, key=lambda f: shipped is not None and f.precision != shipped.precision)
 
 
-def _compared(first: _File, second: _File) -> dict[str, Any]:
+def _compared(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     from yolov8_nas.evaluation import compare
 
-    return asdict(compare(first.val, second.val))
+    return asdict(compare(first, second))
