@@ -25,6 +25,7 @@ LAYERS = (
     ("stages",),
     ("lifecycle", "preflight", "doctor", "display", "apart"),
     ("local", "nas"),
+    ("cli_models",),
     ("cli",),
 )
 """The modules of the library from the bottom up. A module may import from its own line and from those above it here,

@@ -145,7 +145,7 @@ def test_version_holds_files_figures_and_tags(branch: Branch, model: str, uri: s
     assert (entry["model"], entry["version"], entry["role"]) == (model, 1, "champion")
     assert entry["aliases"] == ["champion-cpu-example-2-5-ghz-2t-fp32-lat-p50-80pct-yolov8n"]
 
-    shown = query.show(uri, model)
+    shown = query.find(uri, model)
     assert shown.metrics["map50_95"] == 0.41
     assert shown.metrics["latency_p99_ms"] == 4.0
     assert shown.metrics["map50_95_against_stock_low"] == -0.01
@@ -224,10 +224,10 @@ def test_better_one_becomes_champion_and_worse_one_challenger(branch: Branch, mo
     assert "0.3500, below the 0.4000" in worse["reason"]
     better = branch.register(map50_95=0.45)
     assert better["aliases"] == [f"champion-{suffix}"]
-    assert query.show(uri, model, f"champion-{suffix}").version == better["version"]
+    assert query.find(uri, f"{model}@champion-{suffix}").version == better["version"]
     # Registering an old version again does not undo what came after.
     assert branch.register(map50_95=0.40)["aliases"] == []
-    assert query.show(uri, model, f"champion-{suffix}").version == better["version"]
+    assert query.find(uri, f"{model}@champion-{suffix}").version == better["version"]
 
 
 def test_scores_on_other_images_do_not_dethrone(uri: str, model: str, deployable: register.Deployable) -> None:
@@ -306,7 +306,7 @@ def test_best_is_the_most_accurate_within_the_limits(uri: str, model: str, deplo
     assert query.best(uri, deployable.hardware_id, 4.0, name=model).version == middle.version
     assert query.best(uri, hardware, 4.0, precision="fp32").version == fast.version
     assert query.best(uri, hardware, 10, min_map=0.45).version == slow.version
-    with pytest.raises(InputError, match=f"{model} version {fast.version}.*0.300 at 2 ms"):
+    with pytest.raises(InputError, match=f"{model}/{fast.version} .*0.300 at 2 ms"):
         query.best(uri, hardware, 1.0)
     with pytest.raises(InputError, match=re.escape("mAP50-95 >= 0.95")):
         query.best(uri, hardware, 10, min_map=0.95)
@@ -324,9 +324,9 @@ def test_best_is_the_most_accurate_within_the_limits(uri: str, model: str, deplo
 def test_show_names_what_there_is(branch: Branch, model: str, uri: str, tmp_path: Path) -> None:
     branch.register()
     with pytest.raises(InputError, match=f"no registered model 'nothing'.*{model}"):
-        query.show(uri, "nothing")
+        query.find(uri, "nothing")
     with pytest.raises(InputError, match="no version or alias '7'; there is 1, champion-"):
-        query.show(uri, model, "7")
+        query.find(uri, f"{model}/7")
     with pytest.raises(InputError, match="no registry there"):
         query.list_models(tracking.resolve_uri(None, tmp_path / "store"))
 
@@ -391,7 +391,7 @@ def test_server_does_as_the_database_does(server: str, tmp_path: Path) -> None:
     ]
     assert query.best(server, PROFILE["model"], 10).version == 2
     assert [version.version for version in query.list_models(server)] == [3, 2, 1]
-    assert query.show(server, "served", f"challenger-{suffix}").metrics["map50_95"] == 0.3
+    assert query.find(server, f"served@challenger-{suffix}").metrics["map50_95"] == 0.3
 
 
 @pytest.mark.parametrize(

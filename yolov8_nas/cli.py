@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from yolov8_nas import cli_models
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
@@ -52,9 +53,8 @@ app = typer.Typer(
     help="Search YOLOv8-style detectors that keep latency limits as measured on the target device.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: check one, make the demo's.")
-models_app = typer.Typer(no_args_is_help=True, help="Registered models: list, show, find the best for a device.")
 app.add_typer(data_app, name="data")
-app.add_typer(models_app, name="models")
+app.add_typer(cli_models.app, name="models")
 
 Config = Annotated[Path, typer.Argument(help="Run configuration (YAML).")]
 Workdir = Annotated[Path | None, typer.Option(help="Folder for everything that the run writes.")]
@@ -65,8 +65,6 @@ Precision = Annotated[str | None, typer.Option(help="fp32, fp16, int8 or best.")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. supernet.epochs=5; may be given more than once.")
 ]
-Where = Annotated[Path, typer.Option(help="Work folder of the run that registered the models.")]
-Tracking = Annotated[str | None, typer.Option(help="MLflow tracking URI, instead of that of the work folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -196,7 +194,7 @@ def probe(
     with Console(stderr=True).status("looking at this machine") as status:
         found = machine.look(measure=not quick, note=lambda text: status.update(f"{text} (--quick leaves this out)"))
     if as_json:
-        _show(found.to_dict(), as_json)
+        typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
         Console().print(machine.table(found), highlight=False)
     return None
@@ -260,62 +258,6 @@ def data_make_demo(
         raise InputError(f"{folder}: not empty; give a new folder")
     make_demo(folder, images=images, size=size, seed=seed)
     typer.echo(f"wrote {images} images to {folder}")
-
-
-@models_app.command("list")
-def models_list(workdir: Where = Path("runs/demo"), tracking: Tracking = None, as_json: AsJson = False) -> None:
-    """List the registered versions."""
-    from yolov8_nas.registry import query
-
-    versions = query.list_models(_tracking(workdir, tracking))
-    if as_json:
-        return _show([version.to_dict() for version in versions], as_json)
-    table = Table(box=None, pad_edge=False)
-    for column in ("model", "version", "hardware", "precision", "mAP50-95", "p50, ms", "aliases"):
-        table.add_column(column)
-    for version in versions:
-        table.add_row(
-            version.model,
-            str(version.version),
-            version.tags.get("hardware", ""),
-            version.tags.get("precision", ""),
-            f"{version.metrics['map50_95']:.3f}",
-            f"{version.metrics['latency_p50_ms']:.3g}",
-            ", ".join(version.aliases),
-        )
-    Console().print(table)
-    return None
-
-
-@models_app.command("show")
-def models_show(
-    model: Annotated[str, typer.Argument(help="Name of the registered model.")],
-    version: Annotated[str | None, typer.Argument(help="Number or alias; the newest unless given.")] = None,
-    workdir: Where = Path("runs/demo"),
-    tracking: Tracking = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show everything that is recorded of a version."""
-    from yolov8_nas.registry import query
-
-    _show(query.show(_tracking(workdir, tracking), model, version).to_dict(), as_json)
-
-
-@models_app.command("best")
-def models_best(
-    hardware: Annotated[str, typer.Option(help="Device, as `models list` names it.")],
-    max_latency: Annotated[float, typer.Option(help="Longest median latency in ms.")],
-    min_map: Annotated[float | None, typer.Option(help="Least mAP50-95, from 0 to 1.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8.")] = None,
-    workdir: Where = Path("runs/demo"),
-    tracking: Tracking = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the most accurate version that is fast enough on a device."""
-    from yolov8_nas.registry import query
-
-    found = query.best(_tracking(workdir, tracking), hardware, max_latency, min_map, precision)
-    _show(found.to_dict(), as_json)
 
 
 def _probe_elsewhere(
@@ -463,19 +405,6 @@ def _shipped_checkpoint(workdir: Path) -> Path:
 
 def _limits(config: RunConfig) -> list[Any]:
     return [limit for target in config.targets for limit in target.limits]
-
-
-def _tracking(workdir: Path, uri: str | None) -> str:
-    from yolov8_nas.registry.tracking import resolve_uri
-
-    return resolve_uri(uri, workdir / "store")
-
-
-def _show(content: Any, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(content, indent=1))
-    else:
-        typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).rstrip())
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def close_run(
         report_file: Where a copy of the report goes.
         pipeline_error: What the pipeline says went wrong, if anything.
     """
-    from yolov8_nas.registry import tracking
+    from yolov8_nas.registry import spool
     from yolov8_nas.report.build import build_report
     from yolov8_nas.summary import summarise
 
@@ -93,7 +93,7 @@ def close_run(
         opened = opened_store.run_folder(run_id) / RUN_FILE
         if opened.is_file():
             known = read_json(opened)
-            tracking.close_run(known["tracking_uri"], known["mlflow_run"], summary, out)
+            spool.close_or_keep(opened_store.root, known["tracking_uri"], known["mlflow_run"], summary, out)
     return summary
 
 

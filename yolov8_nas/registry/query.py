@@ -1,18 +1,23 @@
 """Asks the registry: which models there are, what one of them is, which is the best on a device within a limit.
 
+A version is named `NAME/VERSION`, `NAME@ALIAS` or, for the newest, `NAME`: as in MLflow's addresses after `models:/`.
 Only complete versions exist here: one whose registration was cut short is not shown until a later try has completed it.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.registry.register import COMPLETE, MODEL_ID, STATE, alias_holders
-from yolov8_nas.registry.tracking import connect, database
+from yolov8_nas.registry.champions import alias_holders
+from yolov8_nas.registry.register import COMPLETE, HASH, LIMITS, MODEL_ID, PURPOSE, STATE
+from yolov8_nas.registry.tracking import opened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _PAGE: Final = 100
+
+_REFERENCE: Final = re.compile(r"(?P<name>[^/@'\"]+)(/(?P<version>\d{1,9})|@(?P<alias>[\w-]+))?")
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,43 @@ class RegisteredVersion:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
 
+    def __str__(self) -> str:
+        return f"{self.model}/{self.version}"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each of its files, by name."""
+        return {key.removeprefix(HASH): value for key, value in self.tags.items() if key.startswith(HASH)}
+
+    @property
+    def limits(self) -> list[dict[str, Any]]:
+        """The limits that it was registered for, as absolute ones.
+
+        Raises:
+            InputError: They are not recorded.
+        """
+        limits: list[dict[str, Any]] = json.loads(self.tag(LIMITS))
+        return limits
+
+    @property
+    def purpose(self) -> str:
+        """What it is champion or challenger for: hardware, precision and limits.
+
+        Raises:
+            InputError: It is not recorded.
+        """
+        return self.tag(PURPOSE)
+
+    def tag(self, key: str) -> str:
+        """A tag that registering sets.
+
+        Raises:
+            InputError: The version has none.
+        """
+        if key not in self.tags:
+            raise InputError(f"{self}: registered without the tag {key!r}, by an earlier release; register it again")
+        return self.tags[key]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**vars(self), "aliases": list(self.aliases), "created": self.created.isoformat()}
@@ -65,42 +109,52 @@ def list_models(tracking_uri: str, name: str | None = None) -> list[RegisteredVe
     Raises:
         InputError: There is no registry, or no model of that name.
     """
-    client = _open(tracking_uri)
-    found = _versions(client)
-    if name is not None and name not in found:
-        raise InputError(f"no registered model {name!r} at {tracking_uri}; there is {_these(found)}")
-    names = sorted(found) if name is None else [name]
-    return [_describe(client, model, version) for model in names for version in found[model]]
+    with opened(tracking_uri) as client:
+        found = _versions(client)
+        if name is not None and name not in found:
+            raise InputError(f"no registered model {name!r} at {tracking_uri}; there is {_these(found)}")
+        logged = {model.model_id: model for model in _complete(client, [])}
+        return [
+            _described(version, logged[version.tags[MODEL_ID]], holders)
+            for model, versions in found.items()
+            if name in (None, model)
+            for holders in [alias_holders(client, model)]
+            for version in versions
+            if version.tags[MODEL_ID] in logged  # unless somebody deleted that alone
+        ]
 
 
-def show(tracking_uri: str, name: str, version: str | None = None) -> RegisteredVersion:
+def find(tracking_uri: str, reference: str) -> RegisteredVersion:
     """One version of a registered model.
 
     Args:
         tracking_uri: As `tracking.resolve_uri` gave it.
-        name: The registered model.
-        version: Its number or an alias; nothing for the newest.
+        reference: `NAME/VERSION`, `NAME@ALIAS`, or `NAME` for the newest.
 
     Raises:
-        InputError: There is no such model, or no such complete version of it; what there is, is named.
+        InputError: It is not of that form, or there is no such complete version; what there is, is named.
     """
-    client = _open(tracking_uri)
-    found = _versions(client)
-    if name not in found:
-        raise InputError(f"no registered model {name!r} at {tracking_uri}; there is {_these(found)}")
-    versions = found[name]
-    if version is None:
-        return _describe(client, name, versions[0])
-    holders = alias_holders(client, name)
-    number = holders.get(version, version)
-    for candidate in versions:
-        if str(candidate.version) == str(number):
-            return _describe(client, name, candidate)
-    numbers = {int(candidate.version) for candidate in versions}
+    with opened(tracking_uri) as client:
+        return find_version(client, reference)
+
+
+def find_version(client: MlflowClient, reference: str) -> RegisteredVersion:
+    """As `find`, with a client at hand."""
+    match = _REFERENCE.fullmatch(reference.strip())
+    if not match:
+        raise InputError(f"model {reference!r}: write NAME/VERSION, NAME@ALIAS, or NAME for its newest version")
+    name, asked = match["name"], match["version"] or match["alias"]
+    versions = _versions(client, name).get(name, [])
+    if not versions:
+        raise InputError(f"no registered model {name!r} at {client.tracking_uri}; there is {_these(_versions(client))}")
+    holders = alias_holders(client, name)  # a version that was searched for does not carry its aliases
+    number = holders.get(asked, asked) if match["alias"] else asked
+    for version in versions:
+        if asked is None or str(version.version) == str(number):
+            return _described(version, client.get_logged_model(version.tags[MODEL_ID]), holders)
+    numbers = sorted(int(version.version) for version in versions)
     aliases = [alias for alias, holder in holders.items() if holder in numbers]
-    raise InputError(
-        f"{name} has no version or alias {version!r}; there is {_these([*map(str, sorted(numbers)), *aliases])}"
-    )
+    raise InputError(f"{name} has no version or alias {asked!r}; there is {_these([*map(str, numbers), *aliases])}")
 
 
 def best(
@@ -123,37 +177,38 @@ def best(
 
     Raises:
         InputError: Nothing was verified on that device, the name fits several, or nothing there is fast and accurate
-            enough; the message names what there is.
+            enough; the message names what there is. Or a limit is no limit.
     """
-    client = _open(tracking_uri)
-    known = list(_complete(client, []))
-    there = {f"{model.tags['hardware_id']} ({model.tags['hardware_model']})" for model in known}
-    devices = {model.tags["hardware_id"] for model in known if hardware in _names(model)}
-    if not devices:
-        raise InputError(f"no model was verified on hardware {hardware!r}; there is {_these(sorted(there))}")
-    if len(devices) > 1:
-        raise InputError(f"{hardware!r} is more than one device; give one of {', '.join(sorted(devices))}")
-    asked = [f"tags.hardware_id = '{devices.pop()}'"]
-    if name is not None:
-        names = {model.tags["registered_model"] for model in known}
-        if name not in names:
-            raise InputError(f"no registered model {name!r} at {tracking_uri}; there is {_these(sorted(names))}")
-        asked.append(f"tags.registered_model = '{name}'")
-    if precision is not None:
-        asked.append(f"tags.precision = '{precision}'")
-    bounds = [f"metrics.latency_p50_ms <= {max_latency_ms!r}"]
-    if min_map is not None:
-        bounds.append(f"metrics.map50_95 >= {min_map!r}")
-    for model in _complete(client, asked + bounds):
-        version = _registered(client, model)
-        if version is not None:
-            return _describe(client, version.name, version)
-    near = sorted(
-        ((model, _metrics(model)) for model in _complete(client, asked) if _registered(client, model)),
-        key=lambda pair: pair[1]["latency_p50_ms"],
-    )
+    if not 0 < max_latency_ms < float("inf"):
+        raise InputError(f"max-latency = {max_latency_ms}: give a positive number of milliseconds")
+    if min_map is not None and not 0 <= min_map <= 1:
+        raise InputError(f"min-map = {min_map}: give an mAP50-95 from 0 to 1")
+    if precision not in (None, "fp32", "fp16", "int8"):
+        raise InputError(f"precision {precision!r} is unknown; use fp32, fp16 or int8")
+    with opened(tracking_uri) as client:
+        asked = [f"tags.hardware_id = '{_device(client, hardware)}'"]
+        if name is not None:
+            found = _versions(client, name)
+            if name not in found:
+                raise InputError(
+                    f"no registered model {name!r} at {tracking_uri}; there is {_these(_versions(client))}"
+                )
+            asked.append(f"tags.registered_model = '{name}'")
+        if precision is not None:
+            asked.append(f"tags.precision = '{precision}'")
+        bounds = [f"metrics.latency_p50_ms <= {max_latency_ms!r}"]
+        if min_map is not None:
+            bounds.append(f"metrics.map50_95 >= {min_map!r}")
+        for model in _complete(client, asked + bounds):
+            version = _registered(client, model)
+            if version is not None:
+                return _described(version, model, alias_holders(client, version.name))
+        near = sorted(
+            ((model, _metrics(model)) for model in _complete(client, asked) if _registered(client, model)),
+            key=lambda pair: pair[1]["latency_p50_ms"],
+        )
     offers = [
-        f"{model.tags['registered_model']} version {model.tags['registered_version']} ({model.tags['precision']}): "
+        f"{model.tags['registered_model']}/{model.tags['registered_version']} ({model.tags['precision']}): "
         f"mAP50-95 {values['map50_95']:.3f} at {values['latency_p50_ms']:.3g} ms"
         for model, values in near[:5]
     ]
@@ -162,27 +217,40 @@ def best(
     raise InputError(f"no{kind} model on {hardware} has {wish}; there is {_these(offers)}")
 
 
-def _open(uri: str) -> MlflowClient:
-    file = database(uri)
-    if file is not None and not file.is_file():
-        raise InputError(f"{file}: no registry there; run yolov8-nas first, or name the work folder or tracking URI")
-    return connect(uri)
-
-
-def _names(model: LoggedModel) -> set[str]:
-    return {model.tags[key] for key in ("hardware_id", "hardware_model", "hardware")}
+def _device(client: MlflowClient, hardware: str) -> str:
+    """The id of the one device that a name fits, among those on which a model was verified."""
+    keys = ("hardware_id", "hardware_model", "hardware")
+    for key in keys if "'" not in hardware else ():
+        fits = f"tags.{key} = '{hardware}'"
+        first = next(_complete(client, [fits], page=1), None)
+        if first is None:
+            continue
+        device: str = first.tags["hardware_id"]
+        if next(_complete(client, [fits, f"tags.hardware_id != '{device}'"], page=1), None) is None:
+            return device
+        devices = {model.tags["hardware_id"] for model in _complete(client, [fits])}
+        raise InputError(f"{hardware!r} is more than one device; give one of {', '.join(sorted(devices))}")
+    known = list(_complete(client, []))
+    names = {model.tags[key].lower(): model.tags[key] for model in known for key in reversed(keys)}
+    near = difflib.get_close_matches(hardware.lower(), names, n=1, cutoff=0)
+    there = {f"{model.tags['hardware_id']} ({model.tags['hardware_model']})" for model in known}
+    nearest = f"the nearest is {names[near[0]]}; " if near else ""
+    raise InputError(f"no model was verified on hardware {hardware!r}; {nearest}there is {_these(sorted(there))}")
 
 
 def _these(things: Iterable[str]) -> str:
     return ", ".join(things) or "nothing yet"
 
 
-def _versions(client: MlflowClient) -> dict[str, list[ModelVersion]]:
-    """Complete versions by model, newest first."""
+def _versions(client: MlflowClient, name: str | None = None) -> dict[str, list[ModelVersion]]:
+    """Complete versions by model, newest first; of all models unless one is named."""
+    if name is not None and "'" in name:  # which a filter cannot hold, and no name of ours has
+        return {}
+    filters = [f"tags.{STATE} = '{COMPLETE}'", *([f"name = '{name}'"] if name else [])]
     found: dict[str, list[ModelVersion]] = {}
     token = None
     while True:
-        page = client.search_model_versions(f"tags.{STATE} = '{COMPLETE}'", max_results=_PAGE, page_token=token)
+        page = client.search_model_versions(" AND ".join(filters), max_results=_PAGE, page_token=token)
         for version in page:
             found.setdefault(version.name, []).append(version)
         token = page.token
@@ -193,20 +261,20 @@ def _versions(client: MlflowClient) -> dict[str, list[ModelVersion]]:
     }
 
 
-def _complete(client: MlflowClient, filters: Sequence[str]) -> Iterator[LoggedModel]:
+def _complete(client: MlflowClient, filters: Sequence[str], page: int = _PAGE) -> Iterator[LoggedModel]:
     """Complete logged models that pass the filters, most accurate first."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     token = None
     while True:
-        page = client.search_logged_models(
+        found = client.search_logged_models(
             experiments,
             filter_string=" AND ".join([f"tags.{STATE} = '{COMPLETE}'", *filters]),
             order_by=[{"field_name": "metrics.map50_95", "ascending": False}],
-            max_results=_PAGE,
+            max_results=page,
             page_token=token,
         )
-        yield from page
-        token = page.token
+        yield from found
+        token = found.token
         if not token:
             return
 
@@ -228,11 +296,9 @@ def _metrics(model: LoggedModel) -> dict[str, float]:
     return {metric.key: float(metric.value) for metric in model.metrics or ()}
 
 
-def _describe(client: MlflowClient, name: str, version: ModelVersion) -> RegisteredVersion:
-    model = client.get_logged_model(version.tags[MODEL_ID])
-    holders = alias_holders(client, name)  # a searched version does not carry its aliases
+def _described(version: ModelVersion, model: LoggedModel, holders: Mapping[str, int]) -> RegisteredVersion:
     return RegisteredVersion(
-        model=name,
+        model=version.name,
         version=int(version.version),
         aliases=tuple(sorted(alias for alias, holder in holders.items() if holder == int(version.version))),
         created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),

@@ -18,6 +18,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from yolov8_nas.registry.champions import CHALLENGER, CHAMPION, alias, alias_holders, challenge, crown
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.store import canonical_digest, file_sha256, write_json
 
@@ -29,6 +30,12 @@ STATE: Final = "state"
 COMPLETE: Final = "complete"
 CONTENT: Final = "content"
 MODEL_ID: Final = "model_id"
+PURPOSE: Final = "purpose"
+LIMITS: Final = "limits"
+HASH: Final = "sha256."
+SCORES: Final = "sha256_of_scores"
+SCORES_FILE: Final = "evaluation.npz"
+"""What is known of each image, as `evaluation.Evaluation` keeps it: beside the files of a version, not one of them."""
 
 _SHORT: Final = {
     "latency": "lat",
@@ -56,7 +63,7 @@ class Deployable:
 
     Attributes:
         name: Name of the registered model.
-        files: Files by the name they get; `model.onnx` is what runs.
+        files: Files by the name they get; `model.onnx` is among them.
         hardware_id: The device it was verified on.
         precision: Precision of `model.onnx`.
         limits: The limits it was asked to keep, as people wrote them.
@@ -66,6 +73,7 @@ class Deployable:
         params: What the detector is.
         tags: What it was made from and for; `dataset`, the digest of the images it was scored on, among them.
         description: One sentence for people.
+        scores: What was found on each image (`evaluation.Evaluation`), where that was kept.
     """
 
     name: str
@@ -79,10 +87,16 @@ class Deployable:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     description: str
+    scores: Path | None = None
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file."""
         return {name: file_sha256(path) for name, path in sorted(self.files.items())}
+
+    @property
+    def purpose(self) -> str:
+        """What it is champion or challenger for."""
+        return purpose(self.hardware_id, self.precision, self.limits, self.scale)
 
 
 @dataclass(frozen=True)
@@ -145,19 +159,17 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
         The version that holds this content, now complete.
     """
     digests = deployable.digests()
-    content = canonical_digest(
-        {
-            "files": digests,
-            "hardware": deployable.hardware_id,
-            "constraints": [{key: limit[key] for key in _LIMIT} for limit in deployable.resolved],
-        }
-    )
+    limits = [{key: limit[key] for key in _LIMIT} for limit in deployable.resolved]
+    content = content_digest(digests, deployable.hardware_id, limits)
     tags = {
         **deployable.tags,
         "hardware_id": deployable.hardware_id,
         "precision": deployable.precision,
         "constraints": ", ".join(deployable.limits),
-        **{f"sha256.{name}": digest for name, digest in digests.items()},
+        "scale": deployable.scale,
+        LIMITS: json.dumps(limits),
+        PURPOSE: deployable.purpose,
+        **{f"{HASH}{name}": digest for name, digest in digests.items()},
         CONTENT: content,
     }
     version = _converge(client, run, deployable, tags)
@@ -167,6 +179,8 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
     _log_metrics(client, run, deployable, model_id if created else None)
     if created:
         _log_files(client, model_id, deployable, {"content": content, "files": digests, "tags": tags})
+        if deployable.scores:
+            client.set_model_version_tag(deployable.name, number, SCORES, file_sha256(deployable.scores))
         made = [{"name": deployable.name, "version": int(number)}]  # as MLflow's own fluent API notes it
         client.set_logged_model_tags(
             model_id,
@@ -183,9 +197,9 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
     return _standing(client, deployable, int(number), model_id, created)
 
 
-def alias_holders(client: MlflowClient, name: str) -> dict[str, int]:
-    """The version that each alias of a registered model points at. (A database gives MLflow numbers, a server text.)"""
-    return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+def content_digest(files: Mapping[str, str], hardware_id: str, limits: Sequence[Mapping[str, Any]]) -> str:
+    """What tells one deployable from another: the SHA-256 of its files, its device and its limits."""
+    return canonical_digest({"files": dict(files), "hardware": hardware_id, "constraints": list(limits)})
 
 
 _LIMIT: Final = ("metric", "statistic", "scope", "limit", "unit")
@@ -235,7 +249,9 @@ def _converge(client: MlflowClient, run: str, deployable: Deployable, tags: Mapp
     kept = lowest() or made
     if int(kept.version) != int(made.version):
         client.delete_model_version(deployable.name, str(made.version))
-        client.delete_logged_model(model.model_id)
+        if kept.tags[MODEL_ID] != model.model_id:
+            # The same where an answer was lost on its way, and MLflow asked for the version a second time.
+            client.delete_logged_model(model.model_id)
     return kept
 
 
@@ -275,9 +291,19 @@ def _log_files(client: MlflowClient, model_id: str, deployable: Deployable, mani
         folder = Path(temporary) / "model"
         _save_onnx_flavour(deployable.files["model.onnx"], folder)
         for name, path in deployable.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
+        if deployable.scores:
+            shutil.copyfile(deployable.scores, folder / SCORES_FILE)
         write_json(folder / "manifest.json", manifest)
         client.log_model_artifacts(model_id, str(folder))
+        arrived = {file.path: file.file_size for file in client.list_logged_model_artifacts(model_id)}
+        for file in folder.iterdir():
+            if file.is_file() and arrived.get(file.name) != file.stat().st_size:
+                raise ConnectionError(
+                    f"{deployable.name}: {arrived.get(file.name, 0)} of {file.stat().st_size} bytes of {file.name} "
+                    "have arrived in the artifact store; register it again"
+                )
 
 
 def _save_onnx_flavour(file: Path, folder: Path) -> None:
@@ -319,24 +345,25 @@ def _give_alias(client: MlflowClient, deployable: Deployable, version: int) -> N
     images; that it keeps the limits is why it is registered at all. Scores on different images say nothing about each
     other, so there the champion stays.
     """
-    suffix = purpose(deployable.hardware_id, deployable.precision, deployable.limits, deployable.scale)
-    champion, challenger = f"champion-{suffix}", f"challenger-{suffix}"
     holders = alias_holders(client, deployable.name)
-    if holders.get(champion) == version:
+    holder = holders.get(alias(CHAMPION, deployable.purpose))
+    if holder == version:
         return  # an earlier try came this far
-    role, reason = "champion", "the first that keeps these limits on this device"
-    if champion in holders:
-        holder = client.get_model_version(deployable.name, str(holders[champion]))
-        if holder.tags.get(STATE) == COMPLETE:
-            role, reason = _against(client, deployable, holder)
-    client.set_model_version_tag(deployable.name, str(version), f"{role}_because", reason)
-    client.set_registered_model_alias(deployable.name, champion if role == "champion" else challenger, str(version))
+    role, reason = CHAMPION, "the first that keeps these limits on this device"
+    if holder is not None:
+        champion = client.get_model_version(deployable.name, str(holder))
+        if champion.tags.get(STATE) == COMPLETE:
+            role, reason = _against(client, deployable, champion)
+    if role == CHAMPION:
+        crown(client, deployable.name, deployable.purpose, version, action="registered", because=reason)
+    else:
+        challenge(client, deployable.name, deployable.purpose, version, reason)
 
 
 def _against(client: MlflowClient, deployable: Deployable, champion: ModelVersion) -> tuple[str, str]:
     """The role of a detector where there is a champion, and the reason."""
     if champion.tags.get("dataset") != deployable.tags["dataset"]:
-        return "challenger", (
+        return CHALLENGER, (
             f"the champion, version {champion.version}, was scored on another state of the dataset; "
             "score both on the same images before promoting"
         )
@@ -344,16 +371,15 @@ def _against(client: MlflowClient, deployable: Deployable, champion: ModelVersio
     theirs = next(metric.value for metric in model.metrics if metric.key == "map50_95")
     ours = deployable.metrics["map50_95"]
     word = "at least" if ours >= theirs else "below"
-    return "champion" if ours >= theirs else "challenger", (
+    return CHAMPION if ours >= theirs else CHALLENGER, (
         f"keeps the limits with mAP50-95 {ours:.4f}, {word} the {theirs:.4f} of champion version {champion.version}"
     )
 
 
 def _standing(client: MlflowClient, deployable: Deployable, version: int, model_id: str, created: bool) -> Registration:
     holders = alias_holders(client, deployable.name)
-    aliases = tuple(sorted(alias for alias, holder in holders.items() if holder == version))
-    suffix = purpose(deployable.hardware_id, deployable.precision, deployable.limits, deployable.scale)
-    role = next((role for role in ("champion", "challenger") if f"{role}-{suffix}" in aliases), None)
+    aliases = tuple(sorted(name for name, holder in holders.items() if holder == version))
+    role = next((role for role in (CHAMPION, CHALLENGER) if alias(role, deployable.purpose) in aliases), None)
     tags = client.get_model_version(deployable.name, str(version)).tags
     reason = tags.get(f"{role}_because") or (
         f"set in the registry by somebody since version {version} was registered"

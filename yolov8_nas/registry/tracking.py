@@ -15,12 +15,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from yolov8_nas.config import RunConfig
-from yolov8_nas.errors import InputError
+from yolov8_nas.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +36,21 @@ _URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 _SQLITE: Final = "sqlite:///"
 _ANSWER_WITHIN: Final = 5.0  # seconds in which a tracking server has to answer before a run starts
 
+_PATIENCE: Final = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""How MLflow treats a server that is down, slow or answers 429 or 5xx, unless the environment says otherwise: it tries
+again after 0, 4, 8, 16 and 32 seconds. Its own two minutes for an answer could hold a run up for a quarter of an hour.
+"""
+
+_PLATFORM: Final = ("mlflow", "requests", "urllib3", "boto3", "botocore", "s3transfer", "sqlalchemy")
+"""Packages whose errors tell of the server, its database or its artifact store."""
+
+_LATER: Final = (401, 403, 408, 429)
+"""HTTP statuses below 500 that other credentials or more time can mend."""
+
 
 def resolve_uri(uri: str | None, store: str | Path) -> str:
     """Where a run is tracked.
@@ -48,9 +64,14 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
         store. SQLite paths are made absolute, since not every process of a run has the same working folder.
 
     Raises:
-        InputError: There is neither a URI nor a folder to put a database beside, because the store is remote.
+        InputError: It is no URI; or there is neither a URI nor a folder to put a database beside, because the store is
+            remote.
     """
     uri = uri or os.environ.get(_URI_VARIABLE)
+    if uri and "://" not in uri:
+        raise InputError(
+            f"tracking.uri = {uri}: give the address of a server (http://...) or a database (sqlite:///...)"
+        )
     if not uri:
         if "://" in str(store):
             raise InputError(
@@ -82,6 +103,8 @@ def connect(uri: str) -> MlflowClient:
     MLflow's own log lines go to Python's root logger instead of the terminal.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for variable, value in _PATIENCE.items():
+        os.environ.setdefault(variable, value)
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -104,6 +127,74 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
+class UnavailableError(InputError):
+    """The server, its database or its artifact store does not answer, or lets nobody in: later it may."""
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[MlflowClient]:
+    """A client of a registry that is there.
+
+    Raises:
+        InputError: There is none, it does not answer, or it refuses what is asked of it within the context.
+    """
+    file = database(uri)
+    if file is not None and not file.is_file():
+        raise InputError(f"{file}: no registry there; run yolov8-nas first, or name the work folder or tracking URI")
+    check_server(uri)
+    with foreseen(uri):
+        yield connect(uri)
+
+
+@contextmanager
+def foreseen(uri: str) -> Iterator[None]:
+    """Tell in one line what a server, its database or its artifact store has to say.
+
+    Raises:
+        InputError: Instead of what MLflow and the packages below it raise.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError | StageError) or not _of_the_server(error):
+            raise
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].replace(uri, without_credentials(uri))
+        kind = UnavailableError if unavailable(error) else InputError
+        raise kind(f"{without_credentials(uri)}: {said[:300]}; {_remedy(error)}") from None
+
+
+def unavailable(error: Exception) -> bool:
+    """Whether registering later, or with other credentials, can go well where it has ended with this error."""
+    status = _status(error)
+    return _of_the_server(error) and (status is None or status >= 500 or status in _LATER)
+
+
+def _of_the_server(error: Exception) -> bool:
+    return type(error).__module__.split(".")[0] in _PLATFORM or isinstance(error, ConnectionError | TimeoutError)
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of an error of MLflow, requests or botocore; nothing where there was no answer."""
+    asked = getattr(error, "get_http_status_code", None)
+    if callable(asked):
+        return int(asked())
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
+    return getattr(response, "status_code", None)
+
+
+def _remedy(error: Exception) -> str:
+    module, status = type(error).__module__.split(".")[0], _status(error)
+    if module in ("boto3", "botocore", "s3transfer"):
+        return "check the bucket of the artifact store, its endpoint and the AWS credentials"
+    if status in (401, 403):
+        return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for one who may"
+    if module == "sqlalchemy":
+        return "check the database's address, user and password"
+    return "check the address, and try again when the server is well" if unavailable(error) else "check what was given"
+
+
 def open_run(config: RunConfig, run_id: str, tracking_uri: str) -> str:
     """Open the parent run of a pipeline run, or the one that an earlier try of the same run opened.
 
@@ -116,19 +207,20 @@ def open_run(config: RunConfig, run_id: str, tracking_uri: str) -> str:
         MLflow's id of the run.
 
     Raises:
-        InputError: No server answers at `tracking_uri`, or the experiment was deleted.
+        InputError: No server answers at `tracking_uri` or it refuses, or the experiment was deleted.
     """
-    _check_server(tracking_uri)
-    client = connect(tracking_uri)
-    run = find_or_create_run(client, config.tracking.experiment, RUN_TAG, run_id, name=f"{config.name}-{run_id}")
-    known = client.get_run(run).data.params  # a parameter can't be changed: a run that is resumed keeps its own
-    values = {key: str(value) for key, value in _flat(config.model_dump(mode="json")) if key not in known}
-    from mlflow.entities import Param
+    check_server(tracking_uri)
+    with foreseen(tracking_uri):
+        client = connect(tracking_uri)
+        run = find_or_create_run(client, config.tracking.experiment, RUN_TAG, run_id, name=f"{config.name}-{run_id}")
+        known = client.get_run(run).data.params  # a parameter can't be changed: a run that is resumed keeps its own
+        values = {key: str(value) for key, value in _flat(config.model_dump(mode="json")) if key not in known}
+        from mlflow.entities import Param
 
-    client.log_batch(run, params=[Param(key, value) for key, value in values.items()])
-    client.log_text(run, config.to_json(), "config.json")
-    client.update_run(run, status="RUNNING")
-    return run
+        client.log_batch(run, params=[Param(key, value) for key, value in values.items()])
+        client.log_text(run, config.to_json(), "config.json")
+        client.update_run(run, status="RUNNING")
+        return run
 
 
 def close_run(tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path) -> None:
@@ -141,10 +233,17 @@ def close_run(tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], ou
         out: Folder that holds `summary.json` and `report.html`; one that is missing is left out.
     """
     client = connect(tracking_uri)
-    for stage in summary["stages"]:
-        if stage["seconds"] is not None:
-            name = "/".join(part for part in ("seconds", stage["name"], stage["target"]) if part)
-            client.log_metric(mlflow_run, name, stage["seconds"])
+    from mlflow.entities import Metric
+
+    when = client.get_run(mlflow_run).info.start_time  # a fixed time: closing twice adds nothing
+    seconds = [
+        Metric(
+            "/".join(part for part in ("seconds", stage["name"], stage["target"]) if part), stage["seconds"], when, 0
+        )
+        for stage in summary["stages"]
+        if stage["seconds"] is not None
+    ]
+    client.log_batch(mlflow_run, metrics=seconds)
     for file in (out / "summary.json", out / "report.html"):
         if file.is_file():
             client.log_artifact(mlflow_run, str(file))
@@ -201,18 +300,23 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _check_server(uri: str) -> None:
-    """Ask a server for its health, once: MLflow's own client would retry for minutes."""
+def check_server(uri: str) -> None:
+    """Ask a server for its health, once: MLflow's own client would retry for minutes.
+
+    Raises:
+        UnavailableError: Nothing answers.
+    """
     if not uri.startswith(("http://", "https://")):
         return
+    address = without_credentials(uri)
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_ANSWER_WITHIN):
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=_ANSWER_WITHIN):
             pass
     except urllib.error.HTTPError:
         pass  # something answers; whether it lets us in, MLflow's first call tells
-    except OSError as error:
-        raise InputError(
-            f"tracking.uri = {uri}: no MLflow server answers there ({error}); start it, "
+    except (OSError, ValueError, HTTPException) as error:
+        raise UnavailableError(
+            f"tracking.uri = {address}: no MLflow server answers there ({error}); start it, "
             "or leave tracking.uri empty to track in a local database"
         ) from None
 

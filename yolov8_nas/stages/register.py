@@ -1,15 +1,17 @@
 """Register: the verified detector of one target becomes a version in the model registry, with its evidence.
 
 Its effects lie in MLflow, outside the store, so it always runs; running it again changes nothing (see
-`registry.register`). Beside the configuration it takes the run's own parameters, given to `run_stage`: `run_id`,
-`tracking_uri` (as `tracking.resolve_uri` gave it), `mlflow_run` (as `tracking.open_run` gave it) and `label` (of the
-target).
+`registry.register`). Where the tracking server can't be reached, that is no failure of the run, whose result is all
+there: what was to be sent is kept in the store (see `registry.spool`), and the stage is done.
+
+Beside the configuration it takes the run's own parameters, given to `run_stage`: `run_id`, `tracking_uri` (as
+`tracking.resolve_uri` gave it), `mlflow_run` (as `tracking.open_run` gave it) and `label` (of the target).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
@@ -18,9 +20,8 @@ from yolov8_nas.stages.stage import Stage, StageContext
 from yolov8_nas.store import file_sha256, read_json, tree_files, write_json
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from yolov8_nas.registry.register import Deployable
+    from yolov8_nas.registry.submission import Curves, Submission
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
@@ -39,31 +40,79 @@ def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
 
 
 def run(ctx: StageContext) -> None:
-    """Log the branch's evidence to a run of its own, register what it ships, and write `registry.json`."""
-    from yolov8_nas.registry.register import register
-    from yolov8_nas.registry.tracking import BRANCH_TAG, connect, find_or_create_run, without_credentials
+    """Send the branch's evidence and what it ships, or keep it to be sent later, and write `registry.json`."""
+    from yolov8_nas.registry import spool
+    from yolov8_nas.registry.submission import submit
+    from yolov8_nas.registry.tracking import connect, unavailable, without_credentials
 
-    uri, label = ctx.settings["tracking_uri"], ctx.settings["label"]
-    ctx.progress.update(0, 3, "opening the tracking store")
-    client = connect(uri)
-    mlflow_run = find_or_create_run(
-        client,
-        ctx.settings["experiment"],
-        BRANCH_TAG,
-        f"{ctx.settings['run_id']}/{label}",
-        name=label,
-        tags={"mlflow.parentRunId": ctx.settings["mlflow_run"]},
+    uri = ctx.settings["tracking_uri"]
+    submission = _submission(ctx)
+    entry: dict[str, Any]
+    ctx.progress.update(0, 2, "opening the tracking store")
+    _send_what_waits(ctx, uri)
+    ctx.progress.update(1, 2, "logging curves and measurements, registering the model")
+    try:
+        run, done = submit(connect(uri), submission)
+    except Exception as error:
+        if ctx.store is None or not unavailable(error):
+            raise
+        kept = spool.keep_branch(ctx.store.root, uri, submission, error)
+        entry = {"model": submission.deployable.name, "version": None, "aliases": [], "spooled": str(kept)}
+        reason = f"{without_credentials(uri)} could not be reached: it is kept in {kept}"
+        ctx.progress.note(f"{reason}; `yolov8-nas models sync` or the next run sends it")
+        message = f"{submission.deployable.name} is not registered yet"
+    else:
+        entry, reason = {**asdict(done), "run_id": run}, done.reason
+        message = f"{done.model} version {done.version}" + (f" is {done.role}: {reason}" if done.role else "")
+    write_json(ctx.out / "registry.json", {**entry, "reason": reason, "tracking_uri": without_credentials(uri)})
+    ctx.progress.update(2, 2, message)
+
+
+def _send_what_waits(ctx: StageContext, uri: str) -> None:
+    """Send what earlier runs could not, first: which version is champion depends on the order."""
+    from yolov8_nas.registry import spool
+    from yolov8_nas.registry.tracking import UnavailableError
+
+    if ctx.store is None:
+        return
+    try:
+        done = spool.send(ctx.store.root, uri, ctx.progress.note)
+    except UnavailableError as error:
+        ctx.progress.note(f"what waits in {ctx.store.root / spool.FOLDER} is not sent: {error}")
+        return
+    for entry in done.waiting:
+        ctx.progress.note(f"not sent: {entry.what} in {entry.folder}, for {entry.tracking_uri}: {entry.why}")
+
+
+def _submission(ctx: StageContext) -> Submission:
+    from yolov8_nas.registry.submission import Submission
+
+    return Submission(
+        experiment=ctx.settings["experiment"],
+        parent=ctx.settings["mlflow_run"],
+        branch=f"{ctx.settings['run_id']}/{ctx.settings['label']}",
+        label=ctx.settings["label"],
+        deployable=_deployable(ctx),
+        curves=_curves(ctx.inputs["qat-finetune"]),
+        shared_curves={"supernet": read_json(ctx.inputs["supernet-train"] / "curves.json")},
+        evidence={
+            f"{stage}/{name}": file
+            for stage, folder in ctx.inputs.items()
+            for name, file in tree_files(folder).items()
+            if file.suffix in (".json", ".jsonl") and "dataset/" not in name
+        },
     )
-    ctx.progress.update(1, 3, "logging curves and measurements")
-    _log_evidence(client, mlflow_run, ctx)
-    ctx.progress.update(2, 3, "registering the model")
-    done = register(client, mlflow_run, _deployable(ctx))
-    client.set_terminated(mlflow_run, "FINISHED")
-    write_json(
-        ctx.out / "registry.json", {**asdict(done), "run_id": mlflow_run, "tracking_uri": without_credentials(uri)}
-    )
-    standing = f" is {done.role}: {done.reason}" if done.role else ""
-    ctx.progress.update(3, 3, f"{done.model} version {done.version}{standing}")
+
+
+def _curves(tuned: Path) -> dict[str, Curves]:
+    """What was logged by epoch when the candidates were tuned."""
+    curves: dict[str, Curves] = {}
+    for file in sorted(tuned.rglob("tuning.json")):
+        name = file.parent.relative_to(tuned).as_posix().replace("candidates/", "candidate_")
+        tuning = read_json(file)
+        curves[name] = tuning["curves"]
+        curves[f"{name}_int8"] = tuning.get("qat_curves", ())
+    return curves
 
 
 def _deployable(ctx: StageContext) -> Deployable:
@@ -91,6 +140,7 @@ def _deployable(ctx: StageContext) -> Deployable:
         **{f"map50_95_against_stock_{key}": comparison.get(key) for key in ("difference", "low", "high")},
     }
     limits = tuple(ctx.settings["constraints"])
+    scores = ctx.inputs["trt-export"] / "evaluation" / f"candidate-{shipped['candidate']}-{shipped['precision']}.npz"
     return Deployable(
         name=ctx.settings["model"],
         files={**tree_files(ctx.inputs["trt-export"] / "model"), described.name: described},
@@ -117,6 +167,7 @@ def _deployable(ctx: StageContext) -> Deployable:
             "dataset": dataset["digest"],
             "dataset_name": ctx.settings["model"],
             "architecture": architecture.digest,
+            "file": shipped["file"],
             "supernet": file_sha256(ctx.inputs["supernet-train"] / "supernet.safetensors"),
             "imgsz": str(ctx.settings["imgsz"]),
             "run_id": ctx.settings["run_id"],
@@ -126,38 +177,8 @@ def _deployable(ctx: StageContext) -> Deployable:
             f"{runtime['version']}: mAP50-95 {shipped['map50_95']:.3f}, p50 {shipped['latency_ms']['p50']:.3g} ms; "
             f"keeps {', '.join(limits)}"
         ),
+        scores=scores if scores.is_file() else None,
     )
 
 
-def _log_evidence(client: MlflowClient, mlflow_run: str, ctx: StageContext) -> None:
-    """Curves as metrics by epoch; every stage's JSON files as artifacts, under the stage's name."""
-    curves = read_json(ctx.inputs["supernet-train"] / "curves.json")
-    _log_curves(client, ctx.settings["mlflow_run"], "supernet", curves)
-    tuned = ctx.inputs["qat-finetune"]
-    for file in sorted(tuned.rglob("tuning.json")):
-        name = file.parent.relative_to(tuned).as_posix().replace("candidates/", "candidate_")
-        tuning = read_json(file)
-        _log_curves(client, mlflow_run, name, tuning["curves"])
-        _log_curves(client, mlflow_run, f"{name}_int8", tuning.get("qat_curves", ()))
-    for stage, folder in ctx.inputs.items():
-        for name, file in tree_files(folder).items():
-            if file.suffix in (".json", ".jsonl") and "dataset/" not in name:
-                client.log_artifact(mlflow_run, str(file), f"{stage}/{name}".rpartition("/")[0])
-
-
-def _log_curves(client: MlflowClient, mlflow_run: str, name: str, curves: Iterable[Mapping[str, Any]]) -> None:
-    """Log each figure of each epoch; the time is the run's start, so that a repeated call adds nothing."""
-    from mlflow.entities import Metric
-
-    when = client.get_run(mlflow_run).info.start_time
-    metrics = [
-        Metric(f"{name}/{key}", float(value), when, int(row["epoch"]))
-        for row in curves
-        for key, value in row.items()
-        if key != "epoch" and isinstance(value, int | float)
-    ]
-    for first in range(0, len(metrics), 1000):  # MLflow takes no more at once
-        client.log_batch(mlflow_run, metrics=metrics[first : first + 1000])
-
-
-STAGE = Stage(name="register", version=1, settings=settings, run=run, always_run=True)
+STAGE = Stage(name="register", version=2, settings=settings, run=run, always_run=True)

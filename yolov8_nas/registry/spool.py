@@ -1,0 +1,202 @@
+"""What could not be sent to the tracking server, kept on disk until it can.
+
+An entry is a folder `spool/<id>/` in the stage store with all that is to be sent, files and their hashes included. It
+is there whole or not at all, and what is kept twice is one entry. It goes when the server has all of it; since sending
+twice changes nothing, a kill in between does no harm. `yolov8-nas models sync` sends, and so does the next run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.registry.submission import Submission, submit
+from yolov8_nas.registry.tracking import (
+    UnavailableError,
+    check_server,
+    close_run,
+    connect,
+    foreseen,
+    unavailable,
+    without_credentials,
+)
+from yolov8_nas.store import canonical_digest, file_sha256, read_json, tree_files, write_json
+
+FOLDER: Final = "spool"
+
+_ENTRY: Final = "entry.json"
+_BRANCH: Final = "branch"
+_CLOSING: Final = "closing"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An entry that has not been sent.
+
+    Attributes:
+        folder: Where it lies.
+        what: What it is, in words.
+        tracking_uri: Where it is for, without credentials.
+        why: What the server said.
+        since: When it was kept, in UTC.
+    """
+
+    folder: Path
+    what: str
+    tracking_uri: str
+    why: str
+    since: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What came of sending.
+
+    Attributes:
+        sent: What was sent, in words.
+        waiting: What still waits: for another server, or because something was wrong with it.
+    """
+
+    sent: tuple[str, ...]
+    waiting: tuple[Waiting, ...]
+
+
+def keep_branch(store: Path, tracking_uri: str, submission: Submission, error: Exception) -> Path:
+    """Keep what a branch has to tell, because the server could not take it.
+
+    Args:
+        store: The stage store's folder.
+        tracking_uri: The server.
+        submission: What was to be sent.
+        error: How that ended.
+
+    Returns:
+        The entry's folder.
+    """
+    return _keep(store, _BRANCH, tracking_uri, submission.to_dict(), submission.files(), error)
+
+
+def close_or_keep(
+    store: Path, tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path
+) -> Path | None:
+    """Close the parent run, see `tracking.close_run`; where the server cannot be told, keep that.
+
+    Returns:
+        The entry's folder, where there is one.
+    """
+    try:
+        close_run(tracking_uri, mlflow_run, summary, out)
+        return None
+    except Exception as error:
+        if not unavailable(error):
+            raise
+        told = {"mlflow_run": mlflow_run, "summary": summary}
+        files = {name: out / name for name in ("summary.json", "report.html") if (out / name).is_file()}
+        return _keep(store, _CLOSING, tracking_uri, told, files, error)
+
+
+def waiting(store: Path) -> list[Waiting]:
+    """The entries of a stage store, the oldest first."""
+    found = []
+    for folder in (store / FOLDER).glob("*"):
+        if not folder.name.startswith(".") and (folder / _ENTRY).is_file():
+            entry = read_json(folder / _ENTRY)
+            found.append(Waiting(folder, entry["what"], entry["tracking_uri"], entry["why"], entry["since"]))
+    return sorted(found, key=lambda one: one.since)
+
+
+def send(store: Path, tracking_uri: str, note: Callable[[str], None] = lambda _: None) -> Sent:
+    """Send what waits for a server.
+
+    Args:
+        store: The stage store's folder.
+        tracking_uri: The server, with credentials where it asks for them.
+        note: Told of each entry before it is sent.
+
+    Raises:
+        UnavailableError: The server does not answer, or lets nobody in; everything that was not sent still waits.
+    """
+    shown = without_credentials(tracking_uri)
+    sent, left = [], []
+    if any(entry.tracking_uri == shown for entry in waiting(store)):
+        check_server(tracking_uri)
+    with _alone(store):
+        for entry in waiting(store):
+            if entry.tracking_uri != shown:
+                left.append(entry)
+                continue
+            note(f"sending {entry.what}, kept since {entry.since}")
+            try:
+                with foreseen(tracking_uri):
+                    _send(entry, tracking_uri)
+            except UnavailableError:
+                raise
+            except (InputError, StageError) as error:  # something is wrong with this entry alone
+                left.append(Waiting(entry.folder, entry.what, entry.tracking_uri, str(error), entry.since))
+                continue
+            shutil.rmtree(entry.folder)
+            sent.append(entry.what)
+    return Sent(tuple(sent), tuple(left))
+
+
+def _send(waiting: Waiting, tracking_uri: str) -> None:
+    entry = read_json(waiting.folder / _ENTRY)
+    files = tree_files(waiting.folder / "files") if (waiting.folder / "files").is_dir() else {}
+    for name, digest in entry["files"].items():
+        if name not in files or file_sha256(files[name]) != digest:
+            raise StageError(f"{waiting.folder / 'files' / name}: missing or damaged; run the pipeline again")
+    if entry["kind"] == _CLOSING:
+        content = entry["content"]
+        close_run(tracking_uri, content["mlflow_run"], content["summary"], waiting.folder / "files")
+    else:
+        submit(connect(tracking_uri), Submission.from_dict(entry["content"], files))
+
+
+def _keep(
+    store: Path, kind: str, tracking_uri: str, content: Mapping[str, Any], files: Mapping[str, Path], error: Exception
+) -> Path:
+    digests = {name: file_sha256(path) for name, path in sorted(files.items())}
+    identity = {"kind": kind, "tracking_uri": without_credentials(tracking_uri), "content": content, "files": digests}
+    what = (
+        f"{content['deployable']['name']} of branch {content['branch']}"
+        if kind == _BRANCH
+        else f"the end of run {content['mlflow_run']}"
+    )
+    folder = store / FOLDER / canonical_digest(identity)[:16]
+    if (folder / _ENTRY).is_file():
+        return folder
+    half = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(half, ignore_errors=True)
+    for name, path in files.items():
+        copy = half / "files" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    why = said.replace(tracking_uri, without_credentials(tracking_uri))
+    since = datetime.now(UTC).isoformat(timespec="milliseconds")
+    write_json(half / _ENTRY, {**identity, "what": what, "why": why, "since": since})
+    try:
+        half.rename(folder)
+    except OSError:  # another process has kept the same
+        shutil.rmtree(half)
+    return folder
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """One process at a time sends from a store, as one alone may remove what is sent."""
+    folder = store / FOLDER
+    if not folder.is_dir():
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
