@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.hardware.rules import RULES, Device, Evidence, consider
 from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, sections, wording
 from yolov8_nas.report.build import build_report
@@ -205,6 +207,7 @@ class MadeUpRun:
                         folder / "search",
                         {
                             "prior.json": prior(30),
+                            "rules.json": {"options": {"space": 104, "searched": 104}, "rules": []},
                             "search.json": {
                                 "best_map50_95": {"evolution": 0.31},
                                 "comparisons": {
@@ -619,6 +622,32 @@ def test_addresses_lose_their_credentials(page: Page, run: MadeUpRun) -> None:
     assert sections.public("s3://bucket/data.tar") == "s3://bucket/data.tar"
 
 
+def test_hardware_rules_are_told_with_what_was_measured_of_them(run: MadeUpRun, page: Page, tmp_path: Path) -> None:
+    assert "No hardware rule is about this device, so the whole space was searched." in page.text
+    search = shutil.copytree(run.evidence["targets"]["cpu-onnxruntime-best"]["search"], tmp_path / "search")
+    device = Device("Tesla T4", "gpu", ("fp16", "int8"), 320.0, 4.0)
+    applied = consider(SPACE, device, "int8", imgsz=128, batch=1, switched=dict.fromkeys(RULES, True))
+    evidence = Evidence(150, 140, 0.021, (0.012, 0.03))
+    applied = [replace(rule, evidence=evidence if rule.removed else None) for rule in applied]
+
+    def told(**changes: Any) -> Page:
+        rows = [replace(rule, **changes).to_dict() for rule in applied]
+        write(search, {"rules.json": {"options": {"space": 104, "searched": 97}, "rules": rows}})
+        targets = {"cpu-onnxruntime-best": run.evidence["targets"]["cpu-onnxruntime-best"] | {"search": search}}
+        return Page(build_report(run.summary, run.evidence | {"targets": targets}, tmp_path / "report.html"))
+
+    text = told().text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Hardware rules took 7 of the space's 104 options out before the search." in text
+    assert "channels in multiples that tensor cores work in tensor_core_channels" in text
+    assert "supports at equal multiply-accumulates, each of these options changes latency by +2.1 %" in text
+    assert "95 % interval +1.2 % to +3.0 %; 140 of 150 networks have any" in text
+    assert "backbone p3 expansion 0.25" in text
+    off = told(on=False, evidence=None).text
+    assert "Hardware rules took none of the space's 104 options out before the search." in off
+    assert "switched off; would be 7 options not measured" in off
+    assert "backbone p3 expansion 0.25" not in off
+
+
 @pytest.mark.parametrize("stage", ["data-prep", "supernet-train", *STAGES])
 def test_builds_without_any_one_stage(run: MadeUpRun, stage: str, tmp_path: Path) -> None:
     evidence = run.evidence | {"targets": {name: dict(folders) for name, folders in run.evidence["targets"].items()}}
@@ -655,7 +684,8 @@ def test_two_targets_stand_apart(run: MadeUpRun, tmp_path: Path) -> None:
     page = Page(build_report(summary, evidence, tmp_path / "report.html"))
     identities = [a["id"] for _, a in page.elements if "id" in a]
     assert len(identities) == len(set(identities))
-    assert {"target-1", "target-2"} <= set(identities)
+    assert {"target-1", "target-2", "targets"} <= set(identities)
+    assert f"{Architecture.from_dict(run.chosen).digest} 0.413" in page.text and "press-shop, version 3" in page.text
     assert "No verdict hw-probe: no such device" in page.text
     assert "The stage search did not run, so there is no search history." in page.text
 

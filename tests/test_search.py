@@ -51,6 +51,16 @@ from yolov8_nas.supernet.supernet import Supernet
 SPACE = SearchSpace.load("tiny")
 MARGIN = 1.05
 
+PROFILE = {"model": "A CPU", "threads": 1, "kind": "cpu", "runtime": {"name": "onnxruntime", "version": "1"}}
+GPU_PROFILE = {
+    "model": "Tesla T4",
+    "threads": 1,
+    "kind": "gpu",
+    "caches": {"L2": 4096},
+    "runtime": {"name": "tensorrt", "version": "10"},
+    "gpu": {"compute_capability": "7.5", "memory_bus_bits": 256, "memory_clock_mhz": 5001, "mig": None},
+}
+
 
 class Interrupted(Exception):
     """Stands for a SIGKILL."""
@@ -504,7 +514,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for a, ms in zip(networks, latency, strict=True)
     ]
     content = {
-        "profile.json": {"threads": 1, "kind": "cpu", "runtime": {"name": "onnxruntime", "version": "1"}},
+        "profile.json": PROFILE,
         "stock.json": {"latency_ms": {"p50": latency[0]}},
         "nms.json": {"latency_ms": {"p50": 0.3, "p90": 0.4, "p99": 0.5}},
         "latency_table.json": {"rows": rows},
@@ -669,6 +679,41 @@ def test_the_stage_writes_what_others_read(inputs: dict[str, Path], tmp_path: Pa
     assert drawn["evaluations"] == [12, 12] and drawn["search_evaluations"] == 12
     assert drawn["interval"][0] < np.mean(drawn["best"]) == drawn["mean"] < drawn["interval"][1]
     assert summary["objective"] is None
+    options = sum(len(d.options) for d in SPACE.dimensions)
+    assert written(tmp_path, "rules.json") == {"options": {"space": options, "searched": options}, "rules": []}
+
+
+def test_hardware_rules_narrow_what_is_searched_and_nothing_else(
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored
+) -> None:
+    probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
+    write_json(probe / "profile.json", GPU_PROFILE)
+
+    def searched(name: str, **options: Any) -> Path:
+        ctx = context(tmp_path / name, {**inputs, "hw-probe": probe}, **options)
+        search.run(replace(ctx, settings={**ctx.settings, "precision": "int8"}))
+        return tmp_path / name
+
+    on = searched("on", exact=True, prior_steps=1, generations=2, random=4)
+    told = written(on, "rules.json")
+    (rule,) = (row for row in told["rules"] if row["removed"])
+    removed = rule["removed"]
+    assert (rule["rule"], rule["on"]) == ("tensor_core_channels", True)
+    assert told["options"]["space"] - told["options"]["searched"] == sum(map(len, removed.values())) > 0
+    assert rule["evidence"]["networks"] == 31
+
+    rows = written(on, "history.jsonl")
+    assert {"exact", "random"} <= {row["source"] for row in rows}
+    for row in rows:
+        assert SPACE.decode(row["genes"]).to_dict() == row["architecture"], "genes are those of the supernet's space"
+        chosen = {d.name: d.options[gene] for d, gene in zip(SPACE.dimensions, row["genes"], strict=True)}
+        assert not any(chosen[name] in options for name, options in removed.items())
+    left = {d["name"]: d["options"] for d in written(on, "prior.json")["dimensions"]}
+    assert {d.name: [o for o in d.options if o not in removed.get(d.name, ())] for d in SPACE.dimensions} == left
+
+    off = written(searched("off", generations=1, rules={"tensor_core_channels": False}), "rules.json")
+    assert off["options"]["searched"] == off["options"]["space"]
+    assert [row["rule"] for row in off["rules"] if not row["on"]] == ["tensor_core_channels"]
 
 
 def test_the_prior_and_the_solver_seed_the_first_generation(

@@ -76,6 +76,20 @@ class ObjectiveConfig(_Section):
     latency: float = Field(0.0, ge=0)
 
 
+class RulesConfig(_Section):
+    """Which hardware rules may take options out of the space before it is searched (`hardware.rules`).
+
+    Attributes:
+        tensor_core_types: Count on tensor cores only for the data types that the chip's have.
+        tensor_core_channels: Channels in the multiples that tensor cores work in.
+        large_kernels_not_attention: No attention where memory is slow.
+    """
+
+    tensor_core_types: bool = True
+    tensor_core_channels: bool = True
+    large_kernels_not_attention: bool = True
+
+
 class SearchConfig(_Section):
     """The search on one target.
 
@@ -88,6 +102,7 @@ class SearchConfig(_Section):
         prior_steps: Steps in which the architecture parameters learn where to look; 0 for no such prior.
         exact: Whether an exact solver proposes networks beside the evolution.
         objective: What is wanted of the networks that keep the limits.
+        rules: Which hardware rules are on.
         random: Networks drawn at random within the limits and scored beside the search, for comparison; `equal` for as
             many as the search scores.
         mac_ranking: Networks with the most multiply-accumulates within the limits, scored for comparison.
@@ -102,6 +117,7 @@ class SearchConfig(_Section):
     prior_steps: int = Field(200, ge=0)
     exact: bool = True
     objective: ObjectiveConfig = ObjectiveConfig()
+    rules: RulesConfig = RulesConfig()
     random: Annotated[int, Field(ge=0)] | Literal["equal"] = 0
     mac_ranking: int = Field(0, ge=0)
     random_seeds: Positive = 1

@@ -16,8 +16,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from scipy.stats import t as student
 
-from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.catalogue import Specification, tensor_core_types
+from yolov8_nas.hardware.catalogue import tensor_core_types
 from yolov8_nas.hardware.cost import Attention, cost
 from yolov8_nas.hardware.gpu import theoretical_bandwidth
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, Block, SearchSpace
@@ -31,7 +30,7 @@ RULES: Final[Mapping[str, str]] = {
     TENSOR_CORE_CHANNELS: "channels in multiples that tensor cores work in",
     KERNELS_NOT_ATTENTION: "on low memory bandwidth, large kernels rather than attention",
 }
-"""Every rule and what it says."""
+"""Every rule and what it says; `RulesConfig` of the run configuration has a switch for each."""
 
 GRANULARITY: Final[Mapping[str, int]] = {"tf32": 4, "fp16": 8, "int8": 32}
 """Multiple of channels at which convolutions run on tensor cores without padding, by data type. NVIDIA TensorRT
@@ -82,11 +81,6 @@ class Device:
             l2 / 1024 if l2 else None,
         )
 
-    @classmethod
-    def of_specification(cls, entry: Specification) -> Device:
-        """A device of the catalogue."""
-        return cls(entry.key, "gpu", entry.tensor_core_types, entry.bandwidth_gbs, entry.l2_mb)
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -109,14 +103,6 @@ class Evidence:
         """Whether the options were measured to be slow."""
         low, high = self.interval
         return "supports" if low > 0 else "contradicts" if high < 0 else "undecided"
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        said = {"supports": "supports it", "undecided": "leaves it undecided", "contradicts": "contradicts it"}
-        return (
-            f"the table of {self.networks} networks {said[self.verdict]}: at equal multiply-accumulates each of these "
-            f"options makes a network {self.extra:+.1%} slower (95% interval {low:+.1%} to {high:+.1%})"
-        )
 
 
 @dataclass(frozen=True)
@@ -141,18 +127,17 @@ class Applied:
         count = sum(map(len, self.removed.values()))
         did = f"{'takes' if self.on else 'would take'} out {count} option{'s' * (count != 1)}" if count else "no change"
         off = "" if self.on else " (switched off)"
-        measured = f"; {self.evidence}" if self.evidence else ""
-        return f"{self.rule}{off}: {self.reason}; {did}{measured}"
+        return f"{self.rule}{off}: {self.reason}; {did}"
 
     def to_dict(self) -> dict[str, Any]:
-        """A mapping of plain values for JSON."""
+        """The entry of `rules.json`."""
         evidence = self.evidence and {
             **asdict(self.evidence),
             "interval": list(self.evidence.interval),
             "verdict": self.evidence.verdict,
         }
         removed = {dimension: list(options) for dimension, options in self.removed.items()}
-        return {**asdict(self), "removed": removed, "evidence": evidence}
+        return {**asdict(self), "says": RULES[self.rule], "removed": removed, "evidence": evidence}
 
 
 def consider(
@@ -161,10 +146,10 @@ def consider(
     precision: str,
     *,
     imgsz: int,
-    batch: int = 1,
-    rules: Mapping[str, bool] | None = None,
+    batch: int,
+    switched: Mapping[str, bool],
 ) -> list[Applied]:
-    """Hold every rule against a device and a space.
+    """Hold every rule against a device and a space; there is none for a CPU.
 
     Args:
         space: The space.
@@ -172,14 +157,8 @@ def consider(
         precision: What networks compute in: `fp32`, `fp16` or `int8`.
         imgsz: Side of the square input in pixels.
         batch: Images per inference.
-        rules: Which rules are on, by name; those not named are.
-
-    Raises:
-        InputError: A name in `rules` is none of a rule.
+        switched: Whether each rule is on, by name.
     """
-    switched = dict.fromkeys(RULES, True) | dict(rules or {})
-    if unknown := sorted(switched.keys() - RULES.keys()):
-        raise InputError(f"rules: {', '.join(unknown)} is no hardware rule; there are {', '.join(RULES)}")
     if device.kind != "gpu":
         return []
     types = device.tensor_core_types if switched[TENSOR_CORE_TYPES] else tuple(GRANULARITY)
@@ -194,7 +173,7 @@ def consider(
 
 
 def narrowed(space: SearchSpace, applied: Sequence[Applied]) -> SearchSpace:
-    """The space without what the rules that are on take out; stock YOLOv8 is always in it.
+    """The space without what the rules that are on take out, which its name tells; stock YOLOv8 is always in it.
 
     A supernet keeps its whole space: each network of the narrowed one is one of its own.
     """
@@ -207,7 +186,8 @@ def narrowed(space: SearchSpace, applied: Sequence[Applied]) -> SearchSpace:
         replace(d, options=tuple(option for option in d.options if option not in out.get(d.name, ())))
         for d in space.dimensions
     )
-    return SearchSpace(space.name, space.scale, kept)
+    name = f"{space.name} (narrowed by hardware rules)" if kept != space.dimensions else space.name
+    return SearchSpace(name, space.scale, kept)
 
 
 def with_evidence(
@@ -222,6 +202,8 @@ def with_evidence(
         num_classes: Classes of the Detect head.
         imgsz: Side of the square input in pixels.
     """
+    if not any(rule.removed for rule in applied):
+        return list(applied)
     measured = {
         Architecture.from_dict(row["architecture"]): float(row["latency_ms"]["p50"])
         for row in rows
@@ -237,7 +219,10 @@ def _evidence(
     measured: Mapping[Architecture, float],
     macs: Mapping[Architecture, int],
 ) -> Evidence | None:
-    """Least squares of log latency on the number of removed options, beside a parabola in log multiply-accumulates."""
+    """Least squares of log latency on the number of removed options, beside a parabola in log multiply-accumulates.
+
+    Nothing where the table has too few networks, or all of them have as many such options.
+    """
     count = np.array([_count(network, space, removed) for network in measured], dtype=np.float64)
     if len(count) < _ENOUGH or np.ptp(count) == 0:
         return None
@@ -267,7 +252,9 @@ def _types_reason(device: Device, precision: str) -> str:
     wanted = "tf32" if precision == "fp32" else precision
     if wanted in device.tensor_core_types:
         return f"{device.name} has tensor cores for {wanted.upper()}"
-    have = ", ".join(name.upper() for name in device.tensor_core_types) or "no data type"
+    have = ", ".join(name.upper() for name in device.tensor_core_types)
+    if not have:
+        return f"{device.name} is not known to have tensor cores"
     return (
         f"{device.name} has no tensor cores for {wanted.upper()}, only for {have}: {precision.upper()} runs on its "
         "CUDA cores, which know no multiples of channels"

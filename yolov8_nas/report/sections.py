@@ -92,11 +92,13 @@ def view(target: Target) -> dict[str, Any]:
     return {
         "identity": target.identity,
         "name": target.name,
+        "overview": overview(target),
         "verdict": verdict(target),
         "limits": [_limit(row, target) for row in records(target.summary.get("constraints"))],
         "headline": _headline(target, comparisons),
         "classes": _classes(target),
         "side_by_side": side_by_side(target),
+        "rules": _rules(target),
         "pareto": _pareto(target),
         "found": _found(target),
         "prior": _prior(target),
@@ -112,6 +114,19 @@ def view(target: Target) -> dict[str, Any]:
         "files": sorted(mapping(target.model.get("files")).items()),
         "unmeasured": unmeasured(target),
     }
+
+
+def overview(target: Target) -> dict[str, Any]:
+    """What ships for a target, to stand beside what ships for the others."""
+    chosen = target.architecture(target.summary.get("architecture"))
+    registered = mapping(target.summary.get("registry"))
+    stock = pick(target.baselines, 0, "latency_ms", "p50")
+    return {
+        "label": str(target.summary.get("id") or target.name),
+        "network": chosen.digest if chosen and target.model else wording.ABSENT,
+        "speed": _quotient(stock, pick(target.model, "latency_ms", "p50")),
+        "registered": f"{registered.get('model')}, version {registered.get('version')}" if registered else wording.ABSENT,
+    } | _measures(target.model)
 
 
 def verdict(target: Target) -> dict[str, str]:
@@ -390,6 +405,48 @@ def _network(row: Mapping[str, Any], score: str = "map50_95") -> plots.Network |
     )
 
 
+def _rules(target: Target) -> dict[str, Any]:
+    """What hardware rules took out of the space before the search, and what the latency table says of that."""
+    search = target.outputs["search"]
+    content = mapping(search.json("rules.json"))
+    rules = records(content.get("rules"))
+    removed = [item for rule in rules if rule.get("on") for item in mapping(rule.get("removed")).items()]
+    taken = sum(len(options) for _, options in removed)
+    if not content:
+        sentence = search.why_missing("record of hardware rules")
+    elif not rules:
+        sentence = "No hardware rule is about this device, so the whole space was searched."
+    else:
+        sentence = (
+            f"Hardware rules took {wording.whole(taken) if taken else 'none'} of the space's "
+            f"{wording.whole(pick(content, 'options', 'space'))} options out before the search."
+        )
+    return {
+        "sentence": sentence,
+        "rows": [_rule(rule) for rule in rules],
+        "removed": [(_dimension(name), ", ".join(map(str, options))) for name, options in removed],
+    }
+
+
+def _rule(row: Mapping[str, Any]) -> dict[str, str]:
+    count = sum(len(options) for options in mapping(row.get("removed")).values())
+    taken = f"{count} option{'s' * (count != 1)}" if count else "nothing"
+    evidence = mapping(row.get("evidence"))
+    return {
+        "name": str(row.get("rule") or ""),
+        "says": str(row.get("says") or ""),
+        "reason": str(row.get("reason") or ""),
+        "taken": taken if row.get("on") else f"switched off; would be {taken}",
+        "measured": wording.evidence_sentence(evidence) if evidence else "not measured" if count else wording.ABSENT,
+        "verdict": str(evidence.get("verdict") or ""),
+    }
+
+
+def _dimension(name: Any) -> str:
+    """A dimension of the space in words, for example `backbone p3 width`."""
+    return str(name).replace("_", " ").replace(".", " ")
+
+
 def _pareto(target: Target) -> dict[str, Any]:
     search = target.outputs["search"]
     history = [row for row in search.lines("history.jsonl") if isinstance(row, Mapping)]
@@ -491,7 +548,7 @@ def _prior(target: Target) -> dict[str, Any]:
         return {"plots": [], "curves": [], "facts": [], "missing": missing}
     choices = [
         plots.Choice(
-            name=str(dimension.get("name")).replace("_", " ").replace(".", " "),
+            name=_dimension(dimension.get("name")),
             options=[str(option) for option in dimension["options"]],
             probabilities=[row["probabilities"][i] for row in steps],
         )

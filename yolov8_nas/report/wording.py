@@ -65,6 +65,11 @@ def percent(value: Any, decimals: int = 1) -> str:
     return f"{100 * value:.{decimals}f}\N{NO-BREAK SPACE}%" if is_number(value) else ABSENT
 
 
+def change(value: Any) -> str:
+    """A relative change as a percentage with its sign."""
+    return f"{100 * value:+.1f}{_NBSP}%".replace("-", _MINUS) if is_number(value) else ABSENT
+
+
 def ratio(value: Any) -> str:
     """A speed ratio, e.g. 1.27×."""
     return f"{value:.2f}×" if is_number(value) else ABSENT
@@ -151,6 +156,20 @@ def search_sentence(comparison: Mapping[str, Any], source: str) -> str:
         f"{whole(comparison.get('search_evaluations'))} of the search score {score(comparison['search'])} at best"
     )
     return f"{told}; {searched}. These are scores with the supernet's weights, before any training."
+
+
+def evidence_sentence(evidence: Mapping[str, Any]) -> str:
+    """What the networks of a latency table say of the options that a hardware rule takes out.
+
+    Args:
+        evidence: `evidence` of an entry of `rules.json`.
+    """
+    low, high = evidence.get("interval") or (None, None)
+    return (
+        f"at equal multiply-accumulates, each of these options changes latency by {change(evidence.get('extra'))} "
+        f"(95{_NBSP}% interval {change(low)} to {change(high)}; {whole(evidence.get('with_option'))} of "
+        f"{whole(evidence.get('networks'))} networks have any)"
+    )
 
 
 def budget_sentence(budget: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """search: the networks that trade accuracy for latency best on one target, within its limits.
 
-First the architecture parameters learn, with the supernet's weights frozen, which options are worth their latency: the
-prior. An exact solver turns it into the best networks within the limits. Evolution starts from these, from samples of
-the prior and from relatives of stock YOLOv8, and scores every network on images; every few generations its front is
-measured on the device and the latency model refitted. In the end the best are exported and measured, and those that
-keep the limits are handed on.
+First the hardware rules take out of the space what is not worth searching on this device; the supernet keeps its own
+space, of which that is a part. Then the architecture parameters learn, with the supernet's weights frozen, which
+options are worth their latency: the prior. An exact solver turns it into the best networks within the limits. Evolution
+starts from these, from samples of the prior and from relatives of stock YOLOv8, and scores every network on images;
+every few generations its front is measured on the device and the latency model refitted. In the end the best are
+exported and measured, and those that keep the limits are handed on.
 
 What a step found out (the prior, each score, each measurement) is kept in `partial` as soon as it is known. After an
 interruption the same search runs again from its start, in a blink as far as that reaches, and goes on from the last
@@ -92,7 +93,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
 
 
 def run(ctx: StageContext) -> None:
-    """Write `history.jsonl`, `front.json`, `search.json` and `candidates.json`.
+    """Write `rules.json`, `history.jsonl`, `front.json`, `search.json` and `candidates.json`.
 
     And `prior.json` where there is a prior, `rescaled.json` where a stock network of the same latency is asked for.
 
@@ -103,7 +104,7 @@ def run(ctx: StageContext) -> None:
     _Search(ctx).run()
 
 
-STAGE = Stage(name="search", version=3, settings=settings, run=run)
+STAGE = Stage(name="search", version=4, settings=settings, run=run)
 
 
 class _Search:
@@ -115,6 +116,7 @@ class _Search:
         from yolov8_nas.data.dataset import data_yaml
         from yolov8_nas.hardware.latency_model import LatencyModel
         from yolov8_nas.hardware.profile import available_cores
+        from yolov8_nas.hardware.rules import Device, consider, narrowed, with_evidence
         from yolov8_nas.hardware.runtime import of_profile
         from yolov8_nas.search.memo import Memo
         from yolov8_nas.search.objective import CostModel, Scorer
@@ -133,11 +135,27 @@ class _Search:
         self.runtime = of_profile(profile, "fp32" if precision == "best" else precision)
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
         self.supernet.to("cuda:0" if torch.cuda.is_available() else "cpu")
-        self.space = self.supernet.space
+        measured = read_json(self.probe / "latency_table.json")["rows"]
+        rules = consider(
+            self.supernet.space,
+            Device.of_profile(profile),
+            self.runtime.precision,
+            imgsz=self.options["imgsz"],
+            batch=self.options["batch"],
+            switched=self.options["rules"],
+        )
+        self.rules = with_evidence(
+            rules,
+            self.supernet.space,
+            measured,
+            num_classes=self.supernet.num_classes,
+            imgsz=self.options["imgsz"],
+        )
+        self.space = narrowed(self.supernet.space, self.rules)
         self.costs = CostModel.from_probe(
             [Constraint.from_row(row) for row in read_json(self.probe / "constraints.json")],
-            LatencyModel.from_dict(read_json(self.probe / "latency_model.json")),
-            read_json(self.probe / "latency_table.json")["rows"],
+            replace(LatencyModel.from_dict(read_json(self.probe / "latency_model.json")), space=self.space),
+            measured,
             num_classes=self.supernet.num_classes,
             imgsz=self.options["imgsz"],
             batch=self.options["batch"],
@@ -165,10 +183,11 @@ class _Search:
         self.scored = 0
 
     def run(self) -> None:
-        """Learn, solve, evolve, score what it is compared with, measure, write."""
+        """Narrow, learn, solve, evolve, score what it is compared with, measure, write."""
         from yolov8_nas.search.candidates import choose
         from yolov8_nas.search.evolution import evolve
 
+        self.tell_rules()
         with self.ctx.host.computing():
             trials = evolve(
                 self.space,
@@ -200,6 +219,19 @@ class _Search:
                 write_json(self.ctx.out / "rescaled.json", self.rescaled(met[0]))
                 self.comparing += time.monotonic() - start
         self.write(trials, compared, met, missed, stock)
+
+    def tell_rules(self) -> None:
+        """Say what each hardware rule does and why, and write `rules.json`."""
+        for rule in self.rules:
+            self.ctx.progress.note(f"hardware rule {rule}")
+        content = {
+            "options": {
+                "space": sum(len(d.options) for d in self.supernet.space.dimensions),
+                "searched": sum(len(d.options) for d in self.space.dimensions),
+            },
+            "rules": [rule.to_dict() for rule in self.rules],
+        }
+        write_json(self.ctx.out / "rules.json", content)
 
     def informed(self) -> dict[Architecture, Source]:
         """Networks for the first generation: the best within the limits by the prior, and samples of it.
@@ -493,7 +525,7 @@ class _Search:
         file = self.ctx.partial / "networks" / f"{architecture.digest}{self.runtime.suffix}"
         if file.exists():
             return file
-        if architecture in self.space:
+        if architecture in self.supernet.space:
             model = self.scorer.network(architecture).cpu()
         else:  # a rescaled stock network; how fast it is does not depend on its weights
             model = build(architecture, self.supernet.num_classes).eval()
@@ -578,7 +610,7 @@ class _Search:
         for trial, latency, upper in zip(trials, estimate.latency_ms, estimate.upper_ms, strict=True):
             row: dict[str, Any] = {
                 "architecture": trial.architecture.to_dict(),
-                "genes": list(self.space.encode(trial.architecture)),
+                "genes": list(self.supernet.space.encode(trial.architecture)),
                 "map50_95": trial.map50_95,
                 "latency_ms": float(latency),
                 "upper_ms": float(upper),
