@@ -23,9 +23,9 @@ LAYERS = (
     ("stages.stage",),
     ("registry", "report", "summary"),
     ("stages",),
-    ("lifecycle", "preflight", "doctor", "display", "apart"),
+    ("lifecycle", "preflight", "doctor", "display", "apart", "analysis"),
     ("local", "nas"),
-    ("cli_models",),
+    ("cli_analyze", "cli_models"),
     ("cli",),
 )
 """The modules of the library from the bottom up. A module may import from its own line and from those above it here,

@@ -117,6 +117,20 @@ def open_log(trt: Any) -> Any:
     return Log()
 
 
+def _layer_times(trt: Any) -> Any:
+    """What TensorRT tells the times of an engine's layers: `layers`, milliseconds by name."""
+
+    class Times(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.layers: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.layers[layer_name] = self.layers.get(layer_name, 0.0) + ms
+
+    return Times()
+
+
 def load_engine(trt: Any, plan: bytes, log: Any, name: str) -> trt.ICudaEngine:
     """Open the bytes of an engine; `name` is its file's name for messages.
 
@@ -232,6 +246,22 @@ class TensorRTRunner:
     def gpu_times(self, repetitions: int) -> list[float]:
         """Milliseconds of the engine alone on the GPU, by CUDA events, with whatever the input buffers hold."""
         return event_times(self._launch, self._stream, repetitions)
+
+    def layer_times(self, repetitions: int) -> list[dict[str, float]]:
+        """Milliseconds of each of the engine's layers in so many runs, as TensorRT itself times them.
+
+        Layers are timed from here on: the runner is of no use for anything else then. It must have no graph, since
+        what a graph replays is not told apart.
+        """
+        assert self._graph is None
+        runs = []
+        for _ in range(repetitions):
+            times = _layer_times(bindings())
+            self._context.profiler = times
+            self._launch()
+            self._stream.synchronize()
+            runs.append(times.layers)
+        return runs
 
     def _allocate(self, trt: Any, shapes: dict[str, Sequence[int]]) -> list[_Buffer]:
         import torch

@@ -1,0 +1,226 @@
+"""Analyses a detector on a device of this machine, from its file to findings."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import torch
+
+from yolov8_nas.analysis import findings, frame, model
+from yolov8_nas.analysis.figures import Analysis, Frame, Trace
+from yolov8_nas.analysis.operators import NotTracedError, trace
+from yolov8_nas.errors import InputError
+from yolov8_nas.hardware import nms
+from yolov8_nas.hardware.gpu import first_gpu
+from yolov8_nas.hardware.profile import Profile
+from yolov8_nas.hardware.roofline import Roofline, measure_cpu, measure_gpu
+from yolov8_nas.hardware.rules import Device
+from yolov8_nas.hardware.runtime import Runtime, find
+from yolov8_nas.hardware.target import resolve
+from yolov8_nas.host import HostLock
+
+_SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_MOST: Final = 32
+"""Pictures of a folder that are used at most."""
+
+_SCATTER: Final = 0.15
+"""Scatter of a roofline from which it is said to be disturbed."""
+
+
+def analyze(
+    file: Path,
+    *,
+    hardware: str,
+    runtime: str,
+    precision: str | None,
+    imgsz: int | None,
+    batches: Sequence[int],
+    streams: Sequence[int],
+    fps: float,
+    size: tuple[int, int],
+    images: Path | None,
+    rows_of: Path | None,
+    progress: Path,
+) -> Analysis:
+    """Analyse a detector; the host is held alone while it is measured.
+
+    Args:
+        file: An Ultralytics checkpoint of a detector, or an ONNX file of one.
+        hardware: A device of this machine, as in a run's configuration.
+        runtime: A runtime's name.
+        precision: `fp32`, `fp16` or `int8`; that of the file, or FP32, unless given.
+        imgsz: Side of the network's square input in pixels; the file's own unless given.
+        batches: Images per run to try; the smallest is analysed.
+        streams: Numbers of networks at once to try.
+        fps: Frames per second of a video stream.
+        size: Width and height of made-up pictures.
+        images: Folder of pictures to use instead.
+        rows_of: A checkpoint of the same network, which tells the backbone from the neck.
+        progress: File that always holds, in one line, what is being done.
+
+    Raises:
+        InputError: The file is no detector or damaged, or hardware, runtime or precision cannot be had here.
+        StageError: TensorRT cannot build an engine.
+    """
+
+    def note(text: str) -> None:
+        progress.write_text(text)
+
+    detector = model.read(file, imgsz, rows_of)
+    precision = precision or detector.precision or "fp32"
+    if precision == "best":
+        raise InputError("--precision best: one precision is analysed; use fp32, fp16 or int8")
+    target = resolve(hardware, runtime, precision)
+    chosen = find(runtime, target.kind, precision)
+    pictures = _pictures(images) if images else model.pictures(*size, count=max(batches))
+    sizes = sorted(set(batches)) if detector.batch is None else [detector.batch]
+    chosen.load()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory(prefix="yolov8-nas-analysis-") as folder, HostLock(note=note).measuring():
+        note("writing what the runtime opens")
+        files = model.files(detector, chosen, sizes, Path(folder))
+        made_up = None
+        if not images and not detector.nms_free:
+            load = nms.LOADS["typical"]
+            made_up = nms.made_up_output(load, num_classes=detector.classes, imgsz=detector.imgsz, batch=1)[0]
+        job = frame.Job(pictures, detector.imgsz, not detector.nms_free, made_up)
+        note("measuring what the device can do at most")
+        roofline = _measured(target.profile)
+        way = frame.measure(
+            job,
+            files[sizes[0]],
+            runtime=chosen,
+            threads=target.threads,
+            batch=sizes[0],
+            progress=_shares(note, "timing a frame and its parts"),
+        )
+        note("timing operators")
+        traced, why_not = _traced(detector, files[sizes[0]], chosen, target.threads, sizes[0], Path(folder))
+        settings, failed = frame.sweep(
+            job,
+            files,
+            sorted(set(streams)),
+            runtime=chosen,
+            threads=target.threads,
+            progress=_shares(note, "timing batches and streams"),
+        )
+        copied = frame.copies(job, sizes[0]) if target.kind == "gpu" and torch.cuda.is_available() else {}
+        clocks = target.regime()
+    analysis = Analysis(
+        model={
+            "file": str(file),
+            "imgsz": detector.imgsz,
+            "classes": detector.classes,
+            "precision": precision,
+            "nms_free": detector.nms_free,
+            "pictures": str(images) if images else f"random pixels, {size[0]} x {size[1]}",
+        },
+        device=target.profile.to_dict(),
+        clocks=clocks,
+        frame=way,
+        trace=traced,
+        not_traced=why_not,
+        roofline=roofline,
+        roof=_roof(roofline, precision),
+        multiple=_multiple(target.profile, precision),
+        memory_mb=1024 * target.profile.memory_gb,
+        copies_ms=copied,
+        settings=settings,
+        recommendation=findings.recommend(settings, 1024 * target.profile.memory_gb, fps),
+        notes=[*_notes(detector, batches, chosen), *_disturbed(way, roofline), *failed],
+    )
+    return replace(analysis, findings=findings.findings(analysis))
+
+
+def _pictures(folder: Path) -> list[Any]:
+    """Pictures of a folder, evenly chosen.
+
+    Raises:
+        InputError: It has none, or one that cannot be read.
+    """
+    found = sorted(file for file in folder.glob("*") if file.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise InputError(f"--images {folder}: no pictures there ({', '.join(_SUFFIXES)})")
+    chosen = found[:: -(-len(found) // _MOST)]
+    pictures = [cv2.imread(str(file)) for file in chosen]
+    for file, picture in zip(chosen, pictures, strict=True):
+        if picture is None:
+            raise InputError(f"{file}: not a picture that OpenCV can read; take it out of the folder")
+    return pictures
+
+
+def _shares(note: Callable[[str], None], text: str) -> Callable[[float, float], None]:
+    return lambda done, total: note(f"{text} ({done / total:.0%})")
+
+
+def _measured(profile: Profile) -> Roofline | None:
+    """What the device can do at most; nothing where that cannot be measured (a full GPU, PyTorch without CUDA)."""
+    if profile.kind == "cpu":
+        return measure_cpu(profile.threads, profile.instructions, max(profile.caches.values(), default=0))
+    gpu = first_gpu()
+    if gpu is None or gpu.cuda_index is None:
+        return None
+    try:
+        return measure_gpu(gpu.cuda_index, gpu.tensor_core_types, gpu.l2_mib)
+    except RuntimeError:  # out of memory, or a data type without a kernel
+        return None
+
+
+def _traced(
+    detector: model.Detector, file: Path, runtime: Runtime, threads: int, batch: int, work: Path
+) -> tuple[Trace | None, str]:
+    """The operators with their parts of the network, or why they are not known."""
+    try:
+        found = trace(detector, file, runtime, threads, batch, work)
+    except NotTracedError as error:
+        return None, str(error)
+    operators = [replace(operator, section=detector.section(operator.row)) for operator in found.operators]
+    return replace(found, operators=operators), ""
+
+
+def _roof(roofline: Roofline | None, precision: str) -> str:
+    """The data type by which a network of a precision is held against the roofline: FP32 where there is no better."""
+    wanted = ("tf32",) if precision == "fp32" else (precision,)
+    return next((name for name in wanted if roofline and name in roofline.tops), "fp32")
+
+
+def _multiple(profile: Profile, precision: str) -> tuple[int, str]:
+    """The multiple of channels that suits a device, and why."""
+    if profile.kind == "cpu":
+        multiple = findings.channel_multiple("cpu", precision, profile.instructions, ())
+        return multiple, "vectors of this CPU, and ONNX Runtime's blocks of channels, hold so many"
+    cores = Device.of_profile(profile.to_dict()).tensor_core_types
+    multiple = findings.channel_multiple("gpu", precision, (), cores)
+    return multiple, f"tensor cores take {precision.upper()} channels in such multiples, and others are padded"
+
+
+def _notes(detector: model.Detector, batches: Sequence[int], runtime: Runtime) -> Iterator[str]:
+    if detector.batch and set(batches) != {detector.batch}:
+        yield (
+            f"the file is fixed to {detector.batch} image{'s' * (detector.batch > 1)} per run, so only that is swept; "
+            "for others give the .pt, or export with --dynamic"
+        )
+    if detector.head is None:
+        yield "the names of the file's nodes tell no rows, so its parts are not told apart"
+    elif detector.backbone is None:
+        yield "the file does not tell its backbone from its neck; --rows-of CHECKPOINT of the same network does"
+    if runtime.precision == "int8" and detector.precision is None:
+        yield "INT8 ranges come from random images: right for times, wrong for boxes"
+    if runtime.name == "torch" and runtime.kind == "gpu":
+        yield "operators are those of the eager network; what is timed replays the same kernels from a CUDA graph"
+
+
+def _disturbed(way: Frame, roofline: Roofline | None) -> Iterator[str]:
+    if way.whole.disturbed:
+        yield "other load disturbed the timing of frames; run it again on a quiet machine"
+    if roofline and roofline.scatter > _SCATTER:
+        yield (
+            f"other load disturbed the measurement of what the device can do at most (scatter {roofline.scatter:.0%}), "
+            "so more than that may seem to be reached"
+        )
