@@ -106,6 +106,16 @@ def test_seeds_differ(data: Path, tmp_path: Path) -> None:
     assert curves[0][0]["box"] != curves[1][0]["box"]
 
 
+def test_a_teacher_is_learnt_from_and_stays_as_it_is(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, batch=8, lr=2e-3, imgsz=64, seed=0)
+    teacher = detection.lively(64).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    alone = train(network(), data, recipe, work=tmp_path / "alone")
+    taught = train(network(), data, recipe, work=tmp_path / "taught", teacher=teacher)
+    assert taught.curves[0]["val_cls"] != alone.curves[0]["val_cls"]
+    assert teacher.training and all(torch.equal(tensor, before[n]) for n, tensor in teacher.state_dict().items())
+
+
 def test_divergence_is_told(data: Path, tmp_path: Path) -> None:
     broken = network()
     with torch.no_grad():
@@ -122,10 +132,10 @@ def test_resumed_qat_is_bit_identical(data: Path, tmp_path: Path) -> None:
     def start() -> DetectionModel:
         return quantize(network().eval(), calibration)
 
-    whole = train(start(), data, recipe, work=tmp_path / "whole")
+    whole = train(start(), data, recipe, work=tmp_path / "whole", teacher=network())
     with pytest.raises(Interrupted):
-        train(start(), data, recipe, work=tmp_path / "parts", report=interrupt_after(1))
-    parts = train(start(), data, recipe, work=tmp_path / "parts")
+        train(start(), data, recipe, work=tmp_path / "parts", teacher=network(), report=interrupt_after(1))
+    parts = train(start(), data, recipe, work=tmp_path / "parts", teacher=network())
     assert_same_training(whole, parts, (tmp_path / "whole", tmp_path / "parts"))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import detection
 import numpy as np
@@ -786,3 +787,24 @@ def test_a_network_to_score_depends_on_its_architecture_alone(inputs: dict[str, 
     moved = [value for name, value in first.items() if name.endswith("running_mean")]
     assert all(value.abs().max() > 0 for value in moved)
     assert 0 <= scorer(SPACE.smallest()) <= 1
+
+
+def test_networks_of_an_int8_target_are_scored_as_int8_computes_them(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_yaml(inputs["data-prep"], tmp_path, validate_on="search")
+    supernet = Supernet.load(inputs["supernet-train"])
+    scorer = objective.Scorer(supernet, data, imgsz=64, batch=4, bn_images=8, seed=0, work=tmp_path, int8=True)
+    scored: list[Any] = []
+    monkeypatch.setattr(scorer.evaluator, "evaluate", lambda network: scored.append(network) or Mock(map50_95=0.5))
+    assert scorer(SPACE.smallest()) == 0.5
+    ranges = [value for name, value in scored[0].state_dict().items() if name.endswith("quantizer._amax")]
+    assert ranges and all(value.min() > 0 for value in ranges)
+    assert not any(name.endswith("_amax") for name in scorer.network(SPACE.smallest()).state_dict())
+
+
+def test_only_int8_targets_are_scored_so() -> None:
+    for precision, aware, expected in (("int8", True, True), ("int8", False, False), ("best", True, False)):
+        content = {"targets": [{"hardware": "cpu", "precision": precision, "constraints": ["latency<=5ms"]}]}
+        config = RunConfig.parse({**content, "search": {"int8_aware": aware}}, "test")
+        assert search.STAGE.settings(config, config.targets[0])["int8_aware"] is expected

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,9 @@ from yolov8_nas.search.constraint import Constraint
 
 Precision = Literal["fp32", "fp16", "int8", "best"]
 Positive = Annotated[int, Field(ge=1)]
+
+_BUDGETED: Final = {"supernet": ("epochs",), "search": ("generations",), "finetune": ("epochs", "qat_epochs")}
+"""What `lay_over` scales by the budget: what a run takes the longest for."""
 
 
 class _Section(BaseModel):
@@ -103,6 +106,8 @@ class SearchConfig(_Section):
         exact: Whether an exact solver proposes networks beside the evolution.
         objective: What is wanted of the networks that keep the limits.
         rules: Which hardware rules are on.
+        int8_aware: Whether the networks of an INT8 target are scored under fake quantization, calibrated for each; in
+            floating point otherwise.
         random: Networks drawn at random within the limits and scored beside the search, for comparison; `equal` for as
             many as the search scores.
         mac_ranking: Networks with the most multiply-accumulates within the limits, scored for comparison.
@@ -118,6 +123,7 @@ class SearchConfig(_Section):
     exact: bool = True
     objective: ObjectiveConfig = ObjectiveConfig()
     rules: RulesConfig = RulesConfig()
+    int8_aware: bool = True
     random: Annotated[int, Field(ge=0)] | Literal["equal"] = 0
     mac_ranking: int = Field(0, ge=0)
     random_seeds: Positive = 1
@@ -286,6 +292,44 @@ class RunConfig(_Section):
     def digest(self) -> str:
         """Twelve hexadecimal digits that name this configuration."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def lay_over(
+    settings: dict[str, Any],
+    *,
+    data: str | None = None,
+    targets: Sequence[str | dict[str, Any]] = (),
+    constraints: Sequence[str] = (),
+    precision: str | None = None,
+    budget: float = 1.0,
+) -> dict[str, Any]:
+    """A run configuration, as plain data, with what was asked for laid over it.
+
+    Args:
+        settings: The configuration.
+        data: Dataset instead of its own.
+        targets: Targets instead of its own. A name is a device, with the rest as its first target has it.
+        constraints: Limits for every target.
+        precision: Precision for every target.
+        budget: Factor on its epochs and generations, so that 0.1 is a cheap trial; each stays at least 1.
+
+    Raises:
+        InputError: The budget is no positive number.
+    """
+    if not budget > 0:
+        raise InputError(f"budget {budget}: give a positive number, for example 0.1 for a tenth of the epochs")
+    changed = {**settings}
+    if data:
+        changed["data"] = data
+    first = (settings.get("targets") or [{}])[0]
+    asked = [{**first, "hardware": target} if isinstance(target, str) else target for target in targets]
+    changes = {"constraints": list(constraints)} if constraints else {}
+    changes |= {"precision": precision} if precision else {}
+    changed["targets"] = [{**target, **changes} for target in asked or settings.get("targets", [])]
+    for section, keys in _BUDGETED.items() if budget != 1 else ():
+        effort = RunConfig.model_fields[section].default.model_dump(include=set(keys)) | changed.get(section, {})
+        changed[section] = effort | {key: max(1, round(effort[key] * budget)) for key in keys}
+    return changed
 
 
 def _override(data: dict[str, Any], text: str) -> None:

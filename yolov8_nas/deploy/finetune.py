@@ -21,12 +21,15 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import PROTOCOL, DetectionImages, ProtocolValidator
 from yolov8_nas.store import atomic_write
+from yolov8_nas.supernet.learner import distillation
 
 CHECKPOINT: Final = "checkpoint.pt"
 
@@ -82,6 +85,7 @@ def train(
     recipe: Recipe,
     *,
     work: Path,
+    teacher: DetectionModel | None = None,
     report: Report = lambda epochs, best: None,
     device: str = "cpu",
 ) -> Trained:
@@ -93,6 +97,7 @@ def train(
             figures.
         recipe: How to train.
         work: The training's own folder; the checkpoint stays in it.
+        teacher: A network whose predictions on the same images are learnt beside the labels; it is left as it is.
         report: Told of progress.
         device: Torch device.
 
@@ -101,11 +106,39 @@ def train(
     """
     work.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(deepcopy(network), data, recipe, work, report, device)
+    if teacher:
+        trainer.add_callback("on_train_start", lambda started: _be_taught(started.model, teacher))
     if trainer.epochs_done < recipe.epochs:
         trainer.train()
     best = deepcopy(network)
     best.load_state_dict(trainer.best["state"])
     return Trained(best.eval(), trainer.best["epoch"], trainer.curves)
+
+
+class _TaughtLoss(v8DetectionLoss):  # type: ignore[misc]
+    """Ultralytics' loss, and how far predictions are from those of a teacher.
+
+    Args:
+        student: The network in training; it tells strides, classes and gains.
+        teacher: The other one, on the same device.
+    """
+
+    def __init__(self, student: DetectionModel, teacher: DetectionModel) -> None:
+        super().__init__(student)
+        self.teacher = teacher
+
+    def loss(self, preds: dict[str, Any], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = super().loss(preds, batch)
+        with torch.no_grad():
+            taught = self.parse_output(self.teacher(batch["img"]))
+        distance = distillation(preds, taught, self.hyp.cls, self.hyp.dfl)
+        return torch.cat([loss, distance[None]]), parts
+
+
+def _be_taught(student: DetectionModel, teacher: DetectionModel) -> None:
+    """Give a network its loss; not its average, which is validated by the plain one."""
+    device = next(student.parameters()).device
+    student.criterion = _TaughtLoss(student, deepcopy(teacher).eval().to(device))
 
 
 class _Trainer(DetectionTrainer):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.deploy.quantization import quantize
 from yolov8_nas.evaluation import Evaluator
 from yolov8_nas.hardware.benchmark import Measurement
 from yolov8_nas.hardware.cost import Cost, cost
@@ -28,6 +29,9 @@ from yolov8_nas.supernet.derive import derive
 from yolov8_nas.supernet.supernet import Supernet
 
 Floats: TypeAlias = NDArray[np.float64]
+
+RANGE_IMAGES: Final = 128
+"""Images from which the ranges of INT8 come where a network is only scored, of those for BatchNorm's statistics."""
 
 _MEMORY_ROWS: Final = 8
 """Networks with measured memory that it takes to fit memory's three coefficients."""
@@ -258,8 +262,9 @@ class Scorer:
     """Scores networks with the supernet's weights on the search split.
 
     A network is derived as a stock model, gets BatchNorm statistics of its own (the supernet's belong to all networks
-    at once and fit none) and is scored under the one evaluation protocol. The result depends on the network alone, not
-    on those scored before it. Images are read once, for all networks.
+    at once and fit none) and is scored under the one evaluation protocol: in floating point, or with the fake
+    quantization that it would ship with, whose ranges are calibrated after the statistics. The result depends on the
+    network alone, not on those scored before it. Images are read once, for all networks.
 
     Args:
         supernet: The trained supernet, on the device on which its networks are scored.
@@ -269,13 +274,25 @@ class Scorer:
         bn_images: Train images for BatchNorm statistics.
         seed: Seed of their choice.
         work: Folder for whatever is written on the way.
+        int8: Whether networks are scored as INT8 would compute them.
     """
 
     def __init__(
-        self, supernet: Supernet, data: Path, *, imgsz: int, batch: int, bn_images: int, seed: int, work: Path
+        self,
+        supernet: Supernet,
+        data: Path,
+        *,
+        imgsz: int,
+        batch: int,
+        bn_images: int,
+        seed: int,
+        work: Path,
+        int8: bool = False,
     ) -> None:
         self.supernet = supernet
+        self.int8 = int8
         self.calibration = calibration_batches(data, imgsz, bn_images, batch, seed)
+        self.range_batches = math.ceil(RANGE_IMAGES / batch)
         self.statistics = StatisticsCache(work / "batchnorm", supernet, self.calibration)
         device = str(next(supernet.parameters()).device)
         self.evaluator = Evaluator(data, imgsz=imgsz, batch=batch, work=work, device=device)
@@ -288,4 +305,8 @@ class Scorer:
 
     def __call__(self, architecture: Architecture) -> float:
         """mAP50-95 of a network on the search split, from 0 to 1."""
-        return self.evaluator.evaluate(self.network(architecture).fuse(verbose=False)).map50_95
+        network = self.network(architecture)
+        network = (
+            quantize(network, self.calibration[: self.range_batches]) if self.int8 else network.fuse(verbose=False)
+        )
+        return self.evaluator.evaluate(network).map50_95

@@ -198,7 +198,7 @@ class _Finetuning:
             observed = quantize(deepcopy(tuned.network), self.calibration)
             # What INT8 costs without training for it: what the training is compared with.
             save_qat_checkpoint(observed, folder / "ptq.pt", names=self.names, imgsz=self.imgsz)
-            quantized = self._carry_out(f"{name}, INT8", observed, self.qat)
+            quantized = self._carry_out(f"{name}, INT8", observed, self.qat, teacher=tuned.network)
             save_qat_checkpoint(quantized.network, folder / "qat.pt", names=self.names, imgsz=self.imgsz)
             score["int8"] = quantized.curves[quantized.epoch - 1]["map50_95"]
             best_epoch["int8"] = quantized.epoch
@@ -216,7 +216,9 @@ class _Finetuning:
         write_json(folder / "tuning.json", tuning)
         return row
 
-    def _carry_out(self, name: str, network: DetectionModel, recipe: Recipe) -> Trained:
+    def _carry_out(
+        self, name: str, network: DetectionModel, recipe: Recipe, teacher: DetectionModel | None = None
+    ) -> Trained:
         from ultralytics.utils.torch_utils import is_qat
 
         from yolov8_nas.deploy.finetune import train
@@ -229,7 +231,7 @@ class _Finetuning:
             self.ctx.progress.update(self.done + weight * epochs, self.total, message, **figures)
 
         work = self.ctx.partial / "trainings" / name.replace(", ", "-").replace(" ", "-").lower()
-        trained = train(network, self.data, recipe, work=work, report=report, device=self.device)
+        trained = train(network, self.data, recipe, work=work, teacher=teacher, report=report, device=self.device)
         self.done += weight * recipe.epochs
         return trained
 

@@ -86,6 +86,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "batch": target.batch,
         "imgsz": config.imgsz,
         **config.search.model_dump(),
+        "int8_aware": config.search.int8_aware and target.precision == "int8",
         "rescaled": config.finetune.baseline in ("rescaled", "both"),
         "seed": config.seed,
         **({"elsewhere": target.model_dump(mode="json")} if target.far else {}),
