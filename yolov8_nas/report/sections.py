@@ -678,20 +678,24 @@ def _tuning(target: Target) -> dict[str, Any]:
 
 def _quantization(target: Target) -> dict[str, Any] | None:
     result = mapping(target.verdict.get("quantization"))
-    rows = [
-        {"name": name, "shipped": target.summary.get("precision_shipped") == key} | _measures(mapping(result.get(key)))
-        for key, name in (("fp32", "FP32"), ("int8", "INT8, quantization-aware trained"))
+    names = {"fp32": "FP32", "ptq": "INT8, calibrated only", "int8": "INT8, quantization-aware trained"}
+    rows = {
+        key: {"name": name, "shipped": target.summary.get("precision_shipped") == key} | _measures(mapping(result[key]))
+        for key, name in names.items()
         if mapping(result.get(key))
-    ]
-    if len(rows) < 2:
+    }
+    if not {"fp32", "int8"} <= rows.keys():
         return None
-    difference = mapping(result.get("difference"))
+    differences = {"INT8": "difference", "Calibrated only, INT8": "ptq_difference"}
+    found = {subject: mapping(result.get(key)) for subject, key in differences.items()}
     return {
-        "rows": rows,
-        "sentence": wording.comparison_sentence(difference, "INT8", "FP32")
-        if wording.is_number(difference.get("difference"))
-        else "",
-        "speed": _quotient(rows[0]["p50"], rows[1]["p50"]),
+        "rows": list(rows.values()),
+        "sentences": [
+            wording.comparison_sentence(difference, subject, "FP32")
+            for subject, difference in found.items()
+            if wording.is_number(difference.get("difference"))
+        ],
+        "speed": _quotient(rows["fp32"]["p50"], rows["int8"]["p50"]),
     }
 
 
