@@ -11,7 +11,6 @@ None of this has run on a device yet, see docs/tensorrt.md.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import tempfile
@@ -26,6 +25,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from yolov8_nas.deploy.efficient_nms import EfficientNms, add_efficient_nms
+from yolov8_nas.deploy.onnx_file import check_zero_points, dimensions, precision, read_metadata, read_onnx
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, digest, with_header, write_engine
 from yolov8_nas.hardware.tensorrt import bindings, environment, load_engine, major, missing, open_log, told
@@ -162,22 +162,15 @@ class _Network:
 
 
 def _read_network(source: Path, options: EngineOptions, here: GpuEnvironment) -> _Network:
-    try:
-        data = source.read_bytes()
-        model = onnx.load_from_string(data)
-        onnx.checker.check_model(model)
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror}); give the path of an ONNX file") from None
-    except Exception as error:  # protobuf's DecodeError and the checker's ValidationError have no common base
-        raise InputError(f"{source}: no valid ONNX file: {error}; export it again") from None
+    data, model = read_onnx(source)
     _check_weights(source, model, here)
-    _check_quantization(source, model)
-    metadata = _metadata(source, model)
+    check_zero_points(source, model)
+    metadata = read_metadata(source, model)
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         names = [value.name for value in (*model.graph.input, *model.graph.output)]
         raise InputError(f"{source}: one input and one output are expected, it has {', '.join(names)}; export it again")
     (value,) = model.graph.input
-    open_shape = _dimensions(value)
+    open_shape = dimensions(value)
     shapes = _shapes(source, open_shape, options.profile, int(metadata["stride"]))
     if options.nms:
         _check_has_no_nms(source, model, metadata)
@@ -195,11 +188,11 @@ def _read_network(source: Path, options: EngineOptions, here: GpuEnvironment) ->
         sha256=digest(data),
         data=model.SerializeToString() if options.nms else data,
         opset=max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
-        precision=_precision(model),
+        precision=precision(model),
         input=value.name,
         shapes=shapes,
         dynamic=-1 in open_shape,
-        outputs={output.name: _dimensions(output) for output in model.graph.output},
+        outputs={output.name: dimensions(output) for output in model.graph.output},
         metadata=metadata,
     )
 
@@ -222,42 +215,13 @@ def _check_weights(source: Path, model: onnx.ModelProto, here: GpuEnvironment) -
                 )
 
 
-def _check_quantization(source: Path, model: onnx.ModelProto) -> None:
-    """Refuse zero points that TensorRT does not have: it takes signed integers around zero."""
-    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2}
-    for tensor in model.graph.initializer:
-        if tensor.name in zeros and (tensor.data_type == TensorProto.UINT8 or numpy_helper.to_array(tensor).any()):
-            raise InputError(
-                f"{source}: {tensor.name!r}: activations are quantized for ONNX Runtime on a CPU, and TensorRT takes "
-                "signed integers around zero only; convert it with int8_for_gpu"
-            )
-
-
-def _metadata(source: Path, model: onnx.ModelProto) -> dict[str, Any]:
-    """Ultralytics' metadata of an ONNX file, as plain values."""
-    metadata: dict[str, Any] = {}
-    for entry in model.metadata_props:
-        try:
-            metadata[entry.key] = ast.literal_eval(entry.value)
-        except (ValueError, SyntaxError):  # a text
-            metadata[entry.key] = entry.value
-    if lacking := [key for key in ("task", "stride", "names") if key not in metadata]:
-        raise InputError(f"{source}: its metadata have no {', '.join(lacking)}; export it with export_onnx")
-    return metadata
-
-
 def _check_has_no_nms(source: Path, model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
-    shape = _dimensions(model.graph.output[0])
+    shape = dimensions(model.graph.output[0])
     if len(shape) != 3 or shape[1] != 4 + len(metadata["names"]):
         raise InputError(
             f"{source}: its output is {shape}, and NMS takes (batch, {4 + len(metadata['names'])}, anchors) for "
             f"{len(metadata['names'])} classes; export it without NMS"
         )
-
-
-def _dimensions(value: onnx.ValueInfoProto) -> list[int]:
-    """Sizes of a tensor, -1 where they are open."""
-    return [size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim]
 
 
 def _shapes(source: Path, open_shape: list[int], profile: Profile | None, stride: int) -> dict[str, list[int]]:
@@ -280,14 +244,6 @@ def _shapes(source: Path, open_shape: list[int], profile: Profile | None, stride
     if not all(low <= best <= high for low, best, high in zip(*shapes.values(), strict=True)):
         raise InputError(f"options.profile = {asdict(profile)}: min, opt and max must rise, in each size")
     return shapes
-
-
-def _precision(model: onnx.ModelProto) -> str:
-    """The lowest precision in a graph."""
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        return "int8"
-    halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    return "fp16" if halves else "fp32"
 
 
 def _build(

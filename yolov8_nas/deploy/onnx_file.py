@@ -1,0 +1,74 @@
+"""What an exported ONNX file says of itself: metadata, shapes, precision."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from yolov8_nas.errors import InputError
+
+
+def read_onnx(source: Path) -> tuple[bytes, onnx.ModelProto]:
+    """The bytes of an ONNX file, and the graph in them.
+
+    Raises:
+        InputError: The file cannot be read, or is not valid.
+    """
+    try:
+        data = source.read_bytes()
+        model = onnx.load_from_string(data)
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror}); give the path of an ONNX file") from None
+    except Exception as error:  # protobuf's DecodeError and the checker's ValidationError have no common base
+        raise InputError(f"{source}: no valid ONNX file: {error}; export it again") from None
+    return data, model
+
+
+def read_metadata(source: Path, model: onnx.ModelProto) -> dict[str, Any]:
+    """Ultralytics' metadata of an ONNX file, as plain values.
+
+    Raises:
+        InputError: Task, stride or class names are not among them.
+    """
+    metadata: dict[str, Any] = {}
+    for entry in model.metadata_props:
+        try:
+            metadata[entry.key] = ast.literal_eval(entry.value)
+        except (ValueError, SyntaxError):  # a text
+            metadata[entry.key] = entry.value
+    if lacking := [key for key in ("task", "stride", "names") if key not in metadata]:
+        raise InputError(f"{source}: its metadata have no {', '.join(lacking)}; export it with export_onnx")
+    return metadata
+
+
+def dimensions(value: onnx.ValueInfoProto) -> list[int]:
+    """Sizes of a tensor, -1 where they are open."""
+    return [size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim]
+
+
+def precision(model: onnx.ModelProto) -> str:
+    """The lowest precision in a graph: `fp32`, `fp16` or `int8`."""
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return "fp16" if halves else "fp32"
+
+
+def check_zero_points(source: Path, model: onnx.ModelProto) -> None:
+    """Refuse zero points that TensorRT does not have: it takes signed integers around zero.
+
+    Raises:
+        InputError: The graph has others.
+    """
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2}
+    for tensor in model.graph.initializer:
+        if tensor.name in zeros and (tensor.data_type == TensorProto.UINT8 or numpy_helper.to_array(tensor).any()):
+            raise InputError(
+                f"{source}: {tensor.name!r}: activations are quantized for ONNX Runtime on a CPU, and TensorRT takes "
+                "signed integers around zero only; convert it with int8_for_gpu"
+            )
