@@ -65,8 +65,9 @@ def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
     for key in ("data", "store"):
         if changed.get(key) and "://" not in changed[key]:
             changed[key] = str(Path(changed[key]).expanduser().absolute())
-    if Path(changed.get("space", "")).suffix in (".yaml", ".yml"):
-        changed["space"] = str(Path(changed["space"]).absolute())
+    space = Path(changed.get("space", "")).expanduser()
+    if space.suffix in (".yaml", ".yml") and space.is_file():  # else it is a name
+        changed["space"] = str(space.absolute())
     supernet = changed.get("supernet") or {}
     if isinstance(supernet, dict) and supernet.get("weights"):
         changed["supernet"] = {**supernet, "weights": str(Path(supernet["weights"]).expanduser().absolute())}
@@ -117,7 +118,6 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
         "pipeline_root": str(workdir / "kfp"),
         "arguments": {
             "config": config.to_json(),
-            "targets": labels,
             "store": store_of(config, workdir),
             "run_id": run_id,
             "workdir": str(workdir),

@@ -70,9 +70,8 @@ class NAS:
         workdir: str | Path = "runs/nas",
         seed: int = 0,
     ) -> None:
-        name = _space_name(space)
-        self.space = SearchSpace.load(name)
-        settings = {"name": "nas", "space": name, "seed": seed, "targets": [_NO_TARGET]}
+        self.space = SearchSpace.load(space)
+        settings = {"name": "nas", "space": str(space), "seed": seed, "targets": [_NO_TARGET]}
         config = RunConfig.parse(with_absolute_paths(settings), "NAS")
         self._session = Session(config, Path(workdir).absolute(), _visible(device))
         self._trained: Path | None = None
@@ -491,14 +490,6 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
-
-
-def _space_name(space: str | Path) -> str:
-    """The space that a name means: a file of that name, else a built-in one, of which two spellings are known."""
-    if Path(space).is_file():
-        return str(Path(space).absolute())
-    spelled = re.fullmatch(r"yolov8([nsml]?)-nas-supernet(\.yaml)?", str(space))
-    return f"yolov8{spelled[1] or 'n'}" if spelled else str(space)
 
 
 def _limit(kind: str, value: float | str) -> str:

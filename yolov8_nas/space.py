@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -191,9 +192,15 @@ class SearchSpace:
     def load(cls, name: str | Path) -> SearchSpace:
         """Read a space by its name (`tiny`, `yolov8n`, ...) or from a YAML file.
 
+        `yolov8-nas-supernet.yaml` and `yolov8s-nas-supernet.yaml` are other names of YOLOv8n's and YOLOv8s's, unless
+        there is a file of that name.
+
         Raises:
             SpaceError: No such space, or the file does not describe one.
         """
+        spelled = re.fullmatch(r"yolov8([nsml]?)-nas-supernet(\.yaml)?", str(name))
+        if spelled and not Path(name).is_file():
+            name = f"yolov8{spelled[1] or 'n'}"
         builtin = Path(__file__).parent / "spaces" / f"{name}.yaml"
         path = builtin if builtin.is_file() else Path(name)
         if not path.is_file():
