@@ -1,13 +1,22 @@
-"""Compile the pipeline to YAML for a Kubeflow server: `python -m pipelines.compile OUT.yaml`."""
+"""The compiled pipeline: its YAML, its version, and the same as resources of Kubernetes."""
 
 from __future__ import annotations
 
-import sys
+import hashlib
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 from kfp import compiler
+from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
+from components import images
 from pipelines.pipeline import yolov8_nas
+from yolov8_nas.errors import InputError
+
+NAME: Final = "yolov8-nas"
+"""Name of the pipeline on a server."""
 
 
 def compile_pipeline(out: Path) -> None:
@@ -15,5 +24,53 @@ def compile_pipeline(out: Path) -> None:
     compiler.Compiler().compile(yolov8_nas, str(out))
 
 
-if __name__ == "__main__":
-    compile_pipeline(Path(sys.argv[1]))
+def version_of(package: Path) -> str:
+    """The name of a version: that of this package and a digest of the content, so that equal content has one name."""
+    return f"{version('yolov8-nas')}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
+
+
+def write_manifests(folder: Path, namespace: str | None) -> list[Path]:
+    """Write the pipeline as Pipeline and PipelineVersion, for a server that keeps pipelines in Kubernetes.
+
+    Args:
+        folder: Folder to write to; made if missing.
+        namespace: Namespace of the resources; nothing for that of whoever applies them.
+
+    Returns:
+        The files.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        package = Path(temporary) / "pipeline.yaml"
+        compile_pipeline(package)
+        name = f"{NAME}-{version_of(package)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.yaml"
+    options = KubernetesManifestOptions(
+        pipeline_name=NAME,
+        pipeline_version_name=name.replace(".", "-"),
+        pipeline_version_display_name=name,
+        namespace=namespace,
+        include_pipeline_manifest=True,
+    )
+    compiler.Compiler().compile(
+        yolov8_nas, str(file), kubernetes_manifest_format=True, kubernetes_manifest_options=options
+    )
+    return [file]
+
+
+def floating_images() -> list[str]:
+    """The kinds of image that are not named by digest."""
+    return [kind for kind in images.KINDS if not images.by_digest(images.reference(kind))]
+
+
+def require_digests() -> None:
+    """Refuse to give a cluster an image that can become another one under the same name.
+
+    Raises:
+        InputError: An image is not named by digest.
+    """
+    if floating := floating_images():
+        raise InputError(
+            f"image {', '.join(floating)}: not named by digest ({images.reference(floating[0])}); push them and write "
+            f"{images.FILE}, or set {images.VARIABLE}_{floating[0].upper()}=NAME@sha256:DIGEST"
+        )

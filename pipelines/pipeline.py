@@ -8,12 +8,21 @@
 The probe stands in two loops, because a loop's results cannot be picked up by another loop's iterations: the first
 one measures the device while the supernet trains, the second finds the result in the stage store and ends in a blink.
 
-Two things are as they are because of kfp.local 2.17: the branch of a target is a nested pipeline, since `dsl.If`
-directly inside a loop is silently false there; and what open-run found out travels as an artifact, since an output
-*parameter* taken into a loop silently becomes the loop's item there.
+Why pipelines are nested in pipelines:
+
+* What a person fills in becomes the settings of a run in open-run, and the loops go over what it found. An output
+  *parameter* taken directly into a loop silently becomes the loop's item in kfp.local 2.17; as the input of a pipeline
+  that has the loop in it, it arrives.
+* The nodes that a step runs on are chosen by parameters. kfp 2.17 compiles these right where the step stands directly
+  in a pipeline that has them as its own inputs. In a loop it refers to an input that is not there
+  (`targets-loop-item-subvar-node_affinity`), which nothing notices before the pod is to be made.
+* `dsl.If` directly in a loop is silently false in kfp.local 2.17.
+
+hw-probe stands in two nested pipelines, and kfp 2.17 mixes up the pod settings of steps of one name when it merges
+pipelines. Both take them from the same names (`_target_pod`), so there is nothing to mix up; a test holds this.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from kfp import dsl
 
@@ -26,14 +35,67 @@ from components.register.component import register
 from components.search.component import search
 from components.supernet_train.component import supernet_train
 from components.trt_export.component import trt_export
+from pipelines.pods import GPU_TOLERATION, STORE, Light, Placed, light, placed
 
 PROBES: Final = "probes"
 """Name of the loop that measures the devices."""
 
+_SHORT: Final = Light(cpu="1", memory="4Gi", hours=2)
+_DATA: Final = Light(cpu="4", memory="8Gi", hours=12, cpu_request="1", memory_request="2Gi")
 
-def _no_cache(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """State lives in the stage store; a second cache beside it would only be another thing that can be stale."""
-    return task.set_caching_options(False)
+
+def _trains(task: dsl.PipelineTask, name: str, where: Placed, hours: int) -> dsl.PipelineTask:
+    return placed(task, name, where, hours=hours, priority="yolov8-nas-training")
+
+
+def _measures(task: dsl.PipelineTask, name: str, where: Placed) -> dsl.PipelineTask:
+    return placed(task, name, where, hours=72, priority="yolov8-nas-target")
+
+
+def _uncached(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
+    return task.set_caching_options(False).set_display_name(name)
+
+
+def _target_pod(gpus: Any, cpu: Any, memory: Any, node_affinity: Any, tolerations: Any) -> Placed:
+    return Placed(gpus, cpu, memory, tolerations, node_affinity=node_affinity)
+
+
+def _training_pod(
+    training_gpus: Any, training_cpu: Any, training_memory: Any, training_labels: Any, training_tolerations: Any
+) -> Placed:
+    return Placed(training_gpus, training_cpu, training_memory, training_tolerations, node_labels=training_labels)
+
+
+@dsl.pipeline(name="probe-target", description="Measure one device while the supernet trains")
+def probe_target(
+    config: str,
+    target: str,
+    store: str,
+    run_id: str,
+    target_gpus: str,
+    target_cpu: str,
+    target_memory: str,
+    target_affinity: dict[str, Any],
+    target_tolerations: list[Any],
+    run: dsl.Input[dsl.Artifact],
+) -> None:
+    """Probe one target.
+
+    Args:
+        config: Run configuration as JSON.
+        target: Label of the target.
+        store: The stage store.
+        run_id: Name of the run.
+        target_gpus: GPUs of the target's steps.
+        target_cpu: Their cores.
+        target_memory: Their memory.
+        target_affinity: Their nodes.
+        target_tolerations: Taints of these nodes.
+        run: What open-run found out.
+    """
+    pod = _target_pod(target_gpus, target_cpu, target_memory, target_affinity, target_tolerations)
+    probe = hw_probe(config=config, target=target, store=store, run_id=run_id, gpus=target_gpus, run=run)
+    _measures(probe, "Measure the device", pod)
 
 
 @dsl.pipeline(name="target-branch", description="One target: from the supernet to a registered detector")
@@ -42,6 +104,16 @@ def target_branch(
     target: str,
     store: str,
     run_id: str,
+    target_gpus: str,
+    target_cpu: str,
+    target_memory: str,
+    target_affinity: dict[str, Any],
+    target_tolerations: list[Any],
+    training_gpus: str,
+    training_cpu: str,
+    training_memory: str,
+    training_labels: dict[str, Any],
+    training_tolerations: list[Any],
     run: dsl.Input[dsl.Artifact],
     dataset: dsl.Input[dsl.Dataset],
     supernet: dsl.Input[dsl.Model],
@@ -53,95 +125,192 @@ def target_branch(
         target: Label of the target.
         store: The stage store.
         run_id: Name of the run.
+        target_gpus: GPUs of the target's steps.
+        target_cpu: Their cores.
+        target_memory: Their memory.
+        target_affinity: Their nodes.
+        target_tolerations: Taints of these nodes.
+        training_gpus: GPUs of a training.
+        training_cpu: Its cores.
+        training_memory: Its memory.
+        training_labels: Labels of its nodes.
+        training_tolerations: Taints of these nodes.
         run: What open-run found out.
         dataset: Tar of data-prep.
         supernet: Tar of supernet-train.
     """
-    probe = _no_cache(hw_probe(config=config, target=target, store=store, run_id=run_id, run=run))
-    found = _no_cache(
-        search(
-            config=config,
-            target=target,
-            store=store,
-            run_id=run_id,
-            dataset=dataset,
-            supernet=supernet,
-            probe=probe.outputs["probe"],
-        )
+    pod = _target_pod(target_gpus, target_cpu, target_memory, target_affinity, target_tolerations)
+    common = {"config": config, "target": target, "store": store, "run_id": run_id}
+    probe = _measures(hw_probe(**common, gpus=target_gpus, run=run), "Measure the device", pod).outputs["probe"]
+    found = _measures(
+        search(**common, gpus=target_gpus, dataset=dataset, supernet=supernet, probe=probe), "Search networks", pod
     )
-    tuned = _no_cache(
-        qat_finetune(
-            config=config,
-            target=target,
-            store=store,
-            run_id=run_id,
-            dataset=dataset,
-            supernet=supernet,
-            candidates=found.outputs["candidates"],
-        )
-    )
-    exported = _no_cache(
-        trt_export(
-            config=config,
-            target=target,
-            store=store,
-            run_id=run_id,
-            dataset=dataset,
-            probe=probe.outputs["probe"],
-            candidates=found.outputs["candidates"],
-            tuned=tuned.outputs["tuned"],
-        )
-    )
-    _no_cache(
+    candidates = found.outputs["candidates"]
+    tuned = _trains(
+        qat_finetune(**common, gpus=training_gpus, dataset=dataset, supernet=supernet, candidates=candidates),
+        "Fine-tune and quantize",
+        _training_pod(training_gpus, training_cpu, training_memory, training_labels, training_tolerations),
+        hours=7 * 24,
+    ).outputs["tuned"]
+    exported = _measures(
+        trt_export(**common, gpus=target_gpus, dataset=dataset, probe=probe, candidates=candidates, tuned=tuned),
+        "Export and verify",
+        pod,
+    ).outputs["exported"]
+    light(
         register(
-            config=config,
-            target=target,
-            store=store,
-            run_id=run_id,
+            **common,
             run=run,
             dataset=dataset,
             supernet=supernet,
-            probe=probe.outputs["probe"],
-            candidates=found.outputs["candidates"],
-            tuned=tuned.outputs["tuned"],
-            exported=exported.outputs["exported"],
-        )
+            probe=probe,
+            candidates=candidates,
+            tuned=tuned,
+            exported=exported,
+        ),
+        "Register the model",
+        _SHORT,
     )
+
+
+@dsl.pipeline(name="all-targets", description="Dataset and supernet once, then a branch for each target")
+def all_targets(
+    config: str,
+    branches: list,  # type: ignore[type-arg]  # kfp takes an item's parts to be of its type, and knows no Any
+    store: str,
+    run_id: str,
+    training_gpus: str,
+    training_cpu: str,
+    training_memory: str,
+    training_labels: dict[str, Any],
+    training_tolerations: list[Any],
+    run: dsl.Input[dsl.Artifact],
+) -> None:
+    """Everything between opening and closing a run.
+
+    Args:
+        config: Run configuration as JSON.
+        branches: Where the steps of each target run, from open-run.
+        store: The stage store.
+        run_id: Name of the run.
+        training_gpus: GPUs of a training.
+        training_cpu: Its cores.
+        training_memory: Its memory.
+        training_labels: Labels of its nodes.
+        training_tolerations: Taints of these nodes.
+        run: What open-run found out.
+    """
+    common = {"config": config, "store": store, "run_id": run_id}
+    training = {
+        "training_gpus": training_gpus,
+        "training_cpu": training_cpu,
+        "training_memory": training_memory,
+        "training_labels": training_labels,
+        "training_tolerations": training_tolerations,
+    }
+
+    def of(branch: Any) -> dict[str, Any]:
+        return {
+            **common,
+            "target": branch.label,
+            "target_gpus": branch.gpus,
+            "target_cpu": branch.cpu,
+            "target_memory": branch.memory,
+            "target_affinity": branch.node_affinity,
+            "target_tolerations": branch.tolerations,
+            "run": run,
+        }
+
+    data = light(data_prep(**common), "Prepare the dataset", _DATA)
+    data.set_retry(2, backoff_duration="60s")
+    with dsl.ParallelFor(branches, name=PROBES) as branch:
+        _uncached(probe_target(**of(branch)), "Measure early")
+    trained = _trains(
+        supernet_train(**common, gpus=training_gpus, dataset=data.outputs["dataset"]),
+        "Train the supernet",
+        _training_pod(**training),
+        hours=14 * 24,
+    )
+    # A lost pod goes on from its last checkpoint. In loops kfp ignores retries: there the run is started again.
+    trained.set_retry(5, backoff_duration="60s")
+    with dsl.ParallelFor(branches, name="targets") as branch:
+        _uncached(
+            target_branch(
+                **of(branch), **training, dataset=data.outputs["dataset"], supernet=trained.outputs["supernet"]
+            ),
+            "One target",
+        )
 
 
 @dsl.pipeline(name="yolov8-nas", description="Hardware-aware architecture search for YOLOv8-style detectors")
 def yolov8_nas(
-    config: str,
-    targets: list[str],
-    store: str,
-    run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+    config: str = "",
+    data: str = "",
+    targets: list[Any] = [],  # noqa: B006 - kfp wants the value itself
+    constraints: list[Any] = [],  # noqa: B006
+    precision: str = "",
+    budget: float = 1.0,
+    store: str = STORE,
+    training_gpus: str = "1",
+    training_cpu: str = "7",
+    training_memory: str = "28Gi",
+    training_labels: dict[str, Any] = {},  # noqa: B006
+    target_pools: dict[str, Any] = {},  # noqa: B006
+    tolerations: list[Any] = [GPU_TOLERATION],  # noqa: B006
+    run_id: str = "",
     workdir: str = "",
 ) -> None:
-    """The whole way of the data.
+    """The whole way of the data. Left as it is, it runs the demo on a CPU target.
 
     Args:
-        config: Run configuration as JSON.
-        targets: Labels of the targets, as `stages.stage.target_labels` makes them.
-        store: The stage store.
-        run_id: Name of the run; Kubeflow's own by default.
+        config: Run configuration as YAML or JSON: the whole file. Empty for the demo's. What follows is laid over it.
+        data: Dataset: a folder or archive under /store, s3:// or https://. Empty for the configuration's.
+        targets: Devices to search for, by name (["NVIDIA_T4", "NVIDIA_A10"]) or in full ([{"hardware": "NVIDIA_T4",
+            "runtime": "tensorrt", "precision": "int8", "constraints": ["latency<=2.5ms"]}]). Empty for the
+            configuration's.
+        constraints: Limits for every target, for example ["latency<=8ms", "memory<=1GiB"]. Empty for the
+            configuration's.
+        precision: fp32, fp16, int8 or best, for every target. Empty for the configuration's.
+        budget: Factor on epochs and generations: 0.1 for a cheap trial.
+        store: The stage store: what is there is not computed again.
+        training_gpus: GPUs of a training step, "0" for a cluster without.
+        training_cpu: Cores of a training step.
+        training_memory: Memory of a training step.
+        training_labels: Labels of the nodes that train, for example {"nvidia.com/gpu.product": "NVIDIA-A10"}. Empty for
+            any.
+        target_pools: Nodes and resources of targets by hardware, where the defaults are not right, for example
+            {"nvidia-t4": {"node_labels": {"pool": "t4"}, "cpu": "3", "memory": "12Gi"}}.
+        tolerations: Taints that steps on GPU nodes tolerate, as Kubernetes writes them.
+        run_id: Name of the run. Empty for Kubeflow's own.
         workdir: Folder for summary, report and models; empty for none beside the artifacts.
     """
-    end = close_run(config=config, targets=targets, store=store, run_id=run_id, workdir=workdir)
-    with dsl.ExitHandler(_no_cache(end)):
-        opened = _no_cache(open_run(config=config, targets=targets, store=store, run_id=run_id))
-        data = _no_cache(data_prep(config=config, store=store, run_id=run_id).after(opened))
-        with dsl.ParallelFor(targets, name=PROBES) as target:
-            _no_cache(hw_probe(config=config, target=target, store=store, run_id=run_id, run=opened.outputs["run"]))
-        trained = _no_cache(supernet_train(config=config, store=store, run_id=run_id, dataset=data.outputs["dataset"]))
-        with dsl.ParallelFor(targets, name="targets") as target:
-            _no_cache(
-                target_branch(
-                    config=config,
-                    target=target,
-                    store=store,
-                    run_id=run_id,
-                    run=opened.outputs["run"],
-                    dataset=data.outputs["dataset"],
-                    supernet=trained.outputs["supernet"],
-                )
-            )
+    job: Final = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # only in the place of a task's argument does Kubeflow fill it in
+    end = close_run(store=store, run_id=run_id, job_id=job, workdir=workdir)
+    with dsl.ExitHandler(light(end, "Report and verdict", _SHORT), name="Search for all targets"):
+        opened = open_run(
+            config=config,
+            data=data,
+            targets=targets,
+            constraints=constraints,
+            precision=precision,
+            budget=budget,
+            target_pools=target_pools,
+            tolerations=tolerations,
+            store=store,
+            run_id=run_id,
+            job_id=job,
+        )
+        light(opened, "Check and open the run", _SHORT)
+        everything = all_targets(
+            config=opened.outputs["settings"],
+            branches=opened.outputs["branches"],
+            store=store,
+            run_id=opened.outputs["name"],
+            training_gpus=training_gpus,
+            training_cpu=training_cpu,
+            training_memory=training_memory,
+            training_labels=training_labels,
+            training_tolerations=tolerations,
+            run=opened.outputs["run"],
+        )
+        _uncached(everything, "Dataset, supernet, targets")

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolov8_nas import cli_analyze, cli_models
-from yolov8_nas.config import RunConfig
+from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
 from yolov8_nas.store import ArchiveError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from yolov8_nas.nas import Subnet
 
 
-class _Commands(typer.core.TyperGroup):
+class Commands(typer.core.TyperGroup):
     """Turns the failures that are foreseen into one message and an exit status."""
 
     def invoke(self, context: Any) -> Any:
@@ -46,7 +46,7 @@ class _Commands(typer.core.TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -215,15 +215,24 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@app.command(name="compile")
-def compile_(
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("yolov8-nas.yaml"),
-) -> None:
-    """Compile the pipeline to YAML for a Kubeflow Pipelines server."""
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}; make it first")
-    subprocess.run([sys.executable, "-m", "pipelines.compile", str(out)], check=True)
-    typer.echo(f"wrote {out}")
+def _in_cluster(context: typer.Context) -> None:
+    """Hand a command to the part of this project that knows Kubeflow, which this library does not."""
+    command = [sys.executable, "-m", "pipelines.cli", str(context.info_name), *context.args]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+for _name, _help in {
+    "compile": "Compile the pipeline to YAML for a Kubeflow Pipelines server.",
+    "submit": "Run the pipeline in a Kubeflow cluster.",
+    "schedule": "Run the pipeline in a Kubeflow cluster again and again.",
+    "plan": "Show the steps of a run in a cluster, its GPU hours and its cost.",
+}.items():
+    app.command(
+        _name,
+        help=_help,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_in_cluster)
 
 
 @data_app.command("check")
@@ -307,24 +316,8 @@ def _asked(
     from yolov8_nas.local import with_absolute_paths
 
     settings = RunConfig.load(config, overrides or ()).model_dump(mode="json")
-    if data is not None:
-        settings["data"] = data
-    settings["targets"] = _targets(settings["targets"], hardware or (), constraints or (), precision)
-    return RunConfig.parse(with_absolute_paths(settings), f"{config} with the options given")
-
-
-def _targets(
-    targets: list[dict[str, Any]], hardware: Sequence[str], constraints: Sequence[str], precision: str | None
-) -> list[dict[str, Any]]:
-    """The configured targets with the options laid over them; devices that are named replace those configured."""
-    if hardware:
-        targets = [{**targets[0], "hardware": name} for name in hardware]
-    changes: dict[str, Any] = {}
-    if constraints:
-        changes["constraints"] = list(constraints)
-    if precision is not None:
-        changes["precision"] = precision
-    return [{**target, **changes} for target in targets]
+    changed = lay_over(settings, data=data, targets=hardware or (), constraints=constraints or (), precision=precision)
+    return RunConfig.parse(with_absolute_paths(changed), f"{config} with the options given")
 
 
 def _check(config: RunConfig, workdir: Path) -> None:

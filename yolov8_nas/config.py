@@ -323,7 +323,7 @@ def lay_over(
         changed["data"] = data
     first = (settings.get("targets") or [{}])[0]
     asked = [{**first, "hardware": target} if isinstance(target, str) else target for target in targets]
-    changes = {"constraints": list(constraints)} if constraints else {}
+    changes: dict[str, Any] = {"constraints": list(constraints)} if constraints else {}
     changes |= {"precision": precision} if precision else {}
     changed["targets"] = [{**target, **changes} for target in asked or settings.get("targets", [])]
     for section, keys in _BUDGETED.items() if budget != 1 else ():

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from yolov8_nas.config import RunConfig
+import yaml
+
+from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError
 from yolov8_nas.stages.stage import STAGES, open_store, target_labels
 from yolov8_nas.store import Store, read_json, write_json
 
 RUN_FILE: Final = "run.json"
+CONFIG_FILE: Final = "config.json"
 
 
-def open_run(config: str, *, targets: Sequence[str], store: str, run_id: str, output: Path) -> dict[str, Any]:
+def requested(config: str, **asked: Any) -> RunConfig:
+    """The run configuration that somebody filled in.
+
+    Args:
+        config: A run configuration as YAML or JSON; empty for the demo's.
+        asked: What is laid over it, as `config.lay_over` takes it.
+
+    Raises:
+        InputError: It is no mapping, a key is unknown, a value is not of its form.
+    """
+    text = config.strip() or resources.files("yolov8_nas").joinpath("demo.yaml").read_text()
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"config: neither YAML nor JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"config: expected a mapping of settings, got {type(settings).__name__}")
+    return RunConfig.parse(lay_over(settings, **asked), "config")
+
+
+def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dict[str, Any]:
     """Check what can be checked before anything is paid for, and open the run in MLflow.
 
     Args:
-        config: The run configuration as JSON.
-        targets: Labels of the targets.
+        config: The run configuration.
         store: The stage store.
         run_id: Name of the run.
         output: File for what later tasks need to know: the number of classes, MLflow's run and where it is.
@@ -34,30 +56,27 @@ def open_run(config: str, *, targets: Sequence[str], store: str, run_id: str, ou
     from yolov8_nas.registry import tracking
     from yolov8_nas.space import SearchSpace
 
-    parsed = RunConfig.parse(json.loads(config), "run configuration")
-    if list(targets) != target_labels(parsed):
-        raise InputError(f"targets {list(targets)} are not those of the configuration, {target_labels(parsed)}")
-    SearchSpace.load(parsed.space)
-    dataset = check_source(parsed.data)
-    uri = tracking.resolve_uri(parsed.tracking.uri, store)
+    # The task that closes the run has no inputs but the run's name, since it also runs when this one never ended.
+    folder = open_store(store).run_folder(run_id)
+    write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
+    SearchSpace.load(config.space)
+    dataset = check_source(config.data)
+    uri = tracking.resolve_uri(config.tracking.uri, store)
     opened = {
         "run_id": run_id,
-        "config": parsed.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "classes": list(dataset.names),
         "num_classes": len(dataset.names),
         "tracking_uri": uri,
-        "mlflow_run": tracking.open_run(parsed, run_id, uri),
+        "mlflow_run": tracking.open_run(config, run_id, uri),
     }
     write_json(output, opened)
-    # The task that closes the run has no inputs, since it also runs when this one never ended.
-    write_json(open_store(store).run_folder(run_id) / RUN_FILE, opened)
+    write_json(folder / RUN_FILE, opened)
     return opened
 
 
 def close_run(
-    config: str,
     *,
-    targets: Sequence[str],
     store: str,
     run_id: str,
     workdir: Path | None,
@@ -68,31 +87,34 @@ def close_run(
     """Write summary and report of a run, however it ended, and close it in MLflow.
 
     Args:
-        config: The run configuration as JSON.
-        targets: Labels of the targets.
         store: The stage store.
         run_id: Name of the run.
         workdir: Folder for `summary.json`, `report.html` and the models that ship; nothing for a temporary one.
         summary_file: Where a copy of the summary goes.
         report_file: Where a copy of the report goes.
         pipeline_error: What the pipeline says went wrong, if anything.
+
+    Raises:
+        InputError: The run was never opened.
     """
     from yolov8_nas.registry import spool
     from yolov8_nas.report.build import build_report
     from yolov8_nas.summary import summarise
 
     opened_store = open_store(store)
-    parsed = RunConfig.parse(json.loads(config), "run configuration")
+    folder = opened_store.run_folder(run_id)
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"run {run_id} was never opened in {store}; the log of open-run says why")
+    config = RunConfig.parse(read_json(folder / CONFIG_FILE), "run configuration")
     with tempfile.TemporaryDirectory() as temporary:
         out = workdir or Path(temporary)
-        summary = summarise(opened_store, run_id, out, parsed, pipeline_error)
-        report = build_report(summary, evidence(opened_store, run_id, targets), out / "report.html")
+        summary = summarise(opened_store, run_id, out, config, pipeline_error)
+        report = build_report(summary, evidence(opened_store, run_id, target_labels(config)), out / "report.html")
         for source, copy in ((out / "summary.json", summary_file), (report, report_file)):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-        opened = opened_store.run_folder(run_id) / RUN_FILE
-        if opened.is_file():
-            known = read_json(opened)
+        if (folder / RUN_FILE).is_file():
+            known = read_json(folder / RUN_FILE)
             spool.close_or_keep(opened_store.root, known["tracking_uri"], known["mlflow_run"], summary, out)
     return summary
 

@@ -2,43 +2,53 @@
 
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import CPU
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=CPU, install_kfp_package=False)
 def close_run(
-    config: str,
-    targets: list[str],
     store: str,
     run_id: str,
+    job_id: str,
     workdir: str,
     summary: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
+    verdict: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
     status: dsl.PipelineTaskFinalStatus,
 ) -> None:
-    """Write summary and report of a run, however it ended, and close it in MLflow.
+    """Write summary and report of a run, however it ended, close it in MLflow, and say which targets have a model.
+
+    It fails where no target has one, after everything is written.
 
     Args:
-        config: Run configuration as JSON.
-        targets: Labels of the targets.
         store: The stage store.
-        run_id: Name of the run.
+        run_id: Name of the run, where not empty.
+        job_id: Name of the run otherwise: Kubeflow's own.
         workdir: Folder for summary.json, report.html and the models; empty for none beside the artifacts.
         summary: summary.json.
         report: report.html.
+        verdict: The targets, each with its model or why it has none.
+        metrics: Figures of the targets.
         status: How the pipeline ended, from Kubeflow.
     """
     from pathlib import Path
 
     from yolov8_nas.lifecycle import close_run
+    from yolov8_nas.report.step import tell_run
 
-    close_run(
-        config,
-        targets=targets,
+    closed = close_run(
         store=store,
-        run_id=run_id,
+        run_id=run_id or job_id,
         workdir=Path(workdir) if workdir else None,
         summary_file=Path(summary.path),
         report_file=Path(report.path),
-        pipeline_error=status.error_message if status.state == "FAILED" else None,
+        pipeline_error=status.error_message or "a task failed" if status.state == "FAILED" else None,
     )
+    told = tell_run(closed)
+    for name, value in told.figures.items():
+        metrics.log_metric(name, value)
+    Path(verdict.path).write_text(told.markdown)
+    print(told.markdown, flush=True)
+    if not told.figures["targets_with_a_model"]:
+        raise SystemExit("no target has a model")

@@ -2,15 +2,17 @@
 
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import CPU
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=CPU, install_kfp_package=False)
 def data_prep(
     config: str,
     store: str,
     run_id: str,
     dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.Markdown],
 ) -> None:
     """Check a dataset and cut it into train, search and val.
 
@@ -19,18 +21,18 @@ def data_prep(
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
         dataset: Tar of the result, its SHA-256 in the metadata.
+        metrics: Figures of the result.
+        report: A page on the result.
     """
-    from pathlib import Path
+    from components.step import run_step
 
-    from yolov8_nas.stages.stage import run_stage
-
-    outcome = run_stage(
+    run_step(
         "data-prep",
         config=config,
         target=None,
-        inputs={},
-        output=Path(dataset.path),
         store=store,
         run_id=run_id,
+        output=dataset,
+        metrics=metrics,
+        report=report,
     )
-    dataset.metadata["sha256"] = outcome.digest

@@ -2,17 +2,20 @@
 
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import TARGET
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=TARGET, install_kfp_package=False)
 def hw_probe(
     config: str,
     target: str,
     store: str,
     run_id: str,
+    gpus: str,
     run: dsl.Input[dsl.Artifact],
     probe: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.Markdown],
 ) -> None:
     """Measure the target device and fit its latency model.
 
@@ -21,23 +24,27 @@ def hw_probe(
         target: Label of the target.
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
+        gpus: GPUs that this step was promised; with fewer it does not begin.
         run: What open-run found out.
         probe: Tar of the result, its SHA-256 in the metadata.
+        metrics: Figures of the result.
+        report: A page on the result.
     """
     import json
     from pathlib import Path
 
-    from yolov8_nas.stages.stage import run_stage
+    from components.step import run_step
 
     opened = json.loads(Path(run.path).read_text())
-    outcome = run_stage(
+    run_step(
         "hw-probe",
         config=config,
         target=target,
-        inputs={},
-        parameters={"num_classes": opened["num_classes"]},
-        output=Path(probe.path),
         store=store,
         run_id=run_id,
+        gpus=gpus,
+        parameters={"num_classes": opened["num_classes"]},
+        output=probe,
+        metrics=metrics,
+        report=report,
     )
-    probe.metadata["sha256"] = outcome.digest

@@ -1,29 +1,61 @@
 """open-run as a Kubeflow component."""
 
+from typing import Any, NamedTuple
+
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import CPU
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=CPU, install_kfp_package=False)
 def open_run(
     config: str,
-    targets: list[str],
+    data: str,
+    targets: list[Any],
+    constraints: list[Any],
+    precision: str,
+    budget: float,
+    target_pools: dict[str, Any],
+    tolerations: list[Any],
     store: str,
     run_id: str,
+    job_id: str,
     run: dsl.Output[dsl.Artifact],
-) -> None:
-    """Check what can be checked before anything is paid for, and open the run in MLflow.
+) -> NamedTuple("Opened", [("settings", str), ("branches", list), ("name", str)]):  # type: ignore[valid-type]
+    """Put together what is asked for, check what can be checked before anything is paid for, open the run in MLflow.
 
     Args:
-        config: Run configuration as JSON.
-        targets: Labels of the targets.
+        config: Run configuration as YAML or JSON; the demo's where it is empty.
+        data: Dataset instead of the configuration's, where not empty.
+        targets: Targets instead of the configuration's, where not empty.
+        constraints: Limits for every target, where not empty.
+        precision: Precision for every target, where not empty.
+        budget: Factor on epochs and generations.
+        target_pools: What is special about the nodes of a target, by hardware.
+        tolerations: Taints of GPU nodes.
         store: The stage store.
-        run_id: Name of the run.
+        run_id: Name of the run, where not empty.
+        job_id: Name of the run otherwise: Kubeflow's own.
         run: JSON: what later tasks need to know of the run.
+
+    Returns:
+        settings: The whole run configuration as JSON.
+        branches: Where each target's steps run: `label`, `gpus`, `cpu`, `memory`, `node_affinity`,
+            `tolerations`.
+        name: Name of the run.
     """
+    import json
+    from collections import namedtuple
+    from dataclasses import asdict
     from pathlib import Path
 
-    from yolov8_nas.lifecycle import open_run
+    from components.placement import branches
+    from yolov8_nas.lifecycle import open_run, requested
 
-    open_run(config, targets=targets, store=store, run_id=run_id, output=Path(run.path))
+    asked = requested(config, data=data, targets=targets, constraints=constraints, precision=precision, budget=budget)
+    placed = [asdict(branch) for branch in branches(asked, target_pools, tolerations)]
+    print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}", flush=True)
+    Opened = namedtuple("Opened", "settings branches name")
+    name = run_id or job_id
+    open_run(asked, store=store, run_id=name, output=Path(run.path))
+    return Opened(asked.to_json(), placed, name)

@@ -2,19 +2,22 @@
 
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import TRAINING
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=TRAINING, install_kfp_package=False)
 def qat_finetune(
     config: str,
     target: str,
     store: str,
     run_id: str,
+    gpus: str,
     dataset: dsl.Input[dsl.Dataset],
     supernet: dsl.Input[dsl.Model],
     candidates: dsl.Input[dsl.Artifact],
     tuned: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.Markdown],
 ) -> None:
     """Fine-tune the candidates, train with quantization, train the stock baseline.
 
@@ -23,24 +26,25 @@ def qat_finetune(
         target: Label of the target.
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
+        gpus: GPUs that this step was promised; with fewer it does not begin.
         dataset: Tar of data-prep.
         supernet: Tar of supernet-train.
         candidates: Tar of search.
         tuned: Tar of the result, its SHA-256 in the metadata.
+        metrics: Figures of the result.
+        report: A page on the result.
     """
-    from pathlib import Path
+    from components.step import run_step
 
-    from yolov8_nas.stages.stage import run_stage
-
-    artifacts = {"data-prep": dataset, "supernet-train": supernet, "search": candidates}
-    outcome = run_stage(
+    run_step(
         "qat-finetune",
         config=config,
         target=target,
-        inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
-        digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
-        output=Path(tuned.path),
         store=store,
         run_id=run_id,
+        gpus=gpus,
+        inputs={"data-prep": dataset, "supernet-train": supernet, "search": candidates},
+        output=tuned,
+        metrics=metrics,
+        report=report,
     )
-    tuned.metadata["sha256"] = outcome.digest

@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import CPU
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=CPU, install_kfp_package=False)
 def register(
     config: str,
     target: str,
@@ -19,6 +19,8 @@ def register(
     tuned: dsl.Input[dsl.Model],
     exported: dsl.Input[dsl.Model],
     registered: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.Markdown],
 ) -> None:
     """Register what ships, with everything that led to it.
 
@@ -35,35 +37,36 @@ def register(
         tuned: Tar of qat-finetune.
         exported: Tar of trt-export.
         registered: Tar of the result, its SHA-256 in the metadata.
+        metrics: Figures of the result.
+        report: A page on the result.
     """
     import json
     from pathlib import Path
 
-    from yolov8_nas.stages.stage import run_stage
+    from components.step import run_step
 
-    artifacts = {
-        "data-prep": dataset,
-        "supernet-train": supernet,
-        "hw-probe": probe,
-        "search": candidates,
-        "qat-finetune": tuned,
-        "trt-export": exported,
-    }
     opened = json.loads(Path(run.path).read_text())
-    outcome = run_stage(
+    run_step(
         "register",
         config=config,
         target=target,
-        inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
-        digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
+        store=store,
+        run_id=run_id,
+        inputs={
+            "data-prep": dataset,
+            "supernet-train": supernet,
+            "hw-probe": probe,
+            "search": candidates,
+            "qat-finetune": tuned,
+            "trt-export": exported,
+        },
         parameters={
             "run_id": run_id,
             "label": target,
             "mlflow_run": opened["mlflow_run"],
             "tracking_uri": opened["tracking_uri"],
         },
-        output=Path(registered.path),
-        store=store,
-        run_id=run_id,
+        output=registered,
+        metrics=metrics,
+        report=report,
     )
-    registered.metadata["sha256"] = outcome.digest

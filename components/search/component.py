@@ -2,19 +2,22 @@
 
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import TARGET
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=TARGET, install_kfp_package=False)
 def search(
     config: str,
     target: str,
     store: str,
     run_id: str,
+    gpus: str,
     dataset: dsl.Input[dsl.Dataset],
     supernet: dsl.Input[dsl.Model],
     probe: dsl.Input[dsl.Artifact],
     candidates: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.Markdown],
 ) -> None:
     """Search the target's best networks within its limits.
 
@@ -23,24 +26,25 @@ def search(
         target: Label of the target.
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
+        gpus: GPUs that this step was promised; with fewer it does not begin.
         dataset: Tar of data-prep.
         supernet: Tar of supernet-train.
         probe: Tar of hw-probe for this target.
         candidates: Tar of the result, its SHA-256 in the metadata.
+        metrics: Figures of the result.
+        report: A page on the result.
     """
-    from pathlib import Path
+    from components.step import run_step
 
-    from yolov8_nas.stages.stage import run_stage
-
-    artifacts = {"data-prep": dataset, "supernet-train": supernet, "hw-probe": probe}
-    outcome = run_stage(
+    run_step(
         "search",
         config=config,
         target=target,
-        inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
-        digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
-        output=Path(candidates.path),
         store=store,
         run_id=run_id,
+        gpus=gpus,
+        inputs={"data-prep": dataset, "supernet-train": supernet, "hw-probe": probe},
+        output=candidates,
+        metrics=metrics,
+        report=report,
     )
-    candidates.metadata["sha256"] = outcome.digest

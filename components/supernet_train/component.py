@@ -2,16 +2,19 @@
 
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import TRAINING
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=TRAINING, install_kfp_package=False)
 def supernet_train(
     config: str,
     store: str,
     run_id: str,
+    gpus: str,
     dataset: dsl.Input[dsl.Dataset],
     supernet: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.Markdown],
 ) -> None:
     """Train the weight-sharing supernet.
 
@@ -19,22 +22,23 @@ def supernet_train(
         config: Run configuration as JSON.
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
+        gpus: GPUs that this step was promised; with fewer it does not begin.
         dataset: Tar of data-prep.
         supernet: Tar of the result, its SHA-256 in the metadata.
+        metrics: Figures of the result.
+        report: A page on the result.
     """
-    from pathlib import Path
+    from components.step import run_step
 
-    from yolov8_nas.stages.stage import run_stage
-
-    artifacts = {"data-prep": dataset}
-    outcome = run_stage(
+    run_step(
         "supernet-train",
         config=config,
         target=None,
-        inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
-        digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
-        output=Path(supernet.path),
         store=store,
         run_id=run_id,
+        gpus=gpus,
+        inputs={"data-prep": dataset},
+        output=supernet,
+        metrics=metrics,
+        report=report,
     )
-    supernet.metadata["sha256"] = outcome.digest

@@ -2,20 +2,23 @@
 
 from kfp import dsl
 
-from components.images import IMAGE
+from components.images import TARGET
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=TARGET, install_kfp_package=False)
 def trt_export(
     config: str,
     target: str,
     store: str,
     run_id: str,
+    gpus: str,
     dataset: dsl.Input[dsl.Dataset],
     probe: dsl.Input[dsl.Artifact],
     candidates: dsl.Input[dsl.Artifact],
     tuned: dsl.Input[dsl.Model],
     exported: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.Markdown],
 ) -> None:
     """Export, measure and score the tuned candidates; ship the best that keeps the limits.
 
@@ -24,25 +27,31 @@ def trt_export(
         target: Label of the target.
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
+        gpus: GPUs that this step was promised; with fewer it does not begin.
         dataset: Tar of data-prep.
         probe: Tar of hw-probe for this target.
         candidates: Tar of search.
         tuned: Tar of qat-finetune.
         exported: Tar of the result, its SHA-256 in the metadata.
+        metrics: Figures of the result.
+        report: A page on the result.
     """
-    from pathlib import Path
+    from components.step import run_step
 
-    from yolov8_nas.stages.stage import run_stage
-
-    artifacts = {"data-prep": dataset, "hw-probe": probe, "search": candidates, "qat-finetune": tuned}
-    outcome = run_stage(
+    run_step(
         "trt-export",
         config=config,
         target=target,
-        inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
-        digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
-        output=Path(exported.path),
         store=store,
         run_id=run_id,
+        gpus=gpus,
+        inputs={
+            "data-prep": dataset,
+            "hw-probe": probe,
+            "search": candidates,
+            "qat-finetune": tuned,
+        },
+        output=exported,
+        metrics=metrics,
+        report=report,
     )
-    exported.metadata["sha256"] = outcome.digest

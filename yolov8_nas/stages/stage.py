@@ -237,6 +237,7 @@ def run_stage(
     run_id: str,
     parameters: Mapping[str, Any] | None = None,
     digests: Mapping[str, str] | None = None,
+    gpus: int = 0,
 ) -> Outcome:
     """Bring a stage to its end and pack its result.
 
@@ -254,6 +255,8 @@ def run_stage(
         run_id: Name of the run in whose records the outcome is written.
         parameters: Further settings that only earlier tasks know; they go into the key.
         digests: What the SHA-256 of the inputs must be, where it is known.
+        gpus: GPUs that this process was promised. A stage that has something to compute and finds fewer does not begin;
+            one whose result is in the store needs none.
 
     Raises:
         InputError: The input cannot be used (stages that serve all targets).
@@ -265,7 +268,7 @@ def run_stage(
         config = RunConfig.parse(json.loads(config), "run configuration")
     die_with_parent()
     with _log_file(stage.name, target):
-        run = _Run(stage, config, target, inputs, output, open_store(store), run_id)
+        run = _Run(stage, config, target, inputs, output, open_store(store), run_id, gpus)
         return run.carry_out(parameters or {}, digests or {})
 
 
@@ -281,6 +284,7 @@ class _Run:
         output: Path,
         store: Store,
         run_id: str,
+        gpus: int,
     ) -> None:
         self.stage = stage
         self.config = config
@@ -289,6 +293,7 @@ class _Run:
         self.output = output
         self.store = store
         self.run_id = run_id
+        self.gpus = gpus
         self.progress = Progress.from_environment(stage.name, target)
         self.start = time.monotonic()
 
@@ -311,6 +316,7 @@ class _Run:
                 if outcome := self._already(entry, key):
                     return outcome
                 self._require_a_target()
+                require_gpus(self.gpus)
                 return self._compute(entry, key, settings, digests)
             except Exception as error:
                 return self._failed(error, key, entry)
@@ -347,6 +353,7 @@ class _Run:
         raise StageError(f"not run, because every target has failed already: {', '.join(lost)}")
 
     def _compute(self, entry: Entry, key: str, settings: Settings, digests: Mapping[str, str]) -> Outcome:
+        print(f"settings: {json.dumps(settings, sort_keys=True)}", flush=True)
         tries = len(RETRY_DELAYS) + 1
         for number in range(1, tries + 1):
             try:
@@ -442,6 +449,29 @@ class _Run:
         if status != "cached" or not file.exists():
             write_json(file, record)
         return Outcome(status, digest, key, seconds, error)
+
+
+def require_gpus(promised: int) -> None:
+    """Check that this process has the GPUs that it was promised.
+
+    In a cluster a GPU can be missing without a word, and the work would go on a hundred times slower, or measure a CPU.
+
+    Raises:
+        WaitingError: It has fewer. What the stage has done so far is kept.
+    """
+    if promised < 1:
+        return
+    import torch  # here, so that a stage that has nothing to do starts in a blink
+
+    found = torch.cuda.device_count()
+    if found < promised:
+        from yolov8_nas.hardware.gpu import get_gpu_info
+
+        raise WaitingError(
+            f"{promised} GPU{'s' * (promised > 1)} promised, {found} here ({get_gpu_info()}): see that the pod's "
+            "limits name nvidia.com/gpu, that its node has the NVIDIA device plugin and container runtime, and that the "
+            "image does not hide them (NVIDIA_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES); then start the run again"
+        )
 
 
 def die_with_parent() -> None:

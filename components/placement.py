@@ -1,0 +1,126 @@
+"""Which nodes a target's steps run on, with how much of them.
+
+A *pool* is a set of nodes, told by their labels. A GPU of the catalogue is found by the label that GPU feature
+discovery gives its nodes, `nvidia.com/gpu.product`; anything else, and nodes without it, are named in `target_pools`:
+
+    nvidia-t4: {node_labels: {pool: t4}, cpu: "3", memory: 12Gi}
+
+whose keys are the targets' hardware, in lower case and with dashes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.errors import InputError
+from yolov8_nas.hardware import catalogue
+from yolov8_nas.stages.stage import target_labels
+
+PRODUCT: Final = "nvidia.com/gpu.product"
+
+_CPU: Final = re.compile(r"^(auto|cpu|cpu-\d+t)$")
+_CORES: Final = re.compile(r"^(\d+(\.\d+)?|\d+m)$")
+_BYTES: Final = re.compile(r"^\d+(Ki|Mi|Gi|Ti|K|M|G|T)?$")
+_KEYS: Final = ("node_labels", "tolerations", "gpus", "cpu", "memory")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where the steps of one target run, in the strings that Kubernetes takes.
+
+    Attributes:
+        label: Label of the target.
+        pool: Name of the pool: the hardware, in lower case and with dashes.
+        gpus: Whole GPUs per step.
+        cpu: Cores per step, request and limit.
+        memory: Memory per step, request and limit.
+        node_affinity: A Kubernetes NodeAffinity; empty for any node.
+        tolerations: Taints of these nodes.
+    """
+
+    label: str
+    pool: str
+    gpus: str
+    cpu: str
+    memory: str
+    node_affinity: Mapping[str, Any]
+    tolerations: Sequence[Mapping[str, Any]]
+
+
+def pool_name(target: TargetConfig) -> str:
+    """The pool that a target's steps run in."""
+    return target.hardware.strip().lower().replace("_", "-").replace(" ", "-")
+
+
+def is_gpu(target: TargetConfig) -> bool:
+    """Whether a target is a GPU of the cluster."""
+    return not _CPU.match(target.hardware.strip().lower()) and target.far is None
+
+
+def branches(
+    config: RunConfig, target_pools: Mapping[str, Any], tolerations: Sequence[Mapping[str, Any]]
+) -> list[Branch]:
+    """A branch for each target of a run.
+
+    Args:
+        config: The run configuration.
+        target_pools: What is to be different, by pool.
+        tolerations: Taints of GPU nodes.
+
+    Raises:
+        InputError: A pool is none of the run's, has unknown keys or a value that Kubernetes would refuse; or a GPU has
+            neither an entry in the catalogue nor node labels.
+    """
+    names = {pool_name(target) for target in config.targets}
+    for name in target_pools.keys() - names:
+        raise InputError(f"target_pools: no target runs in {name!r}; this run's pools are {', '.join(sorted(names))}")
+    return [
+        _branch(label, target, target_pools.get(pool_name(target), {}), tolerations)
+        for label, target in zip(target_labels(config), config.targets, strict=True)
+    ]
+
+
+def _branch(label: str, target: TargetConfig, asked: Any, tolerations: Sequence[Mapping[str, Any]]) -> Branch:
+    name = pool_name(target)
+    if not isinstance(asked, Mapping) or asked.keys() - set(_KEYS):
+        raise InputError(f"target_pools: {name}: {asked!r}: give a mapping with some of {', '.join(_KEYS)}")
+    gpu = is_gpu(target)
+    labels = {key: value if isinstance(value, list) else [value] for key, value in asked.get("node_labels", {}).items()}
+    if gpu and not labels:
+        known = catalogue.find(target.hardware)
+        if known is None:
+            raise InputError(
+                f"target {label}: the catalogue has no {target.hardware!r}, so its nodes are unknown; name their "
+                f"labels: target_pools = {{{name}: {{node_labels: {{LABEL: VALUE}}}}}}"
+            )
+        suffix = f"-MIG-{known.mig}" if known.mig else ""
+        labels = {PRODUCT: [f"{value}{suffix}" for one in known.specifications for value in one.labels]}
+    return Branch(
+        label=label,
+        pool=name,
+        gpus=str(int(asked.get("gpus", gpu))),
+        cpu=_quantity(name, "cpu", asked.get("cpu", "3"), _CORES, "3 or 3500m"),
+        memory=_quantity(name, "memory", asked.get("memory", "12Gi"), _BYTES, "12Gi"),
+        node_affinity=_affinity(labels),
+        tolerations=asked.get("tolerations", tolerations if gpu else []),
+    )
+
+
+def _quantity(pool: str, key: str, value: Any, form: re.Pattern[str], example: str) -> str:
+    if not form.match(str(value)):
+        raise InputError(
+            f"target_pools: {pool}: {key} = {value!r} is no quantity of Kubernetes; write for example {example}"
+        )
+    return str(value)
+
+
+def _affinity(labels: Mapping[str, list[str]]) -> dict[str, Any]:
+    if not labels:
+        return {}
+    expressions = [{"key": key, "operator": "In", "values": values} for key, values in sorted(labels.items())]
+    terms = [{"matchExpressions": expressions}]
+    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}

@@ -1,0 +1,61 @@
+"""What every step around a stage does: run it, and show in Kubeflow what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+
+from yolov8_nas.report.step import tell
+from yolov8_nas.stages.stage import run_stage
+
+
+def run_step(
+    stage: str,
+    *,
+    config: str,
+    target: str | None,
+    store: str,
+    run_id: str,
+    output: dsl.Artifact,
+    metrics: dsl.Metrics,
+    report: dsl.Markdown,
+    inputs: Mapping[str, dsl.Artifact] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    gpus: str = "0",
+) -> None:
+    """Bring a stage to its end, as `run_stage` does, and write its figures and its report.
+
+    Args:
+        stage: Name of the stage.
+        config: Run configuration as JSON.
+        target: Label of the target, or nothing for a stage that serves all of them.
+        store: The stage store.
+        run_id: Name of the run.
+        output: Gets the tar of the result, and its SHA-256 as metadata.
+        metrics: Gets the figures.
+        report: Gets a page on the result.
+        inputs: Tars of earlier stages, by name.
+        parameters: Further settings, which only earlier tasks know.
+        gpus: GPUs that the step was promised.
+    """
+    artifacts = inputs or {}
+    outcome = run_stage(
+        stage,
+        config=config,
+        target=target,
+        inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
+        digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
+        parameters=parameters,
+        output=Path(output.path),
+        store=store,
+        run_id=run_id,
+        gpus=int(gpus),
+    )
+    output.metadata["sha256"] = outcome.digest
+    told = tell(stage, target, outcome, Path(output.path))
+    for name, value in told.figures.items():
+        metrics.log_metric(name, value)
+    Path(report.path).write_text(told.markdown)

@@ -1,0 +1,239 @@
+"""The commands of `yolov8-nas` that speak of a cluster: `python -m pipelines.cli COMMAND ...`.
+
+They stand apart from the library's, which knows nothing of Kubeflow, and run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from yolov8_nas.cli import Commands
+from yolov8_nas.errors import InputError
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs in Kubeflow."
+)
+
+Config = Annotated[Path, typer.Argument(help="Run configuration (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration.")]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--param", help="NAME=VALUE of the pipeline, e.g. training_gpus=4; value as YAML.")
+]
+Host = Annotated[str | None, typer.Option(help="Address of Kubeflow Pipelines.", envvar="KF_PIPELINES_ENDPOINT")]
+Namespace = Annotated[str | None, typer.Option(help="Your namespace, where Kubeflow serves several users.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token.")]
+TokenEnv = Annotated[str | None, typer.Option(help="Environment variable with a bearer token.")]
+Certificates = Annotated[Path | None, typer.Option("--ca", help="Certificates to trust (PEM).")]
+Experiment = Annotated[str | None, typer.Option(help="Experiment; yolov8-nas, made where missing, unless given.")]
+CreateExperiment = Annotated[bool, typer.Option("--create-experiment", help="Make the experiment where it is missing.")]
+Account = Annotated[str, typer.Option(help="Service account of the steps.")]
+Ui = Annotated[str | None, typer.Option(help="Address of the UI for links, where it is not that of --host.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")]
+
+
+@app.command(name="compile")
+def compile_(
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("yolov8-nas.yaml"),
+    manifests: Annotated[
+        Path | None, typer.Option("--kubernetes-manifests", help="Folder for Pipeline and PipelineVersion resources.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(help="Namespace of these resources.")] = None,
+) -> None:
+    """Compile the pipeline to YAML for a Kubeflow Pipelines server."""
+    from pipelines import compile
+
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; make it first")
+    if manifests is not None:
+        compile.require_digests()
+    compile.compile_pipeline(out)
+    typer.echo(f"wrote {out}")
+    for file in compile.write_manifests(manifests, namespace) if manifests is not None else ():
+        typer.echo(f"wrote {file}")
+    if floating := compile.floating_images():
+        typer.echo(
+            f"warning: image {', '.join(floating)}: not named by digest; submit and schedule refuse this", err=True
+        )
+
+
+@app.command()
+def submit(
+    config: Config,
+    host: Host = None,
+    namespace: Namespace = None,
+    token_file: TokenFile = None,
+    token_env: TokenEnv = None,
+    ca: Certificates = None,
+    experiment: Experiment = None,
+    create_experiment: CreateExperiment = False,
+    overrides: Overrides = None,
+    param: Parameters = None,
+    service_account: Account = "yolov8-nas-runner",
+    ui: Ui = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the run to its end; exit 1 where it fails.")] = False,
+    poll: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 15.0,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the pipeline in a Kubeflow cluster. The same pipeline is uploaded once, however often it is run."""
+    from pipelines import nodes, request
+    from pipelines import submit as to
+    from pipelines.client import Access, Server
+
+    asked = request.make(config, overrides or (), param or ())
+    if dry_run:
+        return _would_send(asked, experiment, service_account)
+    server = Server(Access(host, namespace, token_file, token_env, ca))
+    if unknown := nodes.check(asked.branches, asked.parameters.get("training_labels", {})):
+        typer.echo(f"node labels not checked: {unknown}", err=True)
+    with server.told("open the experiment"):
+        place = server.experiment(experiment or to.EXPERIMENT, create_experiment or experiment is None)
+    version = to.upload(server)
+    run = to.submit(server, asked, version, place, service_account)
+    typer.echo(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
+    typer.echo(f"run      {to.link(server, run.run_id, ui)}")
+    if watch:
+        state = to.watch(server, run.run_id, typer.echo, poll)
+        typer.echo(f"run {state.lower()}; its report is an artifact of the step Report and verdict")
+        if state != "SUCCEEDED":
+            raise typer.Exit(1)
+    return None
+
+
+@app.command()
+def schedule(
+    config: Config,
+    cron: Annotated[str, typer.Option(help='When, in UTC: minute hour day month weekday, e.g. "0 3 * * 1".')],
+    name: Annotated[str | None, typer.Option(help="Name of the schedule; that of the configuration.")] = None,
+    disabled: Annotated[bool, typer.Option("--disabled", help="Create it, but let it start nothing yet.")] = False,
+    host: Host = None,
+    namespace: Namespace = None,
+    token_file: TokenFile = None,
+    token_env: TokenEnv = None,
+    ca: Certificates = None,
+    experiment: Experiment = None,
+    create_experiment: CreateExperiment = False,
+    overrides: Overrides = None,
+    param: Parameters = None,
+    service_account: Account = "yolov8-nas-runner",
+    dry_run: DryRun = False,
+) -> None:
+    """Run the pipeline again and again. Given once more, the command changes the schedule, or nothing."""
+    from pipelines import request
+    from pipelines import submit as to
+    from pipelines.client import Access, Server
+
+    asked = request.make(config, overrides or (), param or ())
+    wanted = to.Schedule(name or asked.config.name, to.cron(cron), enabled=not disabled)
+    if dry_run:
+        return _would_send(asked, experiment, service_account, wanted)
+    server = Server(Access(host, namespace, token_file, token_env, ca))
+    with server.told("open the experiment"):
+        place = server.experiment(experiment or to.EXPERIMENT, create_experiment or experiment is None)
+    version = to.upload(server)
+    done = to.schedule(server, asked, version, place, service_account, wanted)
+    typer.echo(f"schedule {wanted.name}: {done}, {wanted.cron} (second minute hour day month weekday, UTC)")
+    typer.echo(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
+    return None
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    param: Parameters = None,
+    store: Annotated[str | None, typer.Option(help="Stage store whose runs tell how long stages take.")] = None,
+    rates: Annotated[Path | None, typer.Option(help="YAML: seconds per unit by stage, or by stage and pool.")] = None,
+    price: Annotated[list[str] | None, typer.Option(help="POOL=EUR per hour of a step, e.g. training=3.20.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the steps of a run, the GPU hours of each pool as far as rates are known, and what they cost."""
+    from pipelines import plan as planning
+    from pipelines import request
+
+    asked = request.make(config, overrides or (), param or ())
+    steps = planning.steps(asked, planning.Rates.load(rates, store))
+    pools = planning.pools(steps, dict(_price(text) for text in price or ()))
+    told = planning.assumptions(asked, steps)
+    if as_json:
+        rows = [{**asdict(step), "hours": step.hours} for step in steps]
+        typer.echo(
+            json.dumps({"steps": rows, "pools": [asdict(pool) for pool in pools], "assumptions": told}, indent=1)
+        )
+        return
+    console = Console()
+    table = _table("step", "target", "pool", "GPUs", "work", "rate", "hours", "rate from", right=(3, 4, 5, 6))
+    for step in steps:
+        rate = "unknown" if step.seconds_per_unit is None else f"{step.seconds_per_unit:.3g} s"
+        work = f"{step.units} x {planning.UNITS[step.stage]}"
+        table.add_row(
+            step.stage, step.target or "", step.pool, str(step.gpus), work, rate, _hours(step.hours), step.source
+        )
+    console.print(table)
+    table = _table("pool", "hours", "GPU hours", "EUR per hour", "EUR", right=(1, 2, 3, 4))
+    for pool in pools:
+        per_hour = "not given" if pool.price is None else f"{pool.price:.2f}"
+        cost = "unknown" if pool.cost is None else f"{pool.cost:.2f}"
+        table.add_row(pool.name, _hours(pool.hours), _hours(pool.gpu_hours), per_hour, cost)
+    console.print()
+    console.print(table)
+    known = [pool.cost for pool in pools if pool.cost is not None]
+    if price:
+        whole = "" if len(known) == len(pools) else " at least: not every pool's hours and price are known"
+        console.print(f"\n{sum(known):.2f} EUR{whole}", highlight=False)
+    console.print("\nAssumed:", highlight=False)
+    for line in told:
+        console.print(f"- {line}", highlight=False, soft_wrap=True)
+
+
+def _would_send(asked: object, experiment: str | None, service_account: str, wanted: object | None = None) -> None:
+    """Print what `submit` or `schedule` would send."""
+    from pipelines import submit as to
+    from pipelines.compile import NAME
+    from pipelines.request import Request, described
+
+    assert isinstance(asked, Request)
+    with to.package() as (_, version):
+        content = {
+            "pipeline": NAME,
+            "version": version,
+            "experiment": experiment or to.EXPERIMENT,
+            "service_account": service_account,
+            **({"schedule": asdict(wanted)} if isinstance(wanted, to.Schedule) else {"run": asked.config.name}),
+            "parameters": described(asked),
+            "targets": [{key: value for key, value in asdict(branch).items() if value} for branch in asked.branches],
+        }
+    typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).rstrip())
+
+
+def _price(text: str) -> tuple[str, float]:
+    pool, _, value = text.partition("=")
+    try:
+        price = float(value)
+    except ValueError:
+        price = -1.0
+    if not pool or not 0 <= price < float("inf"):
+        raise InputError(f"--price {text!r} does not parse: write POOL=EUR_PER_HOUR, for example training=3.20")
+    return pool, price
+
+
+def _hours(hours: float | None) -> str:
+    return "unknown" if hours is None else f"{hours:.2f}"
+
+
+def _table(*columns: str, right: tuple[int, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number in right else "left")
+    return table
+
+
+if __name__ == "__main__":
+    app(prog_name="yolov8-nas")

@@ -1,0 +1,196 @@
+"""A Kubeflow Pipelines server: how it is reached, and what its errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import ssl
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import kfp_server_api
+import urllib3
+from kfp.client import Client
+from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
+
+from yolov8_nas.errors import InputError
+
+IN_CLUSTER_TOKEN: Final = Path("/var/run/secrets/kubeflow/pipelines/token")
+IN_CLUSTER_TOKEN_VARIABLE: Final = "KF_PIPELINES_SA_TOKEN_PATH"
+IN_CLUSTER_HOST: Final = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+
+_ANSWER_WITHIN: Final = 10.0  # seconds
+_EQUALS: Final = 1  # operation of a filter
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a server is reached.
+
+    Attributes:
+        host: Its address; nothing for the one that `KF_PIPELINES_ENDPOINT` names or, in a cluster, its own.
+        namespace: The user's namespace, on a server for several users.
+        token_file: File with a bearer token, read anew whenever it is sent.
+        token_variable: Environment variable with a bearer token.
+        ca: Certificates to trust, for a server with one of its own.
+    """
+
+    host: str | None = None
+    namespace: str | None = None
+    token_file: Path | None = None
+    token_variable: str | None = None
+    ca: Path | None = None
+
+
+class Server:
+    """A server that answered.
+
+    Attributes:
+        host: Its address.
+        client: kfp's client.
+        namespace: The namespace, on a server for several users; nothing on one for a single user.
+    """
+
+    def __init__(self, access: Access) -> None:
+        """Connect.
+
+        Raises:
+            InputError: The server is not there, is no Kubeflow Pipelines, or does not take the token; or it has users
+                and no namespace is named.
+        """
+        self.host = _host(access)
+        for file in (access.token_file, access.ca):
+            if file is not None and not file.is_file():
+                raise InputError(f"{file}: no such file; give the path of one")
+        credentials, token = _credentials(access)
+        with self.told("connect"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", ResourceWarning)
+            configuration = kfp_server_api.Configuration(host=self.host)
+            configuration.retries = False
+            configuration.ssl_ca_cert = str(access.ca) if access.ca else None
+            configuration.api_key_prefix["authorization"] = "Bearer"
+            if credentials is not None:
+                credentials.refresh_api_key_hook(configuration)
+            elif token is not None:
+                configuration.api_key["authorization"] = token
+            health = kfp_server_api.HealthzServiceApi(kfp_server_api.ApiClient(configuration))
+            several = bool(health.healthz_service_get_healthz(_request_timeout=_ANSWER_WITHIN).multi_user)
+            if several and not access.namespace:
+                raise InputError(f"{self.host} serves several users: name your namespace with --namespace")
+            self.namespace = access.namespace if several else None
+            self.client = Client(
+                host=self.host,
+                namespace=self.namespace or "kubeflow",
+                existing_token=token,
+                credentials=credentials,
+                ssl_ca_cert=configuration.ssl_ca_cert,
+            )
+
+    @contextlib.contextmanager
+    def told(self, doing: str) -> Iterator[None]:
+        """Turn what a server answers, or that it does not, into one message with a remedy; kfp's own words are dropped.
+
+        Raises:
+            InputError: The server refused.
+        """
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                yield
+        except kfp_server_api.ApiException as error:
+            raise InputError(f"{self.host}: {_refused(error, doing, getattr(self, 'namespace', None))}") from None
+        except (urllib3.exceptions.HTTPError, ssl.SSLError, OSError) as error:
+            raise InputError(f"{self.host}: {_unreached(error)}") from None
+
+    def pipeline(self, name: str) -> Any | None:
+        """The pipeline of a name."""
+        answer = self.client.list_pipelines(page_size=2, namespace=self.namespace, filter=_named(name))
+        return answer.pipelines[0] if answer.pipelines else None
+
+    def version(self, pipeline_id: str, name: str) -> Any | None:
+        """The version of a pipeline."""
+        answer = self.client.list_pipeline_versions(pipeline_id, page_size=2, filter=_named(name))
+        return answer.pipeline_versions[0] if answer.pipeline_versions else None
+
+    def experiment(self, name: str, create: bool) -> Any:
+        """An experiment.
+
+        Raises:
+            InputError: It is not there and is not to be made.
+        """
+        answer = self.client.list_experiments(page_size=2, namespace=self.namespace, filter=_named(name))
+        if answer.experiments:
+            return answer.experiments[0]
+        if not create:
+            raise InputError(
+                f"{self.host}: no experiment {name!r}; correct --experiment, or make it: --create-experiment"
+            )
+        return self.client.create_experiment(name, namespace=self.namespace)
+
+
+def _named(name: str) -> str:
+    import json
+
+    return json.dumps({"predicates": [{"operation": _EQUALS, "key": "display_name", "stringValue": name}]})
+
+
+def _host(access: Access) -> str:
+    host = access.host or os.environ.get("KF_PIPELINES_ENDPOINT")
+    if not host and "KUBERNETES_SERVICE_HOST" in os.environ:
+        host = IN_CLUSTER_HOST
+    if not host:
+        raise InputError(
+            "no Kubeflow server is named: give --host URL, for example --host http://localhost:8080 beside "
+            "`kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80`"
+        )
+    if urlsplit(host).scheme not in ("http", "https") or not urlsplit(host).netloc:
+        raise InputError(f"--host {host!r}: write the whole address, for example https://kubeflow.example.com")
+    return host.rstrip("/")
+
+
+def _credentials(access: Access) -> tuple[ServiceAccountTokenVolumeCredentials | None, str | None]:
+    """A file with a token, or a token; neither where the server asks for none."""
+    if access.token_file is not None and access.token_variable is not None:
+        raise InputError("--token-file and --token-env: give one of them")
+    if access.token_variable is not None:
+        token = os.environ.get(access.token_variable, "").strip()
+        if not token:
+            raise InputError(f"--token-env {access.token_variable}: this variable is empty; put the token into it")
+        return None, token
+    mounted = Path(os.environ.get(IN_CLUSTER_TOKEN_VARIABLE) or IN_CLUSTER_TOKEN)
+    file = access.token_file or (mounted if mounted.is_file() else None)
+    return (ServiceAccountTokenVolumeCredentials(str(file)), None) if file else (None, None)
+
+
+def _refused(error: kfp_server_api.ApiException, doing: str, namespace: str | None) -> str:
+    said = " ".join(str(error.body or error.reason).split())[:300]
+    match error.status:
+        case 401:
+            return "not authenticated: give a token that is valid now, with --token-file or --token-env"
+        case 403:
+            where = f" in namespace {namespace!r}" if namespace else ""
+            return f"not allowed to {doing}{where}: ask for the role, or give another --namespace or token ({said})"
+        case 404 if doing == "connect":
+            return "no Kubeflow Pipelines at this address; give that of its API or UI (--host)"
+        case 404:
+            return f"cannot {doing}: not found; see that --namespace and --experiment are right ({said})"
+        case 400:
+            return f"cannot {doing}: {said}; see that --namespace is right"
+        case _:
+            return f"cannot {doing}: the server answered {error.status} ({said}); try again, or see its log"
+
+
+def _unreached(error: Exception) -> str:
+    reason = str(getattr(error, "reason", None) or error)
+    if "CERTIFICATE_VERIFY" in reason:
+        return "its certificate is signed by nobody that is trusted here; give the signer's certificate with --ca"
+    if "WRONG_VERSION_NUMBER" in reason or "SSL" in reason:
+        return (
+            f"does not speak TLS as asked ({reason.rpartition(': ')[2]}); see whether --host begins with http or https"
+        )
+    return f"not reachable ({reason.rpartition(': ')[2]}); see that the address is right and the port-forward runs"

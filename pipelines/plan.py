@@ -1,0 +1,272 @@
+"""What a run will take before it is started: its steps, the hours of each pool from measured rates, and their price.
+
+The rate of a stage is the time of one unit of its work (`UNITS`), as runs in a stage store have taken or as somebody
+says. A stage that nothing is known of stays unknown, and so does every sum that it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from components.placement import is_gpu, pool_name
+from pipelines.request import Request
+from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.errors import InputError
+from yolov8_nas.lifecycle import RUN_FILE
+from yolov8_nas.stages.stage import STAGES, open_store, target_labels
+from yolov8_nas.store import Store, read_json
+
+TRAINING: Final = "training"
+LIGHT: Final = "light"
+SHARED: Final = ("data-prep", "supernet-train")
+UNITS: Final[Mapping[str, str]] = {
+    "data-prep": "dataset",
+    "supernet-train": "network and epoch",
+    "hw-probe": "network measured",
+    "search": "network scored",
+    "qat-finetune": "epoch",
+    "trt-export": "network",
+    "register": "model",
+}
+"""What a stage's work is counted in."""
+
+_QAT_COST: Final = 3  # epochs that one with fake quantization counts as
+_STOCK: Final = {"none": 0, "stock": 1, "rescaled": 1, "both": 2}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run.
+
+    Attributes:
+        stage: The stage.
+        target: Label of the target, or nothing.
+        pool: Where it runs.
+        gpus: GPUs that it holds meanwhile.
+        units: Its work, in the stage's unit.
+        seconds_per_unit: Its rate; nothing where it is unknown.
+        source: Where the rate is from.
+    """
+
+    stage: str
+    target: str | None
+    pool: str
+    gpus: int
+    units: int
+    seconds_per_unit: float | None
+    source: str
+
+    @property
+    def hours(self) -> float | None:
+        """How long it takes; nothing where that is unknown."""
+        return None if self.seconds_per_unit is None else self.units * self.seconds_per_unit / 3600
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a run takes of one pool; nothing where a step of it is unknown.
+
+    Attributes:
+        name: The pool.
+        hours: Hours of its steps, one after the other.
+        gpu_hours: The same times the GPUs that they hold.
+        price: Per hour of a step.
+        cost: In the currency of the price.
+    """
+
+    name: str
+    hours: float | None
+    gpu_hours: float | None
+    price: float | None
+    cost: float | None
+
+
+def steps(request: Request, rates: Rates) -> list[Step]:
+    """The steps of a run that have work in them, in the order of the pipeline."""
+    config = request.config
+    training_gpus = int(request.parameters.get("training_gpus", 1))
+    placed = {branch.label: branch for branch in request.branches}
+    found = []
+    for label, target in [(None, None), *zip(target_labels(config), config.targets, strict=True)]:
+        for stage in STAGES:
+            if (stage in SHARED) != (target is None):
+                continue
+            pool = pool_of(stage, target)
+            gpus = training_gpus if pool == TRAINING else int(placed[label].gpus) if label and pool != LIGHT else 0
+            rate, source = rates.find(stage, config, target)
+            found.append(Step(stage, label, pool, gpus, units(stage, config, target), rate, source))
+    return found
+
+
+def pool_of(stage: str, target: TargetConfig | None) -> str:
+    """The pool that a stage runs in."""
+    if stage in ("supernet-train", "qat-finetune"):
+        return TRAINING
+    return LIGHT if target is None or stage == "register" else pool_name(target)
+
+
+def units(stage: str, config: RunConfig, target: TargetConfig | None) -> int:
+    """How much work a stage has, in its unit."""
+    match stage:
+        case "supernet-train":
+            return config.supernet.epochs * (2 + config.supernet.random_networks)
+        case "hw-probe":
+            return config.probe.networks + config.probe.holdout
+        case "search":
+            return config.search.generations * config.search.population
+        case "qat-finetune":
+            tuning = config.finetune
+            int8 = target is not None and target.precision in ("int8", "best")
+            quantized = _QAT_COST * tuning.qat_epochs if int8 else 0
+            whole = config.supernet.epochs + tuning.epochs
+            candidate = (whole if tuning.from_scratch else tuning.epochs) + quantized
+            return tuning.candidates * candidate + _STOCK[tuning.baseline] * (whole + quantized)
+        case "trt-export":
+            return config.finetune.candidates + _STOCK[config.finetune.baseline]
+        case _:
+            return 1
+
+
+def pools(found: Sequence[Step], prices: Mapping[str, float]) -> list[Pool]:
+    """What a run takes of each pool.
+
+    Raises:
+        InputError: A price is for a pool that the run does not use.
+    """
+    names = list(dict.fromkeys(step.pool for step in found))
+    for name in prices.keys() - set(names):
+        raise InputError(f"--price {name}: no step runs there; the pools are {', '.join(names)}")
+    result = []
+    for name in names:
+        own = [step for step in found if step.pool == name]
+        hours, gpu_hours = _sum([step.hours for step in own]), _sum([_gpu_hours(step) for step in own])
+        price = prices.get(name)
+        cost = None if hours is None or price is None else hours * price
+        result.append(Pool(name, hours, gpu_hours, price, cost))
+    return result
+
+
+def _gpu_hours(step: Step) -> float | None:
+    if step.gpus == 0:
+        return 0.0
+    return None if step.hours is None else step.hours * step.gpus
+
+
+def _sum(parts: Sequence[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+class Rates:
+    """Rates of stages, from a file and from the runs in a stage store.
+
+    The file goes before the store, and newer runs before older ones. A run counts where it computed the stage in the
+    same space at the same input size and, for what runs on the target, on the same hardware with the same runtime.
+
+    Args:
+        given: Seconds per unit by stage, or by stage and pool.
+        store: The stage store; nothing for none.
+    """
+
+    def __init__(self, given: Mapping[str, Any], store: Store | None) -> None:
+        self.given = given
+        self.store = store
+        self.runs: list[tuple[str, RunConfig]] = []
+        if store is not None:
+            for file in sorted(
+                store.root.glob(f"runs/*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True
+            ):
+                try:
+                    self.runs.append((file.parent.name, RunConfig.parse(read_json(file)["config"], str(file))))
+                except InputError:
+                    continue  # of another version of this software
+
+    @classmethod
+    def load(cls, file: Path | None, store: str | None) -> Rates:
+        """Read what is known.
+
+        Raises:
+            InputError: The file is missing, not YAML, or has something else in it; the store is no folder.
+        """
+        given: Any = {}
+        if file is not None:
+            try:
+                given = yaml.safe_load(file.read_text())
+            except OSError as error:
+                raise InputError(
+                    f"{file}: cannot be read ({error.strerror}); give the path of a file of rates"
+                ) from None
+            except yaml.YAMLError as error:
+                raise InputError(f"{file}: not YAML: {error}") from None
+            _check(given, file)
+        if store is not None and not Path(store).is_dir():
+            raise InputError(f"--store {store}: no such folder; give that of a stage store with runs in it")
+        return cls(given, open_store(store) if store else None)
+
+    def find(self, stage: str, config: RunConfig, target: TargetConfig | None) -> tuple[float | None, str]:
+        """Seconds per unit of a stage, and where they are from."""
+        given = self.given.get(stage)
+        if isinstance(given, Mapping):
+            given = given.get(pool_of(stage, target))
+        if given is not None:
+            return float(given), "as given"
+        for run_id, earlier in self.runs:
+            if (earlier.space, earlier.imgsz) != (config.space, config.imgsz):
+                continue
+            for label, other in _targets(earlier, target):
+                if seconds := self._seconds(run_id, stage, label):
+                    return seconds / units(stage, earlier, other), f"run {run_id}"
+        return None, "unknown"
+
+    def _seconds(self, run_id: str, stage: str, label: str | None) -> float | None:
+        """How long a run computed a stage."""
+        assert self.store is not None
+        record = self.store.run_folder(run_id) / f"{label or 'all'}.{stage}.json"
+        key = read_json(record)["key"] if record.is_file() else None
+        manifest = self.store.entry(stage, key).manifest if key else None
+        return manifest.seconds if manifest else None
+
+
+def _targets(earlier: RunConfig, target: TargetConfig | None) -> list[tuple[str | None, TargetConfig | None]]:
+    """The targets of an earlier run that a rate may be taken from."""
+    if target is None:
+        return [(None, None)]
+    return [
+        (label, other)
+        for label, other in zip(target_labels(earlier), earlier.targets, strict=True)
+        if (pool_name(other), other.runtime) == (pool_name(target), target.runtime)
+    ]
+
+
+def _check(given: Any, file: Path) -> None:
+    known = ", ".join(UNITS)
+    if not isinstance(given, dict) or given.keys() - UNITS.keys():
+        raise InputError(f"{file}: expected seconds per unit by stage ({known})")
+    for stage, rate in given.items():
+        for value in rate.values() if isinstance(rate, dict) else [rate]:
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise InputError(f"{file}: {stage} = {value!r}: give seconds per {UNITS[stage]}, or that by pool")
+
+
+def assumptions(request: Request, found: Sequence[Step]) -> list[str]:
+    """What a plan takes for granted, in sentences."""
+    lines = [
+        "Every stage is computed. What the stage store has already costs seconds instead.",
+        "A step takes its units times its rate; targets run side by side, and waiting for nodes is not in it.",
+        "A supernet's epoch is counted by the networks trained in it, fine-tuning's by plain epochs: one with fake "
+        f"quantization counts {_QAT_COST}.",
+    ]
+    runs = sorted({step.source for step in found if step.source.startswith("run ")})
+    if runs:
+        lines.append(
+            f"Rates of {', '.join(runs)} hold for a dataset of that size, and for as many GPUs of the kind that those "
+            "steps had: the store does not tell which a training ran on. An interrupted step counts with its last try."
+        )
+    if any(is_gpu(target) for target in request.config.targets):
+        lines.append("A price is for an hour of a step, whatever else its node does meanwhile.")
+    return lines

@@ -1,0 +1,126 @@
+"""The pods that steps run in: resources, store, settings by reference, security, time limits.
+
+What Kubeflow Pipelines cannot set is left to the cluster: a read-only root file system (steps write to /tmp, /dev/shm
+and /store only), fsGroup, and the priority class, for which a step names Kueue's instead.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kfp import dsl, kubernetes
+
+STORE_CLAIM: Final = "yolov8-nas-store"
+STORE_PATH: Final = "/store"
+STORE: Final = f"{STORE_PATH}/stages"
+"""The stage store, unless another one is named; MLflow's files lie beside it where no server is configured."""
+
+UID: Final = 10001
+SECRET: Final = "yolov8-nas-s3"
+SECRET_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+CONFIG_MAP: Final = "yolov8-nas-config"
+CONFIG_KEYS: Final = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+)
+PULL_SECRET: Final = "yolov8-nas-pull"
+GPU: Final = "nvidia.com/gpu"
+GPU_TOLERATION: Final = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+"""What a pod has to say to come to a node whose GPUs are kept for those that ask for them."""
+
+QUEUE_VARIABLE: Final = "YOLOV8_NAS_QUEUE"
+"""Environment variable with the Kueue queue that pods of stages wait in, when the pipeline is compiled."""
+
+_HOUR: Final = 3600
+
+
+@dataclass(frozen=True)
+class Light:
+    """Resources of a step that needs no device."""
+
+    cpu: str
+    memory: str
+    hours: int
+    cpu_request: str = "500m"
+    memory_request: str = "1Gi"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a step runs whose nodes are chosen when the pipeline is run: each a parameter of the pipeline around it.
+
+    Attributes:
+        gpus: GPUs, as text.
+        cpu: Cores, request and limit.
+        memory: Memory, request and limit.
+        tolerations: Taints of nodes that it tolerates.
+        node_labels: Labels that its nodes have; or nothing, where there is an affinity.
+        node_affinity: Node affinity of Kubernetes; or nothing, where there are labels.
+    """
+
+    gpus: Any
+    cpu: Any
+    memory: Any
+    tolerations: Any
+    node_labels: Any = None
+    node_affinity: Any = None
+
+
+def light(task: dsl.PipelineTask, name: str, needs: Light) -> dsl.PipelineTask:
+    """Give a step its pod, on any node.
+
+    Args:
+        task: The step.
+        name: What people read.
+        needs: Its resources.
+    """
+    task.set_cpu_request(needs.cpu_request).set_cpu_limit(needs.cpu)
+    task.set_memory_request(needs.memory_request).set_memory_limit(needs.memory)
+    return _pod(task, name, needs.hours, shm="256Mi", scratch="50Gi")
+
+
+def placed(task: dsl.PipelineTask, name: str, where: Placed, *, hours: int, priority: str) -> dsl.PipelineTask:
+    """Give a step its pod, on nodes that are chosen when the pipeline is run.
+
+    The step must stand directly in a pipeline of its own whose parameters `where` holds. kfp 2.17 refers to them by
+    their plain names; in a loop they are called otherwise, and the backend would not find them.
+
+    Args:
+        task: The step.
+        name: What people read.
+        where: Its nodes and its share of them.
+        hours: When it is stopped.
+        priority: Name of Kueue's priority class.
+    """
+    task.set_cpu_request(where.cpu).set_cpu_limit(where.cpu)
+    task.set_memory_request(where.memory).set_memory_limit(where.memory)
+    task.set_accelerator_type(GPU).set_accelerator_limit(where.gpus)
+    if where.node_labels is not None:
+        kubernetes.add_node_selector_json(task, where.node_labels)
+    if where.node_affinity is not None:
+        kubernetes.add_node_affinity_json(task, where.node_affinity)
+    kubernetes.add_toleration_json(task, where.tolerations)
+    if queue := os.environ.get(QUEUE_VARIABLE):
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", queue)
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/priority-class", priority)
+    return _pod(task, name, hours, shm="8Gi", scratch="200Gi")
+
+
+def _pod(task: dsl.PipelineTask, name: str, hours: int, *, shm: str, scratch: str) -> dsl.PipelineTask:
+    # State lives in the stage store; a second cache beside it would only be another thing that can be stale.
+    task.set_caching_options(False).set_display_name(name)
+    kubernetes.mount_pvc(task, pvc_name=STORE_CLAIM, mount_path=STORE_PATH)
+    # A container has 64 MB of /dev/shm otherwise, which PyTorch's data loaders fill.
+    kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=shm)
+    kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=scratch)
+    kubernetes.use_secret_as_env(task, SECRET, {key: key for key in SECRET_KEYS}, optional=True)
+    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG_KEYS}, optional=True)
+    kubernetes.set_image_pull_secrets(task, [PULL_SECRET])
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
+    kubernetes.set_timeout(task, hours * _HOUR)
+    return task

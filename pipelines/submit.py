@@ -1,0 +1,261 @@
+"""Runs and schedules on a Kubeflow server."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import kfp_server_api
+
+from pipelines.client import Server
+from pipelines.compile import NAME, compile_pipeline, require_digests, version_of
+from pipelines.request import Request
+from yolov8_nas.errors import InputError
+
+SERVICE_ACCOUNT: Final = "yolov8-nas-runner"
+EXPERIMENT: Final = "yolov8-nas"
+
+_ENDED: Final = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the pipeline on a server.
+
+    Attributes:
+        name: Its name, made from its content.
+        pipeline_id: The pipeline's id.
+        id: Its own id.
+        new: Whether it was uploaded just now.
+    """
+
+    name: str
+    pipeline_id: str
+    id: str
+    new: bool
+
+
+@contextmanager
+def package() -> Iterator[tuple[Path, str]]:
+    """The compiled pipeline for a cluster, and its version.
+
+    Raises:
+        InputError: An image is not named by digest.
+    """
+    require_digests()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pipeline.yaml"
+        compile_pipeline(file)
+        yield file, version_of(file)
+
+
+def upload(server: Server) -> Version:
+    """See that the server has this pipeline in this version; equal content is uploaded once.
+
+    Raises:
+        InputError: The server refused.
+    """
+    with package() as (file, name), server.told("upload the pipeline"):
+        pipeline = server.pipeline(NAME)
+        if pipeline is None:
+            # kfp's upload_pipeline would make a first version under the pipeline's name, beside ours.
+            body = kfp_server_api.V2beta1Pipeline(display_name=NAME, name=NAME, namespace=server.namespace)
+            pipeline = server.client._pipelines_api.pipeline_service_create_pipeline(body)
+        found = server.version(pipeline.pipeline_id, name)
+        made = found or server.client.upload_pipeline_version(
+            str(file), pipeline_version_name=name, pipeline_id=pipeline.pipeline_id
+        )
+        return Version(name, pipeline.pipeline_id, made.pipeline_version_id, new=found is None)
+
+
+def submit(server: Server, request: Request, version: Version, experiment: Any, service_account: str) -> Any:
+    """Start a run.
+
+    Raises:
+        InputError: The server refused.
+    """
+    with server.told("start a run"):
+        return server.client.run_pipeline(
+            experiment.experiment_id,
+            request.config.name,
+            params=request.parameters,
+            pipeline_id=version.pipeline_id,
+            version_id=version.id,
+            service_account=service_account,
+        )
+
+
+def watch(server: Server, run_id: str, tell: Callable[[str], None], every: float) -> str:
+    """Follow a run to its end.
+
+    Args:
+        server: The server.
+        run_id: The run.
+        tell: Told of every step that begins or ends.
+        every: Seconds between two looks.
+
+    Returns:
+        The state it ended in.
+    """
+    known: dict[str, str] = {}
+    while True:
+        with server.told("follow the run"):
+            run = server.client.get_run(run_id)
+        for task in sorted(
+            (run.run_details and run.run_details.task_details) or [], key=lambda task: str(task.create_time)
+        ):
+            state = str(task.state or "PENDING")
+            if _is_step(task) and known.get(task.task_id) != state:
+                known[task.task_id] = state
+                tell(f"{task.display_name}: {state.lower()}")
+        if run.state in _ENDED:
+            return str(run.state)
+        time.sleep(every)
+
+
+def _is_step(task: Any) -> bool:
+    """Whether a task is a step that people know, not one of Kubeflow's own or a group."""
+    return bool(task.display_name) and not re.search(
+        r"-driver$|^root$|^executor$|^driver$|-for-loop-|iteration", task.display_name
+    )
+
+
+def link(server: Server, run_id: str, ui: str | None) -> str:
+    """Where people see a run."""
+    return f"{(ui or server.host).rstrip('/')}/#/runs/details/{run_id}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A recurring run.
+
+    Attributes:
+        name: Its name; there is one of a name in an experiment.
+        cron: Six fields, in UTC.
+        enabled: Whether it starts runs.
+    """
+
+    name: str
+    cron: str
+    enabled: bool = True
+
+
+def schedule(
+    server: Server, request: Request, version: Version, experiment: Any, service_account: str, asked: Schedule
+) -> str:
+    """Create a recurring run, or replace the one of the name; one that is as asked stays.
+
+    There is no call to change one. The new one is made before the old ones go, so that none is lost on the way.
+
+    Returns:
+        `created`, `replaced` or `unchanged`.
+
+    Raises:
+        InputError: The server refused.
+    """
+    with server.told("schedule runs"):
+        old = [one for one in _recurring(server, experiment.experiment_id) if one.display_name == asked.name]
+        same = [one for one in old if _as_asked(one, request, version, service_account, asked)]
+        if not same:
+            server.client.create_recurring_run(
+                experiment.experiment_id,
+                asked.name,
+                cron_expression=asked.cron,
+                max_concurrency=1,
+                no_catchup=True,
+                params=request.parameters,
+                pipeline_id=version.pipeline_id,
+                version_id=version.id,
+                enabled=asked.enabled,
+                service_account=service_account,
+            )
+        superfluous = [one for one in old if one not in same[:1]]
+        for one in superfluous:
+            server.client.delete_recurring_run(one.recurring_run_id)
+    if same:
+        return "unchanged"
+    return "replaced" if old else "created"
+
+
+def _recurring(server: Server, experiment_id: str) -> Iterator[Any]:
+    token = ""
+    while True:
+        answer = server.client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment_id)
+        yield from answer.recurring_runs or []
+        token = answer.next_page_token or ""
+        if not token:
+            return
+
+
+def _as_asked(one: Any, request: Request, version: Version, service_account: str, asked: Schedule) -> bool:
+    trigger = one.trigger and one.trigger.cron_schedule
+    reference = one.pipeline_version_reference
+    return bool(
+        trigger
+        and trigger.cron == asked.cron
+        and reference
+        and reference.pipeline_version_id == version.id
+        and one.runtime_config
+        and one.runtime_config.parameters == request.parameters
+        and one.service_account == service_account
+        and (one.status == "ENABLED") == asked.enabled
+    )
+
+
+_FIELDS: Final = (
+    ("second", 0, 59, ()),
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day", 1, 31, ()),
+    ("month", 1, 12, ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")),
+    ("weekday", 0, 6, ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")),
+)
+_PART: Final = re.compile(r"^(?:(\*|\?)|(\w+)(?:-(\w+))?)(?:/(\d+))?$")
+
+
+def cron(expression: str) -> str:
+    """A schedule in the six fields that Kubeflow takes: second, minute, hour, day, month, weekday.
+
+    Args:
+        expression: These, or the five of cron without the second.
+
+    Raises:
+        InputError: It does not parse; the field is named.
+    """
+    fields = expression.split()
+    if len(fields) == 5:
+        fields = ["0", *fields]
+    if len(fields) != 6:
+        raise InputError(
+            f'--cron {expression!r}: {len(fields)} fields; write five, for example "0 3 * * 1" (Mondays at 3:00)'
+        )
+    for text, (name, low, high, names) in zip(fields, _FIELDS, strict=True):
+        for part in text.split(","):
+            if fault := _fault(part, low, high, names):
+                raise InputError(f"--cron {expression!r}: {name} {part!r}: {fault}; a {name} is {low} to {high}")
+    return " ".join(fields)
+
+
+def _fault(part: str, low: int, high: int, names: tuple[str, ...]) -> str | None:
+    match = _PART.match(part)
+    if not match:
+        return "does not parse"
+    ends = []
+    for end in (match[2], match[3]):
+        if end is None:
+            continue
+        number = int(end) if end.isdigit() else names.index(end.upper()) + low if end.upper() in names else None
+        if number is None:
+            return "is unknown"
+        if not low <= number <= high:
+            return "is out of range"
+        ends.append(number)
+    if len(ends) == 2 and ends[0] > ends[1]:
+        return "ends before it begins"
+    return "steps by nothing" if match[4] == "0" else None

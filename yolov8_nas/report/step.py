@@ -1,0 +1,175 @@
+"""What one stage came to, read from the tar that it hands on: figures for charts, and a page of Markdown."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from yolov8_nas.progress import duration
+from yolov8_nas.stages.stage import STATUS_FILE, Outcome
+
+Read = Callable[[str], Any]
+"""Reads a JSON file of the result by its name; nothing where it is not there."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one step shows.
+
+    Attributes:
+        figures: Numbers by name; a name ends with its unit.
+        markdown: A page for people.
+    """
+
+    figures: Mapping[str, float]
+    markdown: str
+
+
+def tell(stage: str, target: str | None, outcome: Outcome, result: Path) -> Told:
+    """What a step shows of its stage.
+
+    Args:
+        stage: Name of the stage.
+        target: Label of the target, or nothing.
+        outcome: How the stage ended.
+        result: The tar that it wrote.
+    """
+    with tarfile.open(result, "r:") as tar:
+        names = set(tar.getnames())
+
+        def read(name: str) -> Any:
+            member = tar.extractfile(name) if name in names else None
+            return json.load(member) if member else None
+
+        failed = read(STATUS_FILE)
+        figures = {} if failed else dict(_FIGURES[stage](read))
+    figures = {name: float(value) for name, value in figures.items() if value is not None}
+    return Told({**figures, "seconds": round(outcome.seconds, 1)}, _page(stage, target, outcome, figures))
+
+
+def tell_run(summary: Mapping[str, Any]) -> Told:
+    """What the last step shows: the targets of a run, each with its model or why it has none.
+
+    Args:
+        summary: The content of `summary.json`.
+    """
+    targets = summary["targets"]
+    shipped = [target for target in targets if target["status"] == "met"]
+    figures: dict[str, float] = {"targets": len(targets), "targets_with_a_model": len(shipped)}
+    lines = [f"# {len(shipped)} of {len(targets)} targets of {summary['run']['name']} have a model", ""]
+    lines += ["| target | mAP50-95 | p50, ms | precision | model |", "|---|---:|---:|---|---|"]
+    for target in targets:
+        if target["status"] != "met":
+            lines.append(f"| {target['id']} | | | | **none**: {_cell(target['error'])} |")
+            continue
+        model, registry = target["model"], target["registry"]
+        figures[f"{target['id']}_map50_95"] = model["map50_95"]
+        figures[f"{target['id']}_latency_p50_ms"] = model["latency_ms"]["p50"]
+        name = f"{registry['model']} version {registry['version']}"
+        lines.append(
+            f"| {target['id']} | {model['map50_95']:.3f} | {model['latency_ms']['p50']:.3g} | "
+            f"{target['precision_shipped']} | {name} |"
+        )
+    if summary["run"]["error"]:
+        lines += ["", f"The pipeline failed: {summary['run']['error']}"]
+    return Told(figures, "\n".join(lines) + "\n")
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _page(stage: str, target: str | None, outcome: Outcome, figures: Mapping[str, float]) -> str:
+    lines = [f"# {stage}" + (f" for {target}" if target else ""), ""]
+    took = duration(outcome.seconds)
+    if outcome.status == "failed":
+        lines += [f"**Failed** after {took}. The other targets go on without it.", "", "```", str(outcome.error), "```"]
+    elif outcome.status == "cached":
+        lines += [f"The stage store had this result already: checked and handed on in {took}, nothing computed."]
+    else:
+        lines += [f"Done in {took}."]
+    if figures:
+        lines += ["", "| figure | value |", "|---|---:|"]
+        lines += [f"| {name} | {value:.6g} |" for name, value in figures.items()]
+    if outcome.key:
+        lines += ["", f"Key in the store: `{stage}/{outcome.key}`"]
+    return "\n".join(lines) + "\n"
+
+
+def _data_prep(read: Read) -> Iterator[tuple[str, Any]]:
+    dataset = read("dataset.json")
+    yield "classes", len(dataset["classes"])
+    for split, images in dataset["images"].items():
+        yield f"images_{split}", images
+    for split, boxes in dataset["boxes"].items():
+        yield f"boxes_{split}", sum(boxes.values())
+
+
+def _supernet_train(read: Read) -> Iterator[tuple[str, Any]]:
+    curves = read("curves.json")
+    yield "epochs", len(curves)
+    for name in ("box", "cls", "dfl", "distill"):
+        yield f"last_loss_{name}", curves[-1].get(name)
+    yield "training_seconds", read("supernet.json")["seconds"]
+
+
+def _hw_probe(read: Read) -> Iterator[tuple[str, Any]]:
+    yield from _latency(read("stock.json"), "stock_")
+    model = read("latency_model.json")
+    for name in ("mape", "spearman", "networks", "holdout"):
+        yield f"latency_model_{name}", model[name]
+
+
+def _search(read: Read) -> Iterator[tuple[str, Any]]:
+    found = read("search.json")
+    for name, count in found["counts"].items():
+        yield f"networks_{name}", count
+    for name, score in found["best_map50_95"].items():
+        yield f"best_map50_95_{name}", score
+    best = read("candidates.json")[0]
+    yield "candidate_map50_95", best["map50_95_search"]
+    yield from _latency(best["measured"], "candidate_")
+
+
+def _qat_finetune(read: Read) -> Iterator[tuple[str, Any]]:
+    result = read("finetune.json")
+    for candidate in result["candidates"]:
+        for precision, score in candidate["map50_95"].items():
+            yield f"candidate_{candidate['index']}_map50_95_{precision}", score
+    for name in ("baseline", "rescaled"):
+        for precision, score in ((result.get(name) or {}).get("map50_95") or {}).items():
+            yield f"{name}_map50_95_{precision}", score
+
+
+def _trt_export(read: Read) -> Iterator[tuple[str, Any]]:
+    verdict = read("verdict.json")
+    shipped = verdict["shipped"]
+    for name in ("map50_95", "map50", "memory_mb", "file_mb", "params"):
+        yield name, shipped.get(name)
+    yield from _latency(shipped)
+    yield "difference_to_baseline_map50_95", (verdict.get("comparison") or {}).get("difference")
+
+
+def _register(read: Read) -> Iterator[tuple[str, Any]]:
+    yield "version", read("registry.json")["version"]
+
+
+def _latency(measured: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for statistic, value in measured["latency_ms"].items():
+        yield f"{prefix}latency_{statistic}_ms", value
+
+
+_FIGURES: Final[Mapping[str, Callable[[Read], Iterator[tuple[str, Any]]]]] = {
+    "data-prep": _data_prep,
+    "supernet-train": _supernet_train,
+    "hw-probe": _hw_probe,
+    "search": _search,
+    "qat-finetune": _qat_finetune,
+    "trt-export": _trt_export,
+    "register": _register,
+}
