@@ -99,7 +99,11 @@ def test_the_articles_example(stages: Stages, tmp_path: Path, monkeypatch: pytes
 
     (trained, last, label, environment), (searched, *rest) = stages.asked
     assert (last, label, environment) == ("supernet-train", None, {"CUDA_VISIBLE_DEVICES": "0"})
-    assert (trained.space, trained.data, trained.imgsz) == ("yolov8n", str(tmp_path / "coco.yaml"), 640)
+    assert (trained.space, trained.data, trained.imgsz) == (
+        "yolov8-nas-supernet.yaml",
+        str(tmp_path / "coco.yaml"),
+        640,
+    )
     assert (trained.supernet.epochs, trained.supernet.batch) == (300, 64)
     assert rest[:2] == ["search", "nvidia-a100-fp32"]
     assert [(t.hardware, t.constraints) for t in searched.targets] == [("NVIDIA_A100", ("latency<=2.0ms",))]
