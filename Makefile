@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-gpu lint bench clean
+.PHONY: demo test test-fast test-gpu test-images lint bench images images-pin manifests clean
 
 demo: $(READY)
 	$(BIN)/yolov8-nas demo
@@ -20,6 +20,10 @@ test-fast: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -s tests/gpu/engines.py
 
+# Where docker is; BASE is any Debian with Python 3.11, such as that of tests/images/stand_in_base.sh.
+test-images: $(READY)
+	$(BIN)/python -m pytest -s tests/images/containers.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,6 +34,17 @@ bench: $(READY)
 	$(BIN)/python benchmarks/latency_model.py
 	$(BIN)/python benchmarks/supernet_step.py
 	$(BIN)/python benchmarks/search_speed.py
+
+# Where docker is, and nothing else. make images REGISTRY=registry.example.com/vision pushes them, too.
+images:
+	$(PYTHON) images/build.py $(if $(REGISTRY),--registry $(REGISTRY))
+
+images-pin:
+	$(PYTHON) images/build.py --pin
+
+# Where kubectl is; no cluster is asked. CRDS: definitions of custom resources (kubectl get crd -o yaml > crds.yaml).
+manifests: $(READY)
+	$(BIN)/python manifests/render.py $(if $(CRDS),--crds $(CRDS))
 
 # Set up once, and again whenever the locked requirements or the package's own description change.
 $(READY): requirements/dev.txt pyproject.toml

@@ -1,0 +1,174 @@
+"""Pin what the images are made from, build them, and note their digests; needs docker and no Python package.
+
+python3 images/build.py --pin                            once, and to renew: digests into pins.json, tensorrt.txt
+python3 images/build.py [IMAGE]...                       build for this machine
+python3 images/build.py --registry HOST/PATH [IMAGE]...  build, push, and write digests.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Final, NoReturn
+
+HERE: Final = Path(__file__).resolve().parent
+ROOT: Final = HERE.parent
+PINS: Final = HERE / "pins.json"
+"""Name to reference of each image that comes from elsewhere: with tag and, once pinned, with digest."""
+DIGESTS: Final = HERE / "digests.json"
+"""Name to reference, by digest, of each image that was pushed."""
+TENSORRT_LOCK: Final = HERE / "tensorrt.txt"
+NVIDIA_INDEX: Final = "https://pypi.nvidia.com"
+TENSORRT_VERSION: Final = "11.4.0.106"
+TENSORRT_PACKAGES: Final = ("tensorrt-cu13", "tensorrt-cu13-bindings", "tensorrt-cu13-libs")
+DOCKERFILES: Final = {
+    "cpu": "Dockerfile",
+    "training": "Dockerfile",
+    "target": "Dockerfile",
+    "mlflow": "mlflow.Dockerfile",
+}
+"""Image, which is also the stage of the Dockerfile, to Dockerfile."""
+_BY_DIGEST: Final = re.compile(r"@sha256:[0-9a-f]{64}$")
+
+
+def stop(message: str) -> NoReturn:
+    """End with a message and the exit status of unusable input."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def docker(*arguments: str, capture: bool = False) -> str:
+    """Run docker; what it prints is returned where `capture` is set, and shown otherwise."""
+    done = subprocess.run(["docker", *arguments], stdout=subprocess.PIPE if capture else None, text=True)
+    if done.returncode:
+        print(f"failed: docker {' '.join(arguments)}", file=sys.stderr)
+        raise SystemExit(1)
+    return done.stdout.strip() if capture else ""
+
+
+def check_docker() -> None:
+    """End where there is no docker, or none that answers."""
+    if shutil.which("docker") is None:
+        stop("docker is not installed on this machine; images can be built wherever it is")
+    answer = subprocess.run(["docker", "info", "--format", "{{.ServerErrors}}"], capture_output=True, text=True)
+    if answer.returncode:
+        stop(f"docker is installed, but its engine does not answer: {answer.stderr.strip()}")
+
+
+def digest_of(reference: str) -> str:
+    """An image's reference by digest, as the registry knows it.
+
+    Args:
+        reference: `repository:tag` that was just pulled or pushed; a digest after it is left out.
+    """
+    reference = reference.partition("@")[0]
+    repository = re.sub(r":[^:/]+$", "", reference)
+    known = json.loads(docker("image", "inspect", "--format", "{{json .RepoDigests}}", reference, capture=True))
+    short = repository.removeprefix("docker.io/").removeprefix(
+        "library/"
+    )  # docker leaves out what it takes for granted
+    for name in known:
+        if name.partition("@")[0] in (repository, short):
+            return f"{reference}@{name.partition('@')[2]}"
+    stop(f"docker knows no digest of {reference} in {repository}, only {known}")
+
+
+def pin() -> None:
+    """Write today's digests into `pins.json`, and hashes of NVIDIA's wheels into `tensorrt.txt`."""
+    pins = json.loads(PINS.read_text())
+    for name, reference in pins.items():
+        tagged = reference.partition("@")[0]
+        docker("pull", tagged)
+        pins[name] = digest_of(tagged)
+        print(f"{name}: {pins[name]}")
+    PINS.write_text(json.dumps(pins, indent=2) + "\n")
+
+    lock = ""
+    with tempfile.TemporaryDirectory() as folder:
+        # Downloaded with the Python of the image, so that they are the files that fit it.
+        for package in TENSORRT_PACKAGES:
+            asked = f"{package}=={TENSORRT_VERSION}"
+            pip = ["pip", "download", "--no-deps", "--no-build-isolation", "--index-url", NVIDIA_INDEX]
+            docker("run", "--rm", "-v", f"{folder}:/wheels", pins["python"], *pip, "-d", f"/wheels/{package}", asked)
+            hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(folder, package).iterdir())]
+            lock += " \\\n    ".join([asked, *(f"--hash=sha256:{value}" for value in hashes)]) + "\n"
+    TENSORRT_LOCK.write_text(lock)
+    print(f"{TENSORRT_LOCK.name}: TensorRT {TENSORRT_VERSION}")
+
+
+def build(image: str, base: str, registry: str | None) -> str:
+    """Build one image and copy its bill of materials out of it.
+
+    Args:
+        image: Its name in `DOCKERFILES`.
+        base: Reference of the image that it is built on.
+        registry: Registry and path before its name; None for this machine only.
+
+    Returns:
+        Its reference, by tag.
+    """
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    revision = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    reference = f"{registry or 'yolov8-nas'}/{image}:{version}"
+    arguments = {"BASE": base, "VERSION": version, "REVISION": revision, "NVIDIA_INDEX": NVIDIA_INDEX}
+    if image != "target":
+        del arguments["NVIDIA_INDEX"]
+    options = [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
+    docker(
+        "build", "--file", str(HERE / DOCKERFILES[image]), "--target", image, "--tag", reference, *options, str(ROOT)
+    )
+
+    bill = ROOT / "build" / "images" / f"{image}.cdx.json"
+    bill.parent.mkdir(parents=True, exist_ok=True)
+    container = docker("create", reference, capture=True)
+    docker("cp", f"{container}:/sbom.cdx.json", str(bill))
+    docker("rm", container, capture=True)
+    print(f"{reference}\n  bill of materials  {bill.relative_to(ROOT)}")
+    return reference
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(DOCKERFILES)}; all by default")
+    parser.add_argument("--pin", action="store_true", help="look up digests and hashes instead of building")
+    parser.add_argument("--registry", help="push to this registry and path, and write the digests down")
+    parser.add_argument("--base", help="build on this image instead of the pinned one; not for images that are pushed")
+    asked = parser.parse_args()
+    if unknown := set(asked.images) - set(DOCKERFILES):
+        parser.error(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(DOCKERFILES)}")
+    if asked.base and asked.registry:
+        parser.error("what is pushed is built on the pinned image: leave --base out")
+    check_docker()
+    if asked.pin:
+        pin()
+        return
+
+    images = asked.images or list(DOCKERFILES)
+    base = asked.base or json.loads(PINS.read_text())["python"]
+    if not asked.base and not _BY_DIGEST.search(base):
+        stop(f"{PINS.relative_to(ROOT)}: {base} has no digest yet; make images-pin looks it up")
+    if "target" in images and not TENSORRT_LOCK.exists():
+        stop(f"{TENSORRT_LOCK.relative_to(ROOT)} is missing, which target is built from; make images-pin writes it")
+    digests = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
+    for image in images:
+        reference = build(image, base, asked.registry)
+        if asked.registry:
+            docker("push", reference)
+            digests[image] = digest_of(reference)
+            DIGESTS.write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n")
+            print(f"  pushed  {digests[image]}")
+    if not asked.registry:
+        print("These images are on this machine only: give a registry to get digests (make images REGISTRY=...).")
+
+
+if __name__ == "__main__":
+    main()
