@@ -1,9 +1,10 @@
-"""The pipeline as it is compiled, and as it runs on one machine: the whole way once, in miniature, and once more."""
+"""The pipeline as compiled, and as it runs on one machine: the whole way in miniature, then with a target added."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fabricated import write_outputs
 
 from components.close_run.component import close_run
 from components.data_prep.component import data_prep
@@ -24,7 +26,11 @@ from components.trt_export.component import trt_export
 from pipelines.compile import compile_pipeline
 from pipelines.local import one_at_a_time
 from pipelines.pipeline import yolov8_nas
-from yolov8_nas.stages.stage import STAGES
+from yolov8_nas.config import RunConfig
+from yolov8_nas.errors import StageError
+from yolov8_nas.lifecycle import close_run as end_run
+from yolov8_nas.stages.stage import STAGES, Stage, StageContext, run_stage, target_labels
+from yolov8_nas.store import write_json
 
 ROOT = Path(__file__).parents[1]
 COMPONENTS = (
@@ -87,6 +93,63 @@ def test_on_one_machine_targets_follow_each_other_and_training_waits_for_the_pro
     assert probes in loops[0][2]["supernet-train"].dependent_tasks
 
 
+def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
+    """What the stages do is played here, and what goes on between them is real."""
+    limits = {"precision": "best", "constraints": ["latency<=80%stock"]}
+    targets = [{"hardware": "cpu-1t", **limits}, {"hardware": "cpu-2t", **limits}]
+    config = RunConfig.parse({"space": "tiny", "imgsz": 64, "targets": targets}, "test")
+    made = {**write_outputs(tmp_path / "made"), "register": tmp_path / "made" / "register"}
+    write_json(made["register"] / "registry.json", {"model": "weld-seams", "version": 3, "aliases": []})
+    labels = lost, kept = target_labels(config)
+    tars: dict[tuple[str, str | None], Path] = {}
+
+    def play(name: str, label: str | None) -> None:
+        def body(ctx: StageContext) -> None:
+            if (name, label) == ("hw-probe", lost):
+                raise StageError("nothing keeps the limit")
+            shutil.copytree(made[name], ctx.out, dirs_exist_ok=True)
+
+        tars[name, label] = tmp_path / f"{label}.{name}.tar"
+        run_stage(
+            Stage(name, 1, lambda config, target: {"hardware": target and target.hardware}, body),
+            config=config,
+            target=label,
+            inputs={stage: tar for (stage, of), tar in tars.items() if stage != name and of in (None, label)},
+            output=tars[name, label],
+            store=tmp_path / "store",
+            run_id="run",
+        )
+
+    play("data-prep", None)
+    for label in labels:
+        play("hw-probe", label)
+    play("supernet-train", None)  # one target is left to train it for
+    for label in labels:
+        for stage in ("search", "qat-finetune", "trt-export", "register"):
+            play(stage, label)
+    summary = end_run(
+        config.to_json(),
+        targets=labels,
+        store=str(tmp_path / "store"),
+        run_id="run",
+        workdir=tmp_path / "work",
+        summary_file=tmp_path / "summary.json",
+        report_file=tmp_path / "report.html",
+        pipeline_error=None,
+    )
+    assert summary["run"]["status"] == "failed"
+    first, second = summary["targets"]
+    assert (first["status"], first["error"]) == ("failed", "hw-probe: nothing keeps the limit")
+    assert first["model"] is None and first["registry"] is None
+    assert (second["status"], second["error"], second["registry"]["version"]) == ("met", None, 3)
+    assert all((tmp_path / "work" / file).is_file() for file in second["model"]["files"].values())
+    passed_on = [row["error"] for row in summary["stages"] if row["target"] == lost][1:]
+    assert passed_on == ["not run, because hw-probe failed"] * 4
+    assert {row["status"] for row in summary["stages"] if row["target"] in (None, kept)} == {"done"}
+    report = (tmp_path / "report.html").read_text()
+    assert "hw-probe: nothing keeps the limit" in report and "weld-seams, version 3" in report
+
+
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
 def test_readmes_match_the_components(component: Any) -> None:
     text = (ROOT / "components" / component.name.replace("-", "_") / "README.md").read_text()
@@ -96,6 +159,11 @@ def test_readmes_match_the_components(component: Any) -> None:
         section = next(section for section in sections if section.startswith(title))
         assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(things or {}), title
     assert any(section.startswith("Resources") for section in sections)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.stem)
+def test_examples_are_run_configurations(file: Path) -> None:
+    assert RunConfig.load(file).targets
 
 
 TINY = """
@@ -111,9 +179,12 @@ targets:
   - {{hardware: cpu, precision: best, constraints: ["latency<=150%stock"]}}
 """
 
+ADDED = """  - {hardware: cpu-1t, precision: fp32, constraints: ["latency<=150%stock"]}
+"""
+
 
 @pytest.mark.slow
-def test_the_whole_way_in_miniature_and_once_more(tmp_path: Path) -> None:
+def test_the_whole_way_in_miniature_and_once_more_with_a_target_added(tmp_path: Path) -> None:
     cli = [sys.executable, "-m", "yolov8_nas.cli"]
     data, work = tmp_path / "data", tmp_path / "work"
     subprocess.run([*cli, "data", "make-demo", str(data), "--images", "40", "--size", "64"], check=True)
@@ -140,9 +211,19 @@ def test_the_whole_way_in_miniature_and_once_more(tmp_path: Path) -> None:
     assert "</html>" in (work / "report.html").read_text()
     assert not (work / "kfp").exists()
 
+    (tmp_path / "tiny.yaml").write_text(TINY.format(data=data) + ADDED)
     second = run()
-    again = {stage["name"]: stage["status"] for stage in second["stages"]}
-    assert again.pop("register") == "done", "it always runs, and changes nothing"
-    assert set(again.values()) == {"cached"}
-    assert second["targets"][0]["model"]["latency_ms"] == target["model"]["latency_ms"]
-    assert second["targets"][0]["registry"]["version"] == target["registry"]["version"]
+    again = {(stage["name"], stage["target"]): stage["status"] for stage in second["stages"]}
+    assert again["data-prep", None] == again["supernet-train", None] == "cached"
+    before, added = second["targets"]
+    own = {stage: status for (stage, label), status in again.items() if label == before["id"]}
+    assert own.pop("register") == "done", "it always runs, and changes nothing"
+    assert set(own.values()) == {"cached"}
+    assert before["model"]["latency_ms"] == target["model"]["latency_ms"]
+    assert before["registry"]["version"] == target["registry"]["version"]
+    assert {status for (_, label), status in again.items() if label == added["id"]} == {"done"}
+    assert (added["status"], added["hardware"]["threads"], added["precision_shipped"]) == ("met", 1, "fp32")
+    assert added["registry"]["version"] != before["registry"]["version"]
+    assert set(added["model"]["files"].values()).isdisjoint(before["model"]["files"].values())
+    assert all((work / file).is_file() for file in added["model"]["files"].values())
+    assert 'id="target-2"' in (work / "report.html").read_text()
