@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -316,6 +317,17 @@ def test_alerts_read_metrics_that_are_collected() -> None:
     config = of_kind("gpu-cluster", "ConfigMap")["yolov8-nas-dcgm-metrics"]["data"]["dcgm-metrics.csv"]
     collected = {line.partition(",")[0] for line in config.splitlines() if not line.startswith("#")}
     assert used and used <= collected
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, which knows PromQL, is not installed")
+def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    rules = of_kind("gpu-cluster", "PrometheusRule")["yolov8-nas"]["spec"]
+    (tmp_path / "rules.yaml").write_text(json.dumps(rules))
+    shutil.copy(render.HERE / "components" / "monitoring" / "alerts.test.yaml", tmp_path)
+    done = subprocess.run(
+        ["promtool", "test", "rules", "alerts.test.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_secrets_are_made_of_files_that_are_not_committed(tmp_path: Path) -> None:
