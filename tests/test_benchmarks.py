@@ -40,7 +40,7 @@ from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.store import read_json, write_json
 
 SPACE = SearchSpace.load("tiny")
-SETTING = Setting(space="tiny", imgsz=64, train=0, val=0, networks=4, epochs=1, lr=1e-3)
+SETTING = Setting(space="tiny", imgsz=64, train=0, val=0, networks=4, epochs=1, batch=8, lr=1e-3)
 
 
 def macs(network: Architecture) -> float:
