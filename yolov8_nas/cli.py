@@ -25,6 +25,7 @@ from yolov8_nas.space import SpaceError
 from yolov8_nas.store import ArchiveError
 
 if TYPE_CHECKING:
+    from yolov8_nas.deploy.serving import Place
     from yolov8_nas.nas import Subnet
 
 
@@ -166,6 +167,33 @@ def export(
             half=half,
         )
     typer.echo(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+
+
+@app.command()
+def package(
+    model: Annotated[Path, typer.Argument(help="An exported detector (.onnx, .engine), or the work folder of a run.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist or be empty.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model on the servers; that of MODEL.")] = None,
+    storage_uri: Annotated[str | None, typer.Option(help="Where the folder triton will lie, for KServe.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Most images at once, where the file is dynamic.")
+    ] = None,
+    instances: Annotated[int, typer.Option(min=1, help="Copies of the network on a server.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Serve an ONNX file on a GPU; engines always are.")] = False,
+) -> None:
+    """Write what Triton, KServe and DeepStream need to serve an exported detector."""
+    from yolov8_nas.deploy import serving
+
+    file, place = _shipped_file(model) if model.is_dir() else (model, serving.Place())
+    if gpu and place.kind == "cpu":
+        place = serving.Place(kind="gpu")
+    title = serving.legal_name(model.resolve().stem) if name is None else name
+    written = serving.package(
+        file, out, name=title, storage_uri=storage_uri, max_batch=max_batch, instances=instances, place=place
+    )
+    typer.echo(f"wrote {out} ({', '.join(written.parts)}): model {title}")
+    for note in written.notes:
+        typer.echo(f"note: {note}")
 
 
 @app.command()
@@ -386,15 +414,38 @@ def _candidates_table(found: Sequence[Subnet]) -> Table:
 
 def _shipped_checkpoint(workdir: Path) -> Path:
     """The checkpoint of what a run ships, quantized if that is: of its only target."""
-    summary = workdir / "summary.json"
+    target = _shipped_target(workdir, "best.pt")
+    wanted = "qat.pt" if target["precision_shipped"] == "int8" else "best.pt"
+    return workdir / str(target["model"]["files"][wanted])
+
+
+def _shipped_target(workdir: Path, instead: str) -> dict[str, Any]:
+    """The only target for which a run ships something, as its summary has it; else `instead` is what to name."""
+    summary, suffix = workdir / "summary.json", Path(instead).suffix
     if not summary.is_file():
-        raise InputError(f"{workdir}: no finished run in this folder (no summary.json); give the path of a .pt file")
-    targets = [target for target in json.loads(summary.read_text())["targets"] if target["model"]]
+        raise InputError(
+            f"{workdir}: no finished run in this folder (no summary.json); give the path of a {suffix} file"
+        )
+    targets: list[dict[str, Any]] = [target for target in json.loads(summary.read_text())["targets"] if target["model"]]
     if len(targets) != 1:
-        found = ", ".join(str(workdir / target["model"]["files"]["best.pt"]) for target in targets)
+        found = ", ".join(str(workdir / target["model"]["files"][instead]) for target in targets)
         raise InputError(f"{workdir}: the run ships {len(targets)} models; give the path of one: {found or 'none'}")
-    wanted = "qat.pt" if targets[0]["precision_shipped"] == "int8" else "best.pt"
-    return workdir / str(targets[0]["model"]["files"][wanted])
+    return targets[0]
+
+
+def _shipped_file(workdir: Path) -> tuple[Path, Place]:
+    """The file of what a run ships that a server runs, and where it was measured."""
+    from yolov8_nas.deploy.serving import Place
+
+    target = _shipped_target(workdir, "model.onnx")
+    files, device = target["model"]["files"], target["hardware"]
+    place = Place(
+        kind=device["kind"],
+        threads=device["threads"],
+        product=device["model"] if device["kind"] == "gpu" else None,
+        runtime=target["runtime"]["name"],
+    )
+    return workdir / str(files.get("model.engine", files["model.onnx"])), place
 
 
 def _limits(config: RunConfig) -> list[Any]:

@@ -25,7 +25,8 @@ def read_onnx(source: Path) -> tuple[bytes, onnx.ModelProto]:
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror}); give the path of an ONNX file") from None
     except Exception as error:  # protobuf's DecodeError and the checker's ValidationError have no common base
-        raise InputError(f"{source}: no valid ONNX file: {error}; export it again") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{source}: no valid ONNX file: {reason}; export it again") from None
     return data, model
 
 
