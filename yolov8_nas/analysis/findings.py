@@ -167,16 +167,18 @@ def _channels(analysis: Analysis) -> Iterator[Finding]:
         free = [operator.inputs] * (operator.inputs != 3) + [operator.outputs] * (operator.outputs != classes)
         return any(channels % multiple for channels in free)
 
-    chosen = [operator for operator in analysis.trace.operators if odd(operator)]
+    convolutions = [operator for operator in analysis.trace.operators if operator.inputs]
+    chosen = [operator for operator in convolutions if odd(operator)]
     taken = sum(operator.ms for operator in chosen)
     share = taken / analysis.trace.operator_ms
     if share < CHANNELS_SHARE:
         return
     widths = sorted({c for o in chosen for c in (o.inputs, o.outputs) if c and c % multiple and c not in (3, classes)})
+    told = ", ".join([*map(str, widths[:6]), *(["..."] if len(widths) > 6 else [])])
     yield Finding(
         "channels",
-        f"{len(chosen)} convolutions, {share:.0%} of inference, have channels that are no multiples of {multiple} "
-        f"({', '.join(map(str, widths[:6]))}{', ...' if len(widths) > 6 else ''}); {why}.",
+        f"Convolutions with channels that are no multiples of {multiple} ({told}), {len(chosen)} of "
+        f"{len(convolutions)}, take {share:.0%} of inference; {why}.",
         f"Search a space whose widths are multiples of {multiple}; what is padded is paid for without use.",
         {"share": share, "convolutions": len(chosen), "multiple": multiple},
     )
@@ -199,7 +201,7 @@ def _conversions(analysis: Analysis) -> Iterator[Finding]:
     )
     yield Finding(
         "conversions",
-        f"{len(chosen)} changes of layout or data type between layers take {share:.0%} of inference.",
+        f"Changes of layout or data type between layers ({len(chosen)} in all) take {share:.0%} of inference.",
         remedy,
         {"share": share, "conversions": len(chosen)},
     )

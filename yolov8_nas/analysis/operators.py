@@ -151,13 +151,12 @@ def _operator(name: str, kind: str, ms: float, known: Mapping[str, Work], moved:
 
     ONNX Runtime renames what it changes: to the node's name with something after it, or to that of its output.
     """
-    done = Work(0.0)
+    made_of = ""
     if any(product in kind for product in ("Conv", "MatMul", "Gemm")):
         made_of = max((node for node in known if name.startswith(node)), key=len, default="")
-        done = known.get(made_of, done)
-    return Operator(
-        name.strip("/"), kind, row_of(name), ms, 1, done.flops, moved, done.inputs, done.outputs, done.groups
-    )
+    done = known.get(made_of, Work(0.0))
+    layer = (made_of or name).strip("/")
+    return Operator(layer, kind, row_of(name), ms, 1, done.flops, moved, done.inputs, done.outputs, done.groups)
 
 
 def _kernels(events: Sequence[Mapping[str, Any]], known: Mapping[str, Work]) -> Trace:

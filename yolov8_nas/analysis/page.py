@@ -15,7 +15,7 @@ from yolov8_nas.analysis import tables
 from yolov8_nas.analysis.figures import NETWORK, Analysis, Speed
 from yolov8_nas.report import plots
 from yolov8_nas.report.plots import Figure, Plot, axes
-from yolov8_nas.report.wording import number, percent
+from yolov8_nas.report.wording import number
 from yolov8_nas.store import atomic_write
 
 _OWN: Final = Path(__file__).parent
@@ -73,9 +73,10 @@ def _frame(analysis: Analysis) -> Plot:
     ]
     layout = axes("ms", "") | {"barmode": "stack"}
     layout["yaxis"] |= {"showticklabels": False}
-    label = ", ".join(f"{name} {number(ms)} ms ({percent(ms / total, 0)})" for name, ms in pieces)
+    layout["legend"] |= {"traceorder": "normal"}
+    label = ", ".join(f"{name} {number(ms)} ms ({ms / total:.0%})" for name, ms in pieces)
     return Plot(
-        "frame", "One run, part by part", f"A stacked bar: {label}.", {"data": data, "layout": layout}, height=170
+        "plot-frame", "One run, part by part", f"A stacked bar: {label}.", {"data": data, "layout": layout}, height=170
     )
 
 
@@ -110,7 +111,7 @@ def _roofline(analysis: Analysis) -> Plot | None:
         layout[axis] |= {"type": "log", "dtick": 1, "exponentformat": "none"}
     told = "; ".join(f"{name} {number(y)} GFLOP/s at {number(x)} operations per byte" for name, x, y in parts)
     return Plot(
-        "roofline",
+        "plot-roofline",
         "Roofline",
         f"Both axes are logarithmic. {told}.",
         {"data": [trace for trace in data if trace["x"]], "layout": layout},
@@ -156,7 +157,9 @@ def _sweep(analysis: Analysis) -> Plot | None:
                 "hoverinfo": "skip",
             }
         )
-    return Plot("sweep", "Latency and throughput", tables.recommendation(analysis), {"data": data, "layout": layout})
+    return Plot(
+        "plot-sweep", "Latency and throughput", tables.recommendation(analysis), {"data": data, "layout": layout}
+    )
 
 
 def _lines(analysis: Analysis) -> Iterator[Figure]:

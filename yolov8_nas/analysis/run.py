@@ -28,6 +28,9 @@ _SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _MOST: Final = 32
 """Pictures of a folder that are used at most."""
 
+_APART: Final = 1.5
+"""How many times the sum of its parts a frame may take before that is told."""
+
 _SCATTER: Final = 0.15
 """Scatter of a roofline from which it is said to be disturbed."""
 
@@ -217,8 +220,14 @@ def _notes(detector: model.Detector, batches: Sequence[int], runtime: Runtime) -
 
 
 def _disturbed(way: Frame, roofline: Roofline | None) -> Iterator[str]:
-    if way.whole.disturbed:
+    whole, parts = way.whole, sum(part.timing.latency_ms.p50 for part in way.parts if part.timing)
+    if whole.disturbed:
         yield "other load disturbed the timing of frames; run it again on a quiet machine"
+    elif whole.latency_ms.p50 > _APART * parts:
+        yield (
+            f"a frame takes {whole.latency_ms.p50 / parts:.1f} times the sum of its parts: other load, or threads that "
+            "get in each other's way; run it again on a quiet machine"
+        )
     if roofline and roofline.scatter > _SCATTER:
         yield (
             f"other load disturbed the measurement of what the device can do at most (scatter {roofline.scatter:.0%}), "

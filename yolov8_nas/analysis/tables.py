@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from yolov8_nas.analysis.figures import NETWORK, Analysis, Speed
-from yolov8_nas.report.wording import ABSENT, number, percent, whole
+from yolov8_nas.report.wording import ABSENT, is_number, number, whole
 
 HEAVIEST: Final = 12
 """Operators that are listed."""
@@ -60,11 +60,11 @@ def frame(analysis: Analysis) -> Figures:
     for part in way.parts:
         timing = part.timing
         latency = timing and timing.latency_ms
-        figures = [number(latency.p50), number(latency.p90), percent(way.share(part.name), 0)] if latency else []
+        figures = [number(latency.p50), number(latency.p90), _share(way.share(part.name))] if latency else []
         rows.append([part.name, *(figures or [ABSENT] * 3), part.note])
         if part.name == NETWORK and len(analysis.sections) > 1:
             rows += [
-                [f"  {section.name}", number(section.ms), "", percent(section.share * way.share(NETWORK), 0), ""]
+                [f"  {section.name}", number(section.ms), "", _share(section.share * way.share(NETWORK)), ""]
                 for section in analysis.sections
             ]
     rows.append(
@@ -83,7 +83,7 @@ def frame(analysis: Analysis) -> Figures:
 
 def _busy(analysis: Analysis) -> str:
     busy = analysis.frame.busy
-    return "" if busy is None else f"device busy {percent(busy, 0)} of it"
+    return "" if busy is None else f"device busy {_share(busy)} of it"
 
 
 def sections(analysis: Analysis) -> Figures:
@@ -93,8 +93,8 @@ def sections(analysis: Analysis) -> Figures:
     rows = [
         [
             section.name,
-            percent(section.share, 0),
-            percent(section.flops_share, 0),
+            _share(section.share),
+            _share(section.flops_share),
             whole(section.launches),
             *_speed(section.speed),
         ]
@@ -102,7 +102,7 @@ def sections(analysis: Analysis) -> Figures:
     ]
     everything = analysis.operators
     rows.append(["all", "", "", whole(trace.launches), *_speed(analysis.speed(everything))])
-    columns = ["part", "of the time", "of the operations", trace.launched, *_SPEED]
+    columns = ["part", "time", "FLOPs", trace.launched, *_SPEED]
     return Figures("Parts of the network", columns, rows, note=_limits(analysis))
 
 
@@ -115,7 +115,7 @@ def operators(analysis: Analysis) -> Figures:
             operator.layer,
             operator.kind,
             number(operator.ms),
-            percent(operator.ms / total),
+            _share(operator.ms / total, 1),
             *_speed(analysis.speed([operator])),
         ]
         for operator in found[:HEAVIEST]
@@ -163,12 +163,16 @@ def recommendation(analysis: Analysis) -> str:
     return f"Recommended: batch {chosen.batch} in {at_once}, which {takes}: {chosen.reason}."
 
 
-_SPEED: Final = ("GFLOP/s", "GB/s", "FLOP/byte", "of attainable")
+_SPEED: Final = ("GFLOP/s", "GB/s", "FLOP/byte", "of roof")
 
 
 def _speed(found: Speed) -> list[str]:
     tops = found.tops and 1000 * found.tops
-    return [number(tops), number(found.gbs), number(found.intensity), percent(found.share, 0)]
+    return [number(tops), number(found.gbs), number(found.intensity), _share(found.share)]
+
+
+def _share(value: float | None, decimals: int = 0) -> str:
+    return f"{value:.{decimals}%}" if is_number(value) else ABSENT
 
 
 def _limits(analysis: Analysis) -> str:
@@ -177,6 +181,6 @@ def _limits(analysis: Analysis) -> str:
         return "What the device can do at most was not measured."
     return (
         f"Measured limits of the device: {number(1000 * roofline.tops[analysis.roof])} GFLOP/s in "
-        f"{analysis.roof.upper()}, {number(roofline.bandwidth_gbs)} GB/s; attainable is the lower of the two at that "
-        "many operations per byte. What stays in the caches can exceed it."
+        f"{analysis.roof.upper()}, {number(roofline.bandwidth_gbs)} GB/s; "
+        "the roof at so many operations per byte is the lower of the two. What stays in the caches can exceed it."
     )
