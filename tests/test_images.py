@@ -1,0 +1,103 @@
+"""Images are built on what is pinned, and named by digest once they are pushed; docker is a stand-in here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "images"))  # scripts, not a package
+
+import build
+
+from components.images import IMAGES, by_digest
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+DOCKER = f"""#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
+case "$1 $2" in
+  "image inspect") echo '["registry.example.com:5000/vision/cpu@{DIGEST}", "python@{DIGEST}"]' ;;
+  "create "*) echo container ;;
+esac
+"""
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A docker that writes down how it was called, and files of its own for pins and digests."""
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(docker.parent), prepend=":")
+    monkeypatch.setattr(build, "PINS", tmp_path / "pins.json")
+    monkeypatch.setattr(build, "DIGESTS", tmp_path / "digests.json")
+    monkeypatch.setattr(build, "TENSORRT_LOCK", tmp_path / "tensorrt.txt")
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+    return docker.with_name("calls")
+
+
+def pinned(reference: str) -> None:
+    build.PINS.write_text(json.dumps({"python": reference}))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["build.py", *arguments])
+    build.main()
+
+
+def test_every_kind_that_the_pipeline_names_is_built() -> None:
+    assert IMAGES.keys() < build.DOCKERFILES.keys()
+    for image, file in build.DOCKERFILES.items():
+        assert f" AS {image}\n" in (build.HERE / file).read_text()
+
+
+def test_a_tag_is_not_built_on(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pinned("docker.io/library/python:3.11")
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch, "cpu")
+    assert "has no digest yet; make images-pin looks it up" in capsys.readouterr().err
+    assert "build" not in calls.read_text()
+
+
+def test_what_is_pushed_is_named_by_digest(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned(f"docker.io/library/python:3.11@{DIGEST}")
+    call(monkeypatch, "--registry", "registry.example.com:5000/vision", "cpu")
+    named = json.loads(build.DIGESTS.read_text())
+    assert named == {"cpu": f"registry.example.com:5000/vision/cpu:1.2.3@{DIGEST}"}
+    assert by_digest(named["cpu"])
+    assert f"--build-arg BASE=docker.io/library/python:3.11@{DIGEST}" in calls.read_text()
+
+
+def test_what_stays_here_gets_no_digest(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "--base", "stand-in:bookworm", "cpu")
+    assert not build.DIGESTS.exists()
+    assert "push" not in calls.read_text()
+
+
+def test_target_waits_for_tensorrt(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch, "--base", "stand-in:bookworm", "target")
+    assert "make images-pin writes it" in capsys.readouterr().err
+
+
+def test_docker_is_asked_by_the_name_that_it_uses(calls: Path) -> None:
+    assert build.digest_of("docker.io/library/python:3.11") == f"docker.io/library/python:3.11@{DIGEST}"
+    with pytest.raises(SystemExit, match="2"):
+        build.digest_of("registry.example.com/other:1")
+
+
+def test_a_machine_without_docker_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch)
+    assert "docker is not installed" in capsys.readouterr().err
