@@ -17,13 +17,12 @@ from typing import Final
 
 FILE: Final = Path(__file__).parents[1] / "images" / "digests.json"
 VARIABLE: Final = "YOLOV8_NAS_IMAGE"
-KINDS: Final = ("training", "target", "cpu")
 
 _BY_DIGEST: Final = re.compile(r"^[\w./:-]+@sha256:[0-9a-f]{64}$")
 
 
-def reference(kind: str) -> str:
-    """The image of a kind: a digest, or a tag that no cluster is to be given where nobody has named one."""
+def _reference(kind: str) -> str:
+    """The image of a kind; where nobody has named one, a tag that no cluster is to be given."""
     named = os.environ.get(f"{VARIABLE}_{kind.upper()}") or os.environ.get(VARIABLE)
     if not named and FILE.is_file():
         named = json.loads(FILE.read_text()).get(kind)
@@ -35,6 +34,7 @@ def by_digest(image: str) -> bool:
     return bool(_BY_DIGEST.match(image))
 
 
-TRAINING: Final = reference("training")
-TARGET: Final = reference("target")
-CPU: Final = reference("cpu")
+IMAGES: Final = {kind: _reference(kind) for kind in ("training", "target", "cpu")}
+TRAINING: Final = IMAGES["training"]
+TARGET: Final = IMAGES["target"]
+CPU: Final = IMAGES["cpu"]

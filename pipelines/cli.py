@@ -22,6 +22,8 @@ app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs in Kubeflow."
 )
 
+_WIDTH = 140
+
 Config = Annotated[Path, typer.Argument(help="Run configuration (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration.")]
 Parameters = Annotated[
@@ -169,25 +171,26 @@ def plan(
         )
         return
     console = Console()
-    table = _table("step", "target", "pool", "GPUs", "work", "rate", "hours", "rate from", right=(3, 4, 5, 6))
+    if not console.is_terminal:
+        console.width = _WIDTH  # in a file nothing is to be cut off
+    table = _table("step", "target", "pool", "GPUs", "work", "seconds each", "hours", "known from", right=(3, 5, 6))
     for step in steps:
-        rate = "unknown" if step.seconds_per_unit is None else f"{step.seconds_per_unit:.3g} s"
+        rate = "unknown" if step.seconds_per_unit is None else f"{step.seconds_per_unit:.3g}"
+        hours = "unknown" if step.hours is None else f"{step.hours:.2f}"
         work = f"{step.units} x {planning.UNITS[step.stage]}"
-        table.add_row(
-            step.stage, step.target or "", step.pool, str(step.gpus), work, rate, _hours(step.hours), step.source
-        )
+        table.add_row(step.stage, step.target or "", step.pool, str(step.gpus), work, rate, hours, step.source)
     console.print(table)
     table = _table("pool", "hours", "GPU hours", "EUR per hour", "EUR", right=(1, 2, 3, 4))
     for pool in pools:
-        per_hour = "not given" if pool.price is None else f"{pool.price:.2f}"
-        cost = "unknown" if pool.cost is None else f"{pool.cost:.2f}"
-        table.add_row(pool.name, _hours(pool.hours), _hours(pool.gpu_hours), per_hour, cost)
+        price_of = "not given" if pool.price is None else f"{pool.price:.2f}"
+        figures = [_bound(value, pool.complete) for value in (pool.hours, pool.gpu_hours, pool.cost)]
+        table.add_row(pool.name, *figures[:2], price_of, figures[2])
     console.print()
     console.print(table)
-    known = [pool.cost for pool in pools if pool.cost is not None]
     if price:
-        whole = "" if len(known) == len(pools) else " at least: not every pool's hours and price are known"
-        console.print(f"\n{sum(known):.2f} EUR{whole}", highlight=False)
+        cost = sum(pool.cost for pool in pools if pool.cost is not None)
+        complete = all(pool.complete and pool.cost is not None for pool in pools)
+        console.print(f"\nin all {_bound(cost, complete)} EUR", highlight=False)
     console.print("\nAssumed:", highlight=False)
     for line in told:
         console.print(f"- {line}", highlight=False, soft_wrap=True)
@@ -224,8 +227,11 @@ def _price(text: str) -> tuple[str, float]:
     return pool, price
 
 
-def _hours(hours: float | None) -> str:
-    return "unknown" if hours is None else f"{hours:.2f}"
+def _bound(value: float | None, complete: bool) -> str:
+    """A sum, which is a lower bound where a part of it is unknown."""
+    if value is None or (value == 0 and not complete):
+        return "unknown"
+    return f"{value:.2f}" if complete else f"at least {value:.2f}"
 
 
 def _table(*columns: str, right: tuple[int, ...]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import ssl
 import warnings
@@ -102,6 +103,11 @@ class Server:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 yield
+        except AttributeError as error:
+            # A failure of TLS has no body, which kfp's client tries to decode.
+            if not isinstance(error.__context__, kfp_server_api.ApiException):
+                raise
+            raise InputError(f"{self.host}: {_unreached(error.__context__)}") from None
         except kfp_server_api.ApiException as error:
             raise InputError(f"{self.host}: {_refused(error, doing, getattr(self, 'namespace', None))}") from None
         except (urllib3.exceptions.HTTPError, ssl.SSLError, OSError) as error:
@@ -134,8 +140,6 @@ class Server:
 
 
 def _named(name: str) -> str:
-    import json
-
     return json.dumps({"predicates": [{"operation": _EQUALS, "key": "display_name", "stringValue": name}]})
 
 

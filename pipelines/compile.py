@@ -60,7 +60,7 @@ def write_manifests(folder: Path, namespace: str | None) -> list[Path]:
 
 def floating_images() -> list[str]:
     """The kinds of image that are not named by digest."""
-    return [kind for kind in images.KINDS if not images.by_digest(images.reference(kind))]
+    return [kind for kind, image in images.IMAGES.items() if not images.by_digest(image)]
 
 
 def require_digests() -> None:
@@ -71,6 +71,6 @@ def require_digests() -> None:
     """
     if floating := floating_images():
         raise InputError(
-            f"image {', '.join(floating)}: not named by digest ({images.reference(floating[0])}); push them and write "
+            f"image {', '.join(floating)}: not named by digest ({images.IMAGES[floating[0]]}); push them and write "
             f"{images.FILE}, or set {images.VARIABLE}_{floating[0].upper()}=NAME@sha256:DIGEST"
         )

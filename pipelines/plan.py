@@ -1,7 +1,7 @@
 """What a run will take before it is started: its steps, the hours of each pool from measured rates, and their price.
 
 The rate of a stage is the time of one unit of its work (`UNITS`), as runs in a stage store have taken or as somebody
-says. A stage that nothing is known of stays unknown, and so does every sum that it belongs to.
+says. A stage that nothing is known of stays unknown, and every sum that it belongs to is a lower bound.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ LIGHT: Final = "light"
 SHARED: Final = ("data-prep", "supernet-train")
 UNITS: Final[Mapping[str, str]] = {
     "data-prep": "dataset",
-    "supernet-train": "network and epoch",
-    "hw-probe": "network measured",
-    "search": "network scored",
+    "supernet-train": "epoch of a network",
+    "hw-probe": "network",
+    "search": "network",
     "qat-finetune": "epoch",
     "trt-export": "network",
     "register": "model",
@@ -69,19 +69,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Pool:
-    """What a run takes of one pool; nothing where a step of it is unknown.
+    """What a run takes of one pool, as far as it is known.
 
     Attributes:
         name: The pool.
         hours: Hours of its steps, one after the other.
         gpu_hours: The same times the GPUs that they hold.
-        price: Per hour of a step.
+        complete: Whether every step of it is known; otherwise all figures are lower bounds.
+        price: Per hour of a step; nothing where it is not given.
         cost: In the currency of the price.
     """
 
     name: str
-    hours: float | None
-    gpu_hours: float | None
+    hours: float
+    gpu_hours: float
+    complete: bool
     price: float | None
     cost: float | None
 
@@ -144,22 +146,13 @@ def pools(found: Sequence[Step], prices: Mapping[str, float]) -> list[Pool]:
     result = []
     for name in names:
         own = [step for step in found if step.pool == name]
-        hours, gpu_hours = _sum([step.hours for step in own]), _sum([_gpu_hours(step) for step in own])
+        known = [(step.hours, step.gpus) for step in own if step.hours is not None]
+        hours = sum(hours for hours, _ in known)
+        gpu_hours = sum(hours * gpus for hours, gpus in known)
         price = prices.get(name)
-        cost = None if hours is None or price is None else hours * price
-        result.append(Pool(name, hours, gpu_hours, price, cost))
+        cost = None if price is None else hours * price
+        result.append(Pool(name, hours, gpu_hours, len(known) == len(own), price, cost))
     return result
-
-
-def _gpu_hours(step: Step) -> float | None:
-    if step.gpus == 0:
-        return 0.0
-    return None if step.hours is None else step.hours * step.gpus
-
-
-def _sum(parts: Sequence[float | None]) -> float | None:
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
 
 
 class Rates:
@@ -218,7 +211,7 @@ class Rates:
         for run_id, earlier in self.runs:
             if (earlier.space, earlier.imgsz) != (config.space, config.imgsz):
                 continue
-            for label, other in _targets(earlier, target):
+            for label, other in _targets(earlier, stage, target):
                 if seconds := self._seconds(run_id, stage, label):
                     return seconds / units(stage, earlier, other), f"run {run_id}"
         return None, "unknown"
@@ -232,14 +225,17 @@ class Rates:
         return manifest.seconds if manifest else None
 
 
-def _targets(earlier: RunConfig, target: TargetConfig | None) -> list[tuple[str | None, TargetConfig | None]]:
+def _targets(
+    earlier: RunConfig, stage: str, target: TargetConfig | None
+) -> list[tuple[str | None, TargetConfig | None]]:
     """The targets of an earlier run that a rate may be taken from."""
     if target is None:
         return [(None, None)]
+    elsewhere = pool_of(stage, target) in (TRAINING, LIGHT)
     return [
         (label, other)
         for label, other in zip(target_labels(earlier), earlier.targets, strict=True)
-        if (pool_name(other), other.runtime) == (pool_name(target), target.runtime)
+        if elsewhere or (pool_name(other), other.runtime) == (pool_name(target), target.runtime)
     ]
 
 

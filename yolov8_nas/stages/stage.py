@@ -332,6 +332,8 @@ class _Run:
         # A stage can stand twice in a pipeline. Its failure is not tried again in the same run, only in a new one.
         status = entry.outputs / STATUS_FILE
         if status.is_file() and (failure := read_json(status))["run_id"] == self.run_id:
+            if self.target is None:  # Kubeflow tries a task again that failed
+                raise StageError(failure["error"])
             return self._end("failed", pack(entry.outputs, self.output), key, failure["error"])
         return None
 

@@ -1,0 +1,248 @@
+"""Runs and schedules on a server that speaks Kubeflow Pipelines' API, through kfp's own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp_server import Cluster, serving
+from typer.testing import CliRunner
+
+from components import images
+from pipelines import nodes
+from pipelines.cli import app
+from pipelines.submit import cron
+from yolov8_nas.errors import InputError
+
+T4 = {"hardware": "NVIDIA_T4", "runtime": "tensorrt", "precision": "int8", "constraints": ["latency<=2.5ms"]}
+SETTINGS: dict[str, Any] = {"name": "line-3", "data": "s3://vision/line3.tar", "space": "yolov8n", "targets": [T4]}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "line-3.yaml"
+    file.write_text(yaml.safe_dump(SETTINGS))
+    return file
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster]:
+    for kind in images.IMAGES:
+        monkeypatch.setitem(images.IMAGES, kind, f"registry.example.com/{kind}@sha256:{'1' * 64}")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
+    for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(Cluster()) as running:
+        yield running
+
+
+def _invoke(*arguments: object, status: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+def test_what_is_submitted_twice_is_uploaded_once(config: Path, cluster: Cluster) -> None:
+    first = _invoke("submit", config, "--host", cluster.host, "--param", "training_gpus=4")
+    second = _invoke("submit", config, "--host", cluster.host, "--set", "seed=7")
+    assert len(cluster.pipelines) == len(cluster.versions) == len(cluster.uploads) == len(cluster.experiments) == 1
+    assert "uploaded" in first and "was there" in second
+    one, other = cluster.runs
+    assert one["pipeline_version_reference"] == other["pipeline_version_reference"]
+    assert one["pipeline_version_reference"]["pipeline_version_id"] == cluster.versions[0]["pipeline_version_id"]
+    assert one["service_account"] == "yolov8-nas-runner"
+    parameters = one["runtime_config"]["parameters"]
+    assert parameters["training_gpus"] == "4" and parameters["store"] == "/store/stages"
+    assert json.loads(parameters["config"])["targets"][0]["hardware"] == "NVIDIA_T4"
+    assert f"{cluster.host}/#/runs/details/{one['run_id']}" in first
+    assert b"schemaVersion" in cluster.uploads[0]
+
+
+@pytest.mark.parametrize(("end", "status"), [("SUCCEEDED", 0), ("FAILED", 1)])
+def test_watch_tells_each_step_once_and_ends_as_the_run(config: Path, cluster: Cluster, end: str, status: int) -> None:
+    cluster.states = [
+        ("PENDING", {}),
+        ("RUNNING", {"Check and open the run": "RUNNING", "root-driver": "SUCCEEDED"}),
+        ("RUNNING", {"Check and open the run": "RUNNING"}),
+        (end, {"Check and open the run": "SUCCEEDED", "Report and verdict": end}),
+    ]
+    told = _invoke("submit", config, "--host", cluster.host, "--watch", "--poll", "0.05", status=status)
+    assert told.count("Check and open the run: running") == 1
+    assert told.count("Check and open the run: succeeded") == 1
+    assert "driver" not in told
+    assert f"run {end.lower()}" in told
+
+
+def test_dry_run_shows_everything_and_sends_nothing(config: Path, cluster: Cluster) -> None:
+    shown = yaml.safe_load(_invoke("submit", config, "--host", cluster.host, "--dry-run", "--param", "budget=0.1"))
+    assert cluster.log == []
+    assert shown["parameters"]["config"]["data"] == SETTINGS["data"]
+    assert shown["parameters"]["budget"] == 0.1
+    (target,) = shown["targets"]
+    assert target["gpus"] == "1"
+    assert "Tesla-T4" in json.dumps(target["node_affinity"])
+    assert shown["version"].startswith("0.")
+
+
+def test_a_schedule_is_created_once_and_replaced_when_something_changes(config: Path, cluster: Cluster) -> None:
+    command = ("schedule", config, "--host", cluster.host, "--cron")
+    assert "created, 0 0 3 * * 1" in _invoke(*command, "0 3 * * 1")
+    assert "unchanged" in _invoke(*command, "0 3 * * 1")
+    (only,) = cluster.recurring
+    assert only["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
+    assert only["no_catchup"] is True and str(only["max_concurrency"]) == "1"
+    assert "replaced" in _invoke(*command, "30 2 * * *")
+    assert "replaced" in _invoke(*command, "30 2 * * *", "--set", "seed=3")
+    assert "created" in _invoke(*command, "30 2 * * *", "--name", "another")
+    assert [row["display_name"] for row in cluster.recurring] == ["line-3", "another"]
+    assert only["recurring_run_id"] not in [row["recurring_run_id"] for row in cluster.recurring]
+
+
+def test_a_server_for_several_users(config: Path, cluster: Cluster, tmp_path: Path) -> None:
+    cluster.multi_user, cluster.token = True, "secret-token"
+    token = tmp_path / "token"
+    token.write_text("secret-token\n")
+    command = ("submit", config, "--host", cluster.host, "--token-file", token)
+    assert "name your namespace" in _invoke(*command, status=2)
+    assert "not allowed" in _invoke(*command, "--namespace", "others", status=2)
+    shown = _invoke(*command, "--namespace", "team")
+    assert cluster.experiments[0]["namespace"] == cluster.pipelines[0]["namespace"] == "team"
+    assert "secret-token" not in shown
+
+
+def test_a_token_that_is_not_taken(config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.token = "right"
+    command = ("submit", config, "--host", cluster.host)
+    assert "not authenticated" in _invoke(*command, status=2)
+    monkeypatch.setenv("KFP_TOKEN", "right")
+    _invoke(*command, "--token-env", "KFP_TOKEN")
+    assert "empty" in _invoke(*command, "--token-env", "NO_SUCH_TOKEN", status=2)
+    assert "no such file" in _invoke(*command, "--ca", "missing.pem", status=2)
+
+
+def test_a_token_mounted_in_a_pod_is_used(
+    config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cluster.token = "mounted"
+    (tmp_path / "token").write_text("mounted")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", cluster.host)
+    _invoke("submit", config)
+
+
+def test_an_experiment_that_is_named_must_be_there(config: Path, cluster: Cluster) -> None:
+    command = ("submit", config, "--host", cluster.host, "--experiment", "typo")
+    assert "no experiment 'typo'" in _invoke(*command, status=2)
+    assert cluster.runs == cluster.versions == []
+    _invoke(*command, "--create-experiment")
+    assert cluster.runs[0]["experiment_id"] == cluster.experiments[0]["experiment_id"]
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("http://127.0.0.1:9", "not reachable"),
+        ("localhost:8080", "write the whole address"),
+        ("https:{address}", "TLS"),
+        ("http:{address}/elsewhere", "no Kubeflow Pipelines at this address"),
+        (None, "no Kubeflow server is named"),
+    ],
+)
+def test_hosts_that_are_none(config: Path, cluster: Cluster, host: str | None, told: str) -> None:
+    address = cluster.host.removeprefix("http:")
+    output = _invoke("submit", config, *(("--host", host.format(address=address)) if host else ()), status=2)
+    assert told in output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_a_server_that_breaks_is_told_in_one_line(config: Path, cluster: Cluster) -> None:
+    cluster.refuse["/runs"] = (500, "database is locked")
+    output = _invoke("submit", config, "--host", cluster.host, status=2)
+    assert "cannot start a run: the server answered 500" in output and "database is locked" in output
+    assert len(output.strip().splitlines()[-1:]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": "datasets/line3"}, "data = 'datasets/line3' is a path of this machine"),
+        ({"store": "/home/me/store"}, "store = '/home/me/store' is a path of this machine"),
+        ({"tracking": {"uri": "sqlite:////home/me/mlflow.db"}}, "tracking.uri"),
+        ({"supernet": {"weights": "yolov8n.pt"}}, "supernet.weights"),
+        ({"targets": [{**T4, "hardware": "NVIDIA_T5"}]}, "so its nodes are unknown"),
+    ],
+)
+def test_what_a_cluster_cannot_run(config: Path, cluster: Cluster, change: dict[str, Any], told: str) -> None:
+    config.write_text(yaml.safe_dump({**SETTINGS, **change}))
+    assert told in _invoke("submit", config, "--host", cluster.host, status=2)
+    assert cluster.log == []
+
+
+@pytest.mark.parametrize(
+    ("parameter", "told"),
+    [
+        ("gpus=4", "write NAME=VALUE with one of budget, constraints"),
+        ("config=x", "write NAME=VALUE"),
+        ("targets=NVIDIA_T4", "targets is a list"),
+        ("target_pools={nvidia-a10: {cpu: 3}}", "no target runs in 'nvidia-a10'"),
+        ("target_pools={nvidia-t4: {cpus: 3}}", "give a mapping with some of"),
+        ("target_pools={nvidia-t4: {memory: 12 GB}}", "no quantity of Kubernetes"),
+        ("budget=0", "give a positive number"),
+        ("precision=int4", "precision"),
+    ],
+)
+def test_parameters_that_are_none(config: Path, cluster: Cluster, parameter: str, told: str) -> None:
+    assert told in _invoke("submit", config, "--host", cluster.host, "--param", parameter, status=2)
+
+
+def test_images_by_tag_are_refused(config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(images.IMAGES, "target", "registry.example.com/target:latest")
+    assert "image target: not named by digest" in _invoke("submit", config, "--host", cluster.host, status=2)
+    assert cluster.versions == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "told"),
+    [
+        ("0 3 * *", "4 fields"),
+        ("0 25 * * *", "hour '25': is out of range"),
+        ("0 3 * FOO *", "month 'FOO': is unknown"),
+        ("0 3 9-2 * *", "day '9-2': ends before it begins"),
+        ("*/0 3 * * *", "minute '*/0': steps by nothing"),
+        ("0 3 * * mon-", "does not parse"),
+    ],
+)
+def test_cron_that_does_not_parse(expression: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        cron(expression)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("expression", ["0 3 * * 1", "*/15 8-17 1,15 JAN-MAR mon-fri", "0 0 3 ? * 2-6", "30 0 0 * * *"])
+def test_cron_that_parses(expression: str) -> None:
+    assert len(cron(expression).split()) == 6
+
+
+def test_node_labels_are_compared_where_the_cluster_lists_its_nodes(
+    config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kubernetes
+
+    class Core:
+        def list_node(self, **_: Any) -> Any:
+            labels = {"nvidia.com/gpu.product": "NVIDIA-A10"}
+            node = kubernetes.client.V1Node(metadata=kubernetes.client.V1ObjectMeta(labels=labels))
+            return kubernetes.client.V1NodeList(items=[node])
+
+    monkeypatch.setattr(kubernetes.config, "load_kube_config", lambda: None)
+    monkeypatch.setattr(kubernetes.client, "CoreV1Api", Core)
+    output = _invoke("submit", config, "--host", cluster.host, status=2)
+    assert "none of the 1 nodes has nvidia.com/gpu.product" in output
+    assert "there is nvidia.com/gpu.product = NVIDIA-A10" in output
+    command = ("submit", config, "--host", cluster.host, "--param", "training_labels={zone: a}")
+    assert "training_labels" in _invoke(*command, status=2)
+    assert nodes.check((), {"nvidia.com/gpu.product": "NVIDIA-A10"}) is None
