@@ -72,6 +72,12 @@ def test_a_checkpoint_tells_its_parts(files: dict[str, Path]) -> None:
     assert [found.section(row) for row in rows] == ["backbone", "backbone", "neck", "head", "no row"]
 
 
+def test_a_checkpoint_with_two_heads_is_told(files: dict[str, Path]) -> None:
+    detector = replace(model.read(files["pt"]), two_heads=True)
+    (note,) = run._notes(detector, [1], find("onnxruntime"))
+    assert "NMS-free head as well" in note and "nms=False" in note
+
+
 def test_an_onnx_file_does_not_guess_where_its_neck_begins(files: dict[str, Path]) -> None:
     static, free = model.read(files["static"]), model.read(files["open"], imgsz=96)
     assert (static.imgsz, static.batch, free.imgsz, free.batch) == (SIDE, 1, 96, None)

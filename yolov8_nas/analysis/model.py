@@ -39,6 +39,7 @@ class Detector:
         classes: Number of classes.
         precision: `fp32`, `fp16` or `int8` where that lies in the file; a checkpoint in floating point has none.
         nms_free: Whether its output needs no non-maximum suppression.
+        two_heads: Whether a checkpoint has an NMS-free head as well, which Ultralytics leaves out unless asked for it.
         head: Row of the head; nothing where that is not known.
         backbone: Rows of the backbone; nothing where that is not known.
     """
@@ -49,6 +50,7 @@ class Detector:
     classes: int
     precision: str | None
     nms_free: bool
+    two_heads: bool
     head: int | None
     backbone: int | None
 
@@ -110,6 +112,7 @@ def _read_checkpoint(file: Path, imgsz: int | None) -> Detector:
         classes=head.nc,
         precision="int8" if content.get("modelopt") else None,
         nms_free=bool(head.end2end),
+        two_heads=not head.end2end and getattr(head, "one2one_cv2", None) is not None,
         head=len(network.model) - 1,
         backbone=len(rows) if rows else None,
     )
@@ -140,6 +143,7 @@ def _read_onnx(file: Path, imgsz: int | None, checkpoint: Detector | None) -> De
         classes=_classes(told, output, nms_free, file),
         precision=_precision(graph),
         nms_free=nms_free,
+        two_heads=False,
         head=last,
         backbone=_backbone(told, last, checkpoint),
     )

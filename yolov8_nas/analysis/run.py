@@ -213,6 +213,11 @@ def _notes(detector: model.Detector, batches: Sequence[int], runtime: Runtime) -
         yield "the names of the file's nodes tell no rows, so its parts are not told apart"
     elif detector.backbone is None:
         yield "the file does not tell its backbone from its neck; --rows-of CHECKPOINT of the same network does"
+    if detector.two_heads:
+        yield (
+            "the network has an NMS-free head as well; this is the one with NMS, as Ultralytics runs it. For the other "
+            f"one: yolo export model={detector.file} format=onnx nms=False, and give the ONNX file"
+        )
     if runtime.precision == "int8" and detector.precision is None:
         yield "INT8 ranges come from random images: right for times, wrong for boxes"
     if runtime.name == "torch" and runtime.kind == "gpu":
