@@ -7,8 +7,8 @@
     deepstream/config_infer_primary.txt, labels.txt, model.onnx
 
 Boxes are decoded in the graph, and non-maximum suppression is the client's: docs/serving.md tells what goes in and
-comes out. None of these servers has run here. What they read is checked against Triton's own protobuf, and follows what
-the sources of KServe and DeepStream say.
+comes out. None of these servers has served anything here. What they read is held against Triton's own protobuf, and
+follows what the sources of KServe and DeepStream say.
 """
 
 from __future__ import annotations
