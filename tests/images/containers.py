@@ -5,7 +5,7 @@ For a machine with docker, and not among the tests that run everywhere:
     BASE=stand-in:bookworm make test-images
 
 BASE is any Debian with Python 3.11; without it the image of images/pins.json is taken. The image `target`, which needs
-TensorRT from NVIDIA, is not built here.
+TensorRT from NVIDIA, is not built here. Nothing of this has run yet.
 """
 
 from __future__ import annotations
