@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import yaml
 from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 from components import images
 from pipelines.pipeline import yolov8_nas
 from yolov8_nas.errors import InputError
+from yolov8_nas.store import canonical_digest
 
 NAME: Final = "yolov8-nas"
 """Name of the pipeline on a server."""
@@ -26,7 +27,8 @@ def compile_pipeline(out: Path) -> None:
 
 def version_of(package: Path) -> str:
     """The name of a version: that of this package and a digest of the content, so that equal content has one name."""
-    return f"{version('yolov8-nas')}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
+    content = list(yaml.safe_load_all(package.read_text()))  # the order within comments is another one each time
+    return f"{version('yolov8-nas')}-{canonical_digest(content)[:12]}"
 
 
 def write_manifests(folder: Path, namespace: str | None) -> list[Path]:

@@ -1,0 +1,404 @@
+"""The pipeline as a cluster gets it, and what its steps show."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from google.protobuf import json_format
+from kfp import compiler, dsl
+from typer.testing import CliRunner
+
+import components
+from components.close_run.component import close_run
+from components.placement import branches
+from pipelines import plan
+from pipelines.cli import app
+from pipelines.compile import version_of
+from pipelines.local import without_pods
+from pipelines.pipeline import yolov8_nas
+from yolov8_nas import lifecycle
+from yolov8_nas.config import RunConfig, lay_over
+from yolov8_nas.errors import InputError, WaitingError
+from yolov8_nas.report.step import tell, tell_run
+from yolov8_nas.stages.stage import Outcome, Stage, require_gpus, run_stage
+from yolov8_nas.store import pack, write_json
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+NAMES = sorted(path.parent.name for path in Path(components.__path__[0]).glob("*/component.py"))
+
+TARGETS: list[dict[str, Any]] = [
+    {"hardware": "NVIDIA_T4", "runtime": "tensorrt", "precision": "int8", "constraints": ["latency<=2.5ms"]},
+    {"hardware": "cpu-2t", "constraints": ["latency<=80%stock"]},
+]
+CONFIG = RunConfig.parse({"name": "two", "space": "tiny", "imgsz": 64, "targets": TARGETS}, "test")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    subprocess.run([sys.executable, GOLDEN / "renew.py", out], check=True, cwd=ROOT)
+    return out.read_text()
+
+
+@pytest.fixture(scope="module")
+def compiled(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    spec, platform = yaml.safe_load_all(text)
+    return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def _steps(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], str]]:
+    """Every task that is a pod: the pipeline around it, itself, and its executor."""
+    for component in [spec["root"], *spec["components"].values()]:
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            if label := spec["components"][task["componentRef"]["name"]].get("executorLabel"):
+                yield component, task, label
+
+
+def test_the_compiled_pipeline_is_the_golden_file(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec, platform = yaml.safe_load_all((GOLDEN / "yolov8-nas.yaml").read_text())  # the order in its comments is chance
+    renewed = "see what changed: python tests/golden/renew.py, git diff"
+    assert (spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) == compiled, renewed
+
+
+def test_a_version_is_named_by_content_not_by_order(tmp_path: Path) -> None:
+    names = set()
+    for number, written in enumerate(("a: 1\nb: 2\n", "# b, a\nb: 2\na: 1\n", "a: 1\nb: 3\n")):
+        (tmp_path / f"{number}.yaml").write_text(written)
+        names.add(version_of(tmp_path / f"{number}.yaml"))
+    assert len(names) == 2
+
+
+def test_on_one_machine_nothing_is_left_that_only_a_cluster_can_heed() -> None:
+    spec = type(yolov8_nas.pipeline_spec)()
+    spec.CopyFrom(yolov8_nas.pipeline_spec)
+    without_pods(spec)
+    assert "resources" not in json.dumps(json_format.MessageToDict(spec.deployment_spec))
+    assert {executor["container"]["image"] for executor in spec.deployment_spec["executors"].values()} == {"python"}
+    tasks = spec.components["comp-all-targets"].dag.tasks
+    assert tasks["supernet-train"].task_info.name == "supernet-train"
+    assert not tasks["supernet-train"].HasField("retry_policy")
+
+
+def test_every_image_is_named_by_digest(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    images = {executor["container"]["image"] for executor in compiled[0]["deploymentSpec"]["executors"].values()}
+    assert len(images) == 3
+    assert all(re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", image) for image in images)
+
+
+def test_secrets_are_references(text: str, compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for executor in compiled[0]["deploymentSpec"]["executors"].values():
+        assert not executor["container"].get("env"), "a value would stand in the pipeline for everybody to read"
+    for pod in compiled[1].values():
+        assert all(row["optional"] and row["secretName"] for row in pod["secretAsEnv"])
+    assert not re.search(r"(?i)password|AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|token:|bearer", text)
+
+
+def test_every_step_is_limited_and_confined(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec, pods = compiled
+    names = set()
+    for _, task, label in _steps(spec):
+        resources, pod = spec["deploymentSpec"]["executors"][label]["container"]["resources"], pods[label]
+        for key in ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"):
+            assert resources[key], (label, key)
+        assert int(pod["activeDeadlineSeconds"]) > 0
+        assert pod["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
+        volumes = {row["mountPath"]: row for row in pod["emptyDirMounts"]}
+        assert volumes["/dev/shm"]["medium"] == "Memory" and set(volumes) == {"/dev/shm", "/tmp"}
+        assert pod["pvcMount"][0]["mountPath"] == "/store"
+        assert not task["cachingOptions"].get("enableCache")
+        names.add(task["taskInfo"]["name"])
+    assert all(" " in name for name in names), f"names that people read: {names}"
+
+
+def test_gpus_go_to_training_and_target_steps_by_what_is_filled_in(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    spec, _ = compiled
+    promised = {}
+    for _, task, label in _steps(spec):
+        accelerator = spec["deploymentSpec"]["executors"][label]["container"]["resources"].get("accelerator")
+        parameter = task["inputs"]["parameters"].get("gpus", {}).get("componentInputParameter")
+        if accelerator is None:
+            assert parameter is None
+            continue
+        assert accelerator["resourceType"] == "nvidia.com/gpu"
+        assert f"['pipelinechannel--{parameter}']" in accelerator["resourceCount"], (
+            "what the step is told is what it gets"
+        )
+        promised[re.sub(r"^exec-|-2$", "", label)] = parameter
+    training = dict.fromkeys(("supernet-train", "qat-finetune"), "training_gpus")
+    assert promised == {**training, **dict.fromkeys(("hw-probe", "search", "trt-export"), "target_gpus")}
+
+
+def test_what_is_chosen_at_run_time_is_an_input_of_the_pipeline_around_the_step(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    """kfp compiles references into loops that no backend can resolve, without a word."""
+    spec, pods = compiled
+    chosen = 0
+    for around, task, label in _steps(spec):
+        inputs = around.get("inputDefinitions", {}).get("parameters", {})
+        for name in re.findall(r'"componentInputParameter": "([^"]+)"', json.dumps([pods[label], task["inputs"]])):
+            assert name in inputs, (label, name)
+            chosen += name.startswith(("target_", "training_"))
+        resources = json.dumps(spec["deploymentSpec"]["executors"][label]["container"]["resources"])
+        for channel in re.findall(r"parameters\['([^']+)'\]", resources):
+            assert channel in task["inputs"]["parameters"], (label, channel)
+    assert chosen > 20
+
+
+def test_steps_of_one_name_have_the_same_pods(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """kfp mixes them up when it merges pipelines that have a step of one name."""
+    pods = compiled[1]
+    assert pods["exec-hw-probe"] == pods["exec-hw-probe-2"]
+    assert "nodeAffinity" in pods["exec-hw-probe"]
+    assert pods["exec-supernet-train"]["nodeSelector"] == pods["exec-qat-finetune"]["nodeSelector"]
+
+
+def test_the_name_of_the_run_is_filled_in_where_kubeflow_does_it(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    """As the default of a pipeline's parameter it would stay a placeholder."""
+    spec, _ = compiled
+    assert "{{$" not in json.dumps(spec["root"]["inputDefinitions"])
+    filled = [
+        task["inputs"]["parameters"]["job_id"]["runtimeValue"]["constant"]
+        for _, task, _ in _steps(spec)
+        if "job_id" in task["inputs"]["parameters"]
+    ]
+    assert filled == [dsl.PIPELINE_JOB_ID_PLACEHOLDER] * 2
+
+
+def test_every_parameter_has_a_default_and_a_description(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for name, parameter in compiled[0]["root"]["inputDefinitions"]["parameters"].items():
+        assert "defaultValue" in parameter and parameter["description"], name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_component_compiles_alone(name: str, tmp_path: Path) -> None:
+    component = getattr(__import__(f"components.{name}.component", fromlist=[name]), name)
+    compiler.Compiler().compile(component, str(tmp_path / "component.yaml"))
+    assert yaml.safe_load((tmp_path / "component.yaml").read_text())["root"]
+
+
+def test_pods_wait_in_a_queue_where_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLOV8_NAS_QUEUE", "vision")
+    code = "from pathlib import Path; from pipelines.compile import compile_pipeline; compile_pipeline(Path('x.yaml'))"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={**_environment(), "YOLOV8_NAS_QUEUE": "vision"}
+    )
+    _, platform = yaml.safe_load_all((tmp_path / "x.yaml").read_text())
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    labels = {name: pod.get("podMetadata", {}).get("labels", {}) for name, pod in pods.items()}
+    assert labels["exec-search"]["kueue.x-k8s.io/queue-name"] == "vision"
+    assert labels["exec-supernet-train"]["kueue.x-k8s.io/priority-class"] == "yolov8-nas-training"
+    assert labels["exec-open-run"] == {}
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_manifests_are_a_pipeline_and_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = CliRunner().invoke(
+        app, ["compile", "-o", str(tmp_path / "x.yaml"), "--kubernetes-manifests", str(tmp_path)]
+    )
+    assert refused.exit_code == 2 and "not named by digest" in refused.output
+    from components import images
+
+    for kind in images.IMAGES:
+        monkeypatch.setitem(images.IMAGES, kind, f"registry.example.com/x@sha256:{'1' * 64}")
+    command = [
+        "compile",
+        "-o",
+        str(tmp_path / "x.yaml"),
+        "--kubernetes-manifests",
+        str(tmp_path / "m"),
+        "--namespace",
+        "team",
+    ]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    (file,) = (tmp_path / "m").iterdir()
+    pipeline, version = yaml.safe_load_all(file.read_text())
+    assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
+    assert version["metadata"]["namespace"] == "team"
+    assert version["metadata"]["name"].startswith("yolov8-nas-") and "." not in version["metadata"]["name"]
+
+
+def test_a_gpu_of_the_catalogue_is_found_by_its_label_and_a_cpu_gets_none() -> None:
+    toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    gpu, cpu = branches(CONFIG, {}, [toleration])
+    assert (gpu.label, gpu.pool, gpu.gpus, gpu.tolerations) == ("nvidia-t4-int8", "nvidia-t4", "1", [toleration])
+    terms = gpu.node_affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert terms[0]["matchExpressions"][0]["values"] == ["Tesla-T4", "NVIDIA-T4"]
+    assert (cpu.gpus, cpu.node_affinity, cpu.tolerations) == ("0", {}, [])
+    pools = {"nvidia-t4": {"node_labels": {"pool": "t4"}, "cpu": 4}, "cpu-2t": {"gpus": 0, "memory": "4Gi"}}
+    gpu, cpu = branches(CONFIG, pools, [])
+    assert gpu.cpu == "4" and '"values": ["t4"]' in json.dumps(gpu.node_affinity)
+    assert cpu.memory == "4Gi"
+
+
+def test_what_a_person_fills_in_is_laid_over_the_configuration() -> None:
+    settings = CONFIG.model_dump(mode="json")
+    assert RunConfig.parse(lay_over(settings), "test") == CONFIG
+    changed = RunConfig.parse(
+        lay_over(
+            settings, data="s3://x", targets=["cpu", "cpu-1t"], constraints=["params<=1M"], precision="fp32", budget=0.1
+        ),
+        "test",
+    )
+    assert changed.data == "s3://x"
+    assert [(target.hardware, target.precision) for target in changed.targets] == [("cpu", "fp32"), ("cpu-1t", "fp32")]
+    assert changed.targets[0].runtime == "tensorrt", "as the first target has it"
+    assert (changed.supernet.epochs, changed.search.generations, changed.finetune.qat_epochs) == (30, 4, 1)
+    assert lifecycle.requested("").name == "inspection-demo"
+    with pytest.raises(InputError, match="expected a mapping"):
+        lifecycle.requested("yolov8n")
+
+
+def test_a_step_without_the_gpu_it_was_promised_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    begun = []
+    stage = Stage("data-prep", 1, lambda config, target: {}, lambda ctx: begun.append(ctx))
+    common: dict[str, Any] = {
+        "config": CONFIG,
+        "inputs": {},
+        "store": tmp_path / "store",
+        "output": tmp_path / "out.tar",
+    }
+    require_gpus(0)
+    with pytest.raises(WaitingError, match=r"1 GPU promised, 0 here .*limits name nvidia.com/gpu"):
+        run_stage(stage, target=None, run_id="one", gpus=1, **common)
+    carried = run_stage(stage, target="cpu-2t-fp32", run_id="other", gpus=2, **common)
+    assert carried.status == "failed" and "2 GPUs promised" in str(carried.error)
+    assert begun == []
+    run_stage(stage, target=None, run_id="two", **common)
+    assert run_stage(stage, target=None, run_id="three", gpus=1, **common).status == "cached", "it needs none"
+    assert len(begun) == 1
+
+
+def test_a_failed_step_that_kubeflow_tries_again_fails_again(tmp_path: Path) -> None:
+    def fail(ctx: Any) -> None:
+        raise InputError("no images")
+
+    stage = Stage("data-prep", 1, lambda config, target: {}, fail)
+    for _ in range(2):
+        with pytest.raises(Exception, match="no images"):
+            run_stage(
+                stage, config=CONFIG, target=None, inputs={}, store=tmp_path, output=tmp_path / "out.tar", run_id="one"
+            )
+
+
+def test_a_step_shows_its_figures_or_why_it_failed(tmp_path: Path) -> None:
+    verdict = {
+        "shipped": {"map50_95": 0.64, "map50": 0.92, "latency_ms": {"p50": 1.5, "p90": 1.8, "p99": 2.7}, "params": 5},
+        "comparison": None,
+    }
+    write_json(tmp_path / "done" / "verdict.json", verdict)
+    pack(tmp_path / "done", tmp_path / "done.tar")
+    told = tell("trt-export", "cpu", Outcome("done", "", "abc", 75.0), tmp_path / "done.tar")
+    assert told.figures == {
+        "map50_95": 0.64, "map50": 0.92, "params": 5.0, "latency_p50_ms": 1.5, "latency_p90_ms": 1.8,
+        "latency_p99_ms": 2.7, "seconds": 75.0,
+    }  # fmt: skip
+    assert "| latency_p50_ms | 1.5 |" in told.markdown and "trt-export/abc" in told.markdown
+    assert (
+        "had this result already"
+        in tell("trt-export", "cpu", Outcome("cached", "", "abc", 1), tmp_path / "done.tar").markdown
+    )
+    write_json(tmp_path / "failed" / "status.json", {"stage": "search"})
+    pack(tmp_path / "failed", tmp_path / "failed.tar")
+    told = tell(
+        "trt-export", "cpu", Outcome("failed", "", "", 1.0, "no network keeps latency<=1ms"), tmp_path / "failed.tar"
+    )
+    assert "**Failed**" in told.markdown and "no network keeps latency<=1ms" in told.markdown
+    assert set(told.figures) == {"seconds"}
+
+
+def _summary(*met: bool) -> dict[str, Any]:
+    model = {"map50_95": 0.5, "latency_ms": {"p50": 2.0}}
+    targets = [
+        {
+            "id": f"target-{number}",
+            "status": "met" if good else "failed",
+            "error": None if good else "search: no network\nkeeps a | b",
+            "model": model if good else None,
+            "precision_shipped": "int8",
+            "registry": {"model": "two", "version": 3} if good else None,
+        }
+        for number, good in enumerate(met)
+    ]
+    return {"run": {"name": "two", "error": None}, "targets": targets}
+
+
+def test_the_verdict_names_every_target() -> None:
+    told = tell_run(_summary(True, False))
+    assert told.figures["targets_with_a_model"] == 1
+    assert "# 1 of 2 targets of two have a model" in told.markdown
+    assert "| target-0 | 0.500 | 2 | int8 | two version 3 |" in told.markdown
+    assert "**none**: search: no network keeps a \\| b |" in told.markdown
+
+
+@pytest.mark.parametrize(("met", "fails"), [((True, False), False), ((False, False), True)])
+def test_the_run_fails_where_no_target_has_a_model(
+    met: tuple[bool, ...], fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "close_run", lambda **_: _summary(*met))
+    artifacts = {name: dsl.Artifact(uri=str(tmp_path / name)) for name in ("summary", "report", "verdict")}
+    status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "job", "task", None, None)
+    arguments = {"store": "s", "run_id": "r", "job_id": "j", "workdir": "", "status": status, **artifacts}
+    metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
+    if fails:
+        with pytest.raises(SystemExit, match="no target has a model"):
+            close_run.python_func(**arguments, metrics=metrics)
+    else:
+        close_run.python_func(**arguments, metrics=metrics)
+    assert (tmp_path / "verdict").read_text().startswith(f"# {sum(met)} of 2")
+    assert metrics.metadata["targets"] == 2
+
+
+def test_a_plan_knows_what_a_store_or_a_file_tells_and_nothing_else(tmp_path: Path) -> None:
+    file, rates = tmp_path / "two.yaml", tmp_path / "rates.yaml"
+    file.write_text(yaml.safe_dump({"name": "two", "space": "tiny", "imgsz": 64, "targets": TARGETS}))
+    rates.write_text(yaml.safe_dump({"supernet-train": 3.0, "search": {"nvidia-t4": 1.0}}))
+    command = ["plan", str(file), "--rates", str(rates), "--param", "training_gpus=2", "--price", "training=10"]
+    shown = CliRunner().invoke(app, [*command, "--json"])
+    assert shown.exit_code == 0, shown.output
+    content = json.loads(shown.output)
+    hours = {(step["stage"], step["target"]): step["hours"] for step in content["steps"]}
+    assert hours["supernet-train", None] == pytest.approx(1200 * 3 / 3600)
+    assert hours["search", "nvidia-t4-int8"] == pytest.approx(2560 / 3600)
+    assert hours["search", "cpu-2t-fp32"] is None
+    training = next(pool for pool in content["pools"] if pool["name"] == "training")
+    assert training["gpu_hours"] == pytest.approx(2.0) and training["cost"] == pytest.approx(10.0)
+    assert training["complete"] is False
+    assert "in all at least 10.00 EUR" in CliRunner().invoke(app, command).output
+    for faulty in (["--price", "t5=1"], ["--price", "training=x"], ["--rates", str(file)], ["--store", "missing"]):
+        assert CliRunner().invoke(app, ["plan", str(file), *faulty]).exit_code == 2
+
+
+def test_rates_come_from_the_runs_of_a_store(tmp_path: Path) -> None:
+    target = CONFIG.targets[1]
+    stage = Stage("search", 1, lambda config, target: {}, lambda ctx: None)
+    run_stage(
+        stage, config=CONFIG, target="cpu-2t-fp32", inputs={}, store=tmp_path, output=tmp_path / "x.tar", run_id="old"
+    )
+    write_json(tmp_path / "runs" / "old" / "run.json", {"config": CONFIG.model_dump(mode="json")})
+    rates = plan.Rates.load(None, str(tmp_path))
+    rate, source = rates.find("search", CONFIG, target)
+    assert rate is not None and source == "run old"
+    assert rates.find("search", CONFIG, CONFIG.targets[0]) == (None, "unknown"), "other hardware"
+    assert rates.find("search", CONFIG.model_copy(update={"imgsz": 96}), target)[0] is None
+    assert rates.find("trt-export", CONFIG, target)[0] is None
