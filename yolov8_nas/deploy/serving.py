@@ -60,7 +60,7 @@ class Place:
     Attributes:
         kind: `cpu` or `gpu`.
         threads: Threads of ONNX Runtime on a CPU, per instance.
-        product: The GPU as its driver names it, where only that one will do.
+        product: The GPU as its driver names it, where it is to be that one.
         runtime: Name of what measured it there; with `onnxruntime-tensorrt`, ONNX Runtime hands it to TensorRT.
     """
 
