@@ -1,17 +1,9 @@
-"""The registry, on a real MLflow with SQLite: converging, aliases, queries, half-finished registrations."""
+"""The registry, on a real MLflow with SQLite: converging, champions, queries, what was cut short, what is kept."""
 
 from __future__ import annotations
 
-import os
+import json
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -20,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from fabricated import CONFIG, PROFILE, write_outputs
+from registering import Branch, made_up_scores
+from typer.testing import CliRunner
 
-from yolov8_nas.errors import InputError
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
-from yolov8_nas.registry import query, register, tracking
+from yolov8_nas.cli import app
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.registry import champions, promote, query, register, spool, tracking, trial
+from yolov8_nas.registry.compare import compare
+from yolov8_nas.registry.pull import pull
 from yolov8_nas.registry.register import Registration
 from yolov8_nas.stages.register import STAGE
-from yolov8_nas.stages.stage import StageContext, run_stage
+from yolov8_nas.stages.stage import run_stage
 from yolov8_nas.store import file_sha256, pack, read_json, write_json
 
 _names = (f"line-{number}" for number in count())
@@ -44,37 +39,6 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def model() -> str:
     return next(_names)
-
-
-class Branch:
-    """Runs the stage on fabricated outputs, in a run of its own each time."""
-
-    def __init__(self, uri: str, model: str, folder: Path) -> None:
-        self.uri, self.folder = uri, folder
-        self.config = CONFIG.model_copy(update={"name": model})
-        self.tries = count()
-
-    def register(self, run_id: str | None = None, **outputs: Any) -> dict[str, Any]:
-        number = next(self.tries)
-        run_id = run_id or f"run-{self.config.name}-{number}"
-        # The same figures give the same files, as a stage that is cached does.
-        inputs = write_outputs(self.folder / str(number), **outputs)
-        out = self.folder / f"out-{number}"
-        out.mkdir()
-        target = self.config.targets[0]
-        parameters = {
-            "run_id": run_id,
-            "tracking_uri": self.uri,
-            "mlflow_run": tracking.open_run(self.config, run_id, self.uri),
-            "label": "cpu-2t-best",
-        }
-        context = StageContext(
-            {**STAGE.settings(self.config, target), **parameters}, inputs, out, out, Progress.silent(), HostLock()
-        )
-        STAGE.run(context)
-        result = read_json(out / "registry.json")
-        assert isinstance(result, dict)
-        return result
 
 
 @pytest.fixture
@@ -352,48 +316,6 @@ def test_failed_branch_registers_nothing(branch: Branch, model: str, uri: str, t
     assert tracking.connect(uri).search_registered_models(f"name = '{model}'") == []
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The address of an MLflow server with a database and artifacts of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    database, artifacts = f"sqlite:///{tmp_path}/server.db", str(tmp_path / "artifacts")
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", database, "--artifacts-destination", artifacts]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
-            with suppress(OSError), urllib.request.urlopen(f"{uri}/health"):
-                break
-            time.sleep(1)
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@pytest.mark.slow
-def test_server_does_as_the_database_does(server: str, tmp_path: Path) -> None:
-    """A server answers with other types (a version is text), and artifacts go through it."""
-    branch = Branch(server, "served", tmp_path)
-    suffix = "cpu-example-2-5-ghz-2t-fp32-lat-p50-80pct-yolov8n"
-    entries = [branch.register(map50_95=score) for score in (0.4, 0.5, 0.4, 0.3)]
-    assert [entry["version"] for entry in entries] == [1, 2, 1, 3]
-    assert [entry["aliases"] for entry in entries] == [
-        [f"champion-{suffix}"],
-        [f"champion-{suffix}"],
-        [],
-        [f"challenger-{suffix}"],
-    ]
-    assert query.best(server, PROFILE["model"], 10).version == 2
-    assert [version.version for version in query.list_models(server)] == [3, 2, 1]
-    assert query.find(server, f"served@challenger-{suffix}").metrics["map50_95"] == 0.3
-
-
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
@@ -407,3 +329,293 @@ def test_server_does_as_the_database_does(server: str, tmp_path: Path) -> None:
 def test_alias_names_hardware_precision_and_limits(limits: list[str], expected: str) -> None:
     assert register.purpose("CPU_AMD EPYC (2t)", "fp32", limits, "n") == expected
     assert re.fullmatch(r"[a-z0-9_-]+", expected)
+
+
+SUFFIX = "cpu-example-2-5-ghz-2t-fp32-lat-p50-80pct-yolov8n"
+
+
+@pytest.mark.parametrize("reference", ["a/b", "a@", "a/1@b", "@champion", "", "a/1/2"])
+def test_reference_of_another_form_is_refused(uri: str, reference: str) -> None:
+    with pytest.raises(InputError, match="write NAME/VERSION, NAME@ALIAS"):
+        query.find(uri, reference)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_latency_ms": float("nan")}, "max-latency = nan: give a positive number"),
+        ({"max_latency_ms": -1.0}, "give a positive number"),
+        ({"min_map": 41.0}, "give an mAP50-95 from 0 to 1"),
+        ({"precision": "int4"}, "precision 'int4' is unknown"),
+        ({"hardware": "Example CPU 2.5 GH"}, "the nearest is Example CPU 2.5 GHz; there is"),
+        ({"hardware": "it's"}, 'no model was verified on hardware "it\'s"'),
+    ],
+)
+def test_question_that_makes_no_sense_is_refused(branch: Branch, uri: str, options: dict[str, Any], told: str) -> None:
+    branch.register()
+    with pytest.raises(InputError, match=re.escape(told)):
+        query.best(uri, **{"hardware": PROFILE["id"], "max_latency_ms": 5.0, **options})
+
+
+def test_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tracking\.uri = mlruns: give the address"):
+        tracking.resolve_uri("mlruns", tmp_path)
+    with pytest.raises(InputError, match="check what was given"):
+        query.list_models("redis://somewhere")
+
+
+def test_pull_brings_what_was_registered_or_nothing(branch: Branch, model: str, uri: str, tmp_path: Path) -> None:
+    branch.register()
+    version, folder = pull(uri, model, tmp_path / "pulled")
+    assert {file.name for file in folder.iterdir()} == {*version.files, "manifest.json"}
+    assert {name: file_sha256(folder / name) for name in version.files} == version.files
+    assert pull(uri, model, folder)[1] == folder
+    (folder / "best.pt").write_bytes(b"changed")
+    with pytest.raises(InputError, match="holds something else"):
+        pull(uri, model, folder)
+
+    stored = Path(tracking.connect(uri).get_logged_model(version.tags["model_id"]).artifact_location[len("file://") :])
+    (stored / "best.pt").write_bytes(b"tampered")
+    with pytest.raises(StageError, match=r"best\.pt has SHA-256 .* it is refused"):
+        pull(uri, model, tmp_path / "second")
+    # Whoever changes the hash along with the file is found out by the version's own digest.
+    client = tracking.connect(uri)
+    client.set_model_version_tag(model, "1", "sha256.best.pt", file_sha256(stored / "best.pt"))
+    with pytest.raises(StageError, match="somebody changed them"):
+        pull(uri, model, tmp_path / "second")
+    assert not [file for file in tmp_path.iterdir() if "second" in file.name]
+
+
+def test_comparison_has_an_interval_where_the_images_are_the_same(branch: Branch, model: str, uri: str) -> None:
+    branch.register(map50_95=0.8, scores=made_up_scores(0.8))
+    branch.register(map50_95=0.3, scores=made_up_scores(0.3))
+    branch.register(map50_95=0.4)
+    branch.register(map50_95=0.9, dataset="e" * 64, scores=made_up_scores(0.9))
+    found = compare(uri, f"{model}/1", f"{model}/2")
+    assert found["scored_on"] == "12 images of val, when they were registered"
+    rows = {row["what"]: row for row in found["accuracy"]}
+    assert set(rows) == {"mAP50-95", "mAP50", "scratch", "dent"}
+    assert rows["mAP50-95"]["word"] == "ahead"
+    assert rows["mAP50-95"]["low"] <= rows["mAP50-95"]["difference"] <= rows["mAP50-95"]["high"]
+    # A class's difference is that of its own boxes alone; together they make the whole.
+    mean = (rows["scratch"]["difference"] + rows["dent"]["difference"]) / 2
+    assert rows["mAP50-95"]["difference"] == pytest.approx(mean)
+    assert {row["what"]: row["second"] for row in found["measured"]}["latency p50"] == 3.0
+    assert all(row["same"] for row in found["architecture"])
+    for other, why in ((3, "was not kept"), (4, "two states of a dataset")):
+        found = compare(uri, f"{model}/1", f"{model}/{other}")
+        assert why in found["scored_on"]
+        assert "give --data" in found["scored_on"]
+        assert "low" not in found["accuracy"][0]
+
+
+def test_rolling_back_twice_goes_back_twice(branch: Branch, model: str, uri: str) -> None:
+    for score in (0.3, 0.4, 0.5):
+        branch.register(map50_95=score)
+    champion = f"{model}@champion-{SUFFIX}"
+    assert query.find(uri, champion).version == 3
+    version, change = promote.rollback(uri, champion, by="ana", because="misses dents")
+    assert (version.version, version.aliases) == (2, (f"champion-{SUFFIX}",))
+    assert (change.before, change.version, change.by, change.because) == (3, 2, "ana", "misses dents")
+    assert version.tags["champion_because"] == "misses dents"
+    assert promote.rollback(uri, champion)[0].version == 1
+    with pytest.raises(InputError, match="no predecessor"):
+        promote.rollback(uri, champion)
+    with pytest.raises(InputError, match="champion of 0 purposes"):
+        promote.rollback(uri, f"{model}/3")
+    told = champions.history(tracking.connect(uri), model)
+    assert [(one.action, one.before, one.version) for one in told] == [
+        ("registered", None, 1),
+        ("registered", 1, 2),
+        ("registered", 2, 3),
+        ("rolled back", 3, 2),
+        ("rolled back", 2, 1),
+    ]
+
+
+def test_change_that_was_cut_short_is_none(
+    branch: Branch, model: str, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branch.register(map50_95=0.3)
+    branch.register(map50_95=0.2)
+    client = tracking.connect(uri)
+    monkeypatch.setattr(type(client), "set_registered_model_alias", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        champions.crown(client, model, SUFFIX, 2, action="promoted", because="cut short")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="no predecessor"):
+        promote.rollback(uri, f"{model}@champion-{SUFFIX}")
+
+
+def _finding(map50_95: float | None, measured: float | None, scope: str = "engine") -> promote.Finding:
+    limit = {"metric": "latency", "statistic": "p50", "scope": scope, "limit": 3.0, "unit": "ms"}
+    met = None if measured is None else measured <= 3.0
+    version = query.RegisteredVersion("line", 7, (), None, "", "", "", "", {}, {}, {})  # type: ignore[arg-type]
+    return promote.Finding(version, map50_95, [{**limit, "measured": measured, "met": met}], None)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "promoted", "reason"),
+    [
+        (_finding(0.50, 2.9), _finding(0.50, 2.0), True, "keeps latency_p50 2.9 ms, limit 3, as registered"),
+        (_finding(0.495, 2.9), _finding(0.50, 2.0), True, "mAP50-95 0.4950, champion line/7 0.5000, tolerance 0.01"),
+        (_finding(0.48, 2.9), _finding(0.50, 2.0), False, "not accurate enough: mAP50-95 0.4800"),
+        (_finding(0.60, 3.1), _finding(0.50, 2.0), False, "misses latency_p50 3.1 ms, limit 3"),
+        (_finding(0.60, 2.9), _finding(0.50, 3.1), True, "mAP50-95 0.6000"),
+        (_finding(None, 2.9), None, True, "there is no champion"),
+        (_finding(None, None, "with_nms"), None, False, "latency_p50(with_nms) could not be measured: give --data"),
+    ],
+)
+def test_gate(challenger: promote.Finding, champion: promote.Finding | None, promoted: bool, reason: str) -> None:
+    verdict = promote.decide([challenger, *([champion] if champion else [])], 0.01)
+    assert verdict.promoted == promoted
+    assert reason in "; ".join(verdict.reasons)
+
+
+def test_gate_asks_for_data_and_for_the_files_that_were_registered(
+    branch: Branch, model: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion, worse = branch.register(map50_95=0.4), branch.register(map50_95=0.39)
+    assert promote.promote(uri, f"{model}/1")["reasons"] == [f"{model}/1 is champion-{SUFFIX} already"]
+    with pytest.raises(InputError, match="give --data"):
+        promote.promote(uri, f"{model}/2")
+    with pytest.raises(InputError, match="tolerance = 7"):
+        promote.promote(uri, f"{model}/2", data="images", tolerance=7)
+    images = trial.Images("images", "d" * 64, ("scratch", "dent"), tmp_path, ())
+    monkeypatch.setattr(trial, "val_split", lambda *_: images)
+    monkeypatch.setattr(trial, "score", lambda *_: [made_up_scores(0.390), made_up_scores(0.4)])
+    refused = promote.promote(uri, f"{model}/2", data="images", tolerance=0.005)
+    assert (refused["promoted"], refused["change"]) == (False, None)
+    assert query.find(uri, f"{model}@champion-{SUFFIX}").version == 1
+
+    stored = tracking.connect(uri).get_logged_model(champion["model_id"]).artifact_location[len("file://") :]
+    good = (Path(stored) / "model.onnx").read_bytes()
+    (Path(stored) / "model.onnx").write_bytes(good[:-1])
+    with pytest.raises(StageError, match=r"/1: model\.onnx has SHA-256"):
+        promote.promote(uri, f"{model}/2", data="images", tolerance=0.05)
+    (Path(stored) / "model.onnx").write_bytes(good)
+
+    done = promote.promote(uri, f"{model}/2", data="images", tolerance=0.05, by="ana", because="faster on wet metal")
+    assert done["promoted"]
+    assert "this machine is" in done["not_measured"]
+    assert done["champion"]["limits"][0]["measured"] == 3.0
+    change = done["change"]
+    assert (change["before"], change["version"], change["by"]) == (1, 2, "ana")
+    assert change["because"].startswith(
+        "faster on wet metal; keeps latency_p50 3 ms, limit 3.2, as registered; mAP50-95"
+    )
+    assert query.find(uri, f"{model}@champion-{SUFFIX}").version == worse["version"]
+    assert query.find(uri, f"{model}/2").aliases == (f"champion-{SUFFIX}",)  # and not the challenger any more
+
+
+def test_what_the_server_cannot_take_is_kept_and_sent_later(
+    branch: Branch, model: str, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", away)
+    kept = [branch.register(run_id="once", map50_95=0.4) for _ in range(2)]
+    monkeypatch.undo()
+    assert not any("version" in entry for entry in kept)
+    (entry,) = spool.waiting(branch.store.root)  # the same twice is one
+    assert (str(entry.folder), entry.why) == (kept[0]["spooled"], "no route to host")
+    with pytest.raises(InputError, match="no registered model"):
+        query.find(uri, model)
+
+    other = spool.send(branch.store.root, "sqlite:////elsewhere.db")
+    assert (other.sent, other.waiting) == ((), (entry,))
+    weights = entry.folder / "files" / "model" / "best.pt"
+    good = weights.read_bytes()
+    weights.write_bytes(b"rotten")
+    damaged = spool.send(branch.store.root, uri)
+    assert "missing or damaged" in damaged.waiting[0].why
+    weights.write_bytes(good)
+    assert [one.what for one in spool.waiting(branch.store.root)] == [entry.what]
+
+    assert branch.register(map50_95=0.5)["version"] == 2  # the next run sends first what waited
+    assert spool.waiting(branch.store.root) == []
+    assert [version.version for version in query.list_models(uri, model)] == [2, 1]
+    assert query.find(uri, f"{model}/1").metrics["map50_95"] == 0.4
+    assert [change.version for change in champions.history(tracking.connect(uri), model)] == [1, 2]
+
+
+def test_end_of_a_run_is_kept_and_sent_later(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    run = tracking.open_run(CONFIG, f"run-{tmp_path.name}", uri)
+    summary = {"run": {"status": "done"}, "stages": [{"name": "search", "target": "cpu", "seconds": 2.5}]}
+    (tmp_path / "report.html").write_text("<html></html>")
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", away)
+    assert spool.close_or_keep(tmp_path / "store", uri, run, summary, tmp_path) is not None
+    monkeypatch.undo()
+    client = tracking.connect(uri)
+    assert client.get_run(run).info.status == "RUNNING"
+    assert len(spool.send_everywhere(tmp_path / "store").sent) == 1
+    assert client.get_run(run).info.status == "FINISHED"
+    assert len(client.get_metric_history(run, "seconds/search/cpu")) == 1
+
+
+def test_answer_that_was_lost_makes_no_second_version(
+    uri: str, model: str, deployable: register.Deployable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow asks again where no answer came, so the server may make a version of the same logged model twice."""
+    client = tracking.connect(uri)
+    run = tracking.open_run(CONFIG, f"run-{model}", uri)
+    create = type(client).create_model_version
+
+    def twice(*args: Any, **rest: Any) -> Any:
+        create(*args, **rest)
+        return create(*args, **rest)
+
+    monkeypatch.setattr(type(client), "create_model_version", twice)
+    done = register.register(client, run, deployable)
+    assert done.version == 1
+    assert [int(version.version) for version in client.search_model_versions(f"name = '{model}'")] == [1]
+    assert query.find(uri, model).metrics["map50_95"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["best", "--hardware", "cpu", "--max-latency", "fast"], "--max-latency fast: give a positive time"),
+        (["best", "--hardware", "cpu", "--max-latency", "-3"], "--max-latency -3: give a positive time"),
+        (["best", "--hardware", "cpu", "--max-latency", "80%stock"], "the registry knows no stock network"),
+        (["show", "nothing@champion"], "no registered model 'nothing'"),
+        (["rollback", "nothing"], "no registered model 'nothing'"),
+        (["pull", "a/b/c"], "write NAME/VERSION"),
+        (["list", "--tracking", "http://127.0.0.1:9"], "no MLflow server answers there"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(uri: str, arguments: list[str], told: str) -> None:
+    where = [] if "--tracking" in arguments else ["--tracking", uri]
+    result = CliRunner().invoke(app, ["models", *arguments, *where])
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_commands_tell_people_and_programs(branch: Branch, model: str, uri: str, tmp_path: Path) -> None:
+    def ask(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["models", *arguments, "--tracking", uri])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    branch.register(map50_95=0.4)
+    branch.register(map50_95=0.5)
+    assert f"{model}/2" in ask("list", model)
+    assert [one["version"] for one in json.loads(ask("list", model, "--json"))] == [2, 1]
+    assert json.loads(ask("best", "--hardware", PROFILE["id"], "--max-latency", "3500us", "--model", model, "--json"))[
+        "version"
+    ] == 2  # fmt: skip
+    assert "map50_95" in ask("show", f"{model}/1")
+    assert "all with the SHA-256" in ask("pull", f"{model}/1", str(tmp_path / "pulled"))
+    assert "again, instead of version 2" in ask("rollback", f"{model}/2", "--because", "test")
+    assert [one["because"] for one in json.loads(ask("history", model, "--json"))][-1] == "test"
+    assert "nothing waits" in ask("sync", "--store", str(tmp_path))

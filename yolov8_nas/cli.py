@@ -372,6 +372,7 @@ def _check(config: RunConfig, workdir: Path) -> None:
 
 def _run(config: RunConfig, workdir: Path) -> None:
     from yolov8_nas import local
+    from yolov8_nas.registry import spool
     from yolov8_nas.report.terminal import verdict
 
     _check(config, workdir)
@@ -386,6 +387,9 @@ def _run(config: RunConfig, workdir: Path) -> None:
     console.print()
     for name, file in found:
         console.print(f"{name:<12}{workdir / file}", markup=False, highlight=False, soft_wrap=True)
+    for entry in spool.waiting(Path(local.store_of(config, workdir))):
+        advice = f"yolov8-nas models sync --store {entry.folder.parents[1]}"
+        console.print(f"not registered yet: {entry.what} ({entry.why}); later: {advice}", soft_wrap=True, markup=False)
     if summary["run"]["status"] == "failed":
         for stage in summary["stages"]:
             if stage["status"] == "failed" and not stage["error"].startswith("not run"):

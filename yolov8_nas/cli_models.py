@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -232,14 +234,15 @@ def sync(
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send what runs could not register because the tracking server was away."""
-    from dataclasses import asdict
-
+    """Send what runs could not register because the tracking server was away, to where it was meant to go."""
     from yolov8_nas.registry import spool
-    from yolov8_nas.registry.tracking import resolve_uri
+
+    def note(text: str) -> None:
+        typer.echo(text, err=True)
 
     folder = store or workdir / "store"
-    done = spool.send(folder, resolve_uri(tracking, folder), lambda text: typer.echo(text, err=True))
+    uri = None if tracking is None else _uri(workdir, tracking)
+    done = spool.send_everywhere(folder, note) if uri is None else spool.send(folder, uri, note)
     if as_json:
         waiting = [{**asdict(entry), "folder": str(entry.folder)} for entry in done.waiting]
         _json({"sent": list(done.sent), "waiting": waiting})
@@ -311,6 +314,12 @@ def _number(value: Any) -> str:
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
+def _short(value: Any) -> str:
+    """A value for people; of a SHA-256, as much as tells it from another."""
+    text = "" if value is None else str(value)
+    return text[:16] if re.fullmatch("[0-9a-f]{64}", text) else text
+
+
 def _print_comparison(found: Mapping[str, Any]) -> None:
     first, second = (f"{found[side]['model']}/{found[side]['version']}" for side in ("first", "second"))
     console = Console()
@@ -318,7 +327,8 @@ def _print_comparison(found: Mapping[str, Any]) -> None:
     table = _table("", first, second, "difference", "95% interval", "")
     for row in found["accuracy"]:
         interval = f"{row['low']:+.3f} to {row['high']:+.3f}" if "low" in row else ""
-        difference = f"{row['first'] - row['second']:+.3f}" if row["first"] is not None else ""
+        known = row["first"] is not None and row["second"] is not None
+        difference = f"{row.get('difference', row['first'] - row['second']):+.3f}" if known else ""
         table.add_row(
             row["what"], _number(row["first"]), _number(row["second"]), difference, interval, row.get("word", "")
         )
@@ -343,7 +353,7 @@ def _print_differing(console: Console, title: str, rows: Sequence[Mapping[str, A
     if rows:
         table = _table("", first, second)
         for row in rows:
-            table.add_row(row["what"], str(row["first"] or ""), str(row["second"] or ""))
+            table.add_row(row["what"], *(_short(row[side]) for side in ("first", "second")))
         console.print(table)
 
 

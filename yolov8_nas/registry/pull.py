@@ -93,7 +93,7 @@ def _fetch_file(version: RegisteredVersion, name: str, digest: str, folder: Path
     file.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(_TRIES):
         with tempfile.TemporaryDirectory() as temporary:
-            shutil.move(download_artifacts(f"{version.model_uri}/{name}", dst_path=temporary), file)
+            shutil.move(download_artifacts(f"{version.artifacts}/{name}", dst_path=temporary), file)
         found = file_sha256(file)
         if found == digest:
             return file

@@ -40,6 +40,7 @@ class RegisteredVersion:
         created: When it was registered.
         description: One sentence about it.
         model_uri: What MLflow loads it by: `models:/<id>`.
+        artifacts: Where its files lie, as MLflow addresses it.
         run_id: MLflow's id of the run that made it.
         tags: Hardware, runtime, precision, constraints, digests.
         params: What the detector is.
@@ -52,6 +53,7 @@ class RegisteredVersion:
     created: datetime
     description: str
     model_uri: str
+    artifacts: str
     run_id: str
     tags: Mapping[str, str]
     params: Mapping[str, str]
@@ -304,6 +306,7 @@ def _described(version: ModelVersion, model: LoggedModel, holders: Mapping[str, 
         created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
         description=version.description or "",
         model_uri=f"models:/{version.tags[MODEL_ID]}",
+        artifacts=model.artifact_location,
         run_id=version.run_id or "",
         tags=dict(version.tags),
         params=dict(model.params or {}),

@@ -20,11 +20,13 @@ from typing import Any, Final
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.registry.submission import Submission, submit
 from yolov8_nas.registry.tracking import (
+    URI_VARIABLE,
     UnavailableError,
     check_server,
     close_run,
     connect,
     foreseen,
+    said,
     unavailable,
     without_credentials,
 )
@@ -147,6 +149,22 @@ def send(store: Path, tracking_uri: str, note: Callable[[str], None] = lambda _:
     return Sent(tuple(sent), tuple(left))
 
 
+def send_everywhere(store: Path, note: Callable[[str], None] = lambda _: None) -> Sent:
+    """Send what waits to wherever it is for; credentials come from MLflow's environment variables.
+
+    Raises:
+        UnavailableError: A server does not answer, or lets nobody in.
+    """
+    sent: list[str] = []
+    left: list[Waiting] = []
+    named = os.environ.get(URI_VARIABLE, "")
+    for address in sorted({entry.tracking_uri for entry in waiting(store)}):
+        done = send(store, named if without_credentials(named) == address else address, note)
+        sent += done.sent
+        left += [entry for entry in done.waiting if entry.tracking_uri == address]
+    return Sent(tuple(sent), tuple(left))
+
+
 def _send(waiting: Waiting, tracking_uri: str) -> None:
     entry = read_json(waiting.folder / _ENTRY)
     files = tree_files(waiting.folder / "files") if (waiting.folder / "files").is_dir() else {}
@@ -179,10 +197,8 @@ def _keep(
         copy = half / "files" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    why = said.replace(tracking_uri, without_credentials(tracking_uri))
     since = datetime.now(UTC).isoformat(timespec="milliseconds")
-    write_json(half / _ENTRY, {**identity, "what": what, "why": why, "since": since})
+    write_json(half / _ENTRY, {**identity, "what": what, "why": said(error, tracking_uri), "since": since})
     try:
         half.rename(folder)
     except OSError:  # another process has kept the same

@@ -32,7 +32,8 @@ RUN_TAG: Final = "yolov8_nas.run_id"
 BRANCH_TAG: Final = "yolov8_nas.branch"
 """Tag of a child run: the pipeline run's id, a slash and the target's id."""
 
-_URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
+URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
+"""Environment variable of MLflow with the server."""
 _SQLITE: Final = "sqlite:///"
 _ANSWER_WITHIN: Final = 5.0  # seconds in which a tracking server has to answer before a run starts
 
@@ -67,7 +68,7 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
         InputError: It is no URI; or there is neither a URI nor a folder to put a database beside, because the store is
             remote.
     """
-    uri = uri or os.environ.get(_URI_VARIABLE)
+    uri = uri or os.environ.get(URI_VARIABLE)
     if uri and "://" not in uri:
         raise InputError(
             f"tracking.uri = {uri}: give the address of a server (http://...) or a database (sqlite:///...)"
@@ -76,7 +77,7 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
         if "://" in str(store):
             raise InputError(
                 f"tracking.uri is not set and the store {store} is no local folder to put a database beside: "
-                f"set tracking.uri or {_URI_VARIABLE}"
+                f"set tracking.uri or {URI_VARIABLE}"
             )
         uri = f"{_SQLITE}{Path(store).resolve().parent / 'mlflow' / 'mlflow.db'}"
     if uri.startswith(_SQLITE):
@@ -113,11 +114,11 @@ def connect(uri: str) -> MlflowClient:
         logger.propagate = True
     # The registry of a database looks up logged models at the process's URI, not at the client's. The environment stays
     # as it is, though: `resolve_uri` reads it.
-    before = os.environ.get(_URI_VARIABLE)
+    before = os.environ.get(URI_VARIABLE)
     mlflow.set_tracking_uri(uri)
-    os.environ.pop(_URI_VARIABLE, None)
+    os.environ.pop(URI_VARIABLE, None)
     if before is not None:
-        os.environ[_URI_VARIABLE] = before
+        os.environ[URI_VARIABLE] = before
     client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     file = database(uri)
     if file is not None:
@@ -158,9 +159,14 @@ def foreseen(uri: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, InputError | StageError) or not _of_the_server(error):
             raise
-        said = (str(error).strip() or type(error).__name__).splitlines()[0].replace(uri, without_credentials(uri))
         kind = UnavailableError if unavailable(error) else InputError
-        raise kind(f"{without_credentials(uri)}: {said[:300]}; {_remedy(error)}") from None
+        raise kind(f"{without_credentials(uri)}: {said(error, uri)}; {_remedy(error)}") from None
+
+
+def said(error: Exception, uri: str) -> str:
+    """What an error says, on one line and without the credentials of a tracking URI."""
+    words = " ".join(str(error).replace(uri, without_credentials(uri)).split())
+    return words[:300] or type(error).__name__
 
 
 def unavailable(error: Exception) -> bool:

@@ -57,7 +57,7 @@ def run(ctx: StageContext) -> None:
         if ctx.store is None or not unavailable(error):
             raise
         kept = spool.keep_branch(ctx.store.root, uri, submission, error)
-        entry = {"model": submission.deployable.name, "version": None, "aliases": [], "spooled": str(kept)}
+        entry = {"model": submission.deployable.name, "spooled": str(kept)}
         reason = f"{without_credentials(uri)} could not be reached: it is kept in {kept}"
         ctx.progress.note(f"{reason}; `yolov8-nas models sync` or the next run sends it")
         message = f"{submission.deployable.name} is not registered yet"

@@ -1,0 +1,81 @@
+"""Registering what a made-up branch ships, as the stage does it."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fabricated import CONFIG, write_outputs
+
+from yolov8_nas.evaluation import Evaluation, ImageStats
+from yolov8_nas.host import HostLock
+from yolov8_nas.progress import Progress
+from yolov8_nas.registry import tracking
+from yolov8_nas.stages.register import STAGE
+from yolov8_nas.stages.stage import StageContext
+from yolov8_nas.store import Store, read_json, write_json
+
+
+class Branch:
+    """Runs the stage on fabricated outputs, in a run of its own each time."""
+
+    def __init__(self, uri: str, model: str, folder: Path) -> None:
+        self.uri, self.folder = uri, folder
+        self.config = CONFIG.model_copy(update={"name": model})
+        self.tries = count()
+        self.store = Store(folder / "store")
+
+    def register(
+        self, run_id: str | None = None, *, dataset: str | None = None, scores: Evaluation | None = None, **outputs: Any
+    ) -> dict[str, Any]:
+        """What `registry.json` says.
+
+        Args:
+            run_id: The run; a new one unless given.
+            dataset: Digest of the dataset, unless it is the one of `fabricated`.
+            scores: What was found on each image.
+            outputs: Given to `fabricated.write_outputs`.
+        """
+        number = next(self.tries)
+        run_id = run_id or f"run-{self.config.name}-{number}"
+        # The same figures give the same files, as a stage that is cached does.
+        inputs = write_outputs(self.folder / str(number), **outputs)
+        if dataset is not None:
+            described = inputs["data-prep"] / "dataset.json"
+            write_json(described, {**read_json(described), "digest": dataset})
+        if scores is not None:
+            scores.save(inputs["trt-export"] / "evaluation" / "candidate-0-fp32.npz")
+        out = self.folder / f"out-{number}"
+        out.mkdir()
+        target = self.config.targets[0]
+        parameters = {
+            "run_id": run_id,
+            "tracking_uri": self.uri,
+            "mlflow_run": tracking.open_run(self.config, run_id, self.uri),
+            "label": "cpu-2t-best",
+        }
+        settings = {**STAGE.settings(self.config, target), **parameters}
+        STAGE.run(StageContext(settings, inputs, out, out, Progress.silent(), HostLock(), self.store))
+        result = read_json(out / "registry.json")
+        assert isinstance(result, dict)
+        return result
+
+
+def made_up_scores(right: float, images: int = 12, seed: int = 0) -> Evaluation:
+    """An evaluation of two classes, one box of each in every image, of which a share is found."""
+    rng = np.random.default_rng(seed)
+    stats = []
+    for number in range(images):
+        found = rng.random(2) < right
+        stats.append(
+            ImageStats(
+                name=f"{number}.png",
+                tp=np.repeat(found[:, None], 10, axis=1),
+                conf=rng.random(2).astype(np.float32),
+                pred_cls=np.array([0, 1], np.int32),
+                target_cls=np.array([0, 1], np.int32),
+            )
+        )
+    return Evaluation(right, right, {"scratch": right, "dent": right}, tuple(stats))
