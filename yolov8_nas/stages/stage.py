@@ -471,8 +471,8 @@ def require_gpus(promised: int) -> None:
 
         raise WaitingError(
             f"{promised} GPU{'s' * (promised > 1)} promised, {found} here ({get_gpu_info()}): see that the pod's "
-            "limits name nvidia.com/gpu, that its node has the NVIDIA device plugin and container runtime, and that the "
-            "image does not hide them (NVIDIA_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES); then start the run again"
+            "limits name nvidia.com/gpu, its node has the NVIDIA device plugin and container runtime, and the image "
+            "does not hide them (NVIDIA_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES); then start the run again"
         )
 
 
