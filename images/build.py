@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,8 @@ PINS: Final = HERE / "pins.json"
 DIGESTS: Final = HERE / "digests.json"
 """Name to reference, by digest, of each image that was pushed."""
 TENSORRT_LOCK: Final = HERE / "tensorrt.txt"
-NVIDIA_INDEX: Final = "https://pypi.nvidia.com"
+INDEX_VARIABLE: Final = "TENSORRT_INDEX"
+"""Environment variable with the address of NVIDIA's package index, which has TensorRT's libraries."""
 TENSORRT_VERSION: Final = "11.4.0.106"
 TENSORRT_PACKAGES: Final = ("tensorrt-cu13", "tensorrt-cu13-bindings", "tensorrt-cu13-libs")
 DOCKERFILES: Final = {
@@ -63,6 +65,14 @@ def check_docker() -> None:
         stop(f"docker is installed, but its engine does not answer: {answer.stderr.strip()}")
 
 
+def tensorrt_index() -> str:
+    """Where TensorRT's libraries come from; they have a licence of their own, and are in no public lock file."""
+    index = os.environ.get(INDEX_VARIABLE, "")
+    if not index:
+        stop(f"set {INDEX_VARIABLE} to the package index that NVIDIA's installation guide of TensorRT names for pip")
+    return index
+
+
 def digest_of(reference: str) -> str:
     """An image's reference by digest, as the registry knows it.
 
@@ -72,17 +82,15 @@ def digest_of(reference: str) -> str:
     reference = reference.partition("@")[0]
     repository = re.sub(r":[^:/]+$", "", reference)
     known = json.loads(docker("image", "inspect", "--format", "{{json .RepoDigests}}", reference, capture=True))
-    short = repository.removeprefix("docker.io/").removeprefix(
-        "library/"
-    )  # docker leaves out what it takes for granted
     for name in known:
-        if name.partition("@")[0] in (repository, short):
+        if name.partition("@")[0] == repository:
             return f"{reference}@{name.partition('@')[2]}"
     stop(f"docker knows no digest of {reference} in {repository}, only {known}")
 
 
 def pin() -> None:
     """Write today's digests into `pins.json`, and hashes of NVIDIA's wheels into `tensorrt.txt`."""
+    index = tensorrt_index()
     pins = json.loads(PINS.read_text())
     for name, reference in pins.items():
         tagged = reference.partition("@")[0]
@@ -96,7 +104,7 @@ def pin() -> None:
         # Downloaded with the Python of the image, so that they are the files that fit it.
         for package in TENSORRT_PACKAGES:
             asked = f"{package}=={TENSORRT_VERSION}"
-            pip = ["pip", "download", "--no-deps", "--no-build-isolation", "--index-url", NVIDIA_INDEX]
+            pip = ["pip", "download", "--no-deps", "--no-build-isolation", "--index-url", index]
             docker("run", "--rm", "-v", f"{folder}:/wheels", pins["python"], *pip, "-d", f"/wheels/{package}", asked)
             hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(folder, package).iterdir())]
             lock += " \\\n    ".join([asked, *(f"--hash=sha256:{value}" for value in hashes)]) + "\n"
@@ -118,9 +126,9 @@ def build(image: str, base: str, registry: str | None) -> str:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     revision = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     reference = f"{registry or 'yolov8-nas'}/{image}:{version}"
-    arguments = {"BASE": base, "VERSION": version, "REVISION": revision, "NVIDIA_INDEX": NVIDIA_INDEX}
-    if image != "target":
-        del arguments["NVIDIA_INDEX"]
+    arguments = {"BASE": base, "VERSION": version, "REVISION": revision}
+    if image == "target":
+        arguments[INDEX_VARIABLE] = tensorrt_index()
     options = [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
     docker(
         "build", "--file", str(HERE / DOCKERFILES[image]), "--target", image, "--tag", reference, *options, str(ROOT)

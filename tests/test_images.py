@@ -58,7 +58,7 @@ def test_every_kind_that_the_pipeline_names_is_built() -> None:
 def test_a_tag_is_not_built_on(
     calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pinned("docker.io/library/python:3.11")
+    pinned("python:3.11")
     with pytest.raises(SystemExit, match="2"):
         call(monkeypatch, "cpu")
     assert "has no digest yet; make images-pin looks it up" in capsys.readouterr().err
@@ -66,12 +66,12 @@ def test_a_tag_is_not_built_on(
 
 
 def test_what_is_pushed_is_named_by_digest(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned(f"docker.io/library/python:3.11@{DIGEST}")
+    pinned(f"python:3.11@{DIGEST}")
     call(monkeypatch, "--registry", "registry.example.com:5000/vision", "cpu")
     named = json.loads(build.DIGESTS.read_text())
     assert named == {"cpu": f"registry.example.com:5000/vision/cpu:1.2.3@{DIGEST}"}
     assert by_digest(named["cpu"])
-    assert f"--build-arg BASE=docker.io/library/python:3.11@{DIGEST}" in calls.read_text()
+    assert f"--build-arg BASE=python:3.11@{DIGEST}" in calls.read_text()
 
 
 def test_what_stays_here_gets_no_digest(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +88,21 @@ def test_target_waits_for_tensorrt(
     assert "make images-pin writes it" in capsys.readouterr().err
 
 
+def test_tensorrt_has_no_index_of_its_own(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(build.INDEX_VARIABLE, raising=False)
+    build.TENSORRT_LOCK.write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch, "--base", "stand-in:bookworm", "target")
+    assert "set TENSORRT_INDEX to the package index" in capsys.readouterr().err
+    monkeypatch.setenv(build.INDEX_VARIABLE, "https://packages.example.com")
+    call(monkeypatch, "--base", "stand-in:bookworm", "target")
+    assert "--build-arg TENSORRT_INDEX=https://packages.example.com" in calls.read_text()
+
+
 def test_docker_is_asked_by_the_name_that_it_uses(calls: Path) -> None:
-    assert build.digest_of("docker.io/library/python:3.11") == f"docker.io/library/python:3.11@{DIGEST}"
+    assert build.digest_of("python:3.11") == f"python:3.11@{DIGEST}"
     with pytest.raises(SystemExit, match="2"):
         build.digest_of("registry.example.com/other:1")
 

@@ -149,11 +149,11 @@ def test_no_image_floats(overlay: str) -> None:
     text = render.kustomize(render.HERE / "overlays" / overlay)
     images = {container["image"] for _, pod in pod_templates(overlay) for container in pod["spec"]["containers"]}
     assert images == {"yolov8-nas.invalid/mlflow:unset", "yolov8-nas.invalid/postgres:unset"}
-    known = {"mlflow": f"registry.example.com/mlflow@{DIGEST}", "postgres": "docker.io/library/postgres:17"}
+    known = {"mlflow": f"registry.example.com/mlflow@{DIGEST}", "postgres": "postgres:17"}
     filled, unset = render.fill(text, known)
     assert unset == ["postgres"], "a tag is no pin"
     assert known["mlflow"] in filled and "postgres:17" not in filled
-    filled, unset = render.fill(text, {**known, "postgres": f"docker.io/library/postgres:17@{DIGEST}"})
+    filled, unset = render.fill(text, {**known, "postgres": f"postgres:17@{DIGEST}"})
     assert not unset and ".invalid/" not in filled
 
 
@@ -360,7 +360,7 @@ def test_an_overlay_is_written_only_with_all_images_pinned(
     monkeypatch.setattr(render, "pinned_images", lambda: pinned)
     assert render.main() == 0
     assert "no digest of postgres yet" in capsys.readouterr().out and not list(tmp_path.iterdir())
-    pinned["postgres"] = f"docker.io/library/postgres:17@{DIGEST}"
+    pinned["postgres"] = f"postgres:17@{DIGEST}"
     assert render.main() == 0
     images = re.findall(r"image: (.*)", (tmp_path / "single-node.yaml").read_text())
     assert len(images) == 4 and all(image.endswith(DIGEST) for image in images)
