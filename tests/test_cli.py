@@ -184,13 +184,13 @@ def test_what_export_refuses(
     assert told in result.stderr
 
 
-def test_every_command_says_what_it_does() -> None:
+def test_every_command_says_what_it_does(capfd: pytest.CaptureFixture[str]) -> None:
     shown = _invoke("--help").output
-    for command in ("demo", "run", "search", "export", "probe", "doctor", "compile"):
+    for command in ("demo", "run", "search", "export", "package", "analyze", "probe", "doctor", "compile"):
         assert f" {command} " in shown
         result = _invoke(command, "--help")
         assert result.exit_code == 0
-        assert "Usage" in result.output
+        assert "Usage" in result.output + capfd.readouterr().out  # those for a cluster run in a process of their own
 
 
 def test_the_demo_and_the_examples_are_sound() -> None:
