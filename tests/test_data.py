@@ -430,11 +430,11 @@ def test_many_faults_are_counted_and_the_first_ten_named(tmp_path: Path) -> None
     assert len(lines) == 12 and lines[-1].strip() == "... and 3 more"
 
 
-def test_source_that_is_not_there_or_not_local(tmp_path: Path) -> None:
+def test_source_that_is_not_there_or_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder; give"):
         check_source(tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"s3://vision/line3\.tar: addresses are not read; download"):
-        check_source("s3://vision/line3.tar")
+    with pytest.raises(InputError, match=r"ftp://vision/line3\.tar: addresses of this kind are not read; give"):
+        check_source("ftp://vision/line3.tar")
     (tmp_path / "notes.tar").write_text("not a tar")
     with pytest.raises(InputError, match=r"notes\.tar"):
         check_source(tmp_path / "notes.tar")

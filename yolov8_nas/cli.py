@@ -264,7 +264,7 @@ for _name, _help in {
 
 
 @data_app.command("check")
-def data_check(path: Annotated[Path, typer.Argument(help="A folder, a data.yaml or an archive.")]) -> None:
+def data_check(path: Annotated[str, typer.Argument(help="A folder, a data.yaml, an archive or an address.")]) -> None:
     """Check a dataset as a run would, and tell what is in it."""
     from yolov8_nas.data.check import check_source
 
@@ -357,7 +357,9 @@ def _check(config: RunConfig, workdir: Path) -> None:
     dataset = preflight.check(config, workdir, store)
     for warning in dataset.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if any(limit.metric not in ("params", "flops") or limit.relative for limit in _limits(config)):
+    if not dataset.names:
+        console.print(f"{config.data}: is there; the run downloads and checks it, and hw-probe checks the limits")
+    elif any(limit.metric not in ("params", "flops") or limit.relative for limit in _limits(config)):
         with console.status("exporting and timing the smallest network and the stock one"):
             checks = preflight.check_limits_apart(config, dataset.names)
         for check in checks:

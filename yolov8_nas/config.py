@@ -209,7 +209,8 @@ class RunConfig(_Section):
 
     Attributes:
         name: Name of the run and of the registered model.
-        data: Dataset: a folder, an archive, or nothing for the built-in demo data.
+        data: Dataset: a folder, an archive, the address of one (`s3://`, `https://`), or nothing for the built-in demo
+            data.
         space: A built-in search space or the path of a YAML file.
         imgsz: Side of the square network input in pixels, a multiple of 32.
         store: Folder of the stage store; nothing for `store` in the work folder.

@@ -52,21 +52,22 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
     Raises:
         InputError: The dataset, the space or the tracking server cannot be used.
     """
-    from yolov8_nas.data.check import check_source
     from yolov8_nas.registry import tracking
     from yolov8_nas.space import SearchSpace
+    from yolov8_nas.stages.data_prep import find_classes
 
     # The task that closes the run has no inputs but the run's name, since it also runs when this one never ended.
-    folder = open_store(store).run_folder(run_id)
+    opened_store = open_store(store)
+    folder = opened_store.run_folder(run_id)
     write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
     SearchSpace.load(config.space)
-    dataset = check_source(config.data)
+    classes = find_classes(config, opened_store)
     uri = tracking.resolve_uri(config.tracking.uri, store)
     opened = {
         "run_id": run_id,
         "config": config.model_dump(mode="json"),
-        "classes": list(dataset.names),
-        "num_classes": len(dataset.names),
+        "classes": list(classes),
+        "num_classes": len(classes),
         "tracking_uri": uri,
         "mlflow_run": tracking.open_run(config, run_id, uri),
     }

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from yolov8_nas.hardware.benchmark import Measurement
     from yolov8_nas.hardware.cost import Cost
     from yolov8_nas.hardware.runtime import Runtime
+    from yolov8_nas.store import Store
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,19 @@ class LimitCheck:
 def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
     """Check everything that needs no network to be built. Nothing is written.
 
+    Of a dataset at an address only its being there is checked, and it has names of classes only where it has been
+    prepared before: open-run downloads it.
+
     Raises:
         InputError: A folder, the dataset, the space or a target cannot be used.
         SpaceError: The space's YAML is wrong.
     """
     from yolov8_nas.data.check import check_source
+    from yolov8_nas.data.remote import is_address
     from yolov8_nas.hardware.target import resolve
 
     check_folder(workdir)
-    open_store(store)
+    opened_store = open_store(store)
     SearchSpace.load(config.space)
     for target in config.targets:
         if target.far is None:
@@ -68,11 +73,24 @@ def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
         for stage in ("hw-probe", "search", "qat-finetune", "trt-export", "register"):
             find_stage(stage).settings(config, target)  # what a stage refuses, it refuses now
     find_stage("supernet-train").settings(config, None)
-    dataset = check_source(config.data)
+    dataset = _look(config, opened_store) if is_address(config.data) else check_source(config.data)
     batch, images = config.supernet.batch, dataset.images.get("train")  # the demo's are not made yet
     if batch != "auto" and images is not None and batch > images:
         raise InputError(f"supernet.batch = {batch}, but the train split has {images} images; make the batch smaller")
     return dataset
+
+
+def _look(config: RunConfig, store: Store) -> CheckedDataset:
+    """Look whether a dataset is at its address, and what is known of it."""
+    from yolov8_nas.data import remote
+    from yolov8_nas.data.check import CheckedDataset
+    from yolov8_nas.stages.data_prep import known_classes
+
+    try:
+        listing = remote.look(str(config.data), patient=False)
+        return CheckedDataset(listing.name, known_classes(config, store) or (), {}, ())
+    except ConnectionError as error:
+        raise InputError(str(error)) from None
 
 
 def check_folder(folder: Path) -> None:

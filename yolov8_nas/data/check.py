@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,15 @@ from typing import Final
 
 from PIL import Image
 
-from yolov8_nas.data import demo, readers
+from yolov8_nas.data import demo, readers, remote
 from yolov8_nas.data.readers import Box, Faults, Sample
 from yolov8_nas.data.splits import search_split
 from yolov8_nas.errors import InputError
 
 SPLITS: Final = ("train", "search", "val")
+
+FETCHED: Final = "fetched"
+"""Folder of a dataset that was downloaded, in the `scratch` of `checked`."""
 
 _LEAST_SIDE = 10  # pixels; Ultralytics drops smaller images
 _FORMATS = frozenset({"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
@@ -85,16 +88,19 @@ def check_source(source: str | Path | None) -> CheckedDataset:
     """Check a dataset without keeping anything of it.
 
     Args:
-        source: A folder, a data.yaml or an archive, in YOLO's layout or COCO's; nothing for the demo data, which is
-            only named: its pictures are made when the run needs them.
+        source: A folder, a data.yaml, an archive or the address of one (which is downloaded), in YOLO's layout or
+            COCO's; nothing for the demo data, which is only named: its pictures are made when the run needs them.
 
     Raises:
         InputError: It cannot be used; the message names every fault, or the first ten and their number.
     """
     if source is None:
         return CheckedDataset("demo", demo.CLASSES, {}, ())
-    with checked(source) as dataset:
-        return dataset
+    try:
+        with checked(source) as dataset:
+            return dataset
+    except ConnectionError as error:  # nobody tries again here
+        raise InputError(str(error)) from None
 
 
 @contextmanager
@@ -103,35 +109,47 @@ def checked(
     *,
     scratch: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    digest: str | None = None,
 ) -> Iterator[CheckedDataset]:
     """Open and check a dataset; its files are there until the context ends.
 
     Args:
         source: As for `check_source`.
-        scratch: Folder for what is unpacked or made on the way.
-        progress: Is told what is being done, and with how many images of how many.
+        scratch: Folder for what is unpacked or made on the way. What is downloaded stays there, in `FETCHED`.
+        progress: Is told what is being done, and with how many images (or MiB) of how many.
+        digest: What `source_digest` said of an address: the content that is meant.
 
     Raises:
         InputError: As for `check_source`.
+        ConnectionError: The dataset is at an address, and nothing answers there.
     """
     if source is None:
         with tempfile.TemporaryDirectory(dir=scratch, prefix="demo-") as folder:
             demo.make_demo(Path(folder), progress=partial(progress, "drawing images") if progress else None)
             yield _check(Path(folder), "demo", "demo", True, progress)
         return
-    path = readers.local_path(source)
-    with readers.opened(path, scratch) as folder:
-        yield _check(folder, str(source), readers.source_name(path), folder != path, progress)
+    with ExitStack() as stack:
+        if foreign := remote.is_address(source):
+            scratch = scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dataset-")))
+            path = remote.fetch(str(source), scratch / FETCHED, expected=digest, progress=progress)
+        else:
+            path = readers.local_path(source)
+        opened = stack.enter_context(readers.opened(path, scratch, shown=str(source)))
+        yield _check(opened, str(source), readers.source_name(path), foreign or opened != path, progress)
 
 
 def source_digest(source: str | Path) -> str:
     """SHA-256 of what a dataset says: an archive's bytes, or class names, images and labels of a folder.
 
-    Other files of the folder, and where it lies, do not count.
+    Other files of the folder, and where it lies, do not count. At an address it is the digest of what the server says
+    of the files there, all of them; none is downloaded.
 
     Raises:
         InputError: There is nothing to read, or its labels are at fault.
+        ConnectionError: The dataset is at an address, and nothing answers there.
     """
+    if remote.is_address(source):
+        return remote.look(str(source)).digest
     path = readers.local_path(source)
     if path.is_file() and path.suffix not in {".yaml", ".yml"}:
         with path.open("rb") as file:

@@ -104,13 +104,7 @@ class Listing:
 
 
 def local_path(source: str | Path) -> Path:
-    """The absolute path of a source.
-
-    Raises:
-        InputError: It is an address.
-    """
-    if "://" in str(source):
-        raise InputError(f"{source}: addresses are not read; download the dataset first and give its path")
+    """The absolute path of a source."""
     return Path(source).expanduser().absolute()
 
 
@@ -124,12 +118,13 @@ def source_name(source: Path) -> str:
 
 
 @contextmanager
-def opened(source: Path, scratch: Path | None = None) -> Iterator[Path]:
+def opened(source: Path, scratch: Path | None = None, shown: str | None = None) -> Iterator[Path]:
     """The folder (or data.yaml) to read: the source itself, or its content where it is an archive.
 
     Args:
         source: A folder, a data.yaml or an archive.
         scratch: Where an archive is unpacked to, in a folder that goes away again.
+        shown: How messages call the source, where not by its path.
 
     Raises:
         InputError: There is nothing at `source`, or it is an archive that is damaged or unsafe.
@@ -143,9 +138,11 @@ def opened(source: Path, scratch: Path | None = None) -> Iterator[Path]:
         try:
             store.extract(source, Path(folder))
         except store.ArchiveError as error:
-            raise InputError(str(error)) from None
+            raise InputError(str(error).replace(str(source), shown or str(source))) from None
         except OSError as error:
-            raise InputError(f"{source}: cannot be unpacked ({error}); free some space or unpack it yourself") from None
+            raise InputError(
+                f"{shown or source}: cannot be unpacked ({error}); free some space or unpack it yourself"
+            ) from None
         yield Path(folder)
 
 

@@ -6,7 +6,8 @@ import shutil
 from typing import Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.stages.stage import Stage, StageContext
+from yolov8_nas.stages.stage import Stage, StageContext, key_of
+from yolov8_nas.store import Entry, Store, read_json
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
@@ -22,9 +23,50 @@ def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
         return {"source": None}
     from yolov8_nas.data.check import source_digest
     from yolov8_nas.data.readers import local_path
+    from yolov8_nas.data.remote import is_address
 
-    path = local_path(config.data)
-    return {"source": str(path), "source_digest": source_digest(path)}
+    source = config.data if is_address(config.data) else str(local_path(config.data))
+    return {"source": source, "source_digest": source_digest(source)}
+
+
+def known_classes(config: RunConfig, store: Store) -> tuple[str, ...] | None:
+    """The names of a run's classes, where its data has been prepared before.
+
+    Raises:
+        InputError: As `settings`.
+        ConnectionError: The dataset is at an address, and nothing answers there.
+    """
+    return _prepared(store.entry(STAGE.name, key_of(STAGE, settings(config, None), {})))
+
+
+def find_classes(config: RunConfig, store: Store) -> tuple[str, ...]:
+    """The names of a run's classes, after a check of the dataset.
+
+    A dataset at an address is not downloaded where it has been prepared before. Otherwise it is downloaded to where the
+    stage finds it.
+
+    Raises:
+        InputError: The dataset cannot be used.
+        ConnectionError: It is at an address, and nothing answers there.
+    """
+    from yolov8_nas.data.check import check_source, checked
+    from yolov8_nas.data.remote import is_address
+
+    if not is_address(config.data):
+        return check_source(config.data).names
+    found = settings(config, None)
+    entry = store.entry(STAGE.name, key_of(STAGE, found, {}))
+    with entry.lock(lambda: print(f"{config.data}: another run works on it; waiting for it", flush=True)):
+        if (known := _prepared(entry)) is not None:
+            return known
+        entry.partial.mkdir(parents=True, exist_ok=True)
+        with checked(config.data, scratch=entry.partial, digest=found["source_digest"]) as dataset:
+            return dataset.names
+
+
+def _prepared(entry: Entry) -> tuple[str, ...] | None:
+    """The names of the classes in the stage's result, if there is one."""
+    return tuple(read_json(entry.outputs / "dataset.json")["classes"]) if entry.manifest else None
 
 
 def run(context: StageContext) -> None:
@@ -34,16 +76,19 @@ def run(context: StageContext) -> None:
         InputError: The dataset cannot be used.
     """
     from yolov8_nas.data import dataset
-    from yolov8_nas.data.check import checked
+    from yolov8_nas.data.check import FETCHED, checked
 
-    shutil.rmtree(context.partial, ignore_errors=True)  # what a killed try had unpacked
-    context.partial.mkdir(parents=True)
+    context.partial.mkdir(parents=True, exist_ok=True)
+    for left in context.partial.iterdir():
+        if left.name != FETCHED:  # what a killed try had unpacked
+            shutil.rmtree(left)
     with (
         context.host.computing(),
         checked(
             context.settings["source"],
             scratch=context.partial,
             progress=lambda step, done, total: context.progress.update(done, total, step),
+            digest=context.settings.get("source_digest"),
         ) as source,
     ):
         for warning in source.warnings:

@@ -226,6 +226,17 @@ def open_store(store: str | Path) -> Store:
     return Store(Path(store))
 
 
+def key_of(stage: Stage, settings: Settings, inputs: Mapping[str, str]) -> str:
+    """The key of a stage's result: a digest of all that it depends on.
+
+    Args:
+        stage: The stage.
+        settings: Its settings.
+        inputs: SHA-256 of the tar of each input, by the name of the stage that made it.
+    """
+    return canonical_digest([stage.name, stage.version, settings, inputs])
+
+
 def run_stage(
     stage: Stage | str,
     *,
@@ -307,7 +318,7 @@ class _Run:
             digests = {name: _arrived(name, path, expected.get(name)) for name, path in sorted(self.inputs.items())}
             target = None if self.target is None else find_target(self.config, self.target)
             settings = {**self.stage.settings(self.config, target), **parameters}
-            key = canonical_digest([self.stage.name, self.stage.version, settings, digests])
+            key = key_of(self.stage, settings, digests)
         except Exception as error:
             return self._failed(error, "", None)
         entry = self.store.entry(self.stage.name, key)
