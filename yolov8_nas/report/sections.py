@@ -119,13 +119,13 @@ def view(target: Target) -> dict[str, Any]:
 def overview(target: Target) -> dict[str, Any]:
     """What ships for a target, to stand beside what ships for the others."""
     chosen = target.architecture(target.summary.get("architecture"))
-    registered = mapping(target.summary.get("registry"))
+    entry = mapping(target.summary.get("registry"))
     stock = pick(target.baselines, 0, "latency_ms", "p50")
     return {
         "label": str(target.summary.get("id") or target.name),
         "network": chosen.digest if chosen and target.model else wording.ABSENT,
         "speed": _quotient(stock, pick(target.model, "latency_ms", "p50")),
-        "registered": f"{registered.get('model')}, version {registered.get('version')}" if registered else wording.ABSENT,
+        "registered": f"{entry.get('model')}, version {entry.get('version')}" if entry else wording.ABSENT,
     } | _measures(target.model)
 
 
