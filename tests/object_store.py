@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,10 +53,16 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
             process.kill()
 
 
+@cache
+def _client(endpoint: str) -> Any:
+    """A client, which takes a while to make."""
+    return boto3.Session().client("s3", endpoint_url=endpoint)
+
+
 @contextmanager
 def bucket() -> Iterator[tuple[Any, str]]:
     """boto3's client, as the environment has it, and the name of a new bucket, which goes away again."""
-    client, name = boto3.Session().client("s3"), f"yolov8-nas-{uuid.uuid4().hex[:12]}"
+    client, name = _client(os.environ["AWS_ENDPOINT_URL"]), f"yolov8-nas-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=name)
     try:
         yield client, name

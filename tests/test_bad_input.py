@@ -149,7 +149,7 @@ BAD: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
     "no targets": (lambda c: c.configure(targets=[]), ("targets",)),
     "input size": (lambda c: c.configure(imgsz=100), ("imgsz", "100", "32")),
     "name": (lambda c: c.configure(name="a b/c"), ("name", "a b/c")),
-    "remote store": (lambda c: c.configure(store="s3://bucket/store"), ("s3://bucket/store", "path")),
+    "unknown store": (lambda c: c.configure(store="gs://bucket/store"), ("gs://bucket/store", "path")),
     # space
     "unknown space": (lambda c: c.configure(space="huge"), ("huge", "tiny", "yolov8n")),
     "unknown operator": (_space, ("space.yaml", "conv7", "conv5")),

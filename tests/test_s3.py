@@ -1,13 +1,18 @@
-"""Datasets at an address, on a real server that speaks S3, and over https."""
+"""Datasets and stage stores on a real server that speaks S3, and datasets over https."""
 
 from __future__ import annotations
 
 import datetime
 import io
+import json
 import os
 import re
+import signal
 import ssl
+import subprocess
+import sys
 import tarfile
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,14 +27,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from yolov8_nas import local, preflight
+from yolov8_nas import local, preflight, remote_store
 from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.data import remote
 from yolov8_nas.data.check import check_source, source_digest
-from yolov8_nas.errors import InputError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.stages import data_prep
-from yolov8_nas.stages.stage import Outcome, open_store, run_stage
+from yolov8_nas.stages.stage import Outcome, Stage, StageContext, open_store, run_stage
 
 pytestmark = pytest.mark.slow
 
@@ -197,10 +202,10 @@ class Run:
     folder: Path
     result: Any = field(default=None)
 
-    def __call__(self, address: str) -> str:
+    def __call__(self, address: str | None, store: str | None = None) -> str:
         config = self.folder / "config.yaml"
         config.write_text(
-            f"{{name: x, data: {address}, space: tiny, imgsz: 64, "
+            f"{{name: x, data: {address or 'null'}, store: {store or 'null'}, space: tiny, imgsz: 64, "
             "targets: [{hardware: cpu-1t, constraints: ['params<=9M']}]}"
         )
         self.result = CliRunner().invoke(app, ["run", str(config), "--workdir", str(self.folder / "work")])
@@ -232,6 +237,12 @@ def test_bad_addresses_are_told_at_the_start(bucket: Bucket, run: Run, monkeypat
     told(f"s3://{bucket.name}/line4/", "there is nothing")
     told(f"s3://{bucket.name}/line3/data.yaml", "its folder")
     told("ftp://host/line3.tar", "s3:// or https://")
+    for store, part in (
+        ("s3://no-such-bucket-of-ours/store", "no bucket"),
+        ("s3://", "names no bucket"),
+        ("gs://bucket/store", "s3://BUCKET/PREFIX"),
+    ):
+        assert part in run(None, store) and run.result.exit_code == 2
     address = f"s3://{bucket.name}/line3/"
     with monkeypatch.context() as wrong:
         wrong.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -259,6 +270,237 @@ def test_a_look_at_the_start_downloads_nothing(bucket: Bucket, monkeypatch: pyte
     monkeypatch.setattr(remote._S3, "_opened", lambda *_: pytest.fail("open-run has downloaded it already"))
     bucket.prepare(address)
     assert preflight.check(config, bucket.folder / "work", str(store)).names == ("dent", "hole")
+
+
+def machine(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be another machine: one that has nothing yet of what is in the store."""
+    monkeypatch.setenv(remote_store.CACHE_VARIABLE, str(folder / name))
+
+
+class Bench:
+    """A stage store in a bucket, and a stage that is run in it."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.store = f"s3://{bucket.name}/team/store"
+        self.calls = 0
+
+    def run(self, body: Callable[[StageContext], None], run_id: str = "r", store: str | None = None) -> Outcome:
+        def count(ctx: StageContext) -> None:
+            self.calls += 1
+            body(ctx)
+
+        return run_stage(
+            Stage("search", 1, lambda config, target: {"seed": config.seed}, count),
+            config=RunConfig(targets=(TARGET,)),
+            target="cpu-1t-fp32",
+            inputs={},
+            output=self.bucket.folder / "out.tar",
+            store=store or self.store,
+            run_id=run_id,
+        )
+
+    def sent(self) -> str:
+        with tarfile.open(self.bucket.folder / "out.tar") as tar:
+            return "".join(file.read().decode() for name in tar.getnames() if (file := tar.extractfile(name)))
+
+    def names(self, outcome: Outcome) -> dict[str, bytes]:
+        """The objects of a key by name."""
+        objects = remote_store._Objects(f"{self.store}/search/{outcome.key}")
+        return {name: objects.read(name) or b"" for name in objects.names()}
+
+
+@pytest.fixture
+def bench(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    machine(bucket.folder, "first", monkeypatch)
+    return Bench(bucket)
+
+
+def write(text: str) -> Callable[[StageContext], None]:
+    return lambda ctx: (ctx.out / "result.txt").write_text(text) and None
+
+
+def test_a_result_is_there_for_every_machine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def body(ctx: StageContext) -> None:
+        (ctx.partial / "checkpoint").write_text("of no use any more")
+        write("made once")(ctx)
+
+    first = bench.run(body)
+    assert bench.run(body, store=str(bench.bucket.folder / "store")).digest == first.digest, "as in a folder"
+    machine(bench.bucket.folder, "second", monkeypatch)
+    again = bench.run(body, "r2")
+    assert (again.status, again.key, again.digest, bench.calls) == ("cached", first.key, first.digest, 2)
+    names = bench.names(first)
+    assert len(names) == 2 and json.loads(names["manifest.json"])["digest"] == first.digest
+
+    machine(bench.bucket.folder, "third", monkeypatch)
+    store = open_store(bench.store)
+    assert (store.result("search", first.key).outputs / "result.txt").read_text() == "made once"
+    assert {file.name for run in ("r", "r2") for file in store.run_folder(run).iterdir()} == {"cpu-1t-fp32.search.json"}
+
+
+def test_a_tampered_result_is_not_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = bench.run(write("sound"))
+    (name,) = (name for name in bench.names(outcome) if name.startswith("objects/"))
+    for tamper in (
+        lambda key: bench.bucket.put(key, b"evil"),
+        lambda key: bench.bucket.client.delete_object(Bucket=bench.bucket.name, Key=key),
+    ):
+        tamper(f"team/store/search/{outcome.key}/{name}")
+        machine(bench.bucket.folder, f"machine {bench.calls}", monkeypatch)
+        assert bench.run(write("sound")).status == "done"
+        assert (bench.sent(), bench.names(outcome)[name]) == ("sound", b"sound")
+    assert bench.calls == 3
+
+
+def test_of_two_writers_the_first_has_made_the_result(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner: list[Outcome] = []
+
+    def slow(ctx: StageContext) -> None:
+        with monkeypatch.context() as other:  # that takes this one for dead
+            machine(bench.bucket.folder, "second", other)
+            other.setattr(remote_store, "LEASE", -1)
+            inner.append(bench.run(write("of the second")))
+        write("of the first")(ctx)
+
+    outcome = bench.run(slow)
+    assert [inner[0].status, outcome.status] == ["done", "done"]
+    assert (outcome.digest, bench.sent()) == (inner[0].digest, "of the second")
+    assert len(bench.names(outcome)) == 2
+    assert bench.run(slow).digest == outcome.digest and len(inner) == 1
+
+
+def test_another_machine_waits_for_the_lease(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_store, "_ASK_EVERY", 0.2)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(ctx: StageContext) -> None:
+        begun.set()
+        go_on.wait()
+        write("made once")(ctx)
+
+    worker = threading.Thread(target=bench.run, args=(slow,), daemon=True)
+    worker.start()
+    assert begun.wait(100)
+    machine(bench.bucket.folder, "second", monkeypatch)
+    (key,) = (path.name for path in (open_store(bench.store).root.parents[2] / "first").glob("stores/*/search/*"))
+    entry = open_store(bench.store).entry("search", key)
+    with entry.lock(go_on.set):
+        assert (entry.outputs / "result.txt").read_text() == "made once"
+    worker.join()
+
+
+def test_a_failure_is_known_to_other_machines(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(ctx: StageContext) -> None:
+        (ctx.partial / "checkpoint").write_text("of no use")
+        (ctx.out / "table.txt").write_text("what was tried")
+        raise StageError("a poor fit")
+
+    outcome = bench.run(fail)
+    machine(bench.bucket.folder, "second", monkeypatch)
+    assert bench.run(fail).error == "a poor fit" and bench.calls == 1, "not tried again in the same run"
+    folder = open_store(bench.store).result("search", outcome.key).outputs
+    assert sorted(path.name for path in folder.iterdir()) == ["status.json", "table.txt"]
+    assert "partial.json" not in bench.names(outcome)
+    machine(bench.bucket.folder, "third", monkeypatch)
+    assert bench.run(write("better"), "r2").status == "done"
+    assert (bench.sent(), len(bench.names(outcome))) == ("better", 2)
+
+
+def test_a_shared_part_is_made_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def make(ctx: StageContext) -> None:
+        made.append(1)
+        (ctx.out / "table.txt").write_text("rows")
+
+    for number, name in enumerate(("first", "second")):
+        machine(bench.bucket.folder, name, monkeypatch)
+        run = Stage("search", number, lambda c, t: {}, lambda ctx: ctx.share("tables", 1, {"device": "a"}, make))
+        config = RunConfig(targets=(TARGET,))
+        given = {"target": "cpu-1t-fp32", "inputs": {}, "output": bench.bucket.folder / "out.tar"}
+        run_stage(run, config=config, store=bench.store, run_id="r", **given)
+        assert bench.sent() == "rows"
+    assert made == [1]
+
+
+WORKER = """
+    import os, signal, sys, time
+    from pathlib import Path
+    from yolov8_nas import remote_store
+    from yolov8_nas.config import RunConfig, TargetConfig
+    from yolov8_nas.stages.stage import Stage, run_stage
+    from yolov8_nas.store import atomic_write, file_sha256
+
+    folder, store, kill = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "kill"
+    remote_store.SAVE_EVERY, remote_store.LEASE, remote_store._ASK_EVERY = 0.1, 1.0, 0.5
+
+    def run(ctx):
+        file = ctx.partial / "deep" / "epochs"
+        done = len(file.read_text()) if file.exists() else 0
+        (ctx.partial / ".here").write_text("stays on this machine")
+        if not kill:
+            assert not (ctx.partial / "link").exists()
+        for epoch in range(done, 4):
+            with (folder / "trained").open("a") as log:
+                log.write(f"{epoch}\\n")
+            atomic_write(file, "x" * (epoch + 1))
+            if kill and epoch == 1:
+                (ctx.partial / "link").symlink_to(file)
+                (ctx.out / "half").write_text("x")
+                objects = ctx.store.objects.below(f"supernet-train/{ctx.partial.parent.name}")
+                while file_sha256(file).encode() not in (objects.read("partial.json") or b""):
+                    time.sleep(0.1)
+                assert b".here" not in objects.read("partial.json")
+                os.kill(os.getpid(), signal.SIGKILL)
+        (ctx.out / "weights").write_text("trained")
+
+    target = TargetConfig(hardware="cpu", constraints=("latency<=8ms",))
+    stage = Stage("supernet-train", 1, lambda c, t: {}, run)
+    outcome = run_stage(stage, config=RunConfig(targets=(target,)), target=None, inputs={}, output=folder / "out.tar",
+                        store=store, run_id="r")
+    print(outcome.status)
+"""
+
+
+def test_a_killed_stage_goes_on_elsewhere(bench: Bench) -> None:
+    folder = bench.bucket.folder
+
+    def work(name: str, what: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", textwrap.dedent(WORKER), str(folder), bench.store, what]
+        environment = {**os.environ, remote_store.CACHE_VARIABLE: str(folder / name)}
+        return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+
+    killed = work("first", "kill")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = work("second", "go on")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1] == "done"
+    assert (folder / "trained").read_text().split() == ["0", "1", "2", "3"]
+    with tarfile.open(folder / "out.tar") as tar:
+        assert tar.getnames() == ["weights"]
+
+
+def test_checkpoints_that_are_just_being_written_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+
+    def body(ctx: StageContext) -> None:
+        assert isinstance(ctx.store, remote_store.RemoteStore)
+        entry = ctx.store.entry("search", ctx.partial.parent.name)
+        (ctx.partial / "one").write_text("1")
+        (ctx.partial / "two").write_text("1")
+        states = iter([remote_store._state(ctx.partial), {}])
+        with monkeypatch.context() as changing:
+            changing.setattr(remote_store, "_state", lambda _: next(states))
+            entry._save()
+        saved.append(entry.objects.read("partial.json"))
+        entry._save()
+        saved.append(entry.objects.read("partial.json"))
+        write("x")(ctx)
+
+    monkeypatch.setattr(remote_store, "SAVE_EVERY", 1000.0)
+    assert bench.run(body).error is None
+    assert saved[0] is None and sorted(json.loads(saved[1])["files"]) == ["one", "two"]
 
 
 class Files(BaseHTTPRequestHandler):

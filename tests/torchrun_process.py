@@ -35,7 +35,7 @@ def gradients(processes: Processes, folder: Path) -> None:
     if processes.first:
         supernet.load_state_dict(torch.load(folder / "weights.pt"))
     processes.copy_first(list(supernet.state_dict().values()))
-    images = train_split(folder / "view" / "data-train-search" / "data.yaml", 64, augment=True)
+    images = train_split(folder / "view" / ".data-train-search" / "data.yaml", 64, augment=True)
     how = loading.prepare(images, 2, processes)
     shards = loading.Shards(len(images), 4, rank=processes.rank, processes=2, parts=1, seed=0, epochs=range(1))
     batches = loading.batches(images, how, shards, mosaic_epochs=1)
@@ -56,7 +56,7 @@ def training(processes: Processes, folder: Path) -> None:
     from yolov8_nas.supernet.training import Recipe, _Validation, train
 
     _Validation.run = lambda self, supernet: {}  # scoring takes longer than the training here
-    data = folder / "view" / "data-train-search" / "data.yaml"
+    data = folder / "view" / ".data-train-search" / "data.yaml"
     asked = json.loads((folder / "recipe.json").read_text())
     for name, changes in (("fresh", {"epochs": 10}), ("resumed", {})):
         torch.manual_seed(processes.rank)

@@ -213,7 +213,7 @@ class RunConfig(_Section):
             data.
         space: A built-in search space or the path of a YAML file.
         imgsz: Side of the square network input in pixels, a multiple of 32.
-        store: Folder of the stage store; nothing for `store` in the work folder.
+        store: Folder of the stage store, or `s3://BUCKET/PREFIX`; nothing for `store` in the work folder.
         seed: Seed of everything that is random.
     """
 

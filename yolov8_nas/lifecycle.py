@@ -13,7 +13,7 @@ import yaml
 
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError
-from yolov8_nas.stages.stage import STAGES, open_store, target_labels
+from yolov8_nas.stages.stage import STAGES, TOLD, open_store, target_labels
 from yolov8_nas.store import Store, read_json, write_json
 
 RUN_FILE: Final = "run.json"
@@ -58,8 +58,7 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
 
     # The task that closes the run has no inputs but the run's name, since it also runs when this one never ended.
     opened_store = open_store(store)
-    folder = opened_store.run_folder(run_id)
-    write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
+    opened_store.record(run_id, CONFIG_FILE, config.model_dump(mode="json"))
     SearchSpace.load(config.space)
     classes = find_classes(config, opened_store)
     uri = tracking.resolve_uri(config.tracking.uri, store)
@@ -72,7 +71,7 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
         "mlflow_run": tracking.open_run(config, run_id, uri),
     }
     write_json(output, opened)
-    write_json(folder / RUN_FILE, opened)
+    opened_store.record(run_id, RUN_FILE, opened)
     return opened
 
 
@@ -98,7 +97,7 @@ def close_run(
     Raises:
         InputError: The run was never opened.
     """
-    from yolov8_nas.registry import spool
+    from yolov8_nas.registry import spool, tracking
     from yolov8_nas.report.build import build_report
     from yolov8_nas.summary import summarise
 
@@ -116,7 +115,10 @@ def close_run(
             shutil.copyfile(source, copy)
         if (folder / RUN_FILE).is_file():
             known = read_json(folder / RUN_FILE)
-            spool.close_or_keep(opened_store.root, known["tracking_uri"], known["mlflow_run"], summary, out)
+            if opened_store.lasting:
+                spool.close_or_keep(opened_store.root, known["tracking_uri"], known["mlflow_run"], summary, out)
+            else:
+                tracking.close_run(known["tracking_uri"], known["mlflow_run"], summary, out)
     return summary
 
 
@@ -127,12 +129,14 @@ def evidence(store: Store, run_id: str, targets: Sequence[str]) -> dict[str, Any
         Folder by stage name; under `targets`, by label, the same for the stages of each target.
     """
 
+    records = store.run_folder(run_id)
+
     def folders(target: str | None) -> dict[str, Path]:
         found = {}
         for stage in STAGES:
-            record = store.run_folder(run_id) / f"{target or 'all'}.{stage}.json"
+            record = records / f"{target or 'all'}.{stage}.json"
             if record.is_file() and (key := read_json(record)["key"]):
-                found[stage] = store.entry(stage, key).outputs
+                found[stage] = store.result(stage, key, TOLD.get(stage, ())).outputs
         return found
 
     return {**folders(None), "targets": {label: folders(label) for label in targets}}

@@ -205,7 +205,7 @@ def run_stages(
                     parameters=parameters,
                     **request,
                 )
-                found[stage] = open_store(store).entry(stage, outcome.key).outputs
+                found[stage] = open_store(store).result(stage, outcome.key).outputs
                 if outcome.status == "failed":
                     _raise_failure(stage, outcome, found[stage], logs)
     return found

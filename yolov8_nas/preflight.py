@@ -66,6 +66,7 @@ def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
 
     check_folder(workdir)
     opened_store = open_store(store)
+    opened_store.check()
     SearchSpace.load(config.space)
     for target in config.targets:
         if target.far is None:

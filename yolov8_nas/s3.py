@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import boto3
+from boto3.exceptions import RetriesExceededError, S3UploadFailedError
 from botocore import exceptions
 from botocore.config import Config
 
@@ -77,7 +78,12 @@ def foreseen(address: str) -> Iterator[None]:
         ConnectionError: It may pass: nothing answered, the answer broke off, or the server is in trouble.
     """
     try:
-        yield
+        try:
+            yield
+        except S3UploadFailedError as error:  # says no more than what it came from
+            raise error.__context__ or error from None
+    except (S3UploadFailedError, RetriesExceededError) as error:
+        raise ConnectionError(f"{address}: broke off ({' '.join(str(error).split())}); try again later") from None
     except exceptions.ClientError as error:
         told = error.response.get("Error", {})
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

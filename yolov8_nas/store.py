@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -353,23 +353,57 @@ class Entry:
         for folder in (self.outputs, self.scratch, *((self.partial,) if partial else ())):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def commit(self, manifest: Manifest) -> None:
-        """Declare the key done: the manifest goes last, then what only an unfinished key needs is removed."""
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Declare the key done: the manifest goes last, then what only an unfinished key needs is removed.
+
+        Returns:
+            The manifest that stands: where a store is shared with other machines, one of them may have been faster.
+        """
         write_json(self.manifest_file, asdict(manifest))
         shutil.rmtree(self.partial, ignore_errors=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
+        return manifest
+
+    def fail(self, *, partial: bool) -> None:
+        """End a try that failed: what it had written stays as evidence; `partial` says whether its checkpoints go."""
+        for folder in (self.scratch, *((self.partial,) if partial else ())):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Store:
-    """A stage store in a folder."""
+    """A stage store in a folder.
+
+    Attributes:
+        root: The folder.
+        lasting: Whether what else is laid into the folder lasts as long as the store.
+    """
+
+    lasting = True
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+
+    def check(self) -> None:
+        """Look whether the store can be reached; a folder is made when it is needed."""
 
     def entry(self, stage: str, key: str) -> Entry:
         """The folder of a key, which need not exist."""
         return Entry(self.root / stage / key)
 
+    def result(self, stage: str, key: str, only: Sequence[str] = ()) -> Entry:
+        """The entry of a key that a run has worked on, to read what it came to.
+
+        Args:
+            stage: Name of the stage.
+            key: The key.
+            only: Names of the files that are wanted, where not all are.
+        """
+        return self.entry(stage, key)
+
     def run_folder(self, run_id: str) -> Path:
-        """The folder of a run's records."""
+        """The folder of a run's records, to read them."""
         return self.root / "runs" / run_id
+
+    def record(self, run_id: str, name: str, content: Any) -> None:
+        """Write one of a run's records, as JSON."""
+        write_json(self.run_folder(run_id) / name, content)

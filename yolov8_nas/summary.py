@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.registry.tracking import without_credentials
 from yolov8_nas.search.constraint import Constraint
-from yolov8_nas.stages.stage import STAGES, target_labels
+from yolov8_nas.stages.stage import STAGES, TOLD, target_labels
 from yolov8_nas.store import Store, read_json, tree_files, write_json
 
 MODELS: Final = "models"
@@ -366,7 +366,9 @@ def _row(record: Mapping[str, Any]) -> StageRow:
 
 def _outputs(store: Store, record: Mapping[str, Any] | None) -> Path | None:
     """The output folder of a stage; nothing where it never began."""
-    return store.entry(record["stage"], record["key"]).outputs if record and record["key"] else None
+    if not record or not record["key"]:
+        return None
+    return store.result(record["stage"], record["key"], TOLD.get(record["stage"], ())).outputs
 
 
 def _tools(store: Store, records: Iterable[Mapping[str, Any]]) -> dict[str, str]:

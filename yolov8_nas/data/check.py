@@ -24,8 +24,8 @@ from yolov8_nas.errors import InputError
 
 SPLITS: Final = ("train", "search", "val")
 
-FETCHED: Final = "fetched"
-"""Folder of a dataset that was downloaded, in the `scratch` of `checked`."""
+FETCHED: Final = ".fetched"
+"""Folder of a dataset that was downloaded, in the `scratch` of `checked`; of no use on another machine."""
 
 _LEAST_SIDE = 10  # pixels; Ultralytics drops smaller images
 _FORMATS = frozenset({"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})

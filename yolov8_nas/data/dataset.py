@@ -122,7 +122,8 @@ def data_yaml(
     Returns:
         The path of the view's `data.yaml`, absolute, as are the paths in it.
     """
-    view = into.absolute() / f"data-{'-'.join(train_on)}-{validate_on}"
+    # With a dot: checkpoints in the same folder may travel to another machine, links may not.
+    view = into.absolute() / f".data-{'-'.join(train_on)}-{validate_on}"
     source = dataset_dir.resolve() / "dataset"
     dataset = load(dataset_dir)
     description = {

@@ -6,8 +6,8 @@ import shutil
 from typing import Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.stages.stage import Stage, StageContext, key_of
-from yolov8_nas.store import Entry, Store, read_json
+from yolov8_nas.stages.stage import TOLD, Stage, StageContext, key_of
+from yolov8_nas.store import Store, read_json
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
@@ -36,7 +36,9 @@ def known_classes(config: RunConfig, store: Store) -> tuple[str, ...] | None:
         InputError: As `settings`.
         ConnectionError: The dataset is at an address, and nothing answers there.
     """
-    return _prepared(store.entry(STAGE.name, key_of(STAGE, settings(config, None), {})))
+    entry = store.result(STAGE.name, key_of(STAGE, settings(config, None), {}), TOLD[STAGE.name])
+    file = entry.outputs / "dataset.json"
+    return tuple(read_json(file)["classes"]) if file.is_file() else None
 
 
 def find_classes(config: RunConfig, store: Store) -> tuple[str, ...]:
@@ -57,16 +59,11 @@ def find_classes(config: RunConfig, store: Store) -> tuple[str, ...]:
     found = settings(config, None)
     entry = store.entry(STAGE.name, key_of(STAGE, found, {}))
     with entry.lock(lambda: print(f"{config.data}: another run works on it; waiting for it", flush=True)):
-        if (known := _prepared(entry)) is not None:
-            return known
+        if entry.manifest:
+            return tuple(read_json(entry.outputs / "dataset.json")["classes"])
         entry.partial.mkdir(parents=True, exist_ok=True)
         with checked(config.data, scratch=entry.partial, digest=found["source_digest"]) as dataset:
             return dataset.names
-
-
-def _prepared(entry: Entry) -> tuple[str, ...] | None:
-    """The names of the classes in the stage's result, if there is one."""
-    return tuple(read_json(entry.outputs / "dataset.json")["classes"]) if entry.manifest else None
 
 
 def run(context: StageContext) -> None:

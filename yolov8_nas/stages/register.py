@@ -54,7 +54,7 @@ def run(ctx: StageContext) -> None:
     try:
         run, done = submit(connect(uri), submission)
     except Exception as error:
-        if ctx.store is None or not unavailable(error):
+        if ctx.store is None or not ctx.store.lasting or not unavailable(error):
             raise
         kept = spool.keep_branch(ctx.store.root, uri, submission, error)
         entry = {"model": submission.deployable.name, "spooled": str(kept)}

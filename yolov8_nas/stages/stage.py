@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError, WaitingError
@@ -59,9 +59,13 @@ RETRY_DELAYS: Final = (2.0, 10.0, 30.0)
 
 STATUS_FILE: Final = "status.json"
 
+TOLD: Final = {"data-prep": ("dataset.json",)}
+"""What a summary reads of the result of a stage, where the whole would be too much to bring from a remote store."""
+
 _TOOLS: Final = ("yolov8-nas", "torch", "ultralytics", "onnx", "onnxruntime", "nvidia-modelopt", "mlflow", "numpy")
 
 Settings = dict[str, Any]
+T = TypeVar("T")
 Status = Literal["done", "cached", "failed"]
 
 
@@ -216,13 +220,17 @@ def find_target(config: RunConfig, label: str) -> TargetConfig:
 
 
 def open_store(store: str | Path) -> Store:
-    """The stage store at a path.
+    """The stage store at a path or in S3.
 
     Raises:
-        InputError: It is not a folder of this machine.
+        InputError: It is at an address of another kind, or boto3 cannot use the environment.
     """
+    if str(store).startswith("s3://"):
+        from yolov8_nas.remote_store import RemoteStore  # here, since boto3 takes its time
+
+        return RemoteStore(str(store))
     if "://" in str(store):
-        raise InputError(f"store {store}: only folders can be stores so far; give a path")
+        raise InputError(f"store {store}: no place for a stage store; give a path or s3://BUCKET/PREFIX")
     return Store(Path(store))
 
 
@@ -322,7 +330,11 @@ class _Run:
         except Exception as error:
             return self._failed(error, "", None)
         entry = self.store.entry(self.stage.name, key)
-        with entry.lock(lambda: self.progress.note("another run works on the same result; waiting for it")):
+        with contextlib.ExitStack() as stack:
+            try:
+                self._patiently(lambda: stack.enter_context(entry.lock(self._waits)))
+            except Exception as error:  # a store in S3 that cannot be reached
+                return self._failed(error, "", None)
             try:
                 if outcome := self._already(entry, key):
                     return outcome
@@ -331,6 +343,22 @@ class _Run:
                 return self._compute(entry, key, settings, digests)
             except Exception as error:
                 return self._failed(error, key, entry)
+
+    def _waits(self) -> None:
+        self.progress.note("another run works on the same result; waiting for it")
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Do something, and try again after a transient error."""
+        for number, delay in enumerate(RETRY_DELAYS, 1):
+            try:
+                return work()
+            except Exception as error:
+                if not _is_transient(error):
+                    raise
+                again = f"trying again in {duration(delay)} ({number} of {len(RETRY_DELAYS)})"
+                self.progress.note(f"{_unexpected(error)}; {again}")
+                time.sleep(delay)
+        return work()
 
     def _already(self, entry: Entry, key: str) -> Outcome | None:
         """The outcome where there is nothing left to do."""
@@ -367,35 +395,26 @@ class _Run:
 
     def _compute(self, entry: Entry, key: str, settings: Settings, digests: Mapping[str, str]) -> Outcome:
         print(f"settings: {json.dumps(settings, sort_keys=True)}", flush=True)
-        tries = len(RETRY_DELAYS) + 1
-        for number in range(1, tries + 1):
-            try:
-                self._try(entry, settings)
-                break
-            except Exception as error:
-                if number == tries or not _is_transient(error):
-                    raise
-                delay = RETRY_DELAYS[number - 1]
-                self.progress.note(f"{_unexpected(error)}; trying again in {duration(delay)} ({number} of {tries - 1})")
-                time.sleep(delay)
+        self._patiently(lambda: self._try(entry, settings))
         digest = pack(entry.outputs, self.output)
         own, child = _peak_rss_mib()
-        entry.commit(
-            Manifest(
-                stage=self.stage.name,
-                version=self.stage.version,
-                key=key,
-                settings=settings,
-                inputs=digests,
-                outputs={name: file_sha256(path) for name, path in tree_files(entry.outputs).items()},
-                digest=digest,
-                seconds=time.monotonic() - self.start,
-                tools=_tools(),
-                seed=settings.get("seed"),
-                peak_rss_mib=own,
-                peak_rss_child_mib=child,
-            )
+        manifest = Manifest(
+            stage=self.stage.name,
+            version=self.stage.version,
+            key=key,
+            settings=settings,
+            inputs=digests,
+            outputs={name: file_sha256(path) for name, path in tree_files(entry.outputs).items()},
+            digest=digest,
+            seconds=time.monotonic() - self.start,
+            tools=_tools(),
+            seed=settings.get("seed"),
+            peak_rss_mib=own,
+            peak_rss_child_mib=child,
         )
+        if self._patiently(lambda: entry.commit(manifest)).digest != digest:
+            self.progress.note("another machine was faster with the same result, which is used")
+            digest = pack(entry.outputs, self.output)
         return self._end("done", digest, key)
 
     def _try(self, entry: Entry, settings: Settings) -> None:
@@ -434,10 +453,8 @@ class _Run:
             write_json(folder / STATUS_FILE, failure)
             digest = pack(folder, self.output)
         if entry:
-            shutil.rmtree(entry.scratch, ignore_errors=True)
-        if entry and deterministic and not isinstance(error, WaitingError):
-            # Going on from these checkpoints could only fail again; a new run starts the stage afresh.
-            shutil.rmtree(entry.partial, ignore_errors=True)
+            # Going on from checkpoints after a deterministic failure could only fail again: a new run starts afresh.
+            entry.fail(partial=deterministic and not isinstance(error, WaitingError))
         outcome = self._end("failed", digest, key, failure["error"])
         if self.target is None:
             raise error
@@ -457,10 +474,10 @@ class _Run:
             "peak_rss_mib": own,
             "peak_rss_child_mib": child,
         }
-        file = self.store.run_folder(self.run_id) / f"{self.target or 'all'}.{self.stage.name}.json"
+        name = f"{self.target or 'all'}.{self.stage.name}.json"
         # Where a stage stands twice in a pipeline, the record is that of the call that did the work.
-        if status != "cached" or not file.exists():
-            write_json(file, record)
+        if status != "cached" or not (self.store.run_folder(self.run_id) / name).exists():
+            self._patiently(lambda: self.store.record(self.run_id, name, record))
         return Outcome(status, digest, key, seconds, error)
 
 

@@ -1,0 +1,458 @@
+"""A stage store in S3: a working folder on this machine, and in the bucket what lasts.
+
+    PREFIX/<stage>/<key>/manifest.json      as in a folder, written last: a key that has one is done
+                         partial.json       the newest checkpoints of a key that is not done, SHA-256 by name
+                         failed.json        what its last failure left, SHA-256 by name
+                         objects/<sha256>   the files of all three
+                         lease              who works on the key
+    PREFIX/runs/<run>/                      what each run did
+
+Files are named by their content, so none is ever changed, and whoever reads one checks it against its name. The three
+lists are written in one request each, after the files in them: what a list names is there, and checkpoints that belong
+together are of one moment. Of two writers the first to write the manifest has made the result; the other takes it over.
+The lease only saves work: should two processes hold it, both compute, and the manifest decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Final
+
+from yolov8_nas import s3
+from yolov8_nas.errors import InputError
+from yolov8_nas.host import default_path
+from yolov8_nas.store import Entry, Manifest, Store, atomic_write, file_sha256, tree_files, write_json
+
+CACHE_VARIABLE: Final = "YOLOV8_NAS_CACHE"
+"""Environment variable with the folder for working folders of remote stores; `~/.cache/yolov8-nas` unless set."""
+
+SAVE_EVERY: Final = 5.0
+"""Seconds between two looks for new checkpoints."""
+
+SAVE_AT_LEAST_EVERY: Final = 300.0
+"""Seconds after which checkpoints are saved while something is measured, too, which saving could disturb."""
+
+LEASE: Final = 180.0
+"""Seconds after which a lease that was not renewed is nobody's."""
+
+RENEW_EVERY: Final = 45.0
+"""Seconds between two renewals of a lease."""
+
+_ASK_EVERY: Final = 5.0
+_IN_MEMORY: Final = 2**20  # bytes; larger files are sent from a link to them
+
+Files = Mapping[str, str]
+"""SHA-256 of files, by name."""
+
+
+class RemoteStore(Store):
+    """A stage store in S3.
+
+    Args:
+        address: `s3://BUCKET/PREFIX`.
+
+    Raises:
+        InputError: The address names no bucket, or boto3 cannot use the environment.
+    """
+
+    lasting = False
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "yolov8-nas").expanduser()
+        super().__init__(cache / "stores" / hashlib.sha256(self.address.encode()).hexdigest()[:16])
+        self.objects = _Objects(self.address)
+
+    def check(self) -> None:
+        """Look whether the bucket is there and may be read.
+
+        Raises:
+            InputError: It is not, or nothing answers.
+        """
+        try:
+            _Objects(self.address, attempts=2).read("manifest.json")  # which no store has at its root
+        except ConnectionError as error:
+            raise InputError(str(error)) from None
+
+    def entry(self, stage: str, key: str) -> RemoteEntry:
+        """The entry of a key; what is in the bucket comes with its lock."""
+        return RemoteEntry(self.root / stage / key, self.objects.below(f"{stage}/{key}"))
+
+    def result(self, stage: str, key: str, only: Sequence[str] = ()) -> Entry:
+        """The entry of a key with what it came to brought to this machine."""
+        entry = self.entry(stage, key)
+        entry.bring_result(only)
+        return entry
+
+    def run_folder(self, run_id: str) -> Path:
+        """The folder of a run's records, as they are now."""
+        folder, objects = super().run_folder(run_id), self.objects.below(f"runs/{run_id}")
+        for name in objects.names():
+            if (content := objects.read(name)) is not None:
+                atomic_write(folder / name, content)
+        return folder
+
+    def record(self, run_id: str, name: str, content: Any) -> None:
+        """Write one of a run's records."""
+        file = super().run_folder(run_id) / name
+        write_json(file, content)
+        self.objects.below(f"runs/{run_id}").write(name, file.read_bytes())
+
+
+class RemoteEntry(Entry):
+    """A key's working folder, and its place in the bucket."""
+
+    def __init__(self, folder: Path, objects: _Objects) -> None:
+        super().__init__(folder)
+        self.objects = objects
+        self.holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._changing = threading.RLock()  # what the bucket has of the key
+        self._saved: dict[str, tuple[int, int, int]] = {}
+        self._saved_at = time.monotonic()
+        self._listed: set[str] = set()  # digests of the checkpoints that were saved last
+        self._known: set[str] = set()  # digests of files that are in the bucket
+
+    @contextlib.contextmanager
+    def lock(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the key alone, on this machine and by a lease in the bucket; what the bucket has of it is here then.
+
+        A key that is done needs no lease.
+        """
+        with super().lock(waiting), contextlib.ExitStack() as stack:
+            if not self._wait(waiting):
+                self._bring_result()
+                yield
+                return
+            stack.callback(self._give_back)
+            stack.enter_context(_every(RENEW_EVERY, lambda: self.objects.write("lease", self.holder.encode())))
+            self._bring_result()
+            self._bring_partial()
+            with _every(SAVE_EVERY, self._save):
+                yield
+
+    def bring_result(self, only: Sequence[str] = ()) -> None:
+        """Bring what a key came to, or the files of it that are named, without working on it."""
+        if not only:
+            with super().lock(lambda: None):
+                self._bring_result()
+            return
+        files = self._list("manifest.json") or self._list("failed.json")
+        self._bring({name: digest for name, digest in files.items() if name in only}, self.outputs)
+
+    def clear(self, *, partial: bool) -> None:
+        """Remove what a try left behind, here and in the bucket."""
+        with self._changing:
+            super().clear(partial=partial)
+            self.objects.delete(["manifest.json", "failed.json"])
+            if partial:
+                names = self.objects.below("objects").names()
+                self.objects.delete(["partial.json", *(f"objects/{name}" for name in names)])
+                self._known, self._listed, self._saved = set(), set(), {}
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Declare the key done, unless somebody else has: then take that result."""
+        self._send({name: self.outputs / name for name in manifest.outputs})
+        content = json.dumps(asdict(manifest), indent=1, allow_nan=False).encode()
+        with self._changing:
+            if not self.objects.write("manifest.json", content, new=True):
+                self._bring_result()
+                manifest = self.manifest or manifest
+            super().commit(manifest)
+            wanted = {f"objects/{digest}" for digest in manifest.outputs.values()}
+            stale = {f"objects/{name}" for name in self.objects.below("objects").names()} - wanted
+            self.objects.delete(["partial.json", "failed.json", *sorted(stale)])
+        return manifest
+
+    def fail(self, *, partial: bool) -> None:
+        """Keep what a failed try wrote as evidence."""
+        super().fail(partial=partial)
+        try:
+            with self._changing:
+                files = tree_files(self.outputs)
+                self._write_list("failed.json", dict(zip(files, self._send(files), strict=True)))
+                if partial:
+                    self.objects.delete(["partial.json"])
+                else:
+                    self._save(at_once=True)
+        except (ConnectionError, InputError) as error:
+            print(f"{error}; what the failed try left is on this machine only, in {self.folder}", flush=True)
+
+    # The lease ------------------------------------------------------------------------------------------------------
+
+    def _wait(self, waiting: Callable[[], None]) -> bool:
+        """Wait for the lease; false where the key is done and there is nothing to wait for."""
+        told = False
+        while self.objects.read("manifest.json") is None:
+            if self.objects.write("lease", self.holder.encode(), new=True):
+                return True
+            if (age := self.objects.age("lease")) is not None and age > LEASE:
+                self.objects.delete(["lease"])
+                continue
+            if not told:
+                waiting()
+                told = True
+            time.sleep(_ASK_EVERY)
+        return False
+
+    def _give_back(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            if self.objects.read("lease") == self.holder.encode():
+                self.objects.delete(["lease"])
+
+    # From the bucket ------------------------------------------------------------------------------------------------
+
+    def _bring_result(self) -> None:
+        content = self.objects.read("manifest.json")
+        if content is not None and self.manifest_file.is_file() and self.manifest_file.read_bytes() == content:
+            return
+        self.manifest_file.unlink(missing_ok=True)
+        files = json.loads(content)["outputs"] if content else self._list("failed.json")
+        self._bring(files, self.outputs, tree_files(self.outputs))
+        if content is not None:
+            atomic_write(self.manifest_file, content)
+
+    def _bring_partial(self) -> None:
+        files = self._list("partial.json")
+        self._bring(files, self.partial, _checkpoints(self.partial))
+        if not all(_is(self.partial / name, digest) for name, digest in files.items()):
+            print(f"{self.objects.address}: its checkpoints are damaged; beginning anew", flush=True)
+            shutil.rmtree(self.partial)
+            self.partial.mkdir()
+            files = {}
+        self._listed = set(files.values())
+        self._known |= self._listed
+        self._saved = _state(self.partial)
+
+    def _bring(self, files: Files, folder: Path, present: Iterable[str] = ()) -> None:
+        """Make a folder hold these files instead of those present; the caller sees whether they are whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in set(present) - files.keys():
+            (folder / name).unlink()
+
+        def bring(name: str, digest: str) -> None:
+            path = folder / name
+            if not _is(path, digest):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.objects.download(f"objects/{digest}", path)
+
+        with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
+            list(pool.map(bring, files.keys(), files.values()))
+
+    def _list(self, name: str) -> Files:
+        content = self.objects.read(name)
+        if content is None:
+            return {}
+        listed: Files = json.loads(content)["outputs" if name == "manifest.json" else "files"]
+        return listed
+
+    # To the bucket --------------------------------------------------------------------------------------------------
+
+    def _write_list(self, name: str, files: Files) -> None:
+        self.objects.write(name, json.dumps({"files": dict(files)}, indent=1).encode())
+
+    def _send(self, files: Mapping[str, Path]) -> list[str]:
+        """Send files that do not change any more; their digests."""
+        with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
+            return list(pool.map(self._send_one, files.values()))
+
+    def _send_one(self, path: Path) -> str:
+        digest = file_sha256(path)
+        if digest not in self._known:
+            self.objects.upload(path, f"objects/{digest}")
+            self._known.add(digest)
+        return digest
+
+    def _save(self, at_once: bool = False) -> None:
+        """Save the checkpoints as they are at one moment, if they have changed."""
+        state = _state(self.partial)
+        if not state or state == self._saved:
+            return
+        overdue = at_once or time.monotonic() - self._saved_at > SAVE_AT_LEAST_EVERY
+        with self._changing, _not_measuring(overdue) as allowed, self._snapshot(state) as files:
+            if not allowed or files is None or self.manifest_file.exists():
+                return
+            before, digests = (
+                self._listed,
+                {name: self._send_copy(path, state[name][1]) for name, path in files.items()},
+            )
+            if None in digests.values():
+                return
+            listed = {name: digest for name, digest in digests.items() if digest}
+            self._write_list("partial.json", listed)
+            self._listed, self._saved, self._saved_at = set(listed.values()), state, time.monotonic()
+            stale = before - self._listed
+            self.objects.delete(f"objects/{digest}" for digest in stale)
+            self._known -= stale
+
+    @contextlib.contextmanager
+    def _snapshot(self, state: Mapping[str, tuple[int, int, int]]) -> Iterator[dict[str, Path] | None]:
+        """Links to the checkpoints, all of one moment, or nothing where they are just being written."""
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="saving-") as folder:
+            links = {name: Path(folder) / str(number) for number, name in enumerate(state)}
+            try:
+                for name, link in links.items():
+                    link.hardlink_to(self.partial / name)
+            except FileNotFoundError:
+                yield None
+            else:
+                yield links if _state(self.partial) == state else None
+
+    def _send_copy(self, path: Path, size: int) -> str | None:
+        """Send the first `size` bytes of a file that may grow; nothing where it changes otherwise."""
+        if size > _IN_MEMORY:
+            digest = self._send_one(path)
+            return digest if path.stat().st_size == size else None
+        with path.open("rb") as file:
+            content = file.read(size)
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._known:
+            self.objects.write(f"objects/{digest}", content)
+            self._known.add(digest)
+        return digest
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and file_sha256(path) == digest
+
+
+def _checkpoints(folder: Path) -> dict[str, Path]:
+    """Files below a folder by name, but those whose names, or those of their folders, begin with a dot, and links."""
+    found: dict[str, Path] = {}
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(root, name) for name in names if not name.startswith(".")]
+        found |= {path.relative_to(folder).as_posix(): path for path in paths if not path.is_symlink()}
+    return dict(sorted(found.items()))
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What tells whether files have changed, by name."""
+    state = {}
+    for name, path in _checkpoints(folder).items():
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            state[name] = (found.st_mtime_ns, found.st_size, found.st_ino)
+    return state
+
+
+@contextlib.contextmanager
+def _not_measuring(overdue: bool) -> Iterator[bool]:
+    """Keep measurements from beginning; false where one is under way, unless it has gone on for too long."""
+    with default_path().open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield overdue
+        else:
+            yield True
+
+
+@contextlib.contextmanager
+def _every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
+    """Do something again and again in a thread; if the bucket can't be reached, the next time has to do."""
+    end = threading.Event()
+
+    def repeat() -> None:
+        while not end.wait(seconds):
+            try:
+                work()
+            except (OSError, InputError) as error:
+                print(f"{error}; what is computed goes on, and is sent later", flush=True)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+class _Objects:
+    """The objects below an address."""
+
+    def __init__(self, address: str, attempts: int = s3.ATTEMPTS, client: Any = None) -> None:
+        self.address = address
+        self.bucket, prefix = s3.split(address)
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.client = client or s3.connect(address, attempts)
+
+    def below(self, path: str) -> _Objects:
+        """Those below a path."""
+        return _Objects(f"{self.address}/{path}", client=self.client)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of an object, if there is one."""
+        with s3.foreseen(self.address):
+            try:
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
+            except self.client.exceptions.NoSuchKey:
+                return None
+            content: bytes = answer["Body"].read()
+            return content
+
+    def write(self, name: str, content: bytes, *, new: bool = False) -> bool:
+        """Write an object; with `new` only where there is none, and false where there is another."""
+        with s3.foreseen(self.address):
+            try:
+                condition = {"IfNoneMatch": "*"} if new else {}
+                self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=content, **condition)
+            except self.client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+                    raise
+                return self.read(name) == content  # it may be ours, where only the answer was lost
+        return True
+
+    def upload(self, path: Path, name: str) -> None:
+        """Send a file, a large one by parts."""
+        with s3.foreseen(self.address):
+            self.client.upload_file(str(path), self.bucket, self.prefix + name)
+
+    def download(self, name: str, path: Path) -> None:
+        """Fetch an object, if there is one; the file is there whole or not at all."""
+        with s3.foreseen(f"{self.address}/{name}"):
+            try:
+                self.client.download_file(self.bucket, self.prefix + name, str(path))
+            except self.client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                    raise
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects, which need not exist."""
+        keys = [{"Key": self.prefix + name} for name in names]
+        with s3.foreseen(self.address):
+            for start in range(0, len(keys), 1000):
+                self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys[start : start + 1000]})
+
+    def names(self) -> list[str]:
+        """Names of all objects."""
+        with s3.foreseen(self.address):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
+            return [entry["Key"].removeprefix(self.prefix) for page in pages for entry in page.get("Contents", [])]
+
+    def age(self, name: str) -> float | None:
+        """Seconds since an object was written, by the server's clock; nothing where there is none."""
+        with s3.foreseen(self.address):
+            try:
+                found = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)
+            except self.client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+        now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - found["LastModified"]).total_seconds())
