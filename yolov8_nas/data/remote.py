@@ -95,7 +95,10 @@ def look(address: str, *, patient: bool = True) -> Listing:
         InputError: There is nothing, it is too large, the server refuses, or addresses of this kind are not read.
         ConnectionError: Nothing answers, or the server is in trouble.
     """
-    place = _place(address, patient)
+    return _look(address, _place(address, patient), patient)
+
+
+def _look(address: str, place: _Place, patient: bool) -> Listing:
     listing = _again_and_again(place.look) if patient else place.look()
     if len(listing.files) > store.MAX_FILES:
         raise InputError(f"{address}: more than {store.MAX_FILES:,} files; pack them into an archive or split them")
@@ -122,10 +125,11 @@ def fetch(
         InputError: As for `look`; or the content was replaced meanwhile; or there is not enough space.
         ConnectionError: As for `look`. What has arrived is kept.
     """
-    listing = look(address)
+    place = _place(address)
+    listing = _look(address, place, patient=True)
     if expected not in (None, listing.digest):
         raise InputError(f"{address}: was replaced since this run began; start the run again, with the new data")
-    return _Download(_place(address), listing, into / listing.digest[:16]).run(progress)
+    return _Download(place, listing, into / listing.digest[:16]).run(progress)
 
 
 @dataclass(frozen=True)
