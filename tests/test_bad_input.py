@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -254,5 +255,5 @@ def test_a_limit_that_nothing_can_keep_names_the_fastest(case: Case) -> None:
     result = case.run()
     assert result.exit_code == 2, result.output
     assert "latency_p50<=0.001ms" in result.stderr
-    assert "even the smallest network of space tiny at 64 px has latency 0." in result.stderr
+    assert re.search(r"even the smallest network of space tiny at 64 px has latency [\d.]+ ms; ", result.stderr)
     assert not case.work.exists()

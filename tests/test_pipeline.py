@@ -28,8 +28,9 @@ from pipelines.local import one_at_a_time
 from pipelines.pipeline import yolov8_nas
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import StageError
+from yolov8_nas.lifecycle import CONFIG_FILE
 from yolov8_nas.lifecycle import close_run as end_run
-from yolov8_nas.stages.stage import STAGES, Stage, StageContext, run_stage, target_labels
+from yolov8_nas.stages.stage import STAGES, Stage, StageContext, open_store, run_stage, target_labels
 from yolov8_nas.store import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -127,9 +128,8 @@ def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
     for label in labels:
         for stage in ("search", "qat-finetune", "trt-export", "register"):
             play(stage, label)
+    open_store(str(tmp_path / "store")).record("run", CONFIG_FILE, config.model_dump(mode="json"))  # as open-run does
     summary = end_run(
-        config.to_json(),
-        targets=labels,
         store=str(tmp_path / "store"),
         run_id="run",
         workdir=tmp_path / "work",
