@@ -351,6 +351,18 @@ def test_the_verdict_names_every_target() -> None:
     assert "**none**: search: no network keeps a \\| b |" in told.markdown
 
 
+def test_a_model_that_waits_for_its_registry_is_a_model(tmp_path: Path) -> None:
+    write_json(tmp_path / "kept" / "registry.json", {"model": "two", "spooled": "spool/0123"})
+    pack(tmp_path / "kept", tmp_path / "kept.tar")
+    told = tell("register", "cpu", Outcome("done", "", "abc", 1.0), tmp_path / "kept.tar")
+    assert set(told.figures) == {"seconds"}
+    summary = _summary(True)
+    summary["targets"][0]["registry"] = None
+    told = tell_run(summary)
+    assert told.figures["targets_with_a_model"] == 1
+    assert "| target-0 | 0.500 | 2 | int8 | not registered yet |" in told.markdown
+
+
 @pytest.mark.parametrize(("met", "fails"), [((True, False), False), ((False, False), True)])
 def test_the_run_fails_where_no_target_has_a_model(
     met: tuple[bool, ...], fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

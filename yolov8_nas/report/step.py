@@ -69,7 +69,7 @@ def tell_run(summary: Mapping[str, Any]) -> Told:
         model, registry = target["model"], target["registry"]
         figures[f"{target['id']}_map50_95"] = model["map50_95"]
         figures[f"{target['id']}_latency_p50_ms"] = model["latency_ms"]["p50"]
-        name = f"{registry['model']} version {registry['version']}"
+        name = f"{registry['model']} version {registry['version']}" if registry else "not registered yet"
         lines.append(
             f"| {target['id']} | {model['map50_95']:.3f} | {model['latency_ms']['p50']:.3g} | "
             f"{target['precision_shipped']} | {name} |"
@@ -156,7 +156,7 @@ def _trt_export(read: Read) -> Iterator[tuple[str, Any]]:
 
 
 def _register(read: Read) -> Iterator[tuple[str, Any]]:
-    yield "version", read("registry.json")["version"]
+    yield "version", read("registry.json").get("version")  # none yet, where the server could not be reached
 
 
 def _latency(measured: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
