@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from scipy.stats import kendalltau
-from search_quality import BATCH, EVALUATION_BATCH, TOY, Arena, Result, over_seeds, percent, scores_of_draws
+from search_quality import EVALUATION_BATCH, TOY, Arena, Result, add_arguments, over_seeds, percent, scores_of_draws
 from setting import machine
 
 from yolov8_nas.config import RunConfig
@@ -41,24 +41,8 @@ def main() -> None:
     """Parse arguments, search twice for each seed, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/int8_search"))
-    parser.add_argument("--data", help="a dataset: folder or archive; nothing for inspection pictures")
-    parser.add_argument("--train", type=int, default=500, help="inspection pictures to train on")
-    parser.add_argument("--val", type=int, default=1000, help="inspection pictures to validate on")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--space", default="tiny")
-    parser.add_argument("--imgsz", type=int, default=96)
-    parser.add_argument("--hardware", default="auto")
-    parser.add_argument("--limit", default="latency<=80%stock")
-    parser.add_argument("--supernet-epochs", type=int, default=20)
-    parser.add_argument("--finetune-epochs", type=int, default=16)
     parser.add_argument("--qat-epochs", type=int, default=3)
-    parser.add_argument("--generations", type=int, default=4)
-    parser.add_argument("--population", type=int, default=16)
-    parser.add_argument("--prior-steps", type=int, default=40)
-    parser.add_argument("--bn-images", type=int, default=64)
-    parser.add_argument("--probe-networks", type=int, default=48)
-    parser.add_argument("--probe-holdout", type=int, default=12)
-    parser.add_argument("--toy", action="store_true", help="a few images and epochs, whose figures mean nothing")
+    add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.toy:
         for name, value in {**TOY, "qat_epochs": 1}.items():
@@ -77,35 +61,11 @@ class Int8Arena(Arena):
 
     def config(self, number: int) -> RunConfig:
         """The run configuration of a seed, for the search whose turn it is."""
-        a = self.arguments
-        return RunConfig.parse(
-            {
-                "data": self.source,
-                "space": a.space,
-                "imgsz": a.imgsz,
-                "seed": number,
-                "supernet": {"epochs": a.supernet_epochs, "batch": BATCH, "random_networks": 1},
-                "probe": {"networks": a.probe_networks, "holdout": a.probe_holdout, "max_mape": 100 if a.toy else 0.15},
-                "search": {
-                    "generations": a.generations,
-                    "population": a.population,
-                    "candidates": 1,
-                    "measure_every": 3,
-                    "bn_images": a.bn_images,
-                    "prior_steps": a.prior_steps,
-                    "int8_aware": self.aware,
-                },
-                "finetune": {
-                    "epochs": a.finetune_epochs,
-                    "qat_epochs": a.qat_epochs,
-                    "batch": BATCH,
-                    "lr": 0.002,
-                    "candidates": 1,
-                    "baseline": "none",
-                },
-                "targets": [{"hardware": a.hardware, "precision": "int8", "constraints": [a.limit]}],
-            },
-            "the arguments",
+        return self.configured(
+            number,
+            search={"candidates": 1, "int8_aware": self.aware},
+            finetune={"candidates": 1, "baseline": "none", "qat_epochs": self.arguments.qat_epochs},
+            precision="int8",
         )
 
     def hold(self, number: int) -> None:
@@ -131,7 +91,7 @@ class Int8Arena(Arena):
             {
                 "machine": machine(self.threads),
                 "architectures": {scored: row["architecture"] for scored, row in found.items()},
-                "latency_ms": {scored: row["latency_ms"]["p50"] for scored, row in found.items()},
+                "latency_ms": {scored: row["measured"]["latency_ms"]["p50"] for scored, row in found.items()},
                 "scored_by_both": len(both),
                 "tau": float(tau),
             },

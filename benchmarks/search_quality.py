@@ -94,6 +94,22 @@ def main() -> None:
     """Parse arguments, hold the contests, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/search_quality/inspection"))
+    add_arguments(parser)
+    parser.add_argument("--report", action="store_true", help="only print what is finished")
+    arguments = parser.parse_args()
+    if arguments.toy:
+        for name, value in TOY.items():
+            setattr(arguments, name, value)
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)
+    arena = Arena(arguments)
+    if not arguments.report:
+        for number in range(arguments.seeds):
+            Contest(arena, number).hold()
+    report(arguments.workdir, arena)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every contest of a search is told: data, seeds, space, limit, budgets."""
     parser.add_argument("--data", help="a dataset: folder or archive; nothing for inspection pictures")
     parser.add_argument("--train", type=int, default=500, help="inspection pictures to train on")
     parser.add_argument("--val", type=int, default=1000, help="inspection pictures to validate on")
@@ -111,17 +127,6 @@ def main() -> None:
     parser.add_argument("--probe-networks", type=int, default=48)
     parser.add_argument("--probe-holdout", type=int, default=12)
     parser.add_argument("--toy", action="store_true", help="a few images and epochs, whose figures mean nothing")
-    parser.add_argument("--report", action="store_true", help="only print what is finished")
-    arguments = parser.parse_args()
-    if arguments.toy:
-        for name, value in TOY.items():
-            setattr(arguments, name, value)
-    logging.getLogger("ultralytics").setLevel(logging.ERROR)
-    arena = Arena(arguments)
-    if not arguments.report:
-        for number in range(arguments.seeds):
-            Contest(arena, number).hold()
-    report(arguments.workdir, arena)
 
 
 class Arena:
@@ -148,6 +153,24 @@ class Arena:
 
     def config(self, number: int) -> RunConfig:
         """The run configuration of a contest."""
+        return self.configured(
+            number,
+            search={"candidates": 2, "random": "equal"},
+            finetune={"candidates": 2, "baseline": "both"},
+            precision="fp32",
+        )
+
+    def configured(
+        self, number: int, *, search: Mapping[str, Any], finetune: Mapping[str, Any], precision: str
+    ) -> RunConfig:
+        """What the arguments ask for, with what a benchmark adds to it.
+
+        Args:
+            number: Number of the contest; it seeds everything.
+            search: Further settings of the search.
+            finetune: Further settings of fine-tuning.
+            precision: Precision of the target.
+        """
         a = self.arguments
         return RunConfig.parse(
             {
@@ -160,20 +183,13 @@ class Arena:
                 "search": {
                     "generations": a.generations,
                     "population": a.population,
-                    "candidates": 2,
                     "measure_every": 3,
                     "bn_images": a.bn_images,
                     "prior_steps": a.prior_steps,
-                    "random": "equal",
+                    **search,
                 },
-                "finetune": {
-                    "epochs": a.finetune_epochs,
-                    "batch": BATCH,
-                    "lr": 0.002,
-                    "candidates": 2,
-                    "baseline": "both",
-                },
-                "targets": [{"hardware": a.hardware, "precision": "fp32", "constraints": [a.limit]}],
+                "finetune": {"epochs": a.finetune_epochs, "batch": BATCH, "lr": 0.002, **finetune},
+                "targets": [{"hardware": a.hardware, "precision": precision, "constraints": [a.limit]}],
             },
             "the arguments",
         )
