@@ -18,11 +18,11 @@ from typing import Any, Final
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import catalogue
+from yolov8_nas.hardware.target import names_cpu
 from yolov8_nas.stages.stage import target_labels
 
 PRODUCT: Final = "nvidia.com/gpu.product"
 
-_CPU: Final = re.compile(r"^(auto|cpu|cpu-\d+t)$")
 _CORES: Final = re.compile(r"^(\d+(\.\d+)?|\d+m)$")
 _BYTES: Final = re.compile(r"^\d+(Ki|Mi|Gi|Ti|K|M|G|T)?$")
 _KEYS: Final = ("node_labels", "tolerations", "gpus", "cpu", "memory")
@@ -58,7 +58,7 @@ def pool_name(target: TargetConfig) -> str:
 
 def is_gpu(target: TargetConfig) -> bool:
     """Whether a target is a GPU of the cluster."""
-    return not _CPU.match(target.hardware.strip().lower()) and target.far is None
+    return not names_cpu(target.hardware) and target.far is None
 
 
 def branches(

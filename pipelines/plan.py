@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from components.placement import is_gpu, pool_name
 from pipelines.request import Request
-from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.config import RunConfig, TargetConfig, read_yaml
 from yolov8_nas.errors import InputError
 from yolov8_nas.lifecycle import RUN_FILE
+from yolov8_nas.stages.qat_finetune import QAT_COST
 from yolov8_nas.stages.stage import STAGES, open_store, target_labels
 from yolov8_nas.store import Store, read_json
 
@@ -35,7 +34,6 @@ UNITS: Final[Mapping[str, str]] = {
 }
 """What a stage's work is counted in."""
 
-_QAT_COST: Final = 3  # epochs that one with fake quantization counts as
 _STOCK: Final = {"none": 0, "stock": 1, "rescaled": 1, "both": 2}
 
 
@@ -124,7 +122,7 @@ def units(stage: str, config: RunConfig, target: TargetConfig | None) -> int:
         case "qat-finetune":
             tuning = config.finetune
             int8 = target is not None and target.precision in ("int8", "best")
-            quantized = _QAT_COST * tuning.qat_epochs if int8 else 0
+            quantized = QAT_COST * tuning.qat_epochs if int8 else 0
             whole = config.supernet.epochs + tuning.epochs
             candidate = (whole if tuning.from_scratch else tuning.epochs) + quantized
             return tuning.candidates * candidate + _STOCK[tuning.baseline] * (whole + quantized)
@@ -188,14 +186,7 @@ class Rates:
         """
         given: Any = {}
         if file is not None:
-            try:
-                given = yaml.safe_load(file.read_text())
-            except OSError as error:
-                raise InputError(
-                    f"{file}: cannot be read ({error.strerror}); give the path of a file of rates"
-                ) from None
-            except yaml.YAMLError as error:
-                raise InputError(f"{file}: not YAML: {error}") from None
+            given = read_yaml(file, "a file of rates")
             _check(given, file)
         if store is not None and not Path(store).is_dir():
             raise InputError(f"--store {store}: no such folder; give that of a stage store with runs in it")
@@ -255,7 +246,7 @@ def assumptions(request: Request, found: Sequence[Step]) -> list[str]:
         "Every stage is computed. What the stage store has already costs seconds instead.",
         "A step takes its units times its rate; targets run side by side, and waiting for nodes is not in it.",
         "A supernet's epoch is counted by the networks trained in it, fine-tuning's by plain epochs: one with fake "
-        f"quantization counts {_QAT_COST}.",
+        f"quantization counts {QAT_COST}.",
     ]
     runs = sorted({step.source for step in found if step.source.startswith("run ")})
     if runs:

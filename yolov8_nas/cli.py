@@ -8,13 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -73,9 +71,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def demo(workdir: Workdir = None) -> None:
     """Run the whole pipeline on this machine, small: made-up data, this machine's CPU."""
-    text = resources.files("yolov8_nas").joinpath("demo.yaml").read_text()
-    config = RunConfig.parse(yaml.safe_load(text), "the demo's configuration")
-    _run(config, workdir or Path("runs") / "demo")
+    from yolov8_nas.lifecycle import requested
+
+    _run(requested(""), workdir or Path("runs") / "demo")
 
 
 @app.command()

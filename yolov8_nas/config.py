@@ -248,14 +248,7 @@ class RunConfig(_Section):
         Raises:
             InputError: The file is missing or not YAML, a key is unknown, a value is not of its form.
         """
-        try:
-            data = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror}); give the path of a run configuration"
-            ) from None
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML: {error}") from None
+        data = read_yaml(path, "a run configuration")
         if not isinstance(data, dict):
             raise InputError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
         for override in overrides:
@@ -293,6 +286,24 @@ class RunConfig(_Section):
     def digest(self) -> str:
         """Twelve hexadecimal digits that name this configuration."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The content of a YAML file.
+
+    Args:
+        path: The file.
+        what: What it should be, for people.
+
+    Raises:
+        InputError: It cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of {what}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
 
 
 def lay_over(

@@ -70,7 +70,7 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
         InputError: The hardware is unknown or not here, or the runtime or the precision is not usable on it.
     """
     name = hardware.strip().lower()
-    if name not in _CPU_NAMES and not re.fullmatch(r"cpu-\d+t", name):
+    if not names_cpu(name):
         return _gpu_target(hardware, runtime, precision)
     cores = profile.available_cores()
     threads = cores if name in ("auto", "cpu") else int(name[len("cpu-") : -1])
@@ -89,6 +89,12 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
     if why_not := find(runtime, "cpu", "int8" if precision == "best" else precision).why_not():
         raise InputError(f"runtime {runtime!r} on hardware {hardware!r}: {why_not}")
     return Target(f"cpu-{threads}t", "cpu", runtime, precision, threads)
+
+
+def names_cpu(hardware: str) -> bool:
+    """Whether a configuration's name means a CPU, be it this machine's or a cluster node's."""
+    name = hardware.strip().lower()
+    return name in _CPU_NAMES or re.fullmatch(r"cpu-\d+t", name) is not None
 
 
 def _gpu_target(hardware: str, runtime: str, precision: str) -> Target:
