@@ -58,8 +58,8 @@ def compile_(
         compile.require_digests()
     compile.compile_pipeline(out)
     typer.echo(f"wrote {out}")
-    for file in compile.write_manifests(manifests, namespace) if manifests is not None else ():
-        typer.echo(f"wrote {file}")
+    if manifests is not None:
+        typer.echo(f"wrote {compile.write_manifest(out, manifests, namespace)}")
     if floating := compile.floating_images():
         typer.echo(
             f"warning: image {', '.join(floating)}: not named by digest; submit and schedule refuse this", err=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -31,20 +30,18 @@ def version_of(package: Path) -> str:
     return f"{version('yolov8-nas')}-{canonical_digest(content)[:12]}"
 
 
-def write_manifests(folder: Path, namespace: str | None) -> list[Path]:
+def write_manifest(package: Path, folder: Path, namespace: str | None) -> Path:
     """Write the pipeline as Pipeline and PipelineVersion, for a server that keeps pipelines in Kubernetes.
 
     Args:
+        package: The compiled pipeline, which names the version.
         folder: Folder to write to; made if missing.
         namespace: Namespace of the resources; nothing for that of whoever applies them.
 
     Returns:
-        The files.
+        The file.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        package = Path(temporary) / "pipeline.yaml"
-        compile_pipeline(package)
-        name = f"{NAME}-{version_of(package)}"
+    name = f"{NAME}-{version_of(package)}"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     options = KubernetesManifestOptions(
@@ -57,7 +54,7 @@ def write_manifests(folder: Path, namespace: str | None) -> list[Path]:
     compiler.Compiler().compile(
         yolov8_nas, str(file), kubernetes_manifest_format=True, kubernetes_manifest_options=options
     )
-    return [file]
+    return file
 
 
 def floating_images() -> list[str]:
