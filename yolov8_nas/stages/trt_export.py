@@ -139,6 +139,7 @@ class _Export:
         objective = read_json(ctx.inputs["search"] / "search.json")["objective"]
         self.preference = Preference(**objective) if objective else MOST_ACCURATE
         self.nms: dict[str, Any] = {}
+        self.evaluators: dict[str, Evaluator] = {}
         self.steps = 0
         self.total = 1
 
@@ -279,11 +280,14 @@ class _Export:
         return files
 
     def _evaluator(self, split: Literal["search", "val"]) -> Evaluator:
+        """Scores on a split; one for all files, since it reads the images."""
         from yolov8_nas.data.dataset import data_yaml
         from yolov8_nas.evaluation import Evaluator
 
-        data = data_yaml(self.ctx.inputs["data-prep"], self.ctx.partial, validate_on=split)
-        return Evaluator(data, imgsz=self.imgsz, batch=BATCH, work=self.ctx.partial / "work")
+        if split not in self.evaluators:
+            data = data_yaml(self.ctx.inputs["data-prep"], self.ctx.partial, validate_on=split)
+            self.evaluators[split] = Evaluator(data, imgsz=self.imgsz, batch=BATCH, work=self.ctx.partial / "work")
+        return self.evaluators[split]
 
     def _evaluate(self, evaluator: Evaluator, name: str, model: Path) -> Evaluation:
         from yolov8_nas.evaluation import Evaluation
