@@ -286,10 +286,8 @@ class RemoteEntry(Entry):
         with self._changing, _not_measuring(overdue) as allowed, self._snapshot(state) as files:
             if not allowed or files is None or self.manifest_file.exists():
                 return
-            before, digests = (
-                self._listed,
-                {name: self._send_copy(path, state[name][1]) for name, path in files.items()},
-            )
+            before = self._listed
+            digests = {name: self._send_copy(path, state[name][1]) for name, path in files.items()}
             if None in digests.values():
                 return
             listed = {name: digest for name, digest in digests.items() if digest}

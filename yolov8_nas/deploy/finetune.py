@@ -185,7 +185,7 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
         self.callbacks: dict[str, list[Any]] = defaultdict(list)  # no logging integrations
         self.add_callback("on_train_epoch_start", _Trainer._begin_epoch)
         self.add_callback("on_train_batch_end", _Trainer._tell)
-        self.model = network.to(memory_format=torch.channels_last)  # on a CPU a fifth faster
+        self.model = network.to(memory_format=torch.channels_last)  # as the supernet is trained
         self.recipe = recipe
         self.report = report
         self.checkpoint = work / CHECKPOINT
