@@ -6,13 +6,15 @@ Networks of the space, spread evenly over the costs that random ones have, are t
 number of epochs, and scored on a validation set that training never saw. The same networks are scored on the same
 images with the weights of the trained supernet. Some are trained again with another seed: how well two trainings agree
 with each other is the ceiling of what any score can reach. MAC count is ranked beside the supernet, as the score that
-costs nothing.
+costs nothing. A network that a search finds is not trained from scratch, though: it goes on from the supernet's
+weights. So the score is compared with that, too, where it was made.
 
 Every training has a file of its own in the work folder, and the command may be killed and given again at any time. It
 carries out the stages in turn, or one of them:
 
     --stage train       trains the networks alone
     --stage supernet    trains a supernet and scores the networks with it; `--label` tells several recipes apart
+    --stage tune        fine-tunes the networks from that supernet's weights, as what a search finds ships
     --stage latency     measures the networks' latency, on a machine that does nothing else; bands are of MACs without
     --stage report      prints the tables; writes report.md, report.json and scatter.html
 
@@ -36,6 +38,7 @@ import plotly.graph_objects as go
 import torch
 from numpy.typing import NDArray
 from setting import inspection_pictures, machine
+from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.data import dataset
 from yolov8_nas.data.check import checked
@@ -51,8 +54,10 @@ from yolov8_nas.search.objective import Scorer
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.store import atomic_write, read_json, write_json
 from yolov8_nas.supernet import training
-from yolov8_nas.supernet.derive import build
+from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
+from yolov8_nas.supernet.derive import build, derive
 from yolov8_nas.supernet.supernet import Supernet
+from yolov8_nas.supernet.training import CALIBRATION_IMAGES
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -114,7 +119,7 @@ def main() -> None:
     """Parse arguments, carry out the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/rank_correlation"))
-    parser.add_argument("--stage", choices=["all", "train", "supernet", "latency", "report"], default="all")
+    parser.add_argument("--stage", choices=["all", "train", "supernet", "tune", "latency", "report"], default="all")
     parser.add_argument("--space", default="tiny")
     parser.add_argument("--imgsz", type=int, default=96)
     parser.add_argument("--train", type=int, default=500, help="training pictures, a fifth of them the search split")
@@ -133,6 +138,7 @@ def main() -> None:
     supernet.add_argument("--supernet-lr", type=float, default=2e-3)
     supernet.add_argument("--random-networks", type=int, default=1)
     supernet.add_argument("--bn-images", type=int, default=256)
+    supernet.add_argument("--tune-epochs", type=int, default=16, help="epochs of fine-tuning from its weights")
     arguments = parser.parse_args()
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)
@@ -153,6 +159,8 @@ def main() -> None:
             study.train_alone(0, study.networks)
         if arguments.stage in ("all", "supernet"):
             study.score_with_supernet(arguments.label, recipe, arguments.bn_images)
+        if arguments.stage in ("all", "tune"):
+            study.tune(arguments.label, arguments.tune_epochs)
         if arguments.stage in ("all", "train"):
             again = evenly(study.networks, arguments.repeats)
             for seed in range(1, arguments.seeds):
@@ -202,14 +210,18 @@ class Study:
             return
         validation = self.evaluator()
         for number, network in enumerate((missing[i] for i in order), 1):
-            row = self.train_one(network, seed, validation)
+            torch.manual_seed(seed)
+            model = build(network, len(self.classes), self.classes)
+            row = self.train_one(network, model, self.setting.epochs, seed, self.record(network, seed), validation)
             print(
                 f"seed {seed}, network {number} of {len(missing)}: {self.gmacs(network):.3f} GMACs, "
                 f"mAP50-95 {row['map50_95']:.4f}, {row['seconds']:.0f} s",
                 flush=True,
             )
 
-    def train_one(self, network: Architecture, seed: int, validation: Evaluator) -> dict[str, Any]:
+    def train_one(
+        self, network: Architecture, model: DetectionModel, epochs: int, seed: int, record: Path, validation: Evaluator
+    ) -> dict[str, Any]:
         """Train one network and write its record.
 
         The weights are the average of the last epoch. The learning rate has come down by then, so they are as good as
@@ -217,15 +229,9 @@ class Study:
         """
         start = time.monotonic()
         recipe = finetune.Recipe(
-            epochs=self.setting.epochs,
-            batch=self.setting.batch,
-            lr=self.setting.lr,
-            imgsz=self.setting.imgsz,
-            seed=seed,
+            epochs=epochs, batch=self.setting.batch, lr=self.setting.lr, imgsz=self.setting.imgsz, seed=seed
         )
-        torch.manual_seed(recipe.seed)
-        model = build(network, len(self.classes), self.classes)
-        work = self.workdir / "partial" / self.record(network, seed).stem
+        work = self.workdir / "partial" / f"{record.parent.name}-{record.stem}"
         searched = dataset.data_yaml(self.data, self.workdir / "views", validate_on="search")
         trained = finetune.train(model, searched, recipe, work=work)
         last = torch.load(work / finetune.CHECKPOINT, weights_only=True)["ema"]
@@ -243,9 +249,36 @@ class Study:
             "seconds": round(time.monotonic() - start, 1),
             "machine": machine(torch.get_num_threads()),
         }
-        write_json(self.record(network, seed), row)
+        write_json(record, row)
         shutil.rmtree(work)
         return row
+
+    def tune(self, label: str, epochs: int) -> None:
+        """Fine-tune the networks from a supernet's weights, those excepted that have a record already.
+
+        Raises:
+            InputError: There is no such supernet yet.
+        """
+        folder = self.workdir / "supernets" / label
+        if not (folder / "supernet.json").exists():
+            raise InputError(f"{folder}: no trained supernet; run --stage supernet --label {label} first")
+        supernet, validation = Supernet.load(folder), self.evaluator()
+        searched = dataset.data_yaml(self.data, self.workdir / "views", validate_on="search")
+        images = calibration_batches(searched, self.setting.imgsz, CALIBRATION_IMAGES, EVALUATION_BATCH, 0)
+        for number in np.random.default_rng(0).permutation(len(self.networks)):
+            network = self.networks[number]
+            record = folder / "tuned" / f"{network.digest}.json"
+            if record.exists():
+                continue
+            torch.manual_seed(0)
+            model = derive(supernet, network)
+            recalibrate(model, images)
+            row = self.train_one(network, model, epochs, 0, record, validation)
+            print(
+                f"supernet {label}, tuned: {self.gmacs(network):.3f} GMACs, mAP50-95 {row['map50_95']:.4f}, "
+                f"{row['seconds']:.0f} s",
+                flush=True,
+            )
 
     def score_with_supernet(self, label: str, recipe: training.Recipe, bn_images: int) -> None:
         """Train a supernet on the same images, and score the networks with its weights on the same validation set.
@@ -305,7 +338,8 @@ class Study:
         truth = np.array([np.mean([alone[n, s] for s in seeds if (n, s) in alone]) for n in trained])
         unit, price = self.prices()
         prices = np.array([price(network) for network in trained])
-        rows = self.by_band("MAC count", np.array([self.gmacs(n) for n in trained]), truth, prices, unit)
+        macs = np.array([self.gmacs(n) for n in trained])
+        rows = self.by_band("MAC count", macs, truth, prices, unit)
         residuals: dict[str, list[dict[str, Any]]] = {}
         figure = go.Figure()
         for folder in sorted((self.workdir / "supernets").glob("*")):
@@ -315,6 +349,7 @@ class Study:
                 continue
             scores = np.array([read_json(file)["map50_95"] for file in files])
             rows += self.by_band(f"supernet {folder.name}", scores, truth, prices, unit)
+            rows += self.against_tuned(folder, trained, {"MAC count": macs, "trained alone": truth}, scores)
             residuals[folder.name] = misjudged(self.space, trained, scores, truth)
             figure.add_scatter(
                 x=100 * scores,
@@ -332,7 +367,7 @@ class Study:
         text = self.markdown(rows, residuals, len(alone), truth)
         print(text)
         atomic_write(self.workdir / "report.md", text)
-        told = [{"score": score, "networks": band, **asdict(found)} for score, band, found in rows]
+        told = [{"score": score, "of": band, **asdict(found)} for score, band, found in rows]
         write_json(self.workdir / "report.json", {"correlations": told, "residuals": residuals})
         figure.update_layout(
             template="plotly_white",
@@ -340,6 +375,24 @@ class Study:
             yaxis_title="trained alone, mAP50-95 in %",
         )
         figure.write_html(self.workdir / "scatter.html", include_plotlyjs=True)
+
+    def against_tuned(
+        self, supernet: Path, networks: Sequence[Architecture], others: Mapping[str, Floats], scores: Floats
+    ) -> Rows:
+        """Agreement with the networks fine-tuned from a supernet's weights, of those that are."""
+        files = [supernet / "tuned" / f"{network.digest}.json" for network in networks]
+        made = np.flatnonzero([file.exists() for file in files])
+        if len(made) < 3:
+            return []
+        tuned = np.array([read_json(files[i])["map50_95"] for i in made])
+        prices = np.array([self.prices()[1](networks[i]) for i in made])
+        rows: Rows = []
+        for name, found in {f"supernet {supernet.name}": scores, **others}.items():
+            rows.append((name, f"all, against fine-tuned from {supernet.name}", correlate(found[made], tuned)))
+            if cut := bands(prices):
+                within = correlate_within(found[made], tuned, cut)
+                rows.append((name, f"within bands, against fine-tuned from {supernet.name}", within))
+        return rows
 
     def by_band(self, name: str, scores: Floats, truth: Floats, prices: Floats, unit: str) -> Rows:
         """Agreement over all networks, within each band of similar cost, and within bands on average."""

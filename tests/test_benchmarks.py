@@ -138,12 +138,14 @@ def train_in_a_blink(study: Study, monkeypatch: pytest.MonkeyPatch, *, last: int
     """Let networks be as good as they are large; training stops for good at the `last`."""
     trained: list[Any] = []
 
-    def train_one(network: Architecture, seed: int, validation: Any) -> dict[str, Any]:
+    def train_one(
+        network: Architecture, model: Any, epochs: int, seed: int, record: Path, validation: Any
+    ) -> dict[str, Any]:
         if len(trained) == last:
             raise KeyboardInterrupt
         trained.append((network, seed))
         row = {"architecture": network.to_dict(), "seed": seed, "map50_95": macs(network) / 1e9, "seconds": 1.0}
-        write_json(study.record(network, seed), row)
+        write_json(record, row)
         return row
 
     monkeypatch.setattr(study, "train_one", train_one)
@@ -181,10 +183,14 @@ def test_the_report_says_how_the_supernet_ranks(
     for i, network in enumerate(study.networks):
         file = study.workdir / "supernets" / "turned" / "scores" / f"{network.digest}.json"
         write_json(file, {"architecture": network.to_dict(), "map50_95": -i})
+        write_json(file.parents[1] / "tuned" / file.name, {"map50_95": -i})
     study.report()
-    told = {row["score"]: row["tau"] for row in read_json(study.workdir / "report.json")["correlations"]}
+    rows = read_json(study.workdir / "report.json")["correlations"]
+    told = {row["score"]: row["tau"] for row in rows if row["of"] == "all"}
     wanted = {"MAC count": 1, "supernet turned": -1, "seed 0 against seed 1": 1}
     assert told == pytest.approx(wanted)
+    tuned = {row["score"]: row["tau"] for row in rows if row["of"] == "all, against fine-tuned from turned"}
+    assert tuned == pytest.approx({"supernet turned": 1, "MAC count": -1, "trained alone": -1})
     assert "| supernet turned | all | 4 | -1.00 |" in capsys.readouterr().out
     assert (study.workdir / "scatter.html").exists()
 
@@ -193,7 +199,8 @@ def test_the_report_says_how_the_supernet_ranks(
 def test_networks_are_trained_alone_and_scored_by_a_supernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detection.make_dataset(tmp_path / "data", train=32, search=8, val=8)
     arguments = "--imgsz 64 --train 0 --val 0 --networks 2 --epochs 2 --repeats 1 --supernet-epochs 2 --bn-images 16"
-    for stage in ("train", "supernet"):
+    arguments += " --tune-epochs 1"
+    for stage in ("train", "supernet", "tune"):
         told = ["rank_correlation", "--workdir", str(tmp_path), "--stage", stage, *arguments.split()]
         monkeypatch.setattr(sys, "argv", told)
         rank_correlation.main()
@@ -203,6 +210,8 @@ def test_networks_are_trained_alone_and_scored_by_a_supernet(tmp_path: Path, mon
     assert not list((tmp_path / "partial").iterdir())
     scores = {read_json(file)["map50_95"] for file in (tmp_path / "supernets" / "default" / "scores").iterdir()}
     assert all(0 <= score <= 1 for score in scores)
+    tuned = [read_json(file) for file in (tmp_path / "supernets" / "default" / "tuned").iterdir()]
+    assert [len(row["curve"]) for row in tuned] == [1, 1]
 
 
 # Search quality ------------------------------------------------------------------------------------------------------
