@@ -5,6 +5,9 @@
                +-- per target: hw-probe ---------+
     close-run, however it ends
 
+A retraining goes the same way, from the champion's supernet on, with a last step in each branch: the promotion gate.
+Where the dataset is not a new one, it goes from open-run to close-run.
+
 The probe stands in two loops, because a loop's results cannot be picked up by another loop's iterations: the first
 one measures the device while the supernet trains, the second finds the result in the stage store and ends in a blink.
 
@@ -16,7 +19,7 @@ Why pipelines are nested in pipelines:
 * The nodes that a step runs on are chosen by parameters. kfp 2.17 compiles these right where the step stands directly
   in a pipeline that has them as its own inputs. In a loop it refers to an input that is not there
   (`targets-loop-item-subvar-node_affinity`), which nothing notices before the pod is to be made.
-* `dsl.If` directly in a loop is silently false in kfp.local 2.17.
+* `dsl.If` directly in a loop, or on a task's output within an exit handler, is silently false in kfp.local 2.17.
 
 hw-probe stands in two nested pipelines, and kfp 2.17 mixes up the pod settings of steps of one name when it merges
 pipelines. Both take them from the same names (`_target_pod`), so there is nothing to mix up; a test holds this.
@@ -30,6 +33,7 @@ from components.close_run.component import close_run
 from components.data_prep.component import data_prep
 from components.hw_probe.component import hw_probe
 from components.open_run.component import open_run
+from components.promote.component import promote
 from components.qat_finetune.component import qat_finetune
 from components.register.component import register
 from components.search.component import search
@@ -98,12 +102,48 @@ def probe_target(
     _measures(probe, "Measure the device", pod)
 
 
+@dsl.pipeline(name="promotion", description="One target: the promotion gate of a retraining")
+def promotion(
+    target: str,
+    store: str,
+    run_id: str,
+    target_gpus: str,
+    target_cpu: str,
+    target_memory: str,
+    target_affinity: dict[str, Any],
+    target_tolerations: list[Any],
+    run: dsl.Input[dsl.Artifact],
+    dataset: dsl.Input[dsl.Dataset],
+    registered: dsl.Input[dsl.Artifact],
+) -> None:
+    """Put what a branch has registered before the gate.
+
+    Args:
+        target: Label of the target.
+        store: The stage store.
+        run_id: Name of the run.
+        target_gpus: GPUs of the target's steps.
+        target_cpu: Their cores.
+        target_memory: Their memory.
+        target_affinity: Their nodes.
+        target_tolerations: Taints of these nodes.
+        run: What open-run found out.
+        dataset: Tar of data-prep.
+        registered: Tar of register.
+    """
+    pod = _target_pod(target_gpus, target_cpu, target_memory, target_affinity, target_tolerations)
+    common = {"target": target, "store": store, "run_id": run_id, "gpus": target_gpus}
+    gate = promote(**common, run=run, dataset=dataset, registered=registered)
+    _measures(gate, "Promotion gate", pod)
+
+
 @dsl.pipeline(name="target-branch", description="One target: from the supernet to a registered detector")
 def target_branch(
     config: str,
     target: str,
     store: str,
     run_id: str,
+    work: str,
     target_gpus: str,
     target_cpu: str,
     target_memory: str,
@@ -125,6 +165,7 @@ def target_branch(
         target: Label of the target.
         store: The stage store.
         run_id: Name of the run.
+        work: `retrain` for a retraining.
         target_gpus: GPUs of the target's steps.
         target_cpu: Their cores.
         target_memory: Their memory.
@@ -157,7 +198,7 @@ def target_branch(
         "Export and verify",
         pod,
     ).outputs["exported"]
-    light(
+    registered = light(
         register(
             **common,
             run=run,
@@ -170,7 +211,24 @@ def target_branch(
         ),
         "Register the model",
         _SHORT,
-    )
+    ).outputs["registered"]
+    with dsl.If(work == "retrain", name="A retraining"):
+        _uncached(
+            promotion(
+                target=target,
+                store=store,
+                run_id=run_id,
+                target_gpus=target_gpus,
+                target_cpu=target_cpu,
+                target_memory=target_memory,
+                target_affinity=target_affinity,
+                target_tolerations=target_tolerations,
+                run=run,
+                dataset=dataset,
+                registered=registered,
+            ),
+            "Hand over",
+        )
 
 
 @dsl.pipeline(name="all-targets", description="Dataset and supernet once, then a branch for each target")
@@ -179,6 +237,7 @@ def all_targets(
     branches: list,  # type: ignore[type-arg]  # kfp takes an item's parts to be of its type, and knows no Any
     store: str,
     run_id: str,
+    work: str,
     training_gpus: str,
     training_cpu: str,
     training_memory: str,
@@ -193,6 +252,7 @@ def all_targets(
         branches: Where the steps of each target run, from open-run.
         store: The stage store.
         run_id: Name of the run.
+        work: `retrain` for a retraining.
         training_gpus: GPUs of a training.
         training_cpu: Its cores.
         training_memory: Its memory.
@@ -236,9 +296,61 @@ def all_targets(
     with dsl.ParallelFor(branches, name="targets") as branch:
         _uncached(
             target_branch(
-                **of(branch), **training, dataset=data.outputs["dataset"], supernet=trained.outputs["supernet"]
+                **of(branch),
+                **training,
+                work=work,
+                dataset=data.outputs["dataset"],
+                supernet=trained.outputs["supernet"],
             ),
             "One target",
+        )
+
+
+@dsl.pipeline(name="if-anything-is-new", description="Nothing more, for a retraining without a new dataset")
+def if_anything_is_new(
+    config: str,
+    branches: list,  # type: ignore[type-arg]
+    store: str,
+    run_id: str,
+    work: str,
+    training_gpus: str,
+    training_cpu: str,
+    training_memory: str,
+    training_labels: dict[str, Any],
+    training_tolerations: list[Any],
+    run: dsl.Input[dsl.Artifact],
+) -> None:
+    """`all_targets`, unless there is no work.
+
+    Args:
+        config: Run configuration as JSON.
+        branches: Where the steps of each target run, from open-run.
+        store: The stage store.
+        run_id: Name of the run.
+        work: `none` where there is nothing to do.
+        training_gpus: GPUs of a training.
+        training_cpu: Its cores.
+        training_memory: Its memory.
+        training_labels: Labels of its nodes.
+        training_tolerations: Taints of these nodes.
+        run: What open-run found out.
+    """
+    with dsl.If(work != "none", name="There is work"):
+        _uncached(
+            all_targets(
+                config=config,
+                branches=branches,
+                store=store,
+                run_id=run_id,
+                work=work,
+                training_gpus=training_gpus,
+                training_cpu=training_cpu,
+                training_memory=training_memory,
+                training_labels=training_labels,
+                training_tolerations=training_tolerations,
+                run=run,
+            ),
+            "Dataset, supernet, targets",
         )
 
 
@@ -300,12 +412,13 @@ def yolov8_nas(
             run_id=run_id,
             job_id=job,
         )
-        light(opened, "Check and open the run", _SHORT)
-        everything = all_targets(
+        light(opened, "Check and open the run", _DATA)  # a retraining's prepares the dataset
+        everything = if_anything_is_new(
             config=opened.outputs["settings"],
             branches=opened.outputs["branches"],
             store=store,
             run_id=opened.outputs["name"],
+            work=opened.outputs["work"],
             training_gpus=training_gpus,
             training_cpu=training_cpu,
             training_memory=training_memory,
@@ -313,4 +426,4 @@ def yolov8_nas(
             training_tolerations=tolerations,
             run=opened.outputs["run"],
         )
-        _uncached(everything, "Dataset, supernet, targets")
+        _uncached(everything, "If anything is new")

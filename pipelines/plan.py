@@ -15,10 +15,10 @@ from components.placement import is_gpu, pool_name
 from pipelines.request import Request
 from yolov8_nas.config import RunConfig, TargetConfig, read_yaml
 from yolov8_nas.errors import InputError
-from yolov8_nas.lifecycle import RUN_FILE
 from yolov8_nas.stages.qat_finetune import QAT_COST
 from yolov8_nas.stages.stage import STAGES, open_store, target_labels
 from yolov8_nas.store import Store, read_json
+from yolov8_nas.summary import RUN_FILE
 
 TRAINING: Final = "training"
 LIGHT: Final = "light"
@@ -88,7 +88,7 @@ class Pool:
 
 def steps(request: Request, rates: Rates) -> list[Step]:
     """The steps of a run that have work in them, in the order of the pipeline."""
-    config = request.config
+    config = request.config.retrained_from(None)
     training_gpus = int(request.parameters.get("training_gpus", 1))
     placed = {branch.label: branch for branch in request.branches}
     found = []
@@ -248,6 +248,8 @@ def assumptions(request: Request, found: Sequence[Step]) -> list[str]:
         "A supernet's epoch is counted by the networks trained in it, fine-tuning's by plain epochs: one with fake "
         f"quantization counts {QAT_COST}.",
     ]
+    if request.config.retrain is not None:
+        lines.append("The dataset is a new one: without anything new, a retraining ends after its first step.")
     runs = sorted({step.source for step in found if step.source.startswith("run ")})
     if runs:
         lines.append(

@@ -75,6 +75,8 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
         },
     )
     (folders["supernet-train"] / "supernet.safetensors").write_bytes(b"weights")
+    known = {"space": SearchSpace.load("tiny").to_dict(), "num_classes": 2, "names": ["scratch", "dent"]}
+    write_json(folders["supernet-train"] / "supernet.json", known)
     curves = [{"epoch": e, "seconds": 1.5 * e, "box": 2.0 / e, "map50_95_largest": 0.1 * e} for e in (1, 2, 3)]
     write_json(folders["supernet-train"] / "curves.json", curves)
     write_json(folders["hw-probe"] / "profile.json", PROFILE)

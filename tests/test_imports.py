@@ -23,7 +23,7 @@ LAYERS = (
     ("stages.stage",),
     ("registry", "report", "summary"),
     ("stages",),
-    ("lifecycle", "preflight", "doctor", "display", "apart", "analysis"),
+    ("lifecycle", "preflight", "doctor", "display", "apart", "analysis", "retraining"),
     ("local", "nas"),
     ("cli_analyze", "cli_models"),
     ("cli",),

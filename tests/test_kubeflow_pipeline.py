@@ -137,7 +137,7 @@ def test_gpus_go_to_training_and_target_steps_by_what_is_filled_in(
         )
         promised[re.sub(r"^exec-|-2$", "", label)] = parameter
     training = dict.fromkeys(("supernet-train", "qat-finetune"), "training_gpus")
-    assert promised == {**training, **dict.fromkeys(("hw-probe", "search", "trt-export"), "target_gpus")}
+    assert promised == {**training, **dict.fromkeys(("hw-probe", "search", "trt-export", "promote"), "target_gpus")}
 
 
 def test_what_is_chosen_at_run_time_is_an_input_of_the_pipeline_around_the_step(

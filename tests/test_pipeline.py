@@ -18,6 +18,7 @@ from components.close_run.component import close_run
 from components.data_prep.component import data_prep
 from components.hw_probe.component import hw_probe
 from components.open_run.component import open_run
+from components.promote.component import promote
 from components.qat_finetune.component import qat_finetune
 from components.register.component import register
 from components.search.component import search
@@ -43,6 +44,7 @@ COMPONENTS = (
     qat_finetune,
     trt_export,
     register,
+    promote,
     close_run,
 )
 
@@ -57,7 +59,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_stage_is_a_component_of_the_pipeline(compiled: dict[str, Any]) -> None:
     names = {re.sub(r"^exec-|-2$", "", name) for name in compiled["deploymentSpec"]["executors"]}
-    assert names == {*STAGES, "open-run", "close-run"}
+    assert names == {*STAGES, "open-run", "promote", "close-run"}
 
 
 def test_kubeflow_caches_nothing(compiled: dict[str, Any]) -> None:

@@ -92,6 +92,23 @@ def run(
 
 
 @app.command()
+def retrain(
+    config: Config,
+    workdir: Workdir = None,
+    data: Data = None,
+    overrides: Overrides = None,
+) -> None:
+    """Retrain the registered model of a configuration where the dataset is a new one; end at once where it is not.
+
+    As `run` with the section `retrain` in the configuration. The new model stands before the promotion gate at the end.
+    """
+    asked = _asked(config, data, None, None, None, overrides)
+    if asked.retrain is None:
+        asked = RunConfig.parse({**asked.model_dump(mode="json"), "retrain": {}}, str(config))
+    _run(asked, workdir or Path("runs") / asked.name)
+
+
+@app.command()
 def search(
     config: Config,
     workdir: Workdir = None,
@@ -355,7 +372,9 @@ def _check(config: RunConfig, workdir: Path) -> None:
     dataset = preflight.check(config, workdir, store)
     for warning in dataset.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if not dataset.names:
+    if config.retrain is not None:
+        _check_retraining(config, workdir, store, dataset.names)  # whose limits its champion keeps
+    elif not dataset.names:
         console.print(f"{config.data}: is there; the run downloads and checks it, and hw-probe checks the limits")
     elif any(limit.metric not in ("params", "flops") or limit.relative for limit in _limits(config)):
         with console.status("exporting and timing the smallest network and the stock one"):
@@ -368,6 +387,21 @@ def _check(config: RunConfig, workdir: Path) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _check_retraining(config: RunConfig, workdir: Path, store: str, classes: Sequence[str]) -> None:
+    """Look what a retraining starts from, in a process of its own, as this one is to stay small."""
+    from yolov8_nas import apart
+    from yolov8_nas.registry.tracking import resolve_uri
+
+    with Console(stderr=True).status("asking the registry"):
+        apart.call(
+            "yolov8_nas.retraining:check",
+            log=workdir / "logs" / "check.log",
+            config=config,
+            tracking_uri=resolve_uri(config.tracking.uri, store),
+            classes=classes,
+        )
 
 
 def _run(config: RunConfig, workdir: Path) -> None:

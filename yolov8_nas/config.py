@@ -204,6 +204,18 @@ class TrackingConfig(_Section):
     experiment: str = "yolov8-nas"
 
 
+class RetrainConfig(_Section):
+    """A run that only begins where the dataset is a new one, and starts from the supernet of the registered champion.
+
+    Attributes:
+        share: Share of `supernet.epochs` that is trained.
+        tolerance: By how much mAP50-95 of a challenger may be below the champion's, at the promotion gate.
+    """
+
+    share: float = Field(0.3, gt=0, le=1)
+    tolerance: float = Field(0.005, ge=0, lt=1)
+
+
 class RunConfig(_Section):
     """Everything that a run is asked to do.
 
@@ -214,6 +226,7 @@ class RunConfig(_Section):
         space: A built-in search space or the path of a YAML file.
         imgsz: Side of the square network input in pixels, a multiple of 32.
         store: Folder of the stage store, or `s3://BUCKET/PREFIX`; nothing for `store` in the work folder.
+        retrain: The run is a retraining of the registered model of this name; nothing for one from the start.
         seed: Seed of everything that is random.
     """
 
@@ -228,6 +241,7 @@ class RunConfig(_Section):
     targets: tuple[TargetConfig, ...] = Field(min_length=1)
     tracking: TrackingConfig = TrackingConfig()
     store: str | None = None
+    retrain: RetrainConfig | None = None
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -239,6 +253,8 @@ class RunConfig(_Section):
             )
         if len(set(self.targets)) != len(self.targets):
             raise ValueError("targets: the same target stands there twice")
+        if self.retrain is not None and self.supernet.weights is not None:
+            raise ValueError("retrain starts from the registered supernet: leave supernet.weights or retrain out")
         return self
 
     @classmethod
@@ -277,6 +293,25 @@ class RunConfig(_Section):
                 else:
                     faults.append(f"{where or 'configuration'} = {fault['input']!r}: {fault['msg']}")
             raise InputError(f"{source}: " + "; ".join(faults)) from None
+
+    def retrained_from(self, weights: str | None) -> RunConfig:
+        """The run that a retraining comes to: a shorter one, with the champion in the place of the stock baseline.
+
+        All networks of the supernet have been trained before, so no epochs go to the largest alone.
+
+        Args:
+            weights: What the supernet starts from.
+        """
+        if self.retrain is None:
+            return self
+        epochs = max(1, round(self.supernet.epochs * self.retrain.share))
+        shorter = {"epochs": epochs, "largest_first": 0.0, "weights": weights}
+        changes = {
+            "supernet": self.supernet.model_copy(update=shorter),
+            "finetune": self.finetune.model_copy(update={"baseline": "none"}),
+            "retrain": None,
+        }
+        return self.model_copy(update=changes)
 
     def to_json(self) -> str:
         """The configuration as canonical JSON, which `parse(json.loads(...))` reads."""
@@ -364,5 +399,5 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation
-            model = TargetConfig if part == "targets" else annotation
+            model = {"targets": TargetConfig, "retrain": RetrainConfig}.get(part, annotation)
     return f" (known: {', '.join(model.model_fields)})"

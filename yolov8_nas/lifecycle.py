@@ -15,8 +15,8 @@ from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError
 from yolov8_nas.stages.stage import STAGES, TOLD, open_store, target_labels
 from yolov8_nas.store import Store, read_json, write_json
+from yolov8_nas.summary import RUN_FILE
 
-RUN_FILE: Final = "run.json"
 CONFIG_FILE: Final = "config.json"
 
 
@@ -49,9 +49,15 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
         run_id: Name of the run.
         output: File for what later tasks need to know: the number of classes, MLflow's run and where it is.
 
+    Returns:
+        What is in the file. Its `config` is that of the run that comes of it: another one than was given where
+        `retraining` is there, which says whether there is anything to do (`retraining.prepare`).
+
     Raises:
-        InputError: The dataset, the space or the tracking server cannot be used.
+        InputError: The dataset, the space or the tracking server cannot be used, or there is nothing to retrain.
+        StageError: What a retraining starts from is not what was registered.
     """
+    from yolov8_nas import retraining
     from yolov8_nas.registry import tracking
     from yolov8_nas.space import SearchSpace
     from yolov8_nas.stages.data_prep import find_classes
@@ -62,6 +68,14 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
     SearchSpace.load(config.space)
     classes = find_classes(config, opened_store)
     uri = tracking.resolve_uri(config.tracking.uri, store)
+    recorded = opened_store.run_folder(run_id) / RUN_FILE
+    news = None
+    if config.retrain is not None and recorded.is_file():  # a run that goes on, which may have registered something
+        known = read_json(recorded)
+        config, news = RunConfig.parse(known["config"], str(recorded)), known["retraining"]
+    elif config.retrain is not None:
+        config, news = retraining.prepare(config, store=store, run_id=run_id, tracking_uri=uri, classes=classes)
+    opened_store.record(run_id, CONFIG_FILE, config.model_dump(mode="json"))
     opened = {
         "run_id": run_id,
         "config": config.model_dump(mode="json"),
@@ -69,6 +83,7 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
         "num_classes": len(classes),
         "tracking_uri": uri,
         "mlflow_run": tracking.open_run(config, run_id, uri),
+        "retraining": news,
     }
     write_json(output, opened)
     opened_store.record(run_id, RUN_FILE, opened)

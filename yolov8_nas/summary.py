@@ -23,7 +23,15 @@ from yolov8_nas.store import Store, read_json, tree_files, write_json
 MODELS: Final = "models"
 """Folder, beside the summary, that gets the files that ship: a folder per target in it."""
 
+RUN_FILE: Final = "run.json"
+"""Record of a run with what was found out when it was opened."""
+
 _ALL: Final = "all"  # stands for the target in the records of stages that serve all of them
+
+
+def gate_file(label: str) -> str:
+    """Name of the record of a run with what the promotion gate said of a target's new version."""
+    return f"gate.{label}.json"
 
 
 class _Model(BaseModel):
@@ -46,6 +54,7 @@ class Run(_Model):
     tools: dict[str, str]
     tracking_uri: str | None
     mlflow_run: str | None
+    retraining: dict[str, Any] | None = Field(None, description="What a retraining found: new, says, origin")
 
 
 class Images(_Model):
@@ -175,6 +184,7 @@ class Target(_Model):
     comparison: dict[str, Any] | None
     quantization: dict[str, Any] | None
     engine: dict[str, Any] | None
+    gate: dict[str, Any] | None = Field(None, description="What the promotion gate said, in a retraining")
 
 
 class Summary(_Model):
@@ -203,13 +213,15 @@ def summarise(store: Store, run_id: str, out: Path, config: RunConfig, error: st
     records = _records(store, run_id)
     labels = target_labels(config)
     rows = [_row(record) for record in _in_order(records, labels)]
+    opened = _read(store.run_folder(run_id), RUN_FILE) or {}
+    retraining = opened.get("retraining")
     targets = [
-        _Branch(store, records, label, target).summary(out)
+        _Branch(store, run_id, records, label, target).summary(out)
         for label, target in zip(labels, config.targets, strict=True)
+        if retraining is None or retraining["new"]
     ]
     failed = error is not None or any(row.status == "failed" for row in rows)
     failed = failed or any(target.status == "failed" for target in targets)
-    opened = _read(store.run_folder(run_id), "run.json") or {}
     dataset = _read(_outputs(store, records.get((_ALL, "data-prep"))), "dataset.json")
     summary = Summary(
         schema=1,
@@ -227,6 +239,7 @@ def summarise(store: Store, run_id: str, out: Path, config: RunConfig, error: st
             tools=_tools(store, records.values()),
             tracking_uri=without_credentials(opened["tracking_uri"]) if opened else None,
             mlflow_run=opened.get("mlflow_run"),
+            retraining=retraining,
         ),
         dataset=Dataset.model_validate({key: dataset[key] for key in Dataset.model_fields}) if dataset else None,
         stages=rows,
@@ -241,8 +254,14 @@ class _Branch:
     """What one target's stages left."""
 
     def __init__(
-        self, store: Store, records: Mapping[tuple[str, str], dict[str, Any]], label: str, target: TargetConfig
+        self,
+        store: Store,
+        run_id: str,
+        records: Mapping[tuple[str, str], dict[str, Any]],
+        label: str,
+        target: TargetConfig,
     ) -> None:
+        self.gate = _read(store.run_folder(run_id), gate_file(label))
         self.label = label
         self.target = target
         # In the order of the pipeline, the stages that serve all targets among them: what failed first is the cause.
@@ -278,6 +297,7 @@ class _Branch:
                 "comparison": verdict.get("comparison"),
                 "quantization": verdict.get("quantization"),
                 "engine": self._json("trt-export", "engine.json"),
+                "gate": self.gate,
             }
         )
 

@@ -19,7 +19,7 @@ def close_run(
 ) -> None:
     """Write summary and report of a run, however it ended, close it in MLflow, and say which targets have a model.
 
-    It fails where no target has one, after everything is written.
+    It fails where no target has one, after everything is written. A retraining that found nothing new has no targets.
 
     Args:
         store: The stage store.
@@ -50,5 +50,5 @@ def close_run(
         metrics.log_metric(name, value)
     Path(verdict.path).write_text(told.markdown)
     print(told.markdown, flush=True)
-    if not told.figures["targets_with_a_model"]:
+    if closed["targets"] and not told.figures["targets_with_a_model"]:
         raise SystemExit("no target has a model")

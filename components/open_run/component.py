@@ -21,7 +21,7 @@ def open_run(
     run_id: str,
     job_id: str,
     run: dsl.Output[dsl.Artifact],
-) -> NamedTuple("Opened", [("settings", str), ("branches", list), ("name", str)]):  # type: ignore[valid-type]
+) -> NamedTuple("Opened", [("settings", str), ("branches", list), ("name", str), ("work", str)]):  # type: ignore[valid-type]
     """Put together what is asked for, check what can be checked before anything is paid for, open the run in MLflow.
 
     Args:
@@ -39,10 +39,11 @@ def open_run(
         run: JSON: what later tasks need to know of the run.
 
     Returns:
-        settings: The whole run configuration as JSON.
+        settings: The whole run configuration as JSON; for a retraining, that of the run which it comes to.
         branches: Where each target's steps run: `label`, `gpus`, `cpu`, `memory`, `node_affinity`,
             `tolerations`.
         name: Name of the run.
+        work: `all`; for a retraining `retrain`, or `none` where nothing is new.
     """
     import json
     from collections import namedtuple
@@ -55,7 +56,11 @@ def open_run(
     asked = requested(config, data=data, targets=targets, constraints=constraints, precision=precision, budget=budget)
     placed = [asdict(branch) for branch in branches(asked, target_pools, tolerations)]
     print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}", flush=True)
-    Opened = namedtuple("Opened", "settings branches name")
+    Opened = namedtuple("Opened", "settings branches name work")
     name = run_id or job_id
-    open_run(asked, store=store, run_id=name, output=Path(run.path))
-    return Opened(asked.to_json(), placed, name)
+    opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
+    work = "all"
+    if retraining := opened["retraining"]:
+        print(retraining["says"], flush=True)
+        work = "retrain" if retraining["new"] else "none"
+    return Opened(json.dumps(opened["config"], sort_keys=True), placed, name, work)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Curves = Sequence[Mapping[str, Any]]
 """Figures by epoch."""
 
+SUPERNET: Final = "supernet"
+"""Folder of the supernet among the parent run's artifacts."""
+
 _METRICS_AT_ONCE: Final = 1000  # MLflow takes no more
 
 
@@ -32,6 +35,7 @@ class Submission:
         curves: Figures by epoch, by the name of what was trained; they go to the branch's own run.
         shared_curves: The same of what all branches share; they go to the parent run.
         evidence: Files by the path that they get among the run's artifacts.
+        shared_files: The same of what all branches share; they go to the parent run.
     """
 
     experiment: str
@@ -42,17 +46,21 @@ class Submission:
     curves: Mapping[str, Curves] = field(default_factory=dict)
     shared_curves: Mapping[str, Curves] = field(default_factory=dict)
     evidence: Mapping[str, Path] = field(default_factory=dict)
+    shared_files: Mapping[str, Path] = field(default_factory=dict)
 
     def files(self) -> dict[str, Path]:
         """Every file of it, by a name that is its own."""
         model = {f"model/{name}": path for name, path in self.deployable.files.items()}
         scores = {"scores.npz": self.deployable.scores} if self.deployable.scores else {}
-        return {**model, **scores, **{f"evidence/{name}": path for name, path in self.evidence.items()}}
+        evidence = {f"evidence/{name}": path for name, path in self.evidence.items()}
+        return {**model, **scores, **evidence, **{f"shared/{name}": path for name, path in self.shared_files.items()}}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the files."""
         values = {
-            one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("deployable", "evidence")
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if one.name not in ("deployable", "evidence", "shared_files")
         }
         detector = {
             one.name: getattr(self.deployable, one.name)
@@ -71,7 +79,7 @@ class Submission:
         detector = dict(values["deployable"])
         detector["limits"] = tuple(detector["limits"])
         deployable = Deployable(**detector, files=below("model/"), scores=files.get("scores.npz"))
-        return cls(**{**values, "deployable": deployable}, evidence=below("evidence/"))
+        return cls(**{**values, "deployable": deployable}, evidence=below("evidence/"), shared_files=below("shared/"))
 
 
 def submit(client: MlflowClient, submission: Submission) -> tuple[str, Registration]:
@@ -93,9 +101,19 @@ def submit(client: MlflowClient, submission: Submission) -> tuple[str, Registrat
             _log_curves(client, owner, name, rows)
     for name, file in submission.evidence.items():
         client.log_artifact(run, str(file), name.rpartition("/")[0])
+    for name, file in submission.shared_files.items():
+        _log_once(client, submission.parent, name, file)
     registration = register(client, run, submission.deployable)
     client.set_terminated(run, "FINISHED")
     return run, registration
+
+
+def _log_once(client: MlflowClient, run: str, name: str, file: Path) -> None:
+    """Log a file unless it is there: another branch of the run may have brought it, and it can be large."""
+    folder = name.rpartition("/")[0]
+    there = {artifact.path: artifact.file_size for artifact in client.list_artifacts(run, folder)}
+    if there.get(name) != file.stat().st_size:
+        client.log_artifact(run, str(file), folder)
 
 
 def _log_curves(client: MlflowClient, run: str, name: str, curves: Iterable[Mapping[str, Any]]) -> None:

@@ -103,7 +103,7 @@ def val_split(source: str, work: Path) -> Images:
     """Check a dataset and lay out its val split.
 
     Args:
-        source: A folder, a data.yaml or an archive.
+        source: A folder, a data.yaml or an archive; or the folder of data-prep's result, which has been checked.
         work: Folder for what is written on the way.
 
     Raises:
@@ -113,8 +113,13 @@ def val_split(source: str, work: Path) -> Images:
     from yolov8_nas.data.check import checked
 
     folder = work / "data"
-    with checked(source, scratch=work) as found:
-        written = dataset.write(replace(found, splits={"train": (), "search": (), "val": found.splits["val"]}), folder)
+    if (Path(source) / "dataset.json").is_file():
+        folder, written = Path(source), dataset.load(Path(source))
+        source = written.source
+    else:
+        with checked(source, scratch=work) as found:
+            val = replace(found, splits={"train": (), "search": (), "val": found.splits["val"]})
+            written = dataset.write(val, folder)
     return Images(
         source=source,
         digest=written.digest,

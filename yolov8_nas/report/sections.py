@@ -111,6 +111,7 @@ def view(target: Target) -> dict[str, Any]:
         "tried_missing": target.outputs["trt-export"].why_missing("table of candidates"),
         "device": flatten(target.outputs["hw-probe"].json("profile.json") or target.summary.get("hardware")),
         "registry": _registry(target),
+        "gate": wording.gate(gate) if (gate := mapping(target.summary.get("gate"))) else "",
         "files": sorted(mapping(target.model.get("files")).items()),
         "unmeasured": unmeasured(target),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from yolov8_nas.progress import duration
+from yolov8_nas.report import wording
 from yolov8_nas.stages.stage import STATUS_FILE, Outcome
 
 Read = Callable[[str], Any]
@@ -57,7 +58,9 @@ def tell_run(summary: Mapping[str, Any]) -> Told:
     Args:
         summary: The content of `summary.json`.
     """
-    targets = summary["targets"]
+    targets, retraining = summary["targets"], summary["run"].get("retraining")
+    if retraining and not retraining["new"]:
+        return Told({}, f"# {summary['run']['name']} is as it was\n\n{retraining['says']}\n")
     shipped = [target for target in targets if target["status"] == "met"]
     figures: dict[str, float] = {"targets": len(targets), "targets_with_a_model": len(shipped)}
     lines = [f"# {len(shipped)} of {len(targets)} targets of {summary['run']['name']} have a model", ""]
@@ -74,6 +77,9 @@ def tell_run(summary: Mapping[str, Any]) -> Told:
             f"| {target['id']} | {model['map50_95']:.3f} | {model['latency_ms']['p50']:.3g} | "
             f"{target['precision_shipped']} | {name} |"
         )
+    if retraining:
+        lines += ["", retraining["says"]]
+    lines += [f"\n{target['id']}: {wording.gate(target['gate'])}" for target in targets if target.get("gate")]
     if summary["run"]["error"]:
         lines += ["", f"The pipeline failed: {summary['run']['error']}"]
     return Told(figures, "\n".join(lines) + "\n")

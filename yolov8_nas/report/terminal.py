@@ -19,17 +19,21 @@ def verdict(summary: Mapping[str, Any]) -> RenderableType:
     Args:
         summary: The content of `summary.json`.
     """
-    targets = records(summary.get("targets"))
+    targets, retraining = records(summary.get("targets")), mapping(pick(summary, "run", "retraining"))
+    if retraining and not retraining.get("new"):
+        return Text(f"\n{retraining.get('says')}")
     if not targets:
         failed = [str(row.get("name")) for row in records(summary.get("stages")) if row.get("status") == "failed"]
         return Text(f"No target was reached: {', '.join(failed) or 'no stage'} failed.", style="bold red")
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [Text(f"\n{retraining['says']}")] if retraining else []
     for target in targets:
         parts += [_heading(target), *_limits(target), _networks(target)]
         comparison = mapping(target.get("comparison"))
         if wording.is_number(comparison.get("difference")):
             other = wording.stock_name(comparison.get("against") or pick(target.get("baselines"), 0, "name"))
             parts.append(Text(wording.comparison_sentence(comparison, "The shipped network", other)))
+        if gate := mapping(target.get("gate")):
+            parts.append(Text(wording.gate(gate)))
     return Group(*parts)
 
 

@@ -220,3 +220,10 @@ def comparison_sentence(comparison: Mapping[str, Any], one: str, other: str) -> 
         case "undecided":
             return f"{one} against {other} is undecided: {figures}, and the interval holds zero."
     return f"{one} against {other}: {figures}."
+
+
+def gate(verdict: Mapping[str, Any]) -> str:
+    """What the promotion gate said of a new version, in a sentence."""
+    outcome = "is champion" if verdict.get("promoted") else "is not made champion"
+    who = verdict.get("version", "nothing that is registered")
+    return f"Promotion gate: {who} {outcome}: {'; '.join(map(str, verdict.get('reasons') or ()))}"

@@ -85,7 +85,7 @@ def _send_what_waits(ctx: StageContext, uri: str) -> None:
 
 
 def _submission(ctx: StageContext) -> Submission:
-    from yolov8_nas.registry.submission import Submission
+    from yolov8_nas.registry.submission import SUPERNET, Submission
 
     return Submission(
         experiment=ctx.settings["experiment"],
@@ -100,6 +100,10 @@ def _submission(ctx: StageContext) -> Submission:
             for stage, folder in ctx.inputs.items()
             for name, file in tree_files(folder).items()
             if file.suffix in (".json", ".jsonl") and "dataset/" not in name
+        },
+        shared_files={
+            f"{SUPERNET}/{name}": ctx.inputs["supernet-train"] / name
+            for name in ("supernet.safetensors", "supernet.json")
         },
     )
 
@@ -171,6 +175,7 @@ def _deployable(ctx: StageContext) -> Deployable:
             "supernet": file_sha256(ctx.inputs["supernet-train"] / "supernet.safetensors"),
             "imgsz": str(ctx.settings["imgsz"]),
             "run_id": ctx.settings["run_id"],
+            "target": ctx.settings["label"],
         },
         description=(
             f"{shipped['precision']}, {ctx.settings['imgsz']} px, on {profile['model']} with {runtime['name']} "

@@ -14,8 +14,9 @@ share:
 from __future__ import annotations
 
 import os
+import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,11 @@ from yolov8_nas.store import canonical_digest, file_sha256, read_json, write_jso
 
 FAILURE: Final = "failure.json"
 """File in `partial` with what a process said before it ended."""
+
+KEPT: Final = "supernets"
+"""Folder of the store with supernets that came from a registry, by the SHA-256 of their weights."""
+
+_KEPT_AT: Final = f"store://{KEPT}/"
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
@@ -71,6 +77,7 @@ def run(ctx: StageContext) -> None:
         InputError: The dataset or the weights to start from don't go with the settings.
         StageError: The training diverged.
     """
+    ctx = _with_weights_here(ctx)
     with ctx.host.computing():
         if ctx.settings["processes"] == 1 or "LOCAL_RANK" in os.environ:  # this is one of torchrun's
             _train(ctx)
@@ -120,6 +127,20 @@ def _train(ctx: StageContext) -> None:
             }
             average.save(ctx.out, details)
             write_json(ctx.out / "curves.json", curves)
+
+
+def kept_at(sha256: str) -> str:
+    """What `supernet.weights` calls a supernet that is kept in the store."""
+    return f"{_KEPT_AT}{sha256}"
+
+
+def _with_weights_here(ctx: StageContext) -> StageContext:
+    """The same with the path of what the supernet starts from, where that is kept in the store."""
+    weights = ctx.settings["weights"]
+    if weights is None or ctx.store is None or not weights["path"].startswith(_KEPT_AT):
+        return ctx
+    folder = ctx.store.result(KEPT, weights["sha256"]).outputs
+    return replace(ctx, settings={**ctx.settings, "weights": {**weights, "path": str(folder)}})
 
 
 def _train_in_several(ctx: StageContext) -> None:
@@ -189,6 +210,8 @@ def _weights(path: str | None) -> dict[str, str] | None:
     """
     if path is None:
         return None
+    if kept := re.fullmatch(f"{_KEPT_AT}([0-9a-f]{{64}})", path):
+        return {"path": path, "sha256": kept[1]}
     file = Path(path).expanduser().absolute()
     if file.name == "supernet.safetensors":
         file = file.parent

@@ -1,0 +1,51 @@
+"""The promotion gate as a Kubeflow component."""
+
+from kfp import dsl
+
+from components.images import TARGET
+
+
+@dsl.component(base_image=TARGET, install_kfp_package=False)
+def promote(
+    target: str,
+    store: str,
+    run_id: str,
+    gpus: str,
+    run: dsl.Input[dsl.Artifact],
+    dataset: dsl.Input[dsl.Dataset],
+    registered: dsl.Input[dsl.Artifact],
+    verdict: dsl.Output[dsl.Markdown],
+) -> None:
+    """Put what a retraining has registered before the promotion gate, on the device that it is for.
+
+    A challenger that does not pass is no failure; nor is a gate that cannot decide, which says so.
+
+    Args:
+        target: Label of the target.
+        store: The stage store.
+        run_id: Name of the run in whose records the outcome is written.
+        gpus: GPUs that this step was promised; with fewer the gate does not decide.
+        run: What open-run found out.
+        dataset: Tar of data-prep.
+        registered: Tar of register.
+        verdict: What the gate says, and why.
+    """
+    import json
+    from pathlib import Path
+
+    from yolov8_nas.report.wording import gate
+    from yolov8_nas.retraining import challenge
+
+    opened = json.loads(Path(run.path).read_text())
+    said = challenge(
+        store=store,
+        run_id=run_id,
+        label=target,
+        gpus=int(gpus),
+        tracking_uri=opened["tracking_uri"],
+        tolerance=opened["retraining"]["tolerance"],
+        registered=Path(registered.path),
+        dataset=Path(dataset.path),
+    )
+    print(gate(said), flush=True)
+    Path(verdict.path).write_text(f"# {target}\n\n{gate(said)}\n")
