@@ -79,6 +79,9 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
     write_json(folders["supernet-train"] / "supernet.json", known)
     curves = [{"epoch": e, "seconds": 1.5 * e, "box": 2.0 / e, "map50_95_largest": 0.1 * e} for e in (1, 2, 3)]
     write_json(folders["supernet-train"] / "curves.json", curves)
+    for number, stage in enumerate(("supernet-train", "qat-finetune")):
+        rows = [{"time": 1.7e9 + 10 * i, "cpu_utilization_percentage": 50.0 + number + i} for i in range(2)]
+        write_json(folders[stage] / "usage.json", {"every_s": 10.0, "rows": rows})
     write_json(folders["hw-probe"] / "profile.json", PROFILE)
     latency = {"p50": 4.0, "p90": 4.2, "p99": 4.9}
     write_json(folders["hw-probe"] / "stock.json", {"scale": "n", "architecture": architecture, "latency_ms": latency})

@@ -126,6 +126,12 @@ def test_version_holds_files_figures_and_tags(branch: Branch, model: str, uri: s
     parent = run.data.tags["mlflow.parentRunId"]
     assert [point.step for point in client.get_metric_history(parent, "supernet/box")] == [1, 2, 3]
     assert "candidate_0/box" in run.data.metrics
+    for owner, first in ((parent, 50.0), (entry["run_id"], 51.0)):
+        points = client.get_metric_history(owner, "system/cpu_utilization_percentage")
+        assert [(point.timestamp, point.value) for point in points] == [
+            (1_700_000_000_000, first),
+            (1_700_000_010_000, first + 1),
+        ]
 
 
 def test_shipped_file_comes_back_byte_by_byte_and_runs(branch: Branch, tmp_path: Path) -> None:

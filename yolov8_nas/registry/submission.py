@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Curves = Sequence[Mapping[str, Any]]
-"""Figures by epoch."""
+"""Figures by epoch, or of moments: those have a `time` in ms since 1970, too, and a number in place of the epoch."""
 
 SUPERNET: Final = "supernet"
 """Folder of the supernet among the parent run's artifacts."""
@@ -117,15 +117,15 @@ def _log_once(client: MlflowClient, run: str, name: str, file: Path) -> None:
 
 
 def _log_curves(client: MlflowClient, run: str, name: str, curves: Iterable[Mapping[str, Any]]) -> None:
-    """Log each figure of each epoch; the time is the run's start, so that a repeated call adds nothing."""
+    """Log each figure of each row; the time is the row's or the run's start, so that a repeated call adds nothing."""
     from mlflow.entities import Metric
 
-    when = client.get_run(run).info.start_time
+    start = client.get_run(run).info.start_time
     metrics = [
-        Metric(f"{name}/{key}", float(value), when, int(row["epoch"]))
+        Metric(f"{name}/{key}", float(value), row.get("time", start), int(row["epoch"]))
         for row in curves
         for key, value in row.items()
-        if key != "epoch" and isinstance(value, int | float)
+        if key not in ("epoch", "time") and isinstance(value, int | float)
     ]
     for first in range(0, len(metrics), _METRICS_AT_ONCE):
         client.log_batch(run, metrics=metrics[first : first + _METRICS_AT_ONCE])

@@ -61,7 +61,7 @@ def run(ctx: StageContext) -> None:
         _Finetuning(ctx).run()
 
 
-STAGE = Stage(name="qat-finetune", version=4, settings=settings, run=run)
+STAGE = Stage(name="qat-finetune", version=4, settings=settings, run=run, watched=True)
 
 
 class _Finetuning:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.hardware import usage
 from yolov8_nas.space import Architecture
 from yolov8_nas.stages.stage import Stage, StageContext
 from yolov8_nas.store import file_sha256, read_json, tree_files, write_json
@@ -93,8 +94,11 @@ def _submission(ctx: StageContext) -> Submission:
         branch=f"{ctx.settings['run_id']}/{ctx.settings['label']}",
         label=ctx.settings["label"],
         deployable=_deployable(ctx),
-        curves=_curves(ctx.inputs["qat-finetune"]),
-        shared_curves={"supernet": read_json(ctx.inputs["supernet-train"] / "curves.json")},
+        curves={**_curves(ctx.inputs["qat-finetune"]), **_usage(ctx.inputs["qat-finetune"])},
+        shared_curves={
+            "supernet": read_json(ctx.inputs["supernet-train"] / "curves.json"),
+            **_usage(ctx.inputs["supernet-train"]),
+        },
         evidence={
             f"{stage}/{name}": file
             for stage, folder in ctx.inputs.items()
@@ -117,6 +121,13 @@ def _curves(tuned: Path) -> dict[str, Curves]:
         curves[name] = tuning["curves"]
         curves[f"{name}_int8"] = tuning.get("qat_curves", ())
     return curves
+
+
+def _usage(trained: Path) -> dict[str, Curves]:
+    """What the machine did meanwhile, by the name under which MLflow shows it; earlier releases did not record it."""
+    file = trained / usage.FILE
+    rows = read_json(file)["rows"] if file.is_file() else []
+    return {"system": [{**row, "time": round(1000 * row["time"]), "epoch": i} for i, row in enumerate(rows)]}
 
 
 def _deployable(ctx: StageContext) -> Deployable:

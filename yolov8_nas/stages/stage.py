@@ -157,6 +157,7 @@ class Stage:
         settings: The settings that the stage depends on, as plain JSON values; they go into the key.
         run: The stage itself: a function of `settings` and `inputs` to files in `out`.
         always_run: Never skipped: its effects lie outside the store, and doing them twice does no harm.
+        watched: What the machine does meanwhile is recorded with the result, see `hardware.usage`.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Stage:
     settings: Callable[[RunConfig, TargetConfig | None], Settings]
     run: Callable[[StageContext], None]
     always_run: bool = False
+    watched: bool = False
 
 
 @dataclass(frozen=True)
@@ -418,6 +420,8 @@ class _Run:
         return self._end("done", digest, key)
 
     def _try(self, entry: Entry, settings: Settings) -> None:
+        from yolov8_nas.hardware import usage  # here, so that a stage that has nothing to do starts in a blink
+
         entry.clear(partial=False)
         for folder in (entry.outputs, entry.partial, entry.scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -427,7 +431,9 @@ class _Run:
             folders[name] = entry.scratch / name
             extract(path, folders[name])
         host = HostLock(note=self.progress.note)
-        self.stage.run(StageContext(settings, folders, entry.outputs, entry.partial, self.progress, host, self.store))
+        ctx = StageContext(settings, folders, entry.outputs, entry.partial, self.progress, host, self.store)
+        with usage.recorded(ctx.out, ctx.partial) if self.stage.watched else contextlib.nullcontext():
+            self.stage.run(ctx)
 
     def _pass_on(self, name: str, failure: Mapping[str, Any]) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:

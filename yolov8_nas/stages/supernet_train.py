@@ -1,8 +1,8 @@
 """supernet-train: one set of weights for every network of the space.
 
 With several processes, each has a device and a share of every batch. On one machine the stage starts them itself,
-under torchrun. On several, torchrun is started on each of them, with this module and a request on a disk that all
-share:
+under torchrun. On several, torchrun is started on each of them (in a cluster by what `run` is given), with this module
+and a request on a disk that all share:
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint first-machine:29400 \
         -m yolov8_nas.stages.supernet_train request.json
@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -70,8 +71,16 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     }
 
 
-def run(ctx: StageContext) -> None:
+Launch = Callable[[int, str, Sequence[str], Mapping[str, str]], int]
+"""Runs a module in several processes and waits for their end, as `supernet.distributed.launch` does on one machine."""
+
+
+def run(ctx: StageContext, launch: Launch | None = None) -> None:
     """Write `supernet.safetensors`, `supernet.json` and `curves.json`.
+
+    Args:
+        ctx: The stage's context.
+        launch: Starts the processes, where they are several; on this machine unless given.
 
     Raises:
         InputError: The dataset or the weights to start from don't go with the settings.
@@ -82,10 +91,10 @@ def run(ctx: StageContext) -> None:
         if ctx.settings["processes"] == 1 or "LOCAL_RANK" in os.environ:  # this is one of torchrun's
             _train(ctx)
         else:
-            _train_in_several(ctx)
+            _train_in_several(ctx, launch)
 
 
-STAGE = Stage(name="supernet-train", version=2, settings=settings, run=run)
+STAGE = Stage(name="supernet-train", version=2, settings=settings, run=run, watched=True)
 
 
 def _train(ctx: StageContext) -> None:
@@ -143,9 +152,9 @@ def _with_weights_here(ctx: StageContext) -> StageContext:
     return replace(ctx, settings={**ctx.settings, "weights": {**weights, "path": str(folder)}})
 
 
-def _train_in_several(ctx: StageContext) -> None:
+def _train_in_several(ctx: StageContext, launch: Launch | None) -> None:
     """Start the processes, and hand on what they fail of."""
-    from yolov8_nas.supernet.distributed import launch
+    from yolov8_nas.supernet import distributed
 
     failure, request = ctx.partial / FAILURE, ctx.partial / "request.json"
     failure.unlink(missing_ok=True)
@@ -153,7 +162,9 @@ def _train_in_several(ctx: StageContext) -> None:
     folders = {"out": str(ctx.out.absolute()), "partial": str(ctx.partial.absolute())}
     write_json(request, {"settings": dict(ctx.settings), "inputs": inputs, **folders})
     environment = {PARENT_VARIABLE: str(os.getpid())}
-    status = launch(ctx.settings["processes"], "yolov8_nas.stages.supernet_train", [str(request)], environment)
+    status = (launch or distributed.launch)(
+        ctx.settings["processes"], "yolov8_nas.stages.supernet_train", [str(request)], environment
+    )
     if failure.is_file():
         told = read_json(failure)
         raise {"InputError": InputError, "StageError": StageError}[told["kind"]](told["error"])
