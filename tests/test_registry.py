@@ -147,6 +147,9 @@ def test_shipped_file_comes_back_byte_by_byte_and_runs(branch: Branch, tmp_path:
     assert file_sha256(folder / "model.onnx") == file_sha256(shipped)
     network = mlflow.pyfunc.load_model(f"models:/{entry['model']}@{entry['aliases'][0]}")
     assert network.predict({"images": np.zeros((1, 3, 64, 64), np.float32)})["output0"].shape == (1, 8, 64, 64)
+    example = network.input_example["images"]
+    assert (example.shape, example.dtype, example.min(), example.max()) == ((1, 3, 64, 64), np.float32, 0, 1)
+    assert np.ptp(network.predict({"images": example})["output0"]) > 0
 
 
 def test_same_content_twice_is_one_version(branch: Branch, model: str, uri: str) -> None:

@@ -34,6 +34,7 @@ PURPOSE: Final = "purpose"
 LIMITS: Final = "limits"
 HASH: Final = "sha256."
 SCORES: Final = "sha256_of_scores"
+EXAMPLE_FILE: Final = "input_example.json"
 SCORES_FILE: Final = "evaluation.npz"
 """What is known of each image, as `evaluation.Evaluation` keeps it: beside the files of a version, not one of them."""
 
@@ -202,6 +203,8 @@ def content_digest(files: Mapping[str, str], hardware_id: str, limits: Sequence[
     return canonical_digest({"files": dict(files), "hardware": hardware_id, "constraints": list(limits)})
 
 
+_LARGEST_EXAMPLE: Final = 4_000_000  # bytes: an image of 640 pixels takes 2.5 million
+
 _LIMIT: Final = ("metric", "statistic", "scope", "limit", "unit")
 
 
@@ -307,15 +310,13 @@ def _log_files(client: MlflowClient, model_id: str, deployable: Deployable, mani
 
 
 def _save_onnx_flavour(file: Path, folder: Path) -> None:
-    """Write what lets `mlflow.pyfunc.load_model` run the network.
+    """Write what lets `mlflow.pyfunc.load_model` run the network: with signature and, unless it is large, an example.
 
-    There is no input example: MLflow writes one as text, 27 MB for an image of 640 pixels, and the signature already
-    says all about a static input. The ONNX file itself is written anew by MLflow, so the caller copies the measured
-    one over it, byte by byte.
+    The ONNX file itself is written anew by MLflow, so the caller copies the measured one over it, byte by byte.
     """
     import mlflow.onnx
     import onnx
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     model = onnx.load(file)
@@ -328,14 +329,36 @@ def _save_onnx_flavour(file: Path, folder: Path) -> None:
             specs.append(TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, value.name))
         return Schema(specs)
 
+    inputs = schema(model.graph.input)
+    example = _example(inputs)
     mlflow.onnx.save_model(
         model,
         str(folder),
-        signature=ModelSignature(schema(model.graph.input), schema(model.graph.output)),
+        mlflow_model=Model(saved_input_example_info=example and {"artifact_path": EXAMPLE_FILE, "type": "ndarray"}),
+        signature=ModelSignature(inputs, schema(model.graph.output)),
         pip_requirements=[f"{name}=={installed(name)}" for name in ("onnx", "onnxruntime", "numpy")],
         onnx_execution_providers=["CPUExecutionProvider"],
         save_as_external_data=False,
     )
+    if example:
+        (folder / EXAMPLE_FILE).write_text(example)
+
+
+def _example(inputs: Any) -> str | None:
+    """Input that the network takes, as MLflow keeps it: a white square on black, so that each figure is one digit.
+
+    A photograph of 640 pixels would be 27 MB of text.
+    """
+    import numpy as np
+
+    images = {}
+    for spec in inputs.inputs:
+        image = np.zeros(spec.shape, np.uint8)
+        height, width = spec.shape[2:]
+        image[:, :, height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = 1
+        images[spec.name] = image.tolist()
+    text = json.dumps(images, separators=(",", ":"))
+    return text if len(text) <= _LARGEST_EXAMPLE else None
 
 
 def _give_alias(client: MlflowClient, deployable: Deployable, version: int) -> None:
