@@ -10,6 +10,7 @@ whose keys are the targets' hardware, in lower case and with dashes.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,43 @@ def pool_name(target: TargetConfig) -> str:
 def is_gpu(target: TargetConfig) -> bool:
     """Whether a target is a GPU of the cluster."""
     return not names_cpu(target.hardware) and target.far is None
+
+
+def training_nodes(nodes: str, gpus: str, store: str) -> int:
+    """How many nodes the supernet is trained on.
+
+    Args:
+        nodes: As it was asked for.
+        gpus: GPUs of each.
+        store: The stage store.
+
+    Raises:
+        InputError: One of the two is no such number; or the nodes have no folder in common.
+    """
+    for name, value, least in (("training_nodes", nodes, 1), ("training_gpus", gpus, 0)):
+        if not value.isdecimal() or int(value) < least:
+            raise InputError(f"{name} = {value!r}: give a whole number from {least} on")
+    if int(nodes) > 1 and "://" in store:
+        raise InputError(
+            f"training_nodes = {nodes} with the store {store}: the nodes share checkpoints in a folder; use a store on "
+            "the volume, below /store/, or one node"
+        )
+    return int(nodes)
+
+
+def over_nodes(config: str, nodes: int, gpus: int) -> str:
+    """A run configuration whose supernet is trained by a process for each GPU of all nodes, or one for each node.
+
+    Args:
+        config: Run configuration as JSON.
+        nodes: Number of nodes; with one, the configuration stays as it is.
+        gpus: GPUs of each.
+    """
+    if nodes == 1:
+        return config
+    settings = json.loads(config)
+    settings["supernet"]["processes"] = nodes * max(1, gpus)
+    return json.dumps(settings)
 
 
 def branches(

@@ -238,6 +238,8 @@ def all_targets(
     store: str,
     run_id: str,
     work: str,
+    supernet_gpus: str,
+    training_nodes: str,
     training_gpus: str,
     training_cpu: str,
     training_memory: str,
@@ -253,6 +255,8 @@ def all_targets(
         store: The stage store.
         run_id: Name of the run.
         work: `retrain` for a retraining.
+        supernet_gpus: GPUs of the step that trains the supernet.
+        training_nodes: Nodes that the supernet is trained on.
         training_gpus: GPUs of a training.
         training_cpu: Its cores.
         training_memory: Its memory.
@@ -286,9 +290,15 @@ def all_targets(
     with dsl.ParallelFor(branches, name=PROBES) as branch:
         _uncached(probe_target(**of(branch)), "Measure early")
     trained = _trains(
-        supernet_train(**common, gpus=training_gpus, dataset=data.outputs["dataset"]),
+        supernet_train(
+            **common,
+            gpus=supernet_gpus,
+            nodes=training_nodes,
+            node_gpus=training_gpus,
+            dataset=data.outputs["dataset"],
+        ),
         "Train the supernet",
-        _training_pod(**training),
+        _training_pod(supernet_gpus, training_cpu, training_memory, training_labels, training_tolerations),
         hours=14 * 24,
     )
     # A lost pod goes on from its last checkpoint. In loops kfp ignores retries: there the run is started again.
@@ -313,6 +323,8 @@ def if_anything_is_new(
     store: str,
     run_id: str,
     work: str,
+    supernet_gpus: str,
+    training_nodes: str,
     training_gpus: str,
     training_cpu: str,
     training_memory: str,
@@ -328,6 +340,8 @@ def if_anything_is_new(
         store: The stage store.
         run_id: Name of the run.
         work: `none` where there is nothing to do.
+        supernet_gpus: GPUs of the step that trains the supernet.
+        training_nodes: Nodes that the supernet is trained on.
         training_gpus: GPUs of a training.
         training_cpu: Its cores.
         training_memory: Its memory.
@@ -343,6 +357,8 @@ def if_anything_is_new(
                 store=store,
                 run_id=run_id,
                 work=work,
+                supernet_gpus=supernet_gpus,
+                training_nodes=training_nodes,
                 training_gpus=training_gpus,
                 training_cpu=training_cpu,
                 training_memory=training_memory,
@@ -363,6 +379,7 @@ def yolov8_nas(
     precision: str = "",
     budget: float = 1.0,
     store: str = STORE,
+    training_nodes: str = "1",
     training_gpus: str = "1",
     training_cpu: str = "7",
     training_memory: str = "28Gi",
@@ -385,7 +402,8 @@ def yolov8_nas(
         precision: fp32, fp16, int8 or best, for every target. Empty for the configuration's.
         budget: Factor on epochs and generations: 0.1 for a cheap trial.
         store: The stage store: what is there is not computed again.
-        training_gpus: GPUs of a training step, "0" for a cluster without.
+        training_nodes: Nodes that the supernet is trained on. More than "1" take Kubeflow Trainer.
+        training_gpus: GPUs of a training step, and of each of these nodes; "0" for a cluster without.
         training_cpu: Cores of a training step.
         training_memory: Memory of a training step.
         training_labels: Labels of the nodes that train, for example {"nvidia.com/gpu.product": "NVIDIA-A10"}. Empty for
@@ -408,6 +426,8 @@ def yolov8_nas(
             budget=budget,
             target_pools=target_pools,
             tolerations=tolerations,
+            training_nodes=training_nodes,
+            training_gpus=training_gpus,
             store=store,
             run_id=run_id,
             job_id=job,
@@ -419,6 +439,8 @@ def yolov8_nas(
             store=store,
             run_id=opened.outputs["name"],
             work=opened.outputs["work"],
+            supernet_gpus=opened.outputs["supernet_gpus"],
+            training_nodes=training_nodes,
             training_gpus=training_gpus,
             training_cpu=training_cpu,
             training_memory=training_memory,

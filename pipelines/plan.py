@@ -248,6 +248,8 @@ def assumptions(request: Request, found: Sequence[Step]) -> list[str]:
         "A supernet's epoch is counted by the networks trained in it, fine-tuning's by plain epochs: one with fake "
         f"quantization counts {QAT_COST}.",
     ]
+    if (nodes := request.parameters.get("training_nodes", "1")) != "1":
+        lines.append(f"The supernet is trained on one node: how much faster {nodes} are has not been measured.")
     if request.config.retrain is not None:
         lines.append("The dataset is a new one: without anything new, a retraining ends after its first step.")
     runs = sorted({step.source for step in found if step.source.startswith("run ")})

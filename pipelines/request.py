@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
-from components.placement import Branch, branches
+from components.placement import Branch, branches, training_nodes
 from pipelines.pipeline import yolov8_nas
 from pipelines.pods import GPU_TOLERATION, STORE, STORE_PATH
 from yolov8_nas.config import RunConfig
@@ -59,6 +59,7 @@ def make(file: Path, overrides: Sequence[str], parameters: Sequence[str]) -> Req
     values = {"config": config.to_json(), "store": config.store or STORE, **given}
     whole = requested(values["config"], **{name: given[name] for name in _ASKED if name in given})
     _check_paths(whole, values["store"], str(file))
+    training_nodes(given.get("training_nodes", "1"), given.get("training_gpus", "1"), values["store"])
     placed = branches(whole, given.get("target_pools", {}), given.get("tolerations", [GPU_TOLERATION]))
     return Request(whole, tuple(placed), values)
 

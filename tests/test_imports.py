@@ -99,6 +99,8 @@ def test_no_import_points_upward(path: Path) -> None:
 @pytest.mark.parametrize("folder", ["components", "pipelines"])
 def test_wrappers_import_the_library_and_each_other_only(folder: str) -> None:
     allowed = {"components", "yolov8_nas", "kfp", *sys.stdlib_module_names}
+    if folder == "components":  # a step on several nodes speaks with the cluster
+        allowed |= {"kubernetes", "urllib3"}
     if folder == "pipelines":  # it speaks with servers and people, too
         allowed |= {"pipelines", "kfp_server_api", "kubernetes", "rich", "typer", "urllib3", "yaml"}
     for path in (ROOT / folder).rglob("*.py"):

@@ -136,7 +136,7 @@ def test_gpus_go_to_training_and_target_steps_by_what_is_filled_in(
             "what the step is told is what it gets"
         )
         promised[re.sub(r"^exec-|-2$", "", label)] = parameter
-    training = dict.fromkeys(("supernet-train", "qat-finetune"), "training_gpus")
+    training = {"supernet-train": "supernet_gpus", "qat-finetune": "training_gpus"}
     assert promised == {**training, **dict.fromkeys(("hw-probe", "search", "trt-export", "promote"), "target_gpus")}
 
 
@@ -150,7 +150,7 @@ def test_what_is_chosen_at_run_time_is_an_input_of_the_pipeline_around_the_step(
         inputs = around.get("inputDefinitions", {}).get("parameters", {})
         for name in re.findall(r'"componentInputParameter": "([^"]+)"', json.dumps([pods[label], task["inputs"]])):
             assert name in inputs, (label, name)
-            chosen += name.startswith(("target_", "training_"))
+            chosen += name.startswith(("target_", "training_", "supernet_"))
         resources = json.dumps(spec["deploymentSpec"]["executors"][label]["container"]["resources"])
         for channel in re.findall(r"parameters\['([^']+)'\]", resources):
             assert channel in task["inputs"]["parameters"], (label, channel)

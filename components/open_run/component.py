@@ -17,11 +17,15 @@ def open_run(
     budget: float,
     target_pools: dict[str, Any],
     tolerations: list[Any],
+    training_nodes: str,
+    training_gpus: str,
     store: str,
     run_id: str,
     job_id: str,
     run: dsl.Output[dsl.Artifact],
-) -> NamedTuple("Opened", [("settings", str), ("branches", list), ("name", str), ("work", str)]):  # type: ignore[valid-type]
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Opened", [("settings", str), ("branches", list), ("name", str), ("work", str), ("supernet_gpus", str)]
+):
     """Put together what is asked for, check what can be checked before anything is paid for, open the run in MLflow.
 
     Args:
@@ -33,6 +37,8 @@ def open_run(
         budget: Factor on epochs and generations.
         target_pools: What is special about the nodes of a target, by hardware.
         tolerations: Taints of GPU nodes.
+        training_nodes: Nodes that the supernet is trained on.
+        training_gpus: GPUs of each.
         store: The stage store.
         run_id: Name of the run, where not empty.
         job_id: Name of the run otherwise: Kubeflow's own.
@@ -44,6 +50,7 @@ def open_run(
             `tolerations`.
         name: Name of the run.
         work: `all`; for a retraining `retrain`, or `none` where nothing is new.
+        supernet_gpus: GPUs of the step that trains the supernet: none where a TrainJob has them.
     """
     import json
     from collections import namedtuple
@@ -51,16 +58,18 @@ def open_run(
     from pathlib import Path
 
     from components.placement import branches
+    from components.placement import training_nodes as checked_nodes
     from yolov8_nas.lifecycle import open_run, requested
 
     asked = requested(config, data=data, targets=targets, constraints=constraints, precision=precision, budget=budget)
     placed = [asdict(branch) for branch in branches(asked, target_pools, tolerations)]
+    supernet_gpus = "0" if checked_nodes(training_nodes, training_gpus, store) > 1 else training_gpus
     print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}", flush=True)
-    Opened = namedtuple("Opened", "settings branches name work")
+    Opened = namedtuple("Opened", "settings branches name work supernet_gpus")
     name = run_id or job_id
     opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
     work = "all"
     if retraining := opened["retraining"]:
         print(retraining["says"], flush=True)
         work = "retrain" if retraining["new"] else "none"
-    return Opened(json.dumps(opened["config"], sort_keys=True), placed, name, work)
+    return Opened(json.dumps(opened["config"], sort_keys=True), placed, name, work, supernet_gpus)

@@ -11,6 +11,8 @@ def supernet_train(
     store: str,
     run_id: str,
     gpus: str,
+    nodes: str,
+    node_gpus: str,
     dataset: dsl.Input[dsl.Dataset],
     supernet: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -23,20 +25,31 @@ def supernet_train(
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
         gpus: GPUs that this step was promised; with fewer it does not begin.
+        nodes: Nodes to train on; more than one are those of a TrainJob that this step makes.
+        node_gpus: GPUs of each of them.
         dataset: Tar of data-prep.
         supernet: Tar of the result, its SHA-256 in the metadata.
         metrics: Figures of the result.
         report: A page on the result.
     """
+    from functools import partial
+
+    from components.placement import over_nodes
     from components.step import run_step
 
+    run = None
+    if int(nodes) > 1:
+        from components.supernet_train.trainjob import run_on_nodes
+
+        run = partial(run_on_nodes, nodes=int(nodes), gpus=int(node_gpus))
     run_step(
         "supernet-train",
-        config=config,
+        config=over_nodes(config, int(nodes), int(node_gpus)),
         target=None,
         store=store,
         run_id=run_id,
         gpus=gpus,
+        run=run,
         inputs={"data-prep": dataset},
         output=supernet,
         metrics=metrics,
