@@ -3,9 +3,10 @@
     python manifests/render.py [--crds PATH] [--out build/manifests]
 
 Each object is held against the JSON schemas of Kubernetes (of the oldest release that is supported and of the newest
-that is known), custom resources against the schemas in their own definitions, where `--crds` has them: a file or a
-folder, such as what `kubectl get crd -o yaml` prints. Objects that use an image which has no digest yet are checked
-all the same, but the overlay is not written: nothing is applied with a floating image.
+that is known), custom resources against the schemas in their own definitions: those in `third_party/`, or those of a
+cluster, which `--crds` gives (a file or a folder, such as what `kubectl get crd -o yaml` prints). Objects that use an
+image which has no digest yet are checked all the same, but the overlay is not written: nothing is applied with a
+floating image.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import yaml
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent
 OVERLAYS: Final = ("single-node", "gpu-cluster")
+DEFINITIONS: Final = HERE / "third_party"
+"""Definitions of custom resources that are kept here."""
 OLDEST: Final = "1.32"
 """The oldest release of Kubernetes that the manifests are checked for."""
 PLACEHOLDER: Final = re.compile(r"yolov8-nas\.invalid/([a-z0-9-]+):unset")
@@ -89,10 +92,10 @@ def crd_schemas(path: Path | None) -> dict[tuple[str, str], Object]:
     """The schemas in CustomResourceDefinitions, by apiVersion and kind.
 
     Args:
-        path: A YAML file of definitions (several documents, or a List), or a folder of such files; None for none.
+        path: A YAML file of definitions (several documents, or a List), or a folder with such files; None for none.
     """
     schemas = {}
-    files = [] if path is None else sorted(path.glob("*.y*ml")) if path.is_dir() else [path]
+    files = [] if path is None else sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
     for file in files:
         for found in objects(file.read_text()):
             for definition in found.get("items", [found]):
@@ -143,13 +146,15 @@ def check(rendered: Iterable[Object], schemas: dict[tuple[str, str], Object]) ->
 def main() -> int:
     """Render and check all overlays; write those whose images are all pinned."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crds", type=Path, help="definitions of custom resources: a YAML file or a folder of them")
+    parser.add_argument(
+        "--crds", type=Path, help="definitions to take before those that are kept: a YAML file or a folder"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "manifests")
     asked = parser.parse_args()
     try:
         if asked.crds and not asked.crds.exists():
             raise ManifestError(f"{asked.crds}: no such file or folder; kubectl get crd -o yaml prints definitions")
-        schemas = crd_schemas(asked.crds)
+        schemas = crd_schemas(DEFINITIONS) | crd_schemas(asked.crds)
         for overlay in OVERLAYS:
             text, unset = fill(kustomize(HERE / "overlays" / overlay), pinned_images())
             rendered = objects(text)

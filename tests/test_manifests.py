@@ -68,6 +68,7 @@ def test_objects_fit_the_schemas_of_kubernetes(overlay: str) -> None:
     kueue = {"ClusterQueue", "LocalQueue", "ResourceFlavor", "WorkloadPriorityClass"}
     prometheus = {"PrometheusRule", "ServiceMonitor"}
     assert unchecked == (kueue | prometheus if overlay == "gpu-cluster" else set())
+    assert list(render.check(rendered(overlay), render.crd_schemas(render.DEFINITIONS))) == []
 
 
 def test_a_field_that_does_not_exist_is_named() -> None:
