@@ -23,7 +23,7 @@ from yolov8_nas.registry.pull import pull
 from yolov8_nas.registry.register import Registration
 from yolov8_nas.stages.register import STAGE
 from yolov8_nas.stages.stage import run_stage
-from yolov8_nas.store import file_sha256, pack, read_json, write_json
+from yolov8_nas.store import Store, file_sha256, pack, read_json, write_json
 
 _names = (f"line-{number}" for number in count())
 
@@ -529,23 +529,23 @@ def test_what_the_server_cannot_take_is_kept_and_sent_later(
     kept = [branch.register(run_id="once", map50_95=0.4) for _ in range(2)]
     monkeypatch.undo()
     assert not any("version" in entry for entry in kept)
-    (entry,) = spool.waiting(branch.store.root)  # the same twice is one
+    (entry,) = spool.waiting(branch.store)  # the same twice is one
     assert (str(entry.folder), entry.why) == (kept[0]["spooled"], "no route to host")
     with pytest.raises(InputError, match="no registered model"):
         query.find(uri, model)
 
-    other = spool.send(branch.store.root, "sqlite:////elsewhere.db")
+    other = spool.send(branch.store, "sqlite:////elsewhere.db")
     assert (other.sent, other.waiting) == ((), (entry,))
     weights = entry.folder / "files" / "model" / "best.pt"
     good = weights.read_bytes()
     weights.write_bytes(b"rotten")
-    damaged = spool.send(branch.store.root, uri)
+    damaged = spool.send(branch.store, uri)
     assert "missing or damaged" in damaged.waiting[0].why
     weights.write_bytes(good)
-    assert [one.what for one in spool.waiting(branch.store.root)] == [entry.what]
+    assert [one.what for one in spool.waiting(branch.store)] == [entry.what]
 
     assert branch.register(map50_95=0.5)["version"] == 2  # the next run sends first what waited
-    assert spool.waiting(branch.store.root) == []
+    assert spool.waiting(branch.store) == []
     assert [version.version for version in query.list_models(uri, model)] == [2, 1]
     assert query.find(uri, f"{model}/1").metrics["map50_95"] == 0.4
     assert [change.version for change in champions.history(tracking.connect(uri), model)] == [1, 2]
@@ -562,11 +562,11 @@ def test_end_of_a_run_is_kept_and_sent_later(uri: str, tmp_path: Path, monkeypat
         raise ConnectionError
 
     monkeypatch.setattr(MlflowClient, "set_terminated", away)
-    assert spool.close_or_keep(tmp_path / "store", uri, run, summary, tmp_path) is not None
+    assert spool.close_or_keep(Store(tmp_path / "store"), uri, run, summary, tmp_path) is not None
     monkeypatch.undo()
     client = tracking.connect(uri)
     assert client.get_run(run).info.status == "RUNNING"
-    assert len(spool.send_everywhere(tmp_path / "store").sent) == 1
+    assert len(spool.send_everywhere(Store(tmp_path / "store")).sent) == 1
     assert client.get_run(run).info.status == "FINISHED"
     assert len(client.get_metric_history(run, "seconds/search/cpu")) == 1
 

@@ -408,6 +408,7 @@ def _run(config: RunConfig, workdir: Path) -> None:
     from yolov8_nas import local
     from yolov8_nas.registry import spool
     from yolov8_nas.report.terminal import verdict
+    from yolov8_nas.stages.stage import open_store
 
     _check(config, workdir)
     console = Console()
@@ -421,8 +422,9 @@ def _run(config: RunConfig, workdir: Path) -> None:
     console.print()
     for name, file in found:
         console.print(f"{name:<12}{workdir / file}", markup=False, highlight=False, soft_wrap=True)
-    for entry in spool.waiting(Path(local.store_of(config, workdir))):
-        advice = f"yolov8-nas models sync --store {entry.folder.parents[1]}"
+    store = open_store(local.store_of(config, workdir))
+    for entry in spool.waiting(store):
+        advice = f"yolov8-nas models sync --store {store.address}"
         console.print(f"not registered yet: {entry.what} ({entry.why}); later: {advice}", soft_wrap=True, markup=False)
     if summary["run"]["status"] == "failed":
         for stage in summary["stages"]:

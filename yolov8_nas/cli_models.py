@@ -229,20 +229,24 @@ def recheck(data: Data = None, workdir: Where = _WORKDIR, tracking: Tracking = N
 
 @app.command()
 def sync(
-    store: Annotated[Path | None, typer.Option(help="Stage store, where it is not in the work folder.")] = None,
+    store: Annotated[str | None, typer.Option(help="Stage store, where it is not in the work folder.")] = None,
     workdir: Where = _WORKDIR,
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
     """Send what runs could not register because the tracking server was away, to where it was meant to go."""
     from yolov8_nas.registry import spool
+    from yolov8_nas.stages.stage import open_store
 
     def note(text: str) -> None:
         typer.echo(text, err=True)
 
-    folder = store or workdir / "store"
+    opened = open_store(store or workdir / "store")
     uri = None if tracking is None else _uri(workdir, tracking)
-    done = spool.send_everywhere(folder, note) if uri is None else spool.send(folder, uri, note)
+    try:
+        done = spool.send_everywhere(opened, note) if uri is None else spool.send(opened, uri, note)
+    except ConnectionError as error:  # the store's, where that is in S3
+        raise InputError(str(error)) from None
     if as_json:
         waiting = [{**asdict(entry), "folder": str(entry.folder)} for entry in done.waiting]
         _json({"sent": list(done.sent), "waiting": waiting})
@@ -250,10 +254,10 @@ def sync(
         for what in done.sent:
             typer.echo(f"sent {what}")
         if not done.sent and not done.waiting:
-            typer.echo(f"nothing waits in {folder / spool.FOLDER}")
+            typer.echo(f"nothing waits in {opened.address}/{spool.FOLDER}")
     if done.waiting:
         left = "; ".join(f"{entry.what} for {entry.tracking_uri} ({entry.why})" for entry in done.waiting)
-        raise StageError(f"not sent: {left}; the folders are in {folder / spool.FOLDER}")
+        raise StageError(f"not sent: {left}; the folders are in {opened.address}/{spool.FOLDER}")
 
 
 def _uri(workdir: Path, uri: str | None) -> str:

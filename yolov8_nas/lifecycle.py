@@ -112,7 +112,7 @@ def close_run(
     Raises:
         InputError: The run was never opened.
     """
-    from yolov8_nas.registry import spool, tracking
+    from yolov8_nas.registry import spool
     from yolov8_nas.report.build import build_report
     from yolov8_nas.summary import summarise
 
@@ -130,10 +130,7 @@ def close_run(
             shutil.copyfile(source, copy)
         if (folder / RUN_FILE).is_file():
             known = read_json(folder / RUN_FILE)
-            if opened_store.lasting:
-                spool.close_or_keep(opened_store.root, known["tracking_uri"], known["mlflow_run"], summary, out)
-            else:
-                tracking.close_run(known["tracking_uri"], known["mlflow_run"], summary, out)
+            spool.close_or_keep(opened_store, known["tracking_uri"], known["mlflow_run"], summary, out)
     return summary
 
 

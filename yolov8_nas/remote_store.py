@@ -70,12 +70,11 @@ class RemoteStore(Store):
         InputError: The address names no bucket, or boto3 cannot use the environment.
     """
 
-    lasting = False
-
     def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/")
+        address = address.rstrip("/")
         cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "yolov8-nas").expanduser()
-        super().__init__(cache / "stores" / hashlib.sha256(self.address.encode()).hexdigest()[:16])
+        super().__init__(cache / "stores" / hashlib.sha256(address.encode()).hexdigest()[:16])
+        self.address = address
         self.objects = _Objects(self.address)
 
     def check(self) -> None:
@@ -112,6 +111,34 @@ class RemoteStore(Store):
         file = super().run_folder(run_id) / name
         write_json(file, content)
         self.objects.below(f"runs/{run_id}").write(name, file.read_bytes())
+
+    def lay(self, folder: str, last: str) -> None:
+        """Send a folder; where that fails, it is not there either."""
+        objects, files = self.objects.below(folder), tree_files(self.root / folder)
+        try:
+            for name in sorted(files, key=lambda name: name == last):
+                objects.upload(files[name], name)
+        except BaseException:
+            shutil.rmtree(self.root / folder)
+            raise
+
+    def bring(self, folder: str) -> None:
+        """Make a folder what it is in the bucket; names that begin with a dot are of this machine alone."""
+        objects = self.objects.below(folder)
+        names = set(objects.names())
+        present = _checkpoints(self.root / folder)
+        for name in names - present.keys():
+            path = self.root / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            objects.download(name, path)
+        for name in present.keys() - names:  # another machine has removed it
+            present[name].unlink()
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder here and from the bucket."""
+        objects = self.objects.below(folder)
+        objects.delete(objects.names())
+        super().remove(folder)
 
 
 class RemoteEntry(Entry):

@@ -375,13 +375,12 @@ class Store:
 
     Attributes:
         root: The folder.
-        lasting: Whether what else is laid into the folder lasts as long as the store.
+        address: What people call the store.
     """
-
-    lasting = True
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self.address = str(self.root)
 
     def check(self) -> None:
         """Look whether the store can be reached; a folder is made when it is needed."""
@@ -407,3 +406,13 @@ class Store:
     def record(self, run_id: str, name: str, content: Any) -> None:
         """Write one of a run's records, as JSON."""
         write_json(self.run_folder(run_id) / name, content)
+
+    def lay(self, folder: str, last: str) -> None:
+        """Make a folder that was written below `root` part of the store; the file `last` says that it is whole."""
+
+    def bring(self, folder: str) -> None:
+        """Bring a folder below `root`, as it is in the store."""
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder below `root` from the store."""
+        shutil.rmtree(self.root / folder)

@@ -80,9 +80,7 @@ def crown(
         because=because,
     )
     client.set_registered_model_tag(name, f"{_CHANGE}{now:%Y%m%dT%H%M%S.%f}", json.dumps(change.to_dict()))
-    tags = {"because": because, "by": change.by, "since": change.at, "before": str(change.before or "none")}
-    for key, value in tags.items():
-        client.set_model_version_tag(name, str(version), f"{CHAMPION}_{key}", value)
+    client.set_model_version_tag(name, str(version), f"{CHAMPION}_because", because)
     client.set_registered_model_alias(name, alias(CHAMPION, purpose), str(version))
     if holders.get(alias(CHALLENGER, purpose)) == version:
         client.delete_registered_model_alias(name, alias(CHALLENGER, purpose))

@@ -312,7 +312,7 @@ def _log_files(client: MlflowClient, model_id: str, deployable: Deployable, mani
 def _save_onnx_flavour(file: Path, folder: Path) -> None:
     """Write what lets `mlflow.pyfunc.load_model` run the network: with signature and, unless it is large, an example.
 
-    The ONNX file itself is written anew by MLflow, so the caller copies the measured one over it, byte by byte.
+    MLflow writes the ONNX file anew, so the caller copies the measured one over it, byte by byte; it gets no weights.
     """
     import mlflow.onnx
     import onnx
@@ -331,6 +331,7 @@ def _save_onnx_flavour(file: Path, folder: Path) -> None:
 
     inputs = schema(model.graph.input)
     example = _example(inputs)
+    del model.graph.initializer[:]
     mlflow.onnx.save_model(
         model,
         str(folder),

@@ -30,7 +30,7 @@ from yolov8_nas.registry.tracking import (
     unavailable,
     without_credentials,
 )
-from yolov8_nas.store import canonical_digest, file_sha256, read_json, tree_files, write_json
+from yolov8_nas.store import Store, canonical_digest, file_sha256, read_json, tree_files, write_json
 
 FOLDER: Final = "spool"
 
@@ -44,7 +44,7 @@ class Waiting:
     """An entry that has not been sent.
 
     Attributes:
-        folder: Where it lies.
+        folder: Where it lies on this machine.
         what: What it is, in words.
         tracking_uri: Where it is for, without credentials.
         why: What the server said.
@@ -71,28 +71,28 @@ class Sent:
     waiting: tuple[Waiting, ...]
 
 
-def keep_branch(store: Path, tracking_uri: str, submission: Submission, error: Exception) -> Path:
+def keep_branch(store: Store, tracking_uri: str, submission: Submission, error: Exception) -> str:
     """Keep what a branch has to tell, because the server could not take it.
 
     Args:
-        store: The stage store's folder.
+        store: The stage store.
         tracking_uri: The server.
         submission: What was to be sent.
         error: How that ended.
 
     Returns:
-        The entry's folder.
+        Where it is kept.
     """
     return _keep(store, _BRANCH, tracking_uri, submission.to_dict(), submission.files(), error)
 
 
 def close_or_keep(
-    store: Path, tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path
-) -> Path | None:
+    store: Store, tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path
+) -> str | None:
     """Close the parent run, see `tracking.close_run`; where the server cannot be told, keep that.
 
     Returns:
-        The entry's folder, where there is one.
+        Where that is kept, if it is.
     """
     try:
         close_run(tracking_uri, mlflow_run, summary, out)
@@ -105,21 +105,22 @@ def close_or_keep(
         return _keep(store, _CLOSING, tracking_uri, told, files, error)
 
 
-def waiting(store: Path) -> list[Waiting]:
+def waiting(store: Store) -> list[Waiting]:
     """The entries of a stage store, the oldest first."""
     found = []
-    for folder in (store / FOLDER).glob("*"):
+    store.bring(FOLDER)
+    for folder in (store.root / FOLDER).glob("*"):
         if not folder.name.startswith(".") and (folder / _ENTRY).is_file():
             entry = read_json(folder / _ENTRY)
             found.append(Waiting(folder, entry["what"], entry["tracking_uri"], entry["why"], entry["since"]))
     return sorted(found, key=lambda one: one.since)
 
 
-def send(store: Path, tracking_uri: str, note: Callable[[str], None] = lambda _: None) -> Sent:
+def send(store: Store, tracking_uri: str, note: Callable[[str], None] = lambda _: None) -> Sent:
     """Send what waits for a server.
 
     Args:
-        store: The stage store's folder.
+        store: The stage store.
         tracking_uri: The server, with credentials where it asks for them.
         note: Told of each entry before it is sent.
 
@@ -144,12 +145,12 @@ def send(store: Path, tracking_uri: str, note: Callable[[str], None] = lambda _:
             except (InputError, StageError) as error:  # something is wrong with this entry alone
                 left.append(Waiting(entry.folder, entry.what, entry.tracking_uri, str(error), entry.since))
                 continue
-            shutil.rmtree(entry.folder)
+            store.remove(f"{FOLDER}/{entry.folder.name}")
             sent.append(entry.what)
     return Sent(tuple(sent), tuple(left))
 
 
-def send_everywhere(store: Path, note: Callable[[str], None] = lambda _: None) -> Sent:
+def send_everywhere(store: Store, note: Callable[[str], None] = lambda _: None) -> Sent:
     """Send what waits to wherever it is for; credentials come from MLflow's environment variables.
 
     Raises:
@@ -179,8 +180,8 @@ def _send(waiting: Waiting, tracking_uri: str) -> None:
 
 
 def _keep(
-    store: Path, kind: str, tracking_uri: str, content: Mapping[str, Any], files: Mapping[str, Path], error: Exception
-) -> Path:
+    store: Store, kind: str, tracking_uri: str, content: Mapping[str, Any], files: Mapping[str, Path], error: Exception
+) -> str:
     digests = {name: file_sha256(path) for name, path in sorted(files.items())}
     identity = {"kind": kind, "tracking_uri": without_credentials(tracking_uri), "content": content, "files": digests}
     what = (
@@ -188,13 +189,15 @@ def _keep(
         if kind == _BRANCH
         else f"the end of run {content['mlflow_run']}"
     )
-    folder = store / FOLDER / canonical_digest(identity)[:16]
+    name = f"{FOLDER}/{canonical_digest(identity)[:16]}"
+    folder, kept = store.root / name, f"{store.address}/{name}"
+    store.bring(name)
     if (folder / _ENTRY).is_file():
-        return folder
+        return kept
     half = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(half, ignore_errors=True)
-    for name, path in files.items():
-        copy = half / "files" / name
+    for file, path in files.items():
+        copy = half / "files" / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     since = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -203,13 +206,15 @@ def _keep(
         half.rename(folder)
     except OSError:  # another process has kept the same
         shutil.rmtree(half)
-    return folder
+    else:
+        store.lay(name, _ENTRY)
+    return kept
 
 
 @contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """One process at a time sends from a store, as one alone may remove what is sent."""
-    folder = store / FOLDER
+def _alone(store: Store) -> Iterator[None]:
+    """One process of this machine at a time sends from a store, as one alone may remove what is sent."""
+    folder = store.root / FOLDER
     if not folder.is_dir():
         yield
         return

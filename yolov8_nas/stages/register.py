@@ -55,10 +55,10 @@ def run(ctx: StageContext) -> None:
     try:
         run, done = submit(connect(uri), submission)
     except Exception as error:
-        if ctx.store is None or not ctx.store.lasting or not unavailable(error):
+        if ctx.store is None or not unavailable(error):
             raise
-        kept = spool.keep_branch(ctx.store.root, uri, submission, error)
-        entry = {"model": submission.deployable.name, "spooled": str(kept)}
+        kept = spool.keep_branch(ctx.store, uri, submission, error)
+        entry = {"model": submission.deployable.name, "spooled": kept}
         reason = f"{without_credentials(uri)} could not be reached: it is kept in {kept}"
         ctx.progress.note(f"{reason}; `yolov8-nas models sync` or the next run sends it")
         message = f"{submission.deployable.name} is not registered yet"
@@ -77,9 +77,9 @@ def _send_what_waits(ctx: StageContext, uri: str) -> None:
     if ctx.store is None:
         return
     try:
-        done = spool.send(ctx.store.root, uri, ctx.progress.note)
+        done = spool.send(ctx.store, uri, ctx.progress.note)
     except UnavailableError as error:
-        ctx.progress.note(f"what waits in {ctx.store.root / spool.FOLDER} is not sent: {error}")
+        ctx.progress.note(f"what waits in {ctx.store.address}/{spool.FOLDER} is not sent: {error}")
         return
     for entry in done.waiting:
         ctx.progress.note(f"not sent: {entry.what} in {entry.folder}, for {entry.tracking_uri}: {entry.why}")
