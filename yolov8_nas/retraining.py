@@ -97,9 +97,11 @@ def prepare(
     _keep(open_store(store), origin, tracking_uri)
     shorter = config.retrained_from(kept_at(origin.sha256))
     lacking = [label for label, version in zip(target_labels(config), seen, strict=True) if version is None]
+    epochs = shorter.supernet.epochs
     says = (
-        f"No version for {' and '.join(lacking)} came from this state of the dataset yet: {shorter.supernet.epochs} "
-        f"epochs from the supernet of {origin.version} instead of {config.supernet.epochs} from the start."
+        f"No version for {' and '.join(lacking)} came from this state of the dataset yet: {epochs} "
+        f"epoch{'s' * (epochs > 1)} from the supernet of {origin.version} instead of {config.supernet.epochs} from the "
+        "start."
     )
     return shorter, {"new": True, "says": says, "origin": origin.version, "tolerance": config.retrain.tolerance}
 
