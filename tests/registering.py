@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from fabricated import CONFIG, write_outputs
 from yolov8_nas.evaluation import Evaluation, ImageStats
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
-from yolov8_nas.registry import tracking
+from yolov8_nas.registry import query, tracking
+from yolov8_nas.registry.pull import pull
+from yolov8_nas.registry.register import Deployable, register
 from yolov8_nas.stages.register import STAGE
 from yolov8_nas.stages.stage import StageContext
 from yolov8_nas.store import Store, read_json, write_json
@@ -61,6 +64,36 @@ class Branch:
         result = read_json(out / "registry.json")
         assert isinstance(result, dict)
         return result
+
+
+def eight_at_once(uri: str, folder: Path) -> None:
+    """Register one detector from eight threads at once, and hold that it has become one version."""
+    files = write_outputs(folder)["trt-export"] / "model"
+    deployable = Deployable(
+        name="crowd",
+        files={file.name: file for file in files.iterdir()},
+        hardware_id="cpu-crowd",
+        precision="fp32",
+        limits=("latency<=3.2ms",),
+        scale="n",
+        resolved=[{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}],
+        metrics={"map50_95": 0.4, "latency_p50_ms": 3.0},
+        params={"imgsz": "64"},
+        tags={"hardware": "cpu", "hardware_model": "Crowd", "dataset": "d" * 64, "dataset_name": "crowd"},
+        description="made up",
+    )
+    client = tracking.connect(uri)
+    runs = [tracking.open_run(CONFIG, f"crowd-{number}", uri) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda run: register(client, run, deployable), runs))
+    (left,) = client.search_model_versions("name = 'crowd'")
+    assert {result.version for result in done} == {int(left.version)}
+    assert query.best(uri, "Crowd", 5).version == int(left.version)
+    models = client.search_logged_models(
+        [client.get_run(runs[0]).info.experiment_id], filter_string="tags.hardware_id = 'cpu-crowd'"
+    )
+    assert [model.model_id for model in models] == [left.tags["model_id"]]
+    pull(uri, "crowd", folder / "pulled")
 
 
 def made_up_scores(right: float, images: int = 12, seed: int = 0) -> Evaluation:

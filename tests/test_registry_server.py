@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -23,12 +15,15 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import pytest
+import registering
+import servers
 import torch
 from detection import CLASSES, lively, make_dataset
-from fabricated import CONFIG, PROFILE, write_outputs
-from registering import Branch
+from fabricated import CONFIG, PROFILE
+from typer.testing import CliRunner
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.cli import app
 from yolov8_nas.deploy.onnx import export_onnx
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import benchmark
@@ -44,36 +39,15 @@ SIDE: Final = 64
 SUFFIX: Final = "cpu-example-2-5-ghz-2t-fp32-lat-p50-80pct-yolov8n"
 
 Fault = Callable[[str, str], str | None]
-"""From method and path of a request to what goes wrong: `503`, `slow`, `lost` (the answer) or `cut` (the body)."""
+"""From method and path of a request to what goes wrong: a status, `slow`, `lost` (the answer) or `cut` (the body)."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server with a database and artifacts of its own."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        f"{folder}/artifacts",
-    ]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            with suppress(OSError), urllib.request.urlopen(f"{uri}/health"):
-                break
-            time.sleep(1)
+    with servers.mlflow(folder, f"sqlite:///{folder}/server.db", f"{folder}/artifacts") as uri:
         yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 class Proxy:
@@ -95,8 +69,8 @@ class Proxy:
                 proxy.faults += fault is not None
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 self.close_connection = True
-                if fault == "503":
-                    self.send_error(503)
+                if fault in ("401", "503"):
+                    self.send_error(int(fault))
                     return
                 if fault == "slow":
                     time.sleep(3)
@@ -142,7 +116,7 @@ def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 def test_server_does_as_the_database_does(server: str, tmp_path: Path) -> None:
     """A server answers with other types (a version is text), and artifacts go through it."""
-    branch = Branch(server, "served", tmp_path)
+    branch = registering.Branch(server, "served", tmp_path)
     entries = [branch.register(map50_95=score) for score in (0.4, 0.5, 0.4, 0.3)]
     assert [entry["version"] for entry in entries] == [1, 2, 1, 3]
     assert [entry["aliases"] for entry in entries] == [
@@ -162,38 +136,13 @@ def test_server_does_as_the_database_does(server: str, tmp_path: Path) -> None:
 
 
 def test_eight_at_once_make_one_version(server: str, tmp_path: Path) -> None:
-    files = write_outputs(tmp_path)["trt-export"] / "model"
-    deployable = register.Deployable(
-        name="crowd",
-        files={file.name: file for file in files.iterdir()},
-        hardware_id="cpu-crowd",
-        precision="fp32",
-        limits=("latency<=3.2ms",),
-        scale="n",
-        resolved=[{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}],
-        metrics={"map50_95": 0.4, "latency_p50_ms": 3.0},
-        params={"imgsz": "64"},
-        tags={"hardware": "cpu", "hardware_model": "Crowd", "dataset": "d" * 64, "dataset_name": "crowd"},
-        description="made up",
-    )
-    client = tracking.connect(server)
-    runs = [tracking.open_run(CONFIG, f"crowd-{number}", server) for number in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda run: register.register(client, run, deployable), runs))
-    (left,) = client.search_model_versions("name = 'crowd'")
-    assert {result.version for result in done} == {int(left.version)}
-    assert query.best(server, "Crowd", 5).version == int(left.version)
-    models = client.search_logged_models(
-        [client.get_run(runs[0]).info.experiment_id], filter_string="tags.hardware_id = 'cpu-crowd'"
-    )
-    assert [model.model_id for model in models] == [left.tags["model_id"]]
-    pull(server, "crowd", tmp_path / "pulled")
+    registering.eight_at_once(server, tmp_path)
 
 
 def test_server_that_recovers_is_asked_again(proxy: Proxy, tmp_path: Path) -> None:
     turn = count()
     proxy.fault = lambda method, path: "503" if next(turn) % 5 == 4 else None
-    entry = Branch(proxy.uri, "stutter", tmp_path).register()
+    entry = registering.Branch(proxy.uri, "stutter", tmp_path).register()
     assert proxy.faults
     assert (entry["version"], entry["role"]) == (1, "champion")
 
@@ -204,34 +153,45 @@ def test_server_that_does_not_recover_gets_it_later(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     model = f"later-{fault}"
-    branch = Branch(proxy.uri, model, tmp_path)
+    branch = registering.Branch(proxy.uri, model, tmp_path)
     if fault == "slow":
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     # The run was opened while the server was well.
     proxy.fault = lambda method, path: {"down": "lost"}.get(fault, fault) if "registered-models" in path else None
     entry = branch.register()
     assert (entry["model"], "version" in entry) == (model, False)
-    (waiting,) = spool.waiting(branch.store.root)
+    (waiting,) = spool.waiting(branch.store)
     with pytest.raises(InputError, match="try again when the server is well"):
-        spool.send(branch.store.root, proxy.uri)
-    assert spool.waiting(branch.store.root) == [waiting]
+        spool.send(branch.store, proxy.uri)
+    assert spool.waiting(branch.store) == [waiting]
     proxy.fault = lambda method, path: None
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    assert spool.send(branch.store.root, proxy.uri).sent == (waiting.what,)
+    assert spool.send(branch.store, proxy.uri).sent == (waiting.what,)
     assert [version.version for version in query.list_models(server, model)] == [1]
-    assert spool.send(branch.store.root, proxy.uri) == spool.Sent((), ())
+    assert spool.send(branch.store, proxy.uri) == spool.Sent((), ())
+
+
+def test_server_that_lets_nobody_in_says_what_it_wants(proxy: Proxy, tmp_path: Path) -> None:
+    branch = registering.Branch(proxy.uri, "locked", tmp_path)
+    proxy.fault = lambda method, path: "401" if "registered-models" in path or "model-versions" in path else None
+    result = CliRunner().invoke(app, ["models", "list", "--tracking", proxy.uri])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in result.stderr
+    assert "spooled" in branch.register()
+    proxy.fault = lambda method, path: None
+    assert len(spool.send(branch.store, proxy.uri).sent) == 1
 
 
 def test_upload_that_is_cut_off_leaves_nothing_that_claims_to_be_whole(
     proxy: Proxy, server: str, tmp_path: Path
 ) -> None:
-    branch = Branch(proxy.uri, "cut", tmp_path)
+    branch = registering.Branch(proxy.uri, "cut", tmp_path)
     proxy.fault = lambda method, path: "cut" if method == "PUT" and path.endswith("best.pt") else None
     assert "version" not in branch.register()
     with pytest.raises(InputError, match="no registered model 'cut'"):
         query.find(server, "cut")
     proxy.fault = lambda method, path: None
-    spool.send(branch.store.root, proxy.uri)
+    spool.send(branch.store, proxy.uri)
     version, _ = pull(server, "cut", tmp_path / "pulled")
     assert version.version == 1
 
@@ -246,7 +206,7 @@ def test_answers_that_are_lost_double_nothing(proxy: Proxy, server: str, tmp_pat
         return "lost"
 
     proxy.fault = lose_the_first
-    entry = Branch(proxy.uri, "echo", tmp_path).register()
+    entry = registering.Branch(proxy.uri, "echo", tmp_path).register()
     assert proxy.faults >= 3  # the run, the logged model, the version
     client = tracking.connect(server)
     assert [int(version.version) for version in client.search_model_versions("name = 'echo'")] == [entry["version"]]
@@ -258,7 +218,7 @@ def test_answers_that_are_lost_double_nothing(proxy: Proxy, server: str, tmp_pat
 
 
 def test_version_is_carried_to_another_registry_once(server: str, tmp_path: Path) -> None:
-    staging = Branch(server, "carried", tmp_path)
+    staging = registering.Branch(server, "carried", tmp_path)
     staging.register(map50_95=0.4)
     production = tracking.resolve_uri(None, tmp_path / "production" / "store")
     tracking.connect(production)

@@ -1,0 +1,212 @@
+"""Whole runs in miniature: on S3 and PostgreSQL, as a team has them, and on this machine alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import registering
+import servers
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
+
+import registry
+
+from yolov8_nas.cli import app
+from yolov8_nas.errors import InputError
+from yolov8_nas.registry import query, spool, tracking
+from yolov8_nas.registry.pull import pull
+from yolov8_nas.remote_store import CACHE_VARIABLE
+from yolov8_nas.stages.stage import STAGES, open_store
+from yolov8_nas.store import file_sha256, pack, read_json
+
+pytestmark = pytest.mark.slow
+
+CLI = [sys.executable, "-m", "yolov8_nas.cli"]
+
+MINIATURE = """
+name: miniature
+data: {data}
+store: {store}
+tracking: {{uri: {tracking}}}
+space: tiny
+imgsz: 64
+supernet: {{epochs: 1, random_networks: 1}}
+probe: {{networks: 12, holdout: 5, max_mape: 10}}
+search: {{generations: 1, population: 4, candidates: 1, measure_every: 1, bn_images: 16, random: 2, prior_steps: 2}}
+finetune: {{epochs: 1, candidates: 1, qat_epochs: 1}}
+targets:
+  - {{hardware: cpu, precision: best, constraints: ["latency<=150%stock"]}}
+"""
+
+ADDED = """  - {hardware: cpu-1t, precision: fp32, constraints: ["latency<=150%stock"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The address of an MLflow server on PostgreSQL and S3, and the name of a bucket."""
+    with servers.team(tmp_path_factory.mktemp("team")) as found:
+        yield found
+
+
+def test_eight_at_once_make_one_version_on_postgresql(team: tuple[str, str], tmp_path: Path) -> None:
+    registering.eight_at_once(team[0], tmp_path)
+
+
+def test_artifacts_can_lie_in_s3_without_the_servers_help(team: tuple[str, str], tmp_path: Path) -> None:
+    uri, bucket = team
+    client = tracking.connect(uri)
+    branch = registering.Branch(uri, "straight", tmp_path)
+    for experiment, place in (("straight", bucket), ("nowhere", "no-such-bucket-of-ours")):
+        client.create_experiment(experiment, artifact_location=f"s3://{place}/artifacts")
+        settings = branch.config.tracking.model_copy(update={"experiment": experiment})
+        branch.config = branch.config.model_copy(update={"tracking": settings})
+        if place == bucket:
+            branch.register()
+            assert pull(uri, "straight", tmp_path / "pulled")[0].artifacts.startswith(f"s3://{bucket}/artifacts/")
+        else:
+            with pytest.raises(InputError, match="check the bucket of the artifact store"), tracking.foreseen(uri):
+                tracking.open_run(branch.config, "nowhere", uri)
+
+    command = [*CLI, "models", "pull", "straight", tmp_path / "again", "--tracking", uri]
+    environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": "wrong"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "check the bucket of the artifact store, its endpoint and the AWS credentials" in done.stderr
+
+
+def test_what_waits_in_a_store_in_s3_is_sent_from_another_machine(
+    team: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    uri, bucket = team
+    address = f"s3://{bucket}/waiting"
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "first"))
+    branch = registering.Branch(uri, "waited", tmp_path)
+    branch.store = open_store(address)
+    with monkeypatch.context() as offline:
+        offline.setattr(MlflowClient, "log_model_artifacts", away)
+        kept = branch.register()["spooled"]
+    assert kept.startswith(f"{address}/spool/")
+    (entry,) = spool.waiting(branch.store)
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "second"))
+    result = CliRunner().invoke(app, ["models", "sync", "--store", address])
+    assert (result.exit_code, result.stdout) == (0, f"sent {entry.what}\n"), result.output
+    assert query.find(uri, "waited").version == 1
+    assert spool.waiting(branch.store) == []
+    assert not boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix="waiting/spool/")["KeyCount"]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    result = CliRunner().invoke(app, ["models", "sync", "--store", address])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+
+
+def test_the_registrys_benchmark_tells_times_and_shares(team: tuple[str, str], tmp_path: Path) -> None:
+    registry.report(*team, argparse.Namespace(workdir=tmp_path, **registry.TOY))
+    result = read_json(tmp_path / "report.json")
+    assert len(query.list_models(team[0], "line-101")) == 2
+    assert {len(values) for what, values in result["seconds"].items() if "command" not in what} == {2}
+    rows = [line.split(" | ") for line in (tmp_path / "report.md").read_text().splitlines() if " | " in line]
+    (plain,) = (row for row in rows if "boto3" in row[0] and "share" not in row[2])
+    assert plain[2] == "1.00"
+    assert registry.median_with_interval([1.0, 2.0, 9.0])[0] == 2.0
+
+
+class Line:
+    """A work folder, and what is run in it again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.work, self.data = folder, folder / "work", folder / "data"
+        subprocess.run([*CLI, "data", "make-demo", self.data, "--images", "40", "--size", "64"], check=True)
+
+    def run(self, added: str = "", *, data: str = "", store: str = "null", tracking: str = "null") -> dict[str, Any]:
+        config = self.folder / "miniature.yaml"
+        config.write_text(MINIATURE.format(data=data or self.data, store=store, tracking=tracking) + added)
+        command = [*CLI, "run", config, "--workdir", self.work]
+        environment = {**os.environ, CACHE_VARIABLE: str(self.folder / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        logs = "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in sorted((self.work / "logs").glob("*.log")))
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
+        summary: dict[str, Any] = read_json(self.work / "summary.json")
+        return summary
+
+    def run_with_a_team(self, uri: str, bucket: str) -> dict[str, Any]:
+        """Run it with dataset, stage store, registry and artifacts on servers, and nothing in the work folder."""
+        pack(self.data, self.folder / "data.tar")
+        boto3.client("s3").upload_file(str(self.folder / "data.tar"), bucket, "line.tar")
+        store = f"s3://{bucket}/store"
+        summary = self.run(data=f"s3://{bucket}/line.tar", store=store, tracking=uri)
+        assert not {"store", "mlflow"} & {path.name for path in self.work.iterdir()}
+        (target,) = summary["targets"]
+        version, files = pull(uri, "miniature", self.folder / "pulled")
+        assert version.version == target["registry"]["version"]
+        shipped = self.work / target["model"]["files"]["model.onnx"]
+        assert file_sha256(files / "model.onnx") == file_sha256(shipped)
+        return summary
+
+    def take_home(self, store: str, cache: Path, run_id: str) -> None:
+        """Fetch what a run has made from a bucket: its results serve a folder, too."""
+        with pytest.MonkeyPatch.context() as another_machine:
+            another_machine.setenv(CACHE_VARIABLE, str(cache))
+            fetched = open_store(store)
+        for file in fetched.run_folder(run_id).glob("*.*.json"):
+            record = read_json(file)
+            fetched.result(record["stage"], record["key"])
+        fetched.root.rename(self.work / "store")
+
+
+def test_the_whole_way_in_miniature_and_once_more_with_a_target_added(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The first run is on S3 and PostgreSQL where they are, the second needs no server in any case."""
+    line = Line(tmp_path)
+    try:
+        uri, bucket = request.getfixturevalue("team")
+    except pytest.skip.Exception:
+        bucket, first = None, line.run()
+    else:
+        first = line.run_with_a_team(uri, bucket)
+    assert {stage["name"] for stage in first["stages"]} >= set(STAGES)
+    assert {stage["status"] for stage in first["stages"]} == {"done"}
+    (target,) = first["targets"]
+    assert target["status"] == "met"
+    assert all(limit["met"] and limit["measured"] <= limit["limit"] for limit in target["constraints"])
+    assert {"best.pt", "model.onnx"} <= set(target["model"]["files"])
+    assert all((line.work / file).is_file() for file in target["model"]["files"].values())
+    assert target["model"]["latency_ms"]["p50"] > 0
+    assert target["registry"]["version"]
+    assert "</html>" in (line.work / "report.html").read_text()
+    assert not (line.work / "kfp").exists()
+
+    if bucket:
+        line.take_home(f"s3://{bucket}/store", tmp_path / "home", first["run"]["id"])
+    second = line.run(ADDED)
+    again = {(stage["name"], stage["target"]): stage["status"] for stage in second["stages"]}
+    # The dataset is another source then, with the same content.
+    assert again["data-prep", None] == ("done" if bucket else "cached")
+    assert again["supernet-train", None] == "cached"
+    before, added = second["targets"]
+    own = {stage: status for (stage, label), status in again.items() if label == before["id"]}
+    assert own.pop("register") == "done", "it always runs, and changes nothing"
+    assert set(own.values()) == {"cached"}
+    assert before["model"]["latency_ms"] == target["model"]["latency_ms"]
+    assert before["registry"]["version"] == target["registry"]["version"]
+    assert {status for (_, label), status in again.items() if label == added["id"]} == {"done"}
+    assert (added["status"], added["hardware"]["threads"], added["precision_shipped"]) == ("met", 1, "fp32")
+    assert added["registry"]["version"] != before["registry"]["version"]
+    assert set(added["model"]["files"].values()).isdisjoint(before["model"]["files"].values())
+    assert all((line.work / file).is_file() for file in added["model"]["files"].values())
+    assert 'id="target-2"' in (line.work / "report.html").read_text()
