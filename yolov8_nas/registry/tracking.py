@@ -37,17 +37,21 @@ URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 _SQLITE: Final = "sqlite:///"
 _ANSWER_WITHIN: Final = 5.0  # seconds in which a tracking server has to answer before a run starts
 
-_PATIENCE: Final = {
+_SETTINGS: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""How MLflow treats a server that is down, slow or answers 429 or 5xx, unless the environment says otherwise: it tries
-again after 0, 4, 8, 16 and 32 seconds. Its own two minutes for an answer could hold a run up for a quarter of an hour.
+"""What MLflow does unless the environment says otherwise. Where a server is down, slow or answers 429 or 5xx, it tries
+again after 0, 4, 8, 16 and 32 seconds; its own two minutes for an answer could hold a run up for a quarter of an hour.
+And it prints nothing, not even into the JSON of a command.
 """
 
 _PLATFORM: Final = ("mlflow", "requests", "urllib3", "boto3", "botocore", "s3transfer", "sqlalchemy")
 """Packages whose errors tell of the server, its database or its artifact store."""
+
+_S3: Final = ("boto3", "botocore", "s3transfer")
 
 _LATER: Final = (401, 403, 408, 429)
 """HTTP statuses below 500 that other credentials or more time can mend."""
@@ -104,7 +108,7 @@ def connect(uri: str) -> MlflowClient:
     MLflow's own log lines go to Python's root logger instead of the terminal.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for variable, value in _PATIENCE.items():
+    for variable, value in _SETTINGS.items():
         os.environ.setdefault(variable, value)
     import mlflow
 
@@ -192,7 +196,7 @@ def _status(error: Exception) -> int | None:
 
 def _remedy(error: Exception) -> str:
     module, status = type(error).__module__.split(".")[0], _status(error)
-    if module in ("boto3", "botocore", "s3transfer"):
+    if module in _S3 or type(error.__context__).__module__.split(".")[0] in _S3:  # MLflow wraps some of them
         return "check the bucket of the artifact store, its endpoint and the AWS credentials"
     if status in (401, 403):
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for one who may"
