@@ -8,13 +8,17 @@ from pathlib import Path
 import detection
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
+from torchvision.ops import batched_nms
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.nms import non_max_suppression
 
+from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_nms
 from yolov8_nas.deploy.onnx import export_onnx
 from yolov8_nas.deploy.quantization import quantize
 from yolov8_nas.deploy.verification import TOLERANCE, verify_onnx
@@ -83,6 +87,45 @@ def test_boxes_of_fp16_files_are_finer_than_fp16(network: DetectionModel, tmp_pa
     x = outputs[0, 0][outputs[0, 0] > 512]
     assert len(x) > 10
     assert np.abs(2 * x - np.round(2 * x)).max() > 0.05
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_suppression_in_the_file_keeps_what_torchvision_keeps(dynamic: bool) -> None:
+    kept, classes, anchors = NmsOptions(score=0.3, iou=0.5, boxes=40), 3, 30  # of 90 scores; images of 40 rows
+    batch, last = ("B", "A") if dynamic else (2, anchors)
+    passing = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 18]> one (float[{batch}, {4 + classes}, {last}] images) => '
+        f"(float[{batch}, {4 + classes}, {last}] output0) {{ output0 = Identity (images) }}"
+    )
+    model = add_nms(passing, kept)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    rng = np.random.default_rng(0)
+    rows = rng.uniform([10, 10, 5, 5, 0, 0, 0], [60, 60, 40, 40, 1, 1, 0.4], (2, anchors, 7)).astype(np.float32)
+    rows[1, 5:, 4:] = 0  # the second image has little in it
+    (got,) = session.run(None, {"images": rows.transpose(0, 2, 1)})
+    assert got.shape == (2, 40, 6)
+    for image, found in zip(torch.from_numpy(rows), torch.from_numpy(got), strict=True):
+        centre, size, scores = image.split([2, 2, 3], 1)
+        corners = torch.cat([centre - size / 2, centre + size / 2], 1)
+        anchor, label = (scores > kept.score).nonzero(as_tuple=True)
+        score = scores[anchor, label]
+        best = batched_nms(corners[anchor], score, label, kept.iou)[: kept.boxes]
+        wanted = torch.cat([corners[anchor[best]], score[best, None], label[best, None].float()], 1)
+        torch.testing.assert_close(found[: len(wanted)], wanted)
+        assert not found[len(wanted) :].any()
+
+
+def test_stock_ultralytics_uses_a_file_with_suppression(network: DetectionModel, tmp_path: Path) -> None:
+    options = NmsOptions(score=1e-4)
+    whole = export_onnx(network, tmp_path / "whole.onnx", imgsz=SIDE, nms=options)
+    image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    found = YOLO(str(whole), task="detect").predict(image, imgsz=SIDE, conf=options.score, verbose=False)[0].boxes.data
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(image[None, :, :, ::-1].copy()).permute(0, 3, 1, 2) / 255)
+    (wanted,) = non_max_suppression(outputs, options.score, options.iou, multi_label=True, max_det=options.boxes)
+    assert len(wanted) > 3
+    wanted[:, :4] = wanted[:, :4].clamp(0, SIDE)  # prediction clips boxes to the image
+    torch.testing.assert_close(found, wanted, atol=0.02, rtol=1e-3)
 
 
 def test_precisions_exclude_each_other(

@@ -27,8 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from yolov8_nas import doctor
 from yolov8_nas.deploy import gpu_int8, tensorrt
-from yolov8_nas.deploy.efficient_nms import DOMAIN, EfficientNms, add_efficient_nms
 from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
+from yolov8_nas.deploy.nms_in_graph import DOMAIN, NmsOptions, add_efficient_nms
 from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine, summarize_layers
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import engine_file, runtime
@@ -378,7 +378,7 @@ def test_a_real_export_is_what_the_parser_gets(trt: Any, tmp_path: Path) -> None
     manifest = build(tmp_path, source, builds=1)
     assert trt.doubles["OnnxParser"].parse.call_args.args[0] == source.read_bytes()
     assert manifest.inputs["images"]["opt"] == [1, 3, 64, 64]
-    nms = build(tmp_path, source, builds=1, options=EngineOptions(nms=EfficientNms(boxes=10)))
+    nms = build(tmp_path, source, builds=1, options=EngineOptions(nms=NmsOptions(boxes=10)))
     assert nms.outputs == {"output0": [1, 10, 6]}
     assert nms.source_sha256 == manifest.source_sha256
 
@@ -563,7 +563,7 @@ def test_files_that_cannot_be_converted_are_refused(tmp_path: Path) -> None:
 
 def test_efficient_nms_takes_boxes_and_scores_and_gives_rows(tmp_path: Path) -> None:
     before = onnx.load(network(tmp_path / "model.onnx", output=(1, 6, 12288)))
-    model = add_efficient_nms(before, EfficientNms(score=0.3, iou=0.6, boxes=7))
+    model = add_efficient_nms(before, NmsOptions(score=0.3, iou=0.6, boxes=7))
     assert "output0" in {name for node in before.graph.node for name in node.output}
     (plugin,) = (node for node in model.graph.node if node.op_type == "EfficientNMS_TRT")
     attributes = {a.name: helper.get_attribute_value(a) for a in plugin.attribute}
@@ -612,7 +612,7 @@ def _run(
 def test_stock_ultralytics_takes_an_engine_with_nms_as_end_to_end(trt: Any, tmp_path: Path) -> None:
     from ultralytics.nn.backends.tensorrt import TensorRTBackend
 
-    manifest = build(tmp_path, builds=1, options=EngineOptions(nms=EfficientNms()))
+    manifest = build(tmp_path, builds=1, options=EngineOptions(nms=NmsOptions()))
     assert manifest.outputs == {"output0": [1, 300, 6]}
     assert manifest.options["nms"] == {"score": 0.25, "iou": 0.7, "boxes": 300}
     parsed = onnx.load_from_string(trt.doubles["OnnxParser"].parse.call_args.args[0])
@@ -626,7 +626,7 @@ def test_stock_ultralytics_takes_an_engine_with_nms_as_end_to_end(trt: Any, tmp_
 def test_nms_on_top_of_nms_is_refused(trt: Any, tmp_path: Path) -> None:
     source = network(tmp_path / "model.onnx", output=(1, 300, 6))
     with pytest.raises(InputError, match=r"model\.onnx.*\[1, 300, 6\].*without NMS"):
-        build(tmp_path, source, options=EngineOptions(nms=EfficientNms()))
+        build(tmp_path, source, options=EngineOptions(nms=NmsOptions()))
 
 
 # --- what the inspector tells ---

@@ -154,6 +154,7 @@ def export(
     format: Annotated[str, typer.Option(help="onnx, or engine for TensorRT.")] = "onnx",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Take other numbers of images and other sizes.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Compute in FP16.")] = False,
+    nms: Annotated[bool, typer.Option("--nms", help="Suppress overlapping boxes in the file.")] = False,
     imgsz: Annotated[int | None, typer.Option(help="Side of the input in pixels; that of the training.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; beside the model.")] = None,
@@ -180,6 +181,7 @@ def export(
             batch=batch,
             dynamic=dynamic,
             half=half,
+            nms=nms,
         )
     typer.echo(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
 

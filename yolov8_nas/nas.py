@@ -393,6 +393,7 @@ class Subnet:
         imgsz: int | None = None,
         batch: int = 1,
         path: str | Path | None = None,
+        nms: bool = False,
     ) -> Path:
         """Write the network as a file that needs no PyTorch.
 
@@ -403,6 +404,7 @@ class Subnet:
             int8: Whether it is the quantized network that `finetune` has trained; as the search asked unless given.
             imgsz: Side of the square input in pixels; that of the training unless given.
             batch: Images per inference.
+            nms: Whether it suppresses overlapping boxes itself.
             path: The file; in `exports` of the work folder unless given.
 
         Returns:
@@ -418,7 +420,7 @@ class Subnet:
         if int8 is None:
             # In an engine, FP16 is for the layers that are not quantized; an ONNX file is the one or the other.
             int8 = self._target.precision == "int8" and (format == "engine" or not half)
-        kind = "-int8" * int8 + "-fp16" * half + "-dynamic" * dynamic
+        kind = "-int8" * int8 + "-fp16" * half + "-dynamic" * dynamic + "-nms" * nms
         default = self._session.workdir / "exports" / f"{self.name}{kind}{SUFFIXES[format]}"
         exported: Path = self._session.call(
             "export",
@@ -429,6 +431,7 @@ class Subnet:
             batch=batch,
             dynamic=dynamic,
             half=half,
+            nms=nms,
         )
         return exported
 

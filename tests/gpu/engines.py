@@ -33,9 +33,9 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy.efficient_nms import EfficientNms
 from yolov8_nas.deploy.finetune import Recipe, train
 from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
+from yolov8_nas.deploy.nms_in_graph import NmsOptions
 from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
 from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine
 from yolov8_nas.errors import InputError
@@ -187,7 +187,7 @@ def test_an_engine_with_nms_finds_what_ultralytics_finds(
     folder: Path, images: NDArray[np.float32], pictures: Path
 ) -> None:
     path = folder / "nms.engine"
-    nms = EfficientNms(score=0.02, iou=0.6, boxes=50)
+    nms = NmsOptions(score=0.02, iou=0.6, boxes=50)
     build_engine(folder / "fp32.onnx", path, measure=median, options=replace(EXACT, nms=nms))
     (rows,) = TensorRTRunner(path).run(None, {"images": images})
     raw = torch.from_numpy(reference(folder / "fp32.onnx", images))

@@ -29,6 +29,7 @@ from ultralytics.nn.modules import C2f, Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import is_qat
 
+from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_nms
 from yolov8_nas.deploy.quantization import load_network, move_output_quantizers, quantize
 from yolov8_nas.errors import InputError
 from yolov8_nas.store import atomic_write
@@ -46,6 +47,7 @@ def export_onnx(
     names: Sequence[str] | None = None,
     dynamic: bool = False,
     half: bool = False,
+    nms: NmsOptions | None = None,
 ) -> Path:
     """Write a network as ONNX: input `images` (batch, 3, imgsz, imgsz) in 0..1, output `output0`.
 
@@ -61,6 +63,7 @@ def export_onnx(
         dynamic: Whether the file takes any number of images and any height and width that are multiples of 32;
             `imgsz` and `batch` are then only what it names as its own. Otherwise the shape is fixed.
         half: Whether it computes in FP16.
+        nms: Non-maximum suppression in the file, whose output is then (batch, boxes, 6), see `nms_in_graph.add_nms`.
 
     Raises:
         InputError: `half` is asked of a network with fake quantization.
@@ -89,6 +92,8 @@ def export_onnx(
         _store_integers(graph.graph)
     if dynamic:  # the exporter calls the channels unknown as well
         graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4 + network.model[-1].nc
+    if nms:
+        graph = add_nms(graph, nms)
     classes = dict(enumerate(names)) if names is not None else dict(network.names)
     metadata = {
         "description": "YOLOv8-style detector",
@@ -101,7 +106,12 @@ def export_onnx(
         "names": classes,
         "channels": 3,
         "end2end": False,
-        "args": {"batch": batch, "dynamic": dynamic, "nms": None, **({"quantize": 16} if half else {})},
+        "args": {
+            "batch": batch,
+            "dynamic": dynamic,
+            "nms": True if nms else None,
+            **({"quantize": 16} if half else {}),
+        },
     }
     for key, value in metadata.items():
         graph.metadata_props.add(key=key, value=str(value))

@@ -63,6 +63,7 @@ def export(
     batch: int = 1,
     dynamic: bool = False,
     half: bool = False,
+    nms: bool = False,
 ) -> Path:
     """Write the detector of a checkpoint as an ONNX file or as a TensorRT engine.
 
@@ -77,6 +78,8 @@ def export(
         batch: Images per inference; the most of them, if `dynamic`.
         dynamic: Whether the file takes other numbers of images, heights and widths.
         half: Whether it computes in FP16.
+        nms: Whether it suppresses overlapping boxes itself: ONNX's operator in an ONNX file, TensorRT's plugin in an
+            engine.
 
     Raises:
         InputError: The checkpoint is no detector, or what is asked does not go together.
@@ -86,6 +89,7 @@ def export(
     from ultralytics.utils.torch_utils import is_qat
 
     from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
+    from yolov8_nas.deploy.nms_in_graph import NmsOptions
     from yolov8_nas.deploy.onnx import export_onnx
     from yolov8_nas.deploy.verification import verify_onnx
 
@@ -106,10 +110,12 @@ def export(
             int8_for_gpu(written, written, half=half)
         elif not quantized:
             verify_onnx(network, written, **shape)
+        if nms and format == "onnx":  # once more, since what can be compared is boxes and scores
+            export_onnx(network, written, **shape, nms=NmsOptions())
         written.replace(onnx)
     if format == "onnx":
         return onnx
-    return _build_engine(onnx, path, size, batch, dynamic)
+    return _build_engine(onnx, path, size, batch, dynamic, nms)
 
 
 def score(checkpoint: Path, dataset: Path, *, imgsz: int, split: Literal["search", "val"]) -> Score:
@@ -204,8 +210,9 @@ def _require_tensorrt() -> None:
         )
 
 
-def _build_engine(onnx: Path, engine: Path, imgsz: int, batch: int, dynamic: bool) -> Path:
+def _build_engine(onnx: Path, engine: Path, imgsz: int, batch: int, dynamic: bool, nms: bool) -> Path:
     """Build an engine of an ONNX file, the fastest of a few builds."""
+    from yolov8_nas.deploy.nms_in_graph import NmsOptions
     from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine
     from yolov8_nas.hardware.tensorrt import TensorRTRunner
     from yolov8_nas.host import HostLock
@@ -218,5 +225,6 @@ def _build_engine(onnx: Path, engine: Path, imgsz: int, batch: int, dynamic: boo
     largest = (batch, imgsz, imgsz)
     profile = Profile(min=(1, 32, 32), opt=largest, max=largest) if dynamic else None
     with HostLock().measuring():  # TensorRT chooses by timings of its own, too
-        build_engine(onnx, engine, measure=median_ms, options=EngineOptions(profile=profile))
+        options = EngineOptions(profile=profile, nms=NmsOptions() if nms else None)
+        build_engine(onnx, engine, measure=median_ms, options=options)
     return engine

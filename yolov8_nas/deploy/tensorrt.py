@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from yolov8_nas.deploy.efficient_nms import EfficientNms, add_efficient_nms
+from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_efficient_nms
 from yolov8_nas.deploy.onnx_file import check_zero_points, dimensions, precision, read_metadata, read_onnx
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, digest, with_header, write_engine
@@ -76,7 +76,7 @@ class EngineOptions:
     level: int = 3
     tf32: bool = True
     profile: Profile | None = None
-    nms: EfficientNms | None = None
+    nms: NmsOptions | None = None
 
 
 def status() -> dict[str, Any]:
