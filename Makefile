@@ -35,7 +35,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/latency_model.py
 	$(BIN)/python benchmarks/supernet_step.py
 	$(BIN)/python benchmarks/search_speed.py
-	$(BIN)/python benchmarks/registry.py
+	$(BIN)/python benchmarks/registry.py --workdir runs/registry
 
 # Where docker is, and nothing else. make images REGISTRY=registry.example.com/vision pushes them, too.
 images:

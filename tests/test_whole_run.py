@@ -146,9 +146,9 @@ class Line:
     def run_with_a_team(self, uri: str, bucket: str) -> dict[str, Any]:
         """Run it with dataset, stage store, registry and artifacts on servers, and nothing in the work folder."""
         pack(self.data, self.folder / "data.tar")
-        boto3.client("s3").upload_file(str(self.folder / "data.tar"), bucket, "line.tar")
+        boto3.client("s3").upload_file(str(self.folder / "data.tar"), bucket, "data.tar")
         store = f"s3://{bucket}/store"
-        summary = self.run(data=f"s3://{bucket}/line.tar", store=store, tracking=uri)
+        summary = self.run(data=f"s3://{bucket}/data.tar", store=store, tracking=uri)
         assert not {"store", "mlflow"} & {path.name for path in self.work.iterdir()}
         (target,) = summary["targets"]
         version, files = pull(uri, "miniature", self.folder / "pulled")
@@ -195,7 +195,7 @@ def test_the_whole_way_in_miniature_and_once_more_with_a_target_added(
         line.take_home(f"s3://{bucket}/store", tmp_path / "home", first["run"]["id"])
     second = line.run(ADDED)
     again = {(stage["name"], stage["target"]): stage["status"] for stage in second["stages"]}
-    # The dataset is another source then, with the same content.
+    # The dataset is another source then, with the same name and content.
     assert again["data-prep", None] == ("done" if bucket else "cached")
     assert again["supernet-train", None] == "cached"
     before, added = second["targets"]
