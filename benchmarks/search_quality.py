@@ -12,7 +12,9 @@ It is compared with
                         fine-tuning had together;
     stock, compute      the same network, trained for as many seconds as supernet, search and fine-tuning took (without
                         the probe of the device, which is made once);
-    full stock          stock YOLOv8 of the space's size, the limit's measure, for as many epochs.
+    full stock          stock YOLOv8 of the space's size, the limit's measure, for as many epochs;
+    scratch             the searched network itself, trained from scratch for as many epochs as stock: what the
+                        architecture is worth without the supernet's weights (`finetune.from_scratch`).
 
 All of them choose their best epoch on the search split; the validation split is scored once. Latencies are measured
 side by side, in the same rounds. Differences in mAP50-95 come with the 95% interval of a paired bootstrap over images,
@@ -64,7 +66,16 @@ ARMS = {
     "stock-epochs": "stock rescaled to equal latency, equal epochs",
     "stock-compute": "stock rescaled to equal latency, equal compute",
     "stock": "stock of full size, equal epochs",
+    "scratch": "the searched network from scratch, equal epochs",
 }
+"""What the searched network is compared with."""
+
+PAIRS = [
+    *(("searched", arm) for arm in ARMS),
+    ("scratch", "stock-epochs"),
+    ("scratch", "stock-compute"),
+    ("scratch", "stock"),
+]
 
 TOY = {
     "imgsz": 64,
@@ -240,9 +251,15 @@ class Contest:
 
     def hold(self) -> None:
         """Bring the contest to its end, from wherever it stands."""
-        if (self.folder / "result.json").exists():
-            return
         torch.set_num_threads(available_cores())
+        if not (self.folder / "result.json").exists():
+            self.compare()
+        result = read_json(self.folder / "result.json")
+        searched = Architecture.from_dict(result["architectures"]["searched"])
+        self.score("scratch", self.train("scratch", searched, result["epochs"]["stock-epochs"]))
+
+    def compare(self) -> None:
+        """Search, train the others, score and measure them all."""
         arena, number = self.arena, self.number
         base = {"data-prep": arena.prepared.tar}
         supernet = arena.stage("supernet-train", number, base)
@@ -264,7 +281,7 @@ class Contest:
             "searched": tuned.folder / "candidates" / "0" / "best.pt",
             "random": tuned.folder / "candidates" / "1" / "best.pt",
             "stock-epochs": tuned.folder / "rescaled" / "best.pt",
-            "stock-compute": self.train(Architecture.from_dict(alone["architecture"]), as_long),
+            "stock-compute": self.train("stock-compute", Architecture.from_dict(alone["architecture"]), as_long),
             "stock": tuned.folder / "baseline" / "best.pt",
         }
         for arm, file in files.items():
@@ -303,13 +320,13 @@ class Contest:
         pack(folder, tar)
         return tar
 
-    def train(self, network: Architecture, epochs: int) -> Path:
+    def train(self, arm: str, network: Architecture, epochs: int) -> Path:
         """Train a network from scratch, as the pipeline trains what it compares with, for so many epochs."""
-        file, c = self.folder / "stock-compute.pt", self.config
+        file, c = self.folder / f"{arm}.pt", self.config
         if file.exists():
             return file
         recipe = finetune.Recipe(epochs, c.finetune.batch, c.supernet.lr, c.imgsz, c.seed)
-        work = self.folder / "partial" / "stock-compute"
+        work = self.folder / "partial" / arm
         torch.manual_seed(c.seed)
         with HostLock().computing():
             trained = finetune.train(
@@ -374,21 +391,22 @@ def over_seeds(differences: NDArray[np.float64], seed: int = 0) -> Comparison:
 
 def report(workdir: Path, arena: Arena) -> None:
     """Print the tables, and write them with everything behind them."""
-    folders = sorted((file.parent for file in workdir.glob("seeds/*/result.json")), key=lambda f: int(f.name))
+    folders = sorted((file.parent for file in workdir.glob("seeds/*/scratch.npz")), key=lambda f: int(f.name))
     if not folders:
         print("no seed is finished yet")
         return
     results = [read_json(folder / "result.json") for folder in folders]
     scores = {arm: scores_of_draws([folder / f"{arm}.npz" for folder in folders]) for arm in ("searched", *ARMS)}
     rows: list[dict[str, Any]] = []
-    for arm in ARMS:
-        differences = scores["searched"] - scores[arm]
+    for first, arm in PAIRS:
+        differences = scores[first] - scores[arm]
         rows.append(
             {
+                "of": first,
                 "arm": arm,
                 "map50_95": scores[arm][:, 0].tolist(),
-                "latency_ratio": [p50(result, arm) / p50(result, "searched") for result in results],
-                "epochs": [result["epochs"][arm] for result in results],
+                "latency_ratio": [p50(result, arm) / p50(result, first) for result in results],
+                "epochs": [result["epochs"][_measured_as(arm, "stock-epochs")] for result in results],
                 "by_seed": [asdict(over_seeds(row[None])) for row in differences],
                 "over_seeds": asdict(over_seeds(differences)),
             }
@@ -415,7 +433,12 @@ def scores_of_draws(files: Sequence[Path]) -> NDArray[np.float64]:
 
 def p50(result: Mapping[str, Any], arm: str) -> float:
     """Median latency of a contest's network in milliseconds."""
-    return float(result["latency"][arm]["latency_ms"]["p50"])
+    return float(result["latency"][_measured_as(arm, "searched")]["latency_ms"]["p50"])
+
+
+def _measured_as(arm: str, stand_in: str) -> str:
+    """The arm whose record is that of another: from scratch, the searched network is the same architecture."""
+    return stand_in if arm == "scratch" else arm
 
 
 def markdown(
@@ -429,22 +452,26 @@ def markdown(
         f"Supernet {seconds['supernet']:.0f} s, search {seconds['search']:.0f} s, fine-tuning "
         f"{seconds['finetune']:.0f} s. The searched network has mAP50-95 {percent(searched)}%.",
         "",
-        "| compared with | epochs | its mAP50-95, % | difference, points | 95% interval | searched is | its latency, "
-        "searched = 1 |",
-        "|---|---|---|---|---|---|---|",
+        "| network | compared with | epochs | its mAP50-95, % | difference, points | 95% interval | the first is | its "
+        "latency, the first = 1 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        c = row["over_seeds"]
+        c, epochs = row["over_seeds"], "/".join(map(str, dict.fromkeys(row["epochs"])))
         lines.append(
-            f"| {ARMS[row['arm']]} | {'/'.join(map(str, dict.fromkeys(row['epochs'])))} | {percent(row['map50_95'])} "
+            f"| {row['of']} | {ARMS[row['arm']]} | {epochs} | {percent(row['map50_95'])} "
             f"| {100 * c['difference']:+.2f} | {100 * c['low']:+.2f} to {100 * c['high']:+.2f} | **{c['word']}** "
             f"| {np.mean(row['latency_ratio']):.3f} |"
         )
-    lines += ["", "| seed | compared with | difference, points | 95% interval | searched is |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| seed | network | compared with | difference, points | 95% interval | the first is |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         for seed, c in enumerate(row["by_seed"]):
             lines.append(
-                f"| {seed} | {ARMS[row['arm']]} | {100 * c['difference']:+.2f} "
+                f"| {seed} | {row['of']} | {ARMS[row['arm']]} | {100 * c['difference']:+.2f} "
                 f"| {100 * c['low']:+.2f} to {100 * c['high']:+.2f} | {c['word']} |"
             )
     return "\n".join(lines) + "\n"

@@ -272,19 +272,24 @@ def test_the_table_gives_difference_interval_and_word(
             {
                 "machine": "a machine",
                 "seconds": {"supernet": 10.0, "search": 5.0, "finetune": 2.0},
-                "epochs": dict.fromkeys(arms, 3),
-                "latency": {arm: {"latency_ms": {"p50": 2.0 if arm == "stock" else 1.6}} for arm in arms},
+                "epochs": dict.fromkeys(set(arms) - {"scratch"}, 3),
+                "latency": {
+                    arm: {"latency_ms": {"p50": 2.0 if arm == "stock" else 1.6}} for arm in arms if arm != "scratch"
+                },
             },
         )
     arguments = SimpleNamespace(imgsz=64, space="tiny", limit="latency<=80%stock")
     arena = SimpleNamespace(arguments=arguments, images={"train": 8, "search": 2, "val": 20})
     search_quality.report(tmp_path, arena)  # type: ignore[arg-type]
-    told = {row["arm"]: row for row in read_json(tmp_path / "report.json")["rows"]}
+    rows = read_json(tmp_path / "report.json")["rows"]
+    told = {row["arm"]: row for row in rows if row["of"] == "searched"}
+    assert {row["arm"] for row in rows if row["of"] == "scratch"} == {"stock-epochs", "stock-compute", "stock"}
+    assert (told["scratch"]["epochs"], told["scratch"]["latency_ratio"]) == ([3, 3], [1, 1])
     assert told["random"]["over_seeds"]["word"] == "ahead"
     assert told["stock"]["latency_ratio"] == pytest.approx([1.25, 1.25])
     assert len(told["stock-compute"]["by_seed"]) == 2
     lines = capsys.readouterr().out.splitlines()
-    (full,) = (line for line in lines if line.startswith("| stock of full size"))
+    (full,) = (line for line in lines if line.startswith("| searched | stock of full size"))
     assert full.endswith("| 1.250 |")
 
 
