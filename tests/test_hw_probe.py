@@ -434,7 +434,8 @@ def test_a_poor_fit_fails_with_the_numbers(tmp_path: Path, device: Device) -> No
     ("runtime", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("torch", "fp32")]
 )
 def test_real_networks_are_probed(tmp_path: Path, runtime: str, precision: str) -> None:
-    probed = config(runtime=runtime, precision=precision, probe={"max_mape": 10.0})
+    limits = ["latency<=300%stock"]  # of seven networks timed on a busy machine, some may all be slow
+    probed = config(runtime=runtime, precision=precision, probe={"max_mape": 10.0}, constraints=limits)
     ctx = context(tmp_path, probed, networks=4, holdout=2)
     hw_probe.run(ctx)
     rows = read_json(ctx.out / "latency_table.json")["rows"]
