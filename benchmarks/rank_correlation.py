@@ -349,7 +349,7 @@ class Study:
                 continue
             scores = np.array([read_json(file)["map50_95"] for file in files])
             rows += self.by_band(f"supernet {folder.name}", scores, truth, prices, unit)
-            rows += self.against_tuned(folder, trained, {"MAC count": macs, "trained alone": truth}, scores)
+            rows += self.against_tuned(folder, trained, prices, {"MAC count": macs, "trained alone": truth}, scores)
             residuals[folder.name] = misjudged(self.space, trained, scores, truth)
             figure.add_scatter(
                 x=100 * scores,
@@ -377,7 +377,12 @@ class Study:
         figure.write_html(self.workdir / "scatter.html", include_plotlyjs=True)
 
     def against_tuned(
-        self, supernet: Path, networks: Sequence[Architecture], others: Mapping[str, Floats], scores: Floats
+        self,
+        supernet: Path,
+        networks: Sequence[Architecture],
+        prices: Floats,
+        others: Mapping[str, Floats],
+        scores: Floats,
     ) -> Rows:
         """Agreement with the networks fine-tuned from a supernet's weights, of those that are."""
         files = [supernet / "tuned" / f"{network.digest}.json" for network in networks]
@@ -385,11 +390,10 @@ class Study:
         if len(made) < 3:
             return []
         tuned = np.array([read_json(files[i])["map50_95"] for i in made])
-        prices = np.array([self.prices()[1](networks[i]) for i in made])
         rows: Rows = []
         for name, found in {f"supernet {supernet.name}": scores, **others}.items():
             rows.append((name, f"all, against fine-tuned from {supernet.name}", correlate(found[made], tuned)))
-            if cut := bands(prices):
+            if cut := bands(prices[made]):
                 within = correlate_within(found[made], tuned, cut)
                 rows.append((name, f"within bands, against fine-tuned from {supernet.name}", within))
         return rows
