@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.hardware import usage
 from yolov8_nas.space import Architecture
 from yolov8_nas.stages.stage import Stage, StageContext
 from yolov8_nas.store import file_sha256, read_json, tree_files, write_json
@@ -125,6 +124,8 @@ def _curves(tuned: Path) -> dict[str, Curves]:
 
 def _usage(trained: Path) -> dict[str, Curves]:
     """What the machine did meanwhile, by the name under which MLflow shows it; earlier releases did not record it."""
+    from yolov8_nas.hardware import usage
+
     file = trained / usage.FILE
     rows = read_json(file)["rows"] if file.is_file() else []
     return {"system": [{**row, "time": round(1000 * row["time"]), "epoch": i} for i, row in enumerate(rows)]}

@@ -420,8 +420,6 @@ class _Run:
         return self._end("done", digest, key)
 
     def _try(self, entry: Entry, settings: Settings) -> None:
-        from yolov8_nas.hardware import usage  # here, so that a stage that has nothing to do starts in a blink
-
         entry.clear(partial=False)
         for folder in (entry.outputs, entry.partial, entry.scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -432,7 +430,12 @@ class _Run:
             extract(path, folders[name])
         host = HostLock(note=self.progress.note)
         ctx = StageContext(settings, folders, entry.outputs, entry.partial, self.progress, host, self.store)
-        with usage.recorded(ctx.out, ctx.partial) if self.stage.watched else contextlib.nullcontext():
+        if not self.stage.watched:
+            self.stage.run(ctx)
+            return
+        from yolov8_nas.hardware import usage
+
+        with usage.recorded(ctx.out, ctx.partial):
             self.stage.run(ctx)
 
     def _pass_on(self, name: str, failure: Mapping[str, Any]) -> Outcome:
