@@ -30,7 +30,7 @@ from setting import machine
 
 from yolov8_nas.registry import query, tracking
 from yolov8_nas.registry.query import RegisteredVersion
-from yolov8_nas.registry.register import COMPLETE, CONTENT, MODEL_ID, STATE, Deployable, register
+from yolov8_nas.registry.register import COMPLETE, CONTENT, MODEL_ID, STATE, register
 from yolov8_nas.store import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers are those of the tests
@@ -146,11 +146,7 @@ def upload(uri: str, bucket: str, folder: Path, megabytes: float, pairs: int) ->
     s3 = boto3.client("s3")
     run = client.create_run("0").info.run_id
 
-    def deployables() -> Iterator[Deployable]:
-        for number in range(pairs + 1):
-            yield large(file, 1.0 + number)
-
-    models = deployables()
+    models = (registering.detector("large", [file], 1.0 + number) for number in range(pairs + 1))
     ways: dict[str, Callable[[], object]] = {
         "boto3": lambda: s3.upload_file(str(file), bucket, "plain.onnx"),
         "mlflow": lambda: client.log_artifact(run, str(file)),
@@ -176,23 +172,6 @@ def write_network(file: Path, megabytes: float) -> Path:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), file)
     return file
-
-
-def large(file: Path, limit: float) -> Deployable:
-    """What is registered; a limit of its own makes a version of its own."""
-    return Deployable(
-        name="large",
-        files={file.name: file},
-        hardware_id="large",
-        precision="fp32",
-        limits=("latency<=80%stock",),
-        scale="n",
-        resolved=[{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": limit, "unit": "ms"}],
-        metrics={"map50_95": 0.4, "latency_p50_ms": 3.0},
-        params={"imgsz": "64"},
-        tags={"hardware": "large", "hardware_model": "large", "dataset": "d" * 64, "dataset_name": "large"},
-        description="made up",
-    )
 
 
 def repeated(work: Callable[[], object], times: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -66,29 +67,34 @@ class Branch:
         return result
 
 
-def eight_at_once(uri: str, folder: Path) -> None:
-    """Register one detector from eight threads at once, and hold that it has become one version."""
-    files = write_outputs(folder)["trt-export"] / "model"
-    deployable = Deployable(
-        name="crowd",
-        files={file.name: file for file in files.iterdir()},
-        hardware_id="cpu-crowd",
+def detector(name: str, files: Iterable[Path], limit_ms: float = 3.2) -> Deployable:
+    """A made-up detector of these files; a limit of its own makes a version of its own."""
+    return Deployable(
+        name=name,
+        files={file.name: file for file in files},
+        hardware_id=f"cpu-{name}",
         precision="fp32",
         limits=("latency<=3.2ms",),
         scale="n",
-        resolved=[{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}],
+        resolved=[{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": limit_ms, "unit": "ms"}],
         metrics={"map50_95": 0.4, "latency_p50_ms": 3.0},
         params={"imgsz": "64"},
-        tags={"hardware": "cpu", "hardware_model": "Crowd", "dataset": "d" * 64, "dataset_name": "crowd"},
+        tags={"hardware": "cpu", "hardware_model": f"CPU of {name}", "dataset": "d" * 64, "dataset_name": name},
         description="made up",
     )
+
+
+def eight_at_once(uri: str, folder: Path) -> None:
+    """Register one detector from eight threads at once, and hold that it has become one version."""
+    files = write_outputs(folder)["trt-export"] / "model"
+    deployable = detector("crowd", files.iterdir())
     client = tracking.connect(uri)
     runs = [tracking.open_run(CONFIG, f"crowd-{number}", uri) for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(lambda run: register(client, run, deployable), runs))
     (left,) = client.search_model_versions("name = 'crowd'")
     assert {result.version for result in done} == {int(left.version)}
-    assert query.best(uri, "Crowd", 5).version == int(left.version)
+    assert query.best(uri, "CPU of crowd", 5).version == int(left.version)
     models = client.search_logged_models(
         [client.get_run(runs[0]).info.experiment_id], filter_string="tags.hardware_id = 'cpu-crowd'"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fabricated import CONFIG, PROFILE, write_outputs
-from registering import Branch, made_up_scores
+from registering import Branch, detector, made_up_scores
 from typer.testing import CliRunner
 
 from yolov8_nas.cli import app
@@ -222,19 +222,7 @@ def test_scores_on_other_images_do_not_dethrone(uri: str, model: str, deployable
 @pytest.fixture
 def deployable(model: str, tmp_path: Path) -> register.Deployable:
     files = write_outputs(tmp_path / "deployable")["trt-export"] / "model"
-    return register.Deployable(
-        name=model,
-        files={file.name: file for file in files.iterdir()},
-        hardware_id=f"cpu-{model}",
-        precision="fp32",
-        limits=("latency<=3.2ms",),
-        scale="n",
-        resolved=[{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}],
-        metrics={"map50_95": 0.4, "latency_p50_ms": 3.0},
-        params={"imgsz": "64"},
-        tags={"hardware": "cpu", "hardware_model": f"CPU of {model}", "dataset": "d" * 64, "dataset_name": model},
-        description="made up",
-    )
+    return detector(model, files.iterdir())
 
 
 def test_registration_that_was_cut_short_is_hidden_and_finished_by_the_next(
