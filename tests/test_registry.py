@@ -616,3 +616,37 @@ def test_commands_tell_people_and_programs(branch: Branch, model: str, uri: str,
     assert "again, instead of version 2" in ask("rollback", f"{model}/2", "--because", "test")
     assert [one["because"] for one in json.loads(ask("history", model, "--json"))][-1] == "test"
     assert "nothing waits" in ask("sync", "--store", str(tmp_path))
+
+
+def test_a_row_that_somebody_else_wrote_meanwhile_is_met_again(
+    uri: str, deployable: register.Deployable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import BAD_REQUEST, INVALID_PARAMETER_VALUE, MlflowException
+
+    client = tracking.connect(uri)
+    run = tracking.open_run(CONFIG, "met", uri)
+    refused = [
+        '(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint "registered_model_alias_pk"',
+        "(sqlite3.IntegrityError) UNIQUE constraint failed: model_version_tags.key",
+    ]
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def sometimes(self: MlflowClient, *args: str) -> None:
+        if refused:
+            raise MlflowException(refused.pop(), BAD_REQUEST)
+        set_alias(self, *args)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", sometimes)
+    result = register.register(client, run, deployable)
+    assert (result.role, result.created) == ("champion", True) and not refused
+
+    def never(self: MlflowClient, *args: str) -> None:
+        asked.append(args)
+        raise MlflowException("Invalid alias name", INVALID_PARAMETER_VALUE)
+
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", never)
+    with pytest.raises(MlflowException, match="Invalid alias"):
+        champions.crown(client, deployable.name, "other", result.version, action="promoted", because="a test")
+    assert len(asked) == 1

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from yolov8_nas.registry.tracking import repeated_on_conflict
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -64,6 +66,7 @@ def alias_holders(client: MlflowClient, name: str) -> dict[str, int]:
     return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
+@repeated_on_conflict
 def crown(
     client: MlflowClient, name: str, purpose: str, version: int, *, action: str, because: str, by: str | None = None
 ) -> Change:

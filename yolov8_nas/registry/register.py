@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.registry.champions import CHALLENGER, CHAMPION, alias, alias_holders, challenge, crown
+from yolov8_nas.registry.tracking import repeated_on_conflict
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.store import canonical_digest, file_sha256, write_json
 
@@ -148,6 +149,7 @@ def purpose(hardware_id: str, precision: str, limits: Sequence[str], scale: str)
     return _slug("-".join([hardware_id, precision, *sorted(limit_slug(text, scale) for text in limits)]))
 
 
+@repeated_on_conflict
 def register(client: MlflowClient, run: str, deployable: Deployable) -> Registration:
     """Register a detector, or find it where the same content is registered already.
 

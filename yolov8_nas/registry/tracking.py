@@ -9,15 +9,18 @@ MLflow is imported by `connect`, not with this module: it takes seconds, and its
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
+import random
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from yolov8_nas.config import RunConfig
@@ -25,6 +28,9 @@ from yolov8_nas.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RUN_TAG: Final = "yolov8_nas.run_id"
 """Tag of a parent run: the pipeline run's id."""
@@ -50,6 +56,9 @@ And it prints nothing, not even into the JSON of a command.
 
 _PLATFORM: Final = ("mlflow", "requests", "urllib3", "boto3", "botocore", "s3transfer", "sqlalchemy")
 """Packages whose errors tell of the server, its database or its artifact store."""
+
+_CONFLICTS: Final = 6
+"""How often work that met another writer is done again before its error stands."""
 
 _S3: Final = ("boto3", "botocore", "s3transfer")
 
@@ -165,6 +174,33 @@ def foreseen(uri: str) -> Iterator[None]:
             raise
         kind = UnavailableError if unavailable(error) else InputError
         raise kind(f"{without_credentials(uri)}: {said(error, uri)}; {_remedy(error)}") from None
+
+
+def repeated_on_conflict(work: Callable[P, R]) -> Callable[P, R]:
+    """Decorator for work that does no harm when it is done twice: it is done again where somebody else was faster.
+
+    MLflow writes a tag or an alias by looking whether it is there and inserting it where it is not. When two do that at
+    once, the database refuses the second, which MLflow passes on as a bad request and its client does not repeat.
+    """
+
+    @functools.wraps(work)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
+        for attempt in range(_CONFLICTS):
+            try:
+                return work(*args, **kwargs)
+            except Exception as error:
+                if not _conflict(error):
+                    raise
+                time.sleep(random.uniform(0.0, 0.1 * 2**attempt))  # apart, so that they do not meet again
+        return work(*args, **kwargs)
+
+    return patient
+
+
+def _conflict(error: Exception) -> bool:
+    """Whether a database refused a row because there is one with its key: PostgreSQL's, SQLite's and MySQL's words."""
+    text = str(error).lower()
+    return _of_the_server(error) and any(words in text for words in ("unique constraint", "duplicate entry"))
 
 
 def said(error: Exception, uri: str) -> str:
