@@ -151,7 +151,9 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     param: Parameters = None,
-    store: Annotated[str | None, typer.Option(help="Stage store whose runs tell how long stages take.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Stage store (s3://, too) with runs that tell how long stages take.")
+    ] = None,
     rates: Annotated[Path | None, typer.Option(help="YAML: seconds per unit by stage, or by stage and pool.")] = None,
     price: Annotated[list[str] | None, typer.Option(help="POOL=EUR per hour of a step, e.g. training=3.20.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -166,31 +166,32 @@ class Rates:
 
     def __init__(self, given: Mapping[str, Any], store: Store | None) -> None:
         self.given = given
-        self.store = store
-        self.runs: list[tuple[str, RunConfig]] = []
-        if store is not None:
-            for file in sorted(
-                store.root.glob(f"runs/*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True
-            ):
-                try:
-                    self.runs.append((file.parent.name, RunConfig.parse(read_json(file)["config"], str(file))))
-                except InputError:
-                    continue  # of another version of this software
+        self.runs: list[tuple[Path, RunConfig]] = []
+        for run_id in store.runs() if store else ():
+            records = store.run_folder(run_id)
+            try:
+                self.runs.append((records, RunConfig.parse(read_json(records / RUN_FILE)["config"], run_id)))
+            except (FileNotFoundError, InputError):
+                continue  # never opened, or of another version of this software
 
     @classmethod
     def load(cls, file: Path | None, store: str | None) -> Rates:
         """Read what is known.
 
         Raises:
-            InputError: The file is missing, not YAML, or has something else in it; the store is no folder.
+            InputError: The file is missing, not YAML, or has something else in it; the store is not there.
         """
         given: Any = {}
         if file is not None:
             given = read_yaml(file, "a file of rates")
             _check(given, file)
-        if store is not None and not Path(store).is_dir():
+        if store is None:
+            return cls(given, None)
+        if "://" not in store and not Path(store).is_dir():
             raise InputError(f"--store {store}: no such folder; give that of a stage store with runs in it")
-        return cls(given, open_store(store) if store else None)
+        opened = open_store(store)
+        opened.check()
+        return cls(given, opened)
 
     def find(self, stage: str, config: RunConfig, target: TargetConfig | None) -> tuple[float | None, str]:
         """Seconds per unit of a stage, and where they are from."""
@@ -199,21 +200,19 @@ class Rates:
             given = given.get(pool_of(stage, target))
         if given is not None:
             return float(given), "as given"
-        for run_id, earlier in self.runs:
+        for records, earlier in self.runs:
             if (earlier.space, earlier.imgsz) != (config.space, config.imgsz):
                 continue
             for label, other in _targets(earlier, stage, target):
-                if seconds := self._seconds(run_id, stage, label):
-                    return seconds / units(stage, earlier, other), f"run {run_id}"
+                if seconds := _seconds(records / f"{label or 'all'}.{stage}.json"):
+                    return seconds / units(stage, earlier, other), f"run {records.name}"
         return None, "unknown"
 
-    def _seconds(self, run_id: str, stage: str, label: str | None) -> float | None:
-        """How long a run computed a stage."""
-        assert self.store is not None
-        record = self.store.run_folder(run_id) / f"{label or 'all'}.{stage}.json"
-        key = read_json(record)["key"] if record.is_file() else None
-        manifest = self.store.entry(stage, key).manifest if key else None
-        return manifest.seconds if manifest else None
+
+def _seconds(record: Path) -> float | None:
+    """How long a run computed a stage; nothing where it took over what another one had computed."""
+    found = read_json(record) if record.is_file() else {}
+    return float(found["seconds"]) if found.get("status") == "done" else None
 
 
 def _targets(

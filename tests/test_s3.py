@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from pipelines import plan
 from yolov8_nas import local, preflight, remote_store
 from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig, TargetConfig
@@ -35,6 +36,7 @@ from yolov8_nas.data.check import check_source, source_digest
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.stages import data_prep
 from yolov8_nas.stages.stage import Outcome, Stage, StageContext, open_store, run_stage
+from yolov8_nas.summary import RUN_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -337,6 +339,19 @@ def test_a_result_is_there_for_every_machine(bench: Bench, monkeypatch: pytest.M
     store = open_store(bench.store)
     assert (store.result("search", first.key).outputs / "result.txt").read_text() == "made once"
     assert {file.name for run in ("r", "r2") for file in store.run_folder(run).iterdir()} == {"cpu-1t-fp32.search.json"}
+
+
+def test_rates_of_a_plan_come_from_runs_in_a_bucket(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(targets=(TARGET,))
+    for run_id in ("first", "again"):
+        open_store(bench.store).record(run_id, RUN_FILE, {"config": config.model_dump(mode="json")})
+        bench.run(write("made once"), run_id)
+    machine(bench.bucket.folder, "second", monkeypatch)
+    assert set(open_store(bench.store).runs()) == {"first", "again"}
+    rate, source = plan.Rates.load(None, bench.store).find("search", config, TARGET)
+    assert rate is not None and source == "run first", "the other one has computed nothing"
+    with pytest.raises(InputError, match="no-such-bucket-of-ours"):
+        plan.Rates.load(None, "s3://no-such-bucket-of-ours/store")
 
 
 def test_a_tampered_result_is_not_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

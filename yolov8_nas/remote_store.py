@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
@@ -97,6 +98,12 @@ class RemoteStore(Store):
         entry = self.entry(stage, key)
         entry.bring_result(only)
         return entry
+
+    def runs(self) -> list[str]:
+        """Names of the runs that have records, the one with the newest first."""
+        written = self.objects.below("runs").written()
+        newest_first = sorted(written, key=written.__getitem__, reverse=True)
+        return list(dict.fromkeys(name.partition("/")[0] for name in newest_first))
 
     def run_folder(self, run_id: str) -> Path:
         """The folder of a run's records, as they are now."""
@@ -180,6 +187,11 @@ class RemoteEntry(Entry):
             return
         files = self._list("manifest.json") or self._list("failed.json")
         self._bring({name: digest for name, digest in files.items() if name in only}, self.outputs)
+
+    def bring_partial(self) -> None:
+        """Bring the checkpoints, without working on the key."""
+        with super().lock(lambda: None):
+            self._bring_partial()
 
     def clear(self, *, partial: bool) -> None:
         """Remove what a try left behind, here and in the bucket."""
@@ -466,9 +478,14 @@ class _Objects:
 
     def names(self) -> list[str]:
         """Names of all objects."""
+        return list(self.written())
+
+    def written(self) -> dict[str, datetime]:
+        """When each object was written, by name."""
         with s3.foreseen(self.address):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
-            return [entry["Key"].removeprefix(self.prefix) for page in pages for entry in page.get("Contents", [])]
+            entries = (entry for page in pages for entry in page.get("Contents", []))
+            return {entry["Key"].removeprefix(self.prefix): entry["LastModified"] for entry in entries}
 
     def age(self, name: str) -> float | None:
         """Seconds since an object was written, by the server's clock; nothing where there is none."""

@@ -399,6 +399,11 @@ class Store:
         """
         return self.entry(stage, key)
 
+    def runs(self) -> list[str]:
+        """Names of the runs that have records, the one with the newest first."""
+        folders = [path for path in (self.root / "runs").glob("*") if path.is_dir()]
+        return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
+
     def run_folder(self, run_id: str) -> Path:
         """The folder of a run's records, to read them."""
         return self.root / "runs" / run_id
