@@ -27,7 +27,7 @@ from setting import machine
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset
-from yolov8_nas.deploy.quantization import load_network
+from yolov8_nas.deploy.quantization import fold, load_network
 from yolov8_nas.evaluation import Evaluator
 from yolov8_nas.hardware.profile import available_cores
 from yolov8_nas.host import HostLock
@@ -104,7 +104,7 @@ class Int8Arena(Arena):
         data = dataset.data_yaml(self.prepared.folder, into.parent / "views", validate_on="val")
         evaluator = Evaluator(data, imgsz=self.arguments.imgsz, batch=EVALUATION_BATCH, work=into.parent / "work")
         with HostLock().computing():
-            evaluator.evaluate(load_network(tuned.folder / "candidates" / "0" / "qat.pt")).save(into)
+            evaluator.evaluate(fold(load_network(tuned.folder / "candidates" / "0" / "qat.pt"))).save(into)
 
 
 def history(search: Result) -> dict[str, float]:

@@ -26,7 +26,7 @@ from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.deploy import tensorrt
 from yolov8_nas.deploy.finetune import Recipe, train
 from yolov8_nas.deploy.onnx import export_int8, export_int8_ptq, export_onnx
-from yolov8_nas.deploy.quantization import load_network, move_output_quantizers, quantize, save_qat_checkpoint
+from yolov8_nas.deploy.quantization import fold, load_network, quantize, save_qat_checkpoint
 from yolov8_nas.deploy.verification import verify_onnx
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, evaluate
@@ -93,9 +93,7 @@ def test_int8_file(tmp_path: Path, images: list[Tensor]) -> None:
     assert file.stat().st_size < 0.4 * fp32.stat().st_size
 
     # Unoptimised, ONNX Runtime computes what fake quantization computes: the same integers.
-    fake = quantize(copy.deepcopy(network), images)
-    move_output_quantizers(fake)
-    fake.fuse(verbose=False)
+    fake = fold(quantize(copy.deepcopy(network), images))
     image = images[0][:1]
     with torch.no_grad():
         expected, exact = fake(image)[0].numpy(), network(image)[0].numpy()

@@ -803,6 +803,14 @@ def test_networks_of_an_int8_target_are_scored_as_int8_computes_them(
     assert not any(name.endswith("_amax") for name in scorer.network(SPACE.smallest()).state_dict())
 
 
+def test_the_stage_scores_and_exports_as_its_target_asks(inputs: dict[str, Path], tmp_path: Path) -> None:
+    plain = context(tmp_path, inputs)
+    for changes, int8 in (({}, False), ({"precision": "int8", "int8_aware": True, "keep_float": ["stem"]}, True)):
+        stage = search._Search(replace(plain, settings={**plain.settings, **changes}))
+        assert stage.scorer.int8 is int8
+        assert list(stage.scorer.keep_float) == changes.get("keep_float", [])
+
+
 def test_only_int8_targets_are_scored_so() -> None:
     for precision, aware, expected in (("int8", True, True), ("int8", False, False), ("best", True, False)):
         content = {"targets": [{"hardware": "cpu", "precision": precision, "constraints": ["latency<=5ms"]}]}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.space import PARTS
 
 Precision = Literal["fp32", "fp16", "int8", "best"]
 Positive = Annotated[int, Field(ge=1)]
@@ -159,6 +160,35 @@ class FinetuneConfig(_Section):
         return {True: "stock", False: "none"}[baseline] if isinstance(baseline, bool) else baseline
 
 
+class QuantizationConfig(_Section):
+    """How networks are quantized where a target asks for INT8.
+
+    Attributes:
+        keep_float: Parts of a network (`space.PARTS`) that stay in floating point, beside the head's output
+            convolutions and DFL, which always do. `yolov8-nas sensitivity` measures which are worth it.
+    """
+
+    keep_float: tuple[str, ...] = ()
+
+    @field_validator("keep_float")
+    @classmethod
+    def _in_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in PARTS:
+                raise ValueError(f"no part of a network is called {name!r}; the parts are {', '.join(PARTS)}")
+        if {*names, "attention"} == {*PARTS}:
+            raise ValueError("these are all parts, and nothing is left to quantize; ask for precision fp32 or fp16")
+        return tuple(part for part in PARTS if part in names)
+
+    def settings(self, *, int8: bool) -> dict[str, Any]:
+        """The settings of a stage that depends on it; none where nothing is quantized or no part stays in float.
+
+        Args:
+            int8: Whether the stage quantizes anything.
+        """
+        return {"keep_float": list(self.keep_float)} if int8 and self.keep_float else {}
+
+
 class TargetConfig(_Section):
     """One device to search for.
 
@@ -238,6 +268,7 @@ class RunConfig(_Section):
     probe: ProbeConfig = ProbeConfig()
     search: SearchConfig = SearchConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
     targets: tuple[TargetConfig, ...] = Field(min_length=1)
     tracking: TrackingConfig = TrackingConfig()
     store: str | None = None

@@ -123,6 +123,7 @@ class NAS:
         precision: Precision = "fp32",
         runtime: str | None = None,
         batch: int = 1,
+        keep_float: Sequence[str] = (),
         probe: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Subnet:
@@ -137,6 +138,8 @@ class NAS:
             precision: `fp32`, `fp16`, `int8` or `best`: what is to ship.
             runtime: What runs the network on the device; the configuration's default unless given.
             batch: Images per inference.
+            keep_float: Parts of a network that stay in floating point in INT8, see `quantization` in a run
+                configuration.
             probe: Settings of `probe` in a run configuration, for example `{"networks": 48}`.
             settings: Settings of `search`, for example `generations` and `population`.
 
@@ -168,7 +171,11 @@ class NAS:
         }
         # How many candidates are fine-tuned is asked later, and may not be more than are searched for now.
         session = self._session.changed(
-            targets=[target], search=settings, probe=dict(probe or {}), finetune={"candidates": 1}
+            targets=[target],
+            search=settings,
+            probe=dict(probe or {}),
+            finetune={"candidates": 1},
+            quantization={"keep_float": list(keep_float)},
         )
         self.candidates = search(session, target_labels(session.config)[0])
         self._found = self.candidates[0].folders["search"]

@@ -38,6 +38,16 @@ BLOCKS: Final = (
 )
 """The C2f blocks, in the order of the network. Backbone blocks have shortcuts, neck blocks have none (as in YOLOv8)."""
 
+PARTS: Final = (
+    "stem",
+    "down_p2", "backbone_p2", "down_p3", "backbone_p3", "down_p4", "backbone_p4", "down_p5", "backbone_p5",
+    "sppf", "attention",
+    "topdown_p4", "topdown_p3", "neck_down_p4", "bottomup_p4", "neck_down_p5", "bottomup_p5",
+    "detect_boxes", "detect_classes",
+)  # fmt: skip
+"""What a network consists of, in its order: names that hold whatever widths, depths and operators are. The last two are
+the head's branches, on all three levels; `attention` is empty in a network that has none."""
+
 OPERATORS: Final = ("dwsep3", "dwsep5", "dilated3", "conv3", "conv5")
 """What a C2f block is made of, from the fewest multiply-accumulates to the most: depthwise-separable 3x3 and 5x5,
 dilated 3x3 (neck only: stock Ultralytics has no dilated block with a shortcut), two 3x3 (stock), two 5x5."""

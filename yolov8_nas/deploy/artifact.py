@@ -26,6 +26,7 @@ def write_network(
     imgsz: int,
     batch: int = 1,
     calibration: Sequence[Tensor] = (),
+    keep_float: Sequence[str] = (),
 ) -> Path:
     """Write a network in the form and precision that a runtime runs: ONNX, a checkpoint, or an engine.
 
@@ -36,6 +37,7 @@ def write_network(
         imgsz: Side of the square input in pixels.
         batch: Images per run; a checkpoint leaves them open.
         calibration: Batches BCHW, RGB in 0..1, from which the ranges of INT8 come.
+        keep_float: Parts that stay in floating point in INT8, see `quantize`.
 
     Returns:
         `file`.
@@ -50,7 +52,7 @@ def write_network(
         save_checkpoint(model, file, names=list(model.names.values()), imgsz=imgsz)
         return file
     if runtime.precision == "int8":
-        model = quantize(deepcopy(model), calibration)
+        model = quantize(deepcopy(model), calibration, keep_float)
     if runtime.suffix == ".onnx":
         return write_onnx(model, file, runtime=runtime, imgsz=imgsz, batch=batch)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:

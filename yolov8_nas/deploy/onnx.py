@@ -30,7 +30,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import is_qat
 
 from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_nms
-from yolov8_nas.deploy.quantization import load_network, move_output_quantizers, quantize
+from yolov8_nas.deploy.quantization import fold, load_network, quantize
 from yolov8_nas.errors import InputError
 from yolov8_nas.store import atomic_write
 
@@ -127,7 +127,13 @@ def export_int8(checkpoint: Path, path: Path, *, imgsz: int, batch: int = 1) -> 
 
 
 def export_int8_ptq(
-    model: DetectionModel, path: Path, *, imgsz: int, batch: int = 1, calibration: Sequence[Tensor]
+    model: DetectionModel,
+    path: Path,
+    *,
+    imgsz: int,
+    batch: int = 1,
+    calibration: Sequence[Tensor],
+    keep_float: Sequence[str] = (),
 ) -> Path:
     """Write a network as INT8 without training: the graph is the one that ships, its weights have not adapted.
 
@@ -137,8 +143,9 @@ def export_int8_ptq(
         imgsz: Side of the square input in pixels.
         batch: Images per inference.
         calibration: Batches BCHW, RGB in 0..1, from which the ranges come.
+        keep_float: Parts that stay in floating point, see `quantize`.
     """
-    return export_onnx(quantize(deepcopy(model), calibration), path, imgsz=imgsz, batch=batch)
+    return export_onnx(quantize(deepcopy(model), calibration, keep_float), path, imgsz=imgsz, batch=batch)
 
 
 class _Half(nn.Module):
@@ -170,9 +177,7 @@ class _Half(nn.Module):
 
 def _inference_copy(model: DetectionModel, dynamic: bool) -> DetectionModel:
     """A copy in the form that runs on a device: FP32 on the CPU, BatchNorm folded, the head in export mode."""
-    network = deepcopy(model).cpu().float().eval().requires_grad_(False)
-    move_output_quantizers(network)
-    network = network.fuse(verbose=False)
+    network = fold(deepcopy(model).cpu().float().eval().requires_grad_(False))
     for module in network.modules():
         if isinstance(module, Detect):
             module.export, module.format, module.dynamic, module.shape = True, "onnx", dynamic, None

@@ -123,13 +123,14 @@ def score(checkpoint: Path, dataset: Path, *, imgsz: int, split: Literal["search
     import torch
 
     from yolov8_nas.data.dataset import data_yaml
+    from yolov8_nas.deploy.quantization import fold
     from yolov8_nas.evaluation import evaluate
     from yolov8_nas.hardware.profile import available_cores
 
     torch.set_num_threads(available_cores())
     with tempfile.TemporaryDirectory() as work:
         data = data_yaml(dataset, Path(work), validate_on=split)
-        found = evaluate(_read(checkpoint), data, imgsz=imgsz, batch=BATCH, work=Path(work))
+        found = evaluate(fold(_read(checkpoint)), data, imgsz=imgsz, batch=BATCH, work=Path(work))
     return Score(split, len(found.images), found.map50_95, found.map50, found.per_class)
 
 

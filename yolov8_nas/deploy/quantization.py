@@ -7,7 +7,9 @@ pixels, one thread): 5.8 ms in FP32, 8.7 ms with quantized inputs alone, because
 float and the convolution stays in FP32, and 2.9 ms with this recipe.
 
 The head's output convolutions and DFL stay in floating point, as Ultralytics has it: one scale for pixels and
-probabilities would round the scores away.
+probabilities would round the scores away. Beside them stay the parts that a run's configuration names
+(`quantization.keep_float`). Nothing but `leave_float` decides it: the files that hw-probe and the search measure, the
+scores of the search, what is trained (network and average alike) and what ships all come from it.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import Tensor
-from ultralytics.nn.modules import Conv
+from torch import Tensor, nn
+from ultralytics.nn.modules import C2PSA, SPPF, Conv, Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils.torch_utils import is_qat, qat_state, strip_qat
 
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.space import BLOCKS, CONVS, PARTS
 from yolov8_nas.supernet.derive import save_checkpoint
 
+_BRANCHES: Final = {"cv2": "detect_boxes", "cv3": "detect_classes"}
+"""The parts that the head consists of, by Ultralytics' names."""
 
-def quantize(model: DetectionModel, calibration: Sequence[Tensor]) -> DetectionModel:
+
+def quantize(model: DetectionModel, calibration: Sequence[Tensor], keep_float: Sequence[str] = ()) -> DetectionModel:
     """Insert fake quantization, with ranges from calibration images.
 
     BatchNorm stays as it is and is folded at export; so ranges belong to statistics that must be right before this.
@@ -35,9 +42,13 @@ def quantize(model: DetectionModel, calibration: Sequence[Tensor]) -> DetectionM
     Args:
         model: A network of stock modules; it is changed.
         calibration: Batches BCHW, RGB in 0..1, not augmented: ranges of mosaics are not those of images.
+        keep_float: Parts (`space.PARTS`) that stay in floating point.
 
     Returns:
         The same network.
+
+    Raises:
+        InputError: Parts are named, and the network has not YOLOv8's.
     """
     import modelopt.torch.quantization as mtq
 
@@ -45,35 +56,141 @@ def quantize(model: DetectionModel, calibration: Sequence[Tensor]) -> DetectionM
     config["quant_cfg"].append(
         {"quantizer_name": "*output_quantizer", "parent_class": "nn.BatchNorm2d", "cfg": {"num_bits": 8, "axis": None}}
     )
-    head = f"model.{len(model.model) - 1}."
 
     def calibrate(network: Any) -> None:
         for x_BCHW in calibration:
             network(x_BCHW.to(next(model.parameters())))
 
-    def stays_float(name: str) -> bool:
-        # Of the head, what is no `Conv` (convolution, BatchNorm, activation): the output convolutions, and DFL.
-        return name.startswith(head) and (".dfl." in name or not (".conv." in name or ".bn." in name))
-
     training = model.training
     model.eval()
     with torch.no_grad():
         mtq.quantize(model, config, calibrate)
-        mtq.disable_quantizer(model, stays_float)
+    leave_float(model, keep_float)
     return model.train(training)
 
 
-def move_output_quantizers(model: DetectionModel) -> None:
-    """Hang each BatchNorm's quantizer to the convolution that it is about to be folded into.
+def leave_float(model: DetectionModel, keep_float: Sequence[str] = ()) -> None:
+    """Take fake quantization from what stays in floating point. The ranges of the rest do not depend on it.
 
-    Ultralytics' `fuse` throws a BatchNorm away with all that it holds. Networks without fake quantization stay as
-    they are.
+    Args:
+        model: A network with fake quantization; it is changed.
+        keep_float: Parts (`space.PARTS`) that stay so beside the head's output convolutions and DFL.
+
+    Raises:
+        InputError: Parts are named, and the network has not YOLOv8's.
     """
-    if not is_qat(model):
-        return
-    for module in model.modules():
-        if isinstance(module, Conv) and hasattr(module, "bn"):
-            module.conv.output_quantizer = module.bn.output_quantizer
+    import modelopt.torch.quantization as mtq
+
+    head = f"model.{len(model.model) - 1}."
+    rows = parts_by_row(model) if keep_float else []
+
+    def stays_float(name: str) -> bool:
+        # Of the head, what is no `Conv` (convolution, BatchNorm, activation): the output convolutions, and DFL.
+        if name.startswith(head) and (".dfl." in name or not (".conv." in name or ".bn." in name)):
+            return True
+        return bool(keep_float) and _part(name, rows) in keep_float
+
+    mtq.disable_quantizer(model, stays_float)
+
+
+def parts_by_row(model: DetectionModel) -> list[str]:
+    """The part (`space.PARTS`) that each row of a network belongs to, by its place in YOLOv8's topology.
+
+    It holds for networks of any size, with C2f as one module or unrolled.
+
+    Returns:
+        A name for each row. Rows without weights between the parts have names that are none of a part's; so has the
+        head, whose branches are parts.
+
+    Raises:
+        InputError: The network has another topology.
+    """
+    convs, blocks = iter(CONVS), iter(BLOCKS)
+    found: list[str] = []
+    for row in model.model:
+        match row:
+            case Conv() if row.conv.stride == (2, 2):
+                part = next(convs, None)
+            case SPPF():
+                part = "sppf"
+            case C2PSA():
+                part = "attention"
+            case nn.Upsample():
+                part = "upsample"
+            case Detect():
+                part = "detect"
+            case _ if found and found[-1] in BLOCKS:
+                part = found[-1]
+            case _:
+                part = next(blocks, None)
+        if part is None:
+            break
+        found.append(part)
+    wanted = [part for part in PARTS if part not in ("attention", *_BRANCHES.values())]
+    if [*dict.fromkeys(part for part in found if part not in ("attention", "upsample"))] != [*wanted, "detect"]:
+        raise InputError(
+            "the network has not YOLOv8's parts, so none of them can be told from the others; give stock YOLOv8 for "
+            "detection, or a network of a search space"
+        )
+    return found
+
+
+def float_parts(model: DetectionModel) -> list[str]:
+    """The parts of a network with fake quantization of which nothing is quantized, in the order of the network.
+
+    Raises:
+        InputError: The network has not YOLOv8's parts.
+    """
+    rows = parts_by_row(model)
+    enabled = {_part(name, rows): False for name, _ in model.named_parameters() if _part(name, rows) in PARTS}
+    for name, module in model.named_modules():
+        if type(module).__name__ == "TensorQuantizer" and module.is_enabled:
+            enabled[_part(name, rows)] = True
+    return [part for part in PARTS if enabled.get(part) is False]
+
+
+def require_recipe(model: DetectionModel, keep_float: Sequence[str], source: Path) -> None:
+    """See that a network is quantized as it was searched.
+
+    Args:
+        model: A network with fake quantization.
+        keep_float: Parts that are to be in floating point.
+        source: Where the network is from, for messages.
+
+    Raises:
+        StageError: Others are.
+    """
+    found, rows = float_parts(model), parts_by_row(model)
+    wanted = [part for part in PARTS if part in keep_float and (part in rows or part in _BRANCHES.values())]
+    if found != wanted:
+        raise StageError(
+            f"{source}: in floating point stay {', '.join(found) or 'no parts'}, and quantization.keep_float asks for "
+            f"{', '.join(wanted) or 'none'}; train it again with this configuration"
+        )
+
+
+def _part(name: str, rows: Sequence[str]) -> str:
+    """The part that something inside a network belongs to.
+
+    Args:
+        name: For example `model.22.cv2.0.1.conv.weight`.
+        rows: As `parts_by_row` gives them.
+    """
+    _, row, inner, *_ = name.split(".")
+    return _BRANCHES.get(inner, "detect") if rows[int(row)] == "detect" else rows[int(row)]
+
+
+def fold(model: DetectionModel) -> DetectionModel:
+    """Fold BatchNorm into the convolutions, as in what ships; the network itself is changed.
+
+    Ultralytics' `fuse` throws a BatchNorm away with all that it holds: first its quantizer is hung to the convolution.
+    """
+    if is_qat(model):
+        for module in model.modules():
+            if isinstance(module, Conv) and hasattr(module, "bn"):
+                module.conv.output_quantizer = module.bn.output_quantizer
+    folded: DetectionModel = model.fuse(verbose=False)
+    return folded
 
 
 def save_qat_checkpoint(model: DetectionModel, path: Path, *, names: Sequence[str], imgsz: int) -> None:

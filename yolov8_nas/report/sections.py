@@ -697,6 +697,7 @@ def _quantization(target: Target) -> dict[str, Any] | None:
             if wording.is_number(difference.get("difference"))
         ],
         "speed": _quotient(rows["fp32"]["p50"], rows["int8"]["p50"]),
+        "recipe": wording.recipe(result.get("keep_float") or ()),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeGuard
 
 ABSENT: Final = "–"
@@ -220,6 +220,18 @@ def comparison_sentence(comparison: Mapping[str, Any], one: str, other: str) -> 
         case "undecided":
             return f"{one} against {other} is undecided: {figures}, and the interval holds zero."
     return f"{one} against {other}: {figures}."
+
+
+def recipe(keep_float: Sequence[Any]) -> str:
+    """What of an INT8 network is in floating point, in a sentence.
+
+    Args:
+        keep_float: The parts that a run's configuration names.
+    """
+    always = "the head's output convolutions and DFL"
+    if not keep_float:
+        return f"In INT8, {always} stay in floating point."
+    return f"In INT8, {', '.join(map(str, keep_float))} (quantization.keep_float), {always} stay in floating point."
 
 
 def gate(verdict: Mapping[str, Any]) -> str:

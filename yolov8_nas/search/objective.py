@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.deploy.quantization import quantize
+from yolov8_nas.deploy.quantization import fold, quantize
 from yolov8_nas.evaluation import Evaluator
 from yolov8_nas.hardware.benchmark import Measurement
 from yolov8_nas.hardware.cost import Cost, cost
@@ -275,6 +275,7 @@ class Scorer:
         seed: Seed of their choice.
         work: Folder for whatever is written on the way.
         int8: Whether networks are scored as INT8 would compute them.
+        keep_float: Parts that then stay in floating point, see `quantize`.
     """
 
     def __init__(
@@ -288,9 +289,11 @@ class Scorer:
         seed: int,
         work: Path,
         int8: bool = False,
+        keep_float: Sequence[str] = (),
     ) -> None:
         self.supernet = supernet
         self.int8 = int8
+        self.keep_float = keep_float
         self.calibration = calibration_batches(data, imgsz, bn_images, batch, seed)
         self.range_batches = math.ceil(RANGE_IMAGES / batch)
         self.statistics = StatisticsCache(work / "batchnorm", supernet, self.calibration)
@@ -306,7 +309,6 @@ class Scorer:
     def __call__(self, architecture: Architecture) -> float:
         """mAP50-95 of a network on the search split, from 0 to 1."""
         network = self.network(architecture)
-        network = (
-            quantize(network, self.calibration[: self.range_batches]) if self.int8 else network.fuse(verbose=False)
-        )
-        return self.evaluator.evaluate(network).map50_95
+        if self.int8:
+            quantize(network, self.calibration[: self.range_batches], self.keep_float)
+        return self.evaluator.evaluate(fold(network)).map50_95

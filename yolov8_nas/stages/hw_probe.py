@@ -109,7 +109,16 @@ def recipe(config: RunConfig, target: TargetConfig) -> Settings:
         "networks": config.probe.networks,
         "holdout": config.probe.holdout,
         "seed": config.seed,
+        **config.quantization.settings(int8=target.precision == "int8"),
     }
+
+
+def _differences(results: Mapping[str, Any], asked: Settings) -> list[str]:
+    """Names of what was measured elsewhere by another recipe than is asked for."""
+    from yolov8_nas.hardware.bundle import differences
+
+    # A recipe in which no part stays in floating point does not say so.
+    return differences(results, {"keep_float": None, **asked})
 
 
 def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
@@ -118,7 +127,7 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
     Raises:
         InputError: Nothing was measured there yet, or by another recipe; or a limit cannot be measured there.
     """
-    from yolov8_nas.hardware.bundle import differences, place, read_kept
+    from yolov8_nas.hardware.bundle import place, read_kept
 
     asked = recipe(config, target)
     if any(limit.scope == "with_nms" for limit in target.limits):
@@ -128,7 +137,7 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
         )
     _require_one_precision(target, place(target).kind)
     table = read_kept(target).table
-    if differing := differences(table, asked):
+    if differing := _differences(table, asked):
         raise InputError(
             f"{target.far}: measured with another {' and '.join(differing)} than the configuration has; measure anew "
             "(yolov8-nas probe CONFIG --bundle FILE.tar), or set the configuration back"
@@ -245,7 +254,7 @@ def import_results(config: RunConfig, label: str, results: Path, store: str) -> 
     if read["bundle"]["purpose"] != bundle.TABLE:
         bundle.keep(read, target)
         return
-    if differing := bundle.differences(read, recipe(config, target)):
+    if differing := _differences(read, recipe(config, target)):
         raise InputError(
             f"{results}: measured with another {' and '.join(differing)} than the configuration has; pack a bundle "
             "with this configuration and measure that (yolov8-nas probe CONFIG --bundle FILE.tar)"
@@ -359,7 +368,15 @@ class _Bench:
         from yolov8_nas.deploy.artifact import write_network
 
         images = [torch.rand(2, 3, self.imgsz, self.imgsz)]  # ranges have no influence on speed
-        write_network(model.eval(), file, runtime=self.runtime, imgsz=self.imgsz, batch=self.batch, calibration=images)
+        write_network(
+            model.eval(),
+            file,
+            runtime=self.runtime,
+            imgsz=self.imgsz,
+            batch=self.batch,
+            calibration=images,
+            keep_float=self.ctx.settings.get("keep_float", ()),
+        )
 
     def measure(self, files: Sequence[Path], checkpoint: str) -> list[Measurement | Failed]:
         """Measure files in the same rounds, with stock as the reference network."""

@@ -39,10 +39,12 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
 
     assert target is not None
     supernet = supernet_train.settings(config, None)
+    int8 = target.precision in ("int8", "best")
     return {
         "finetune": config.finetune.model_dump(),
         "supernet": {name: supernet[name] for name in ("epochs", "lr", "weights")},
-        "int8": target.precision in ("int8", "best"),
+        "int8": int8,
+        **config.quantization.settings(int8=int8),
         "imgsz": config.imgsz,
         "seed": config.seed,
     }
@@ -195,7 +197,8 @@ class _Finetuning:
         best_epoch = {"fp32": tuned.epoch}
         quantized: Trained | None = None
         if self.ctx.settings["int8"]:
-            observed = quantize(deepcopy(tuned.network), self.calibration)
+            keep_float = self.ctx.settings.get("keep_float", ())
+            observed = quantize(deepcopy(tuned.network), self.calibration, keep_float)
             # What INT8 costs without training for it: what the training is compared with.
             save_qat_checkpoint(observed, folder / "ptq.pt", names=self.names, imgsz=self.imgsz)
             quantized = self._carry_out(f"{name}, INT8", observed, self.qat, teacher=tuned.network)

@@ -81,12 +81,15 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
             f"finetune.baseline = {config.finetune.baseline} needs one measurement after the other, and "
             f"{target.hardware} is elsewhere; use stock or none"
         )
+    int8 = target.precision == "int8"
     return {
         "precision": target.precision,
         "batch": target.batch,
         "imgsz": config.imgsz,
         **config.search.model_dump(),
-        "int8_aware": config.search.int8_aware and target.precision == "int8",
+        "int8_aware": config.search.int8_aware and int8,
+        # Of INT8 targets always: without it lie in stores what versions found that scored them in floating point.
+        **({"keep_float": list(config.quantization.keep_float)} if int8 else {}),
         "rescaled": config.finetune.baseline in ("rescaled", "both"),
         "seed": config.seed,
         **({"elsewhere": target.model_dump(mode="json")} if target.far else {}),
@@ -172,6 +175,8 @@ class _Search:
             bn_images=self.options["bn_images"],
             seed=self.options["seed"],
             work=ctx.partial / "work",
+            int8=self.options["int8_aware"],
+            keep_float=self.options.get("keep_float", ()),
         )
         stock_ms = read_json(self.probe / "stock.json")["latency_ms"]["p50"]
         self.preference = Preference(**self.options["objective"], stock_ms=stock_ms)
@@ -538,6 +543,7 @@ class _Search:
             imgsz=self.options["imgsz"],
             batch=self.options["batch"],
             calibration=calibration,
+            keep_float=self.options.get("keep_float", ()),
         )
 
     def tell(self, done: float, message: str) -> None:

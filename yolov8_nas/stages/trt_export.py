@@ -50,6 +50,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "batch": target.batch,
         "imgsz": config.imgsz,
         "seed": config.seed,
+        **config.quantization.settings(int8=target.precision in ("int8", "best")),
         **({"elsewhere": target.model_dump(mode="json")} if target.far else {}),
     }
 
@@ -125,6 +126,7 @@ class _Export:
         self.imgsz: int = ctx.settings["imgsz"]
         self.batch: int = ctx.settings["batch"]
         self.wanted = WANTED[ctx.settings["precision"]]
+        self.keep_float: list[str] = ctx.settings.get("keep_float", [])
         self.tuned = ctx.inputs["qat-finetune"]
         self.summary = read_json(self.tuned / "finetune.json")
         self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
@@ -157,7 +159,7 @@ class _Export:
 
     def _export(self) -> list[_Exported]:
         from yolov8_nas.deploy.artifact import build_engine, write_onnx
-        from yolov8_nas.deploy.quantization import load_network
+        from yolov8_nas.deploy.quantization import load_network, require_recipe
         from yolov8_nas.deploy.verification import verify_onnx
 
         rows: list[tuple[str, int | None, Path, dict[str, Any]]] = [
@@ -174,6 +176,8 @@ class _Export:
                 if not checkpoint.exists():
                     continue
                 network = load_network(checkpoint)
+                if precision == "int8":
+                    require_recipe(network, self.keep_float, checkpoint)
                 onnx = self.ctx.partial / f"{stem}-{precision}.onnx"
                 write_onnx(network, onnx, runtime=runtime, imgsz=self.imgsz, batch=self.batch)
                 if precision != "int8":
@@ -466,15 +470,17 @@ class _Export:
             "difference": _compared(pair["int8"].val, pair["fp32"].val),
             "ptq": {"map50_95": calibrated.map50_95, "map50": calibrated.map50, "per_class": calibrated.per_class},
             "ptq_difference": _compared(calibrated, pair["fp32"].val),
+            **({"keep_float": self.keep_float} if self.keep_float else {}),
         }
 
     def _calibrated(self, trained: _File) -> Evaluation:
         """The score on the val split of the network before its quantization-aware training: the same graph in INT8."""
         from yolov8_nas.deploy.artifact import write_onnx
-        from yolov8_nas.deploy.quantization import load_network
+        from yolov8_nas.deploy.quantization import load_network, require_recipe
 
         onnx = self.ctx.partial / f"{trained.name}-ptq.onnx"
         network = load_network(trained.folder / "ptq.pt")
+        require_recipe(network, self.keep_float, trained.folder / "ptq.pt")
         write_onnx(network, onnx, runtime=self.runtimes["int8"], imgsz=self.imgsz, batch=self.batch)
         return self._evaluate(self._evaluator("val"), f"{onnx.stem}-val", onnx)
 
