@@ -16,7 +16,7 @@ import typer.core
 from rich.console import Console
 from rich.table import Table
 
-from yolov8_nas import cli_analyze, cli_models
+from yolov8_nas import cli_analyze, cli_models, cli_sensitivity
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
@@ -55,6 +55,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Datasets: check one, make the
 app.add_typer(data_app, name="data")
 app.add_typer(cli_models.app, name="models")
 app.command()(cli_analyze.analyze)
+app.command()(cli_sensitivity.sensitivity)
 
 Config = Annotated[Path, typer.Argument(help="Run configuration (YAML).")]
 Workdir = Annotated[Path | None, typer.Option(help="Folder for everything that the run writes.")]

@@ -1,0 +1,108 @@
+"""The command `sensitivity`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from yolov8_nas.deploy.sensitivity import Sensitivity, Variant
+    from yolov8_nas.evaluation import Comparison
+
+
+def sensitivity(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Stock YOLOv8, trained on the dataset: an Ultralytics checkpoint.")
+    ],
+    data: Annotated[str, typer.Option(help="Dataset: a folder, a data.yaml, an archive or the address of one.")],
+    split: Annotated[
+        Literal["search", "val"], typer.Option(help="What is scored: val is for final figures, so it decides nothing.")
+    ] = "search",
+    imgsz: Annotated[int | None, typer.Option(help="Side of the input in pixels; that of the training.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images to score on at most.")] = 1000,
+    tolerance: Annotated[float, typer.Option(min=0, help="Drop in AP (hundredths of mAP50-95) to accept.")] = 0.5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure which parts of a network INT8 hurts, and suggest what to leave in floating point."""
+    from yolov8_nas import apart
+
+    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"reading {checkpoint}") as status:
+        progress = Path(folder) / "progress"
+        progress.write_text(f"reading {checkpoint}")
+        found = apart.call(
+            "yolov8_nas.deploy.sensitivity:measure",
+            log=Path(folder) / "sensitivity.log",
+            wait=lambda: status.update(progress.read_text() or "scoring"),
+            checkpoint=checkpoint,
+            data=data,
+            split=split,
+            imgsz=imgsz,
+            images=images,
+            tolerance=tolerance,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+        return
+    console = Console()
+    console.print(_table(checkpoint, found), highlight=False)
+    console.print(f"\n{_suggestion(found)}", markup=False, highlight=False)
+    if found.suggested is not None:
+        typer.echo(f"\nquantization:\n  keep_float: [{', '.join(found.suggested.keep_float)}]")
+
+
+def _table(checkpoint: Path, found: Sensitivity) -> Table:
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+        title=f"{checkpoint.name}, {found.imgsz} px, {found.images} images of the {found.split} split",
+        title_style="bold",
+        title_justify="left",
+        caption="In brackets 95% intervals over images. What is regained, and the word, are against plain INT8.",
+        caption_justify="left",
+    )
+    table.add_column("in floating point")
+    for heading in ("mAP50-95", "drop, AP", "", "regained, AP", ""):
+        table.add_column(heading, justify="right")
+    table.add_column()
+    table.add_row("everything (no INT8)", f"{found.map50_95:.3f}")
+    table.add_row("head's outputs, DFL (plain INT8)", *_figures(found.quantized)[:3])
+    for variant in (*found.parts, *found.sets):
+        table.add_row(f"... and {', '.join(variant.keep_float)}", *_figures(variant))
+    return table
+
+
+def _figures(variant: Variant) -> tuple[str, ...]:
+    return (
+        f"{variant.map50_95:.3f}",
+        *_points(variant.drop, -100),
+        *_points(variant.regained, 100),
+        variant.regained.word,
+    )
+
+
+def _points(comparison: Comparison, factor: int) -> tuple[str, str]:
+    """A difference in AP, and its interval."""
+    low, high = sorted((factor * comparison.low, factor * comparison.high))
+    return f"{factor * comparison.difference:z.2f}", f"({low:z.2f} to {high:z.2f})"
+
+
+def _suggestion(found: Sensitivity) -> str:
+    drop, interval = _points((found.suggested or found.quantized).drop, -100)
+    if found.suggested is None:
+        return (
+            f"INT8 costs {drop} AP {interval}, and no parts were found that bring this to {found.tolerance:g} AP. "
+            "Quantization-aware training, which a run does for INT8, may; else ask for fp16 or fp32."
+        )
+    return (
+        f"The drop is {drop} AP {interval}, within the tolerance of {found.tolerance:g} AP, "
+        + (f"with {', '.join(found.suggested.keep_float)} in floating point" if found.suggested.keep_float else "as is")
+        + ". In the run configuration:"
+    )
