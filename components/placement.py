@@ -62,25 +62,19 @@ def is_gpu(target: TargetConfig) -> bool:
     return not names_cpu(target.hardware) and target.far is None
 
 
-def training_nodes(nodes: str, gpus: str, store: str) -> int:
+def training_nodes(nodes: str, gpus: str) -> int:
     """How many nodes the supernet is trained on.
 
     Args:
         nodes: As it was asked for.
         gpus: GPUs of each.
-        store: The stage store.
 
     Raises:
-        InputError: One of the two is no such number; or the nodes have no folder in common.
+        InputError: One of the two is no such number.
     """
     for name, value, least in (("training_nodes", nodes, 1), ("training_gpus", gpus, 0)):
         if not value.isdecimal() or int(value) < least:
             raise InputError(f"{name} = {value!r}: give a whole number from {least} on")
-    if int(nodes) > 1 and "://" in store:
-        raise InputError(
-            f"training_nodes = {nodes} with the store {store}: the nodes share checkpoints in a folder; use a store on "
-            "the volume, below /store/, or one node"
-        )
     return int(nodes)
 
 

@@ -167,7 +167,9 @@ class Rates:
     def __init__(self, given: Mapping[str, Any], store: Store | None) -> None:
         self.given = given
         self.runs: list[tuple[Path, RunConfig]] = []
-        for run_id in store.runs() if store else ():
+        if store is None:
+            return
+        for run_id in store.runs():
             records = store.run_folder(run_id)
             try:
                 self.runs.append((records, RunConfig.parse(read_json(records / RUN_FILE)["config"], run_id)))

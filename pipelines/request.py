@@ -59,7 +59,7 @@ def make(file: Path, overrides: Sequence[str], parameters: Sequence[str]) -> Req
     values = {"config": config.to_json(), "store": config.store or STORE, **given}
     whole = requested(values["config"], **{name: given[name] for name in _ASKED if name in given})
     _check_paths(whole, values["store"], str(file))
-    training_nodes(given.get("training_nodes", "1"), given.get("training_gpus", "1"), values["store"])
+    training_nodes(given.get("training_nodes", "1"), given.get("training_gpus", "1"))
     placed = branches(whole, given.get("target_pools", {}), given.get("tolerations", [GPU_TOLERATION]))
     return Request(whole, tuple(placed), values)
 

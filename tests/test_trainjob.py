@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes
+import object_store
 import pytest
 from kube_server import JOBS, PODS, KubernetesApi, serving
 
 from components.placement import over_nodes, training_nodes
-from components.supernet_train import trainjob
+from components.supernet_train import node, trainjob
+from yolov8_nas import remote_store
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, WaitingError
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
 from yolov8_nas.stages import supernet_train
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.stages.stage import StageContext, open_store
+from yolov8_nas.store import Manifest, file_sha256, read_json, write_json
 
 OWN: dict[str, Any] = {
     "metadata": {
@@ -224,7 +226,7 @@ def test_the_stage_hands_its_processes_over_and_takes_what_they_fail_of(
     follow = trainjob.TrainJob._follow
     monkeypatch.setattr(trainjob.TrainJob, "_follow", diverge)
     with pytest.raises(InputError, match="diverged"):
-        trainjob.run_on_nodes(ctx, nodes=2, gpus=4)
+        trainjob.run_on_nodes(ctx, nodes=2, gpus=4, run_id="r")
     (made,) = api.made
     assert made["metadata"]["name"] == "yolov8-nas-0123456789abcdef"
     command = made["spec"]["trainer"]["command"]
@@ -233,15 +235,112 @@ def test_the_stage_hands_its_processes_over_and_takes_what_they_fail_of(
     assert request["settings"]["processes"] == 8 and request["partial"] == str(key / "partial")
 
 
+class Machines:
+    """A step and two nodes, each with a disk of its own and a store in the same bucket; what trains is made up."""
+
+    def __init__(self, bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.address, self.folder, self.patch = f"s3://{bucket}/store", folder, monkeypatch
+        self.commands: list[list[str]] = []
+        self.found: list[str] = []
+        self.ends: dict[str, str] = {}
+        write_json(folder / "ultralytics" / node.ULTRALYTICS, {"sync": False})
+        monkeypatch.setattr(trainjob.TrainJob, "carry_out", self._on_nodes)
+        monkeypatch.setattr(node, "_torchrun", self._train)
+        monkeypatch.setattr(remote_store, "SAVE_EVERY", 0.05)
+
+    def be(self, name: str) -> None:
+        self.patch.setenv(remote_store.CACHE_VARIABLE, str(self.folder / name))
+
+    def step(self, name: str) -> StageContext:
+        """Carry the step out on a new machine."""
+        self.be(name)
+        self.patch.setenv("YOLO_CONFIG_DIR", str(self.folder / "ultralytics"))
+        store = open_store(self.address)
+        key = store.root / "supernet-train" / "0123456789abcdef0123"
+        folders = {"out": key / "outputs", "partial": key / "partial"}
+        for place in folders.values():
+            place.mkdir(parents=True)
+        settings = {"processes": 2, "seed": 0, "weights": None}
+        host = HostLock(self.folder / "lock")
+        ctx = StageContext(settings, {}, progress=Progress.silent(), host=host, store=store, **folders)
+        trainjob.run_on_nodes(ctx, nodes=2, gpus=1, run_id="r")
+        return ctx
+
+    def _on_nodes(self, command: list[str], *, nodes: int, gpus: int) -> int:
+        self.commands.append(command)
+        status = 0
+        for rank in ("1", "0"):
+            self.be(f"node-{len(self.commands)}-{rank}")
+            self.patch.setenv(node.RANK_VARIABLE, rank)
+            status |= node.main(*command[3:])
+        return status
+
+    def _train(self, file: Path) -> int:
+        """What torchrun's processes do on a node."""
+        request, rank = read_json(file), os.environ[node.RANK_VARIABLE]
+        assert (Path(request["inputs"]["data-prep"]) / "dataset.json").read_text() == "{}"
+        assert read_json(Path(os.environ["YOLO_CONFIG_DIR"]) / node.ULTRALYTICS) == {"sync": False}
+        checkpoint = Path(request["partial"]) / "checkpoint.pt"
+        self.found.append(checkpoint.read_text() if checkpoint.is_file() else "nothing")
+        end = self.ends.get(rank, "done")
+        if end == "refused":
+            write_json(Path(request["partial"]) / supernet_train.FAILURE, {"kind": "InputError", "error": "diverged"})
+        elif rank == "0":
+            checkpoint.write_text("epoch 1")
+            saved = open_store(self.address).objects.below(f"{node.ENTRIES}/{file.parent.name}")  # type: ignore[attr-defined]
+            while saved.read("partial.json") is None:
+                time.sleep(0.02)
+            if end == "done":
+                (Path(request["out"]) / "supernet.safetensors").write_text("trained")
+        return int(end != "done")
+
+
+@pytest.mark.slow
+def test_nodes_without_a_disk_in_common_go_by_the_bucket(
+    api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "swift").mkdir()
+    with object_store.running(tmp_path / "swift") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with object_store.bucket() as (_, bucket):
+            machines = Machines(bucket, tmp_path, monkeypatch)
+            machines.be("data")
+            store = open_store(machines.address)
+            with (dataset := store.entry("data-prep", "d")).lock(lambda: None):
+                (dataset.outputs / "dataset.json").write_text("{}")
+                outputs = {"dataset.json": file_sha256(dataset.outputs / "dataset.json")}
+                dataset.commit(Manifest("data-prep", 1, "d", {}, {}, outputs, "", 0.0))
+            store.record("r", "all.data-prep.json", {"key": "d"})
+
+            machines.ends = {"1": "refused", "0": "lost"}
+            with pytest.raises(InputError, match="diverged"):
+                machines.step("first")
+            machines.ends = {"1": "lost", "0": "lost"}
+            with pytest.raises(RuntimeError, match="ended unexpectedly"):
+                machines.step("second")
+            assert machines.found == ["nothing"] * 4, "checkpoints of a training that cannot be are not gone on from"
+            machines.ends = {}
+            ctx = machines.step("third")
+            assert machines.found[4:] == ["epoch 1"] * 2
+            assert (ctx.out / "supernet.safetensors").read_text() == "trained"
+
+            again = machines.step("fourth")
+            assert (again.out / "supernet.safetensors").read_text() == "trained"
+            assert len(machines.commands) == 3, "a step that was killed at its very end trains nothing anew"
+            assert machines.commands[0][1:4] == ["-m", "components.supernet_train.node", machines.address]
+            left = open_store(machines.address).objects.names()  # type: ignore[attr-defined]
+            assert not [name for name in left if "/job/" in name or "partial" in name or "lease" in name]
+
+
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "store", "told"),
+    ("nodes", "gpus", "told"),
     [
-        ("none", "1", "/store/stages", "training_nodes = 'none': give a whole number from 1"),
-        ("0", "1", "/store/stages", "training_nodes = '0'"),
-        ("2", "two", "/store/stages", "training_gpus = 'two': give a whole number from 0"),
-        ("2", "1", "s3://bucket/store", "the nodes share checkpoints in a folder"),
+        ("none", "1", "training_nodes = 'none': give a whole number from 1"),
+        ("0", "1", "training_nodes = '0'"),
+        ("2", "two", "training_gpus = 'two': give a whole number from 0"),
     ],
 )
-def test_nodes_that_cannot_be(nodes: str, gpus: str, store: str, told: str) -> None:
+def test_nodes_that_cannot_be(nodes: str, gpus: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        training_nodes(nodes, gpus, store)
+        training_nodes(nodes, gpus)

@@ -63,7 +63,7 @@ def open_run(
 
     asked = requested(config, data=data, targets=targets, constraints=constraints, precision=precision, budget=budget)
     placed = [asdict(branch) for branch in branches(asked, target_pools, tolerations)]
-    supernet_gpus = "0" if checked_nodes(training_nodes, training_gpus, store) > 1 else training_gpus
+    supernet_gpus = "0" if checked_nodes(training_nodes, training_gpus) > 1 else training_gpus
     print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}", flush=True)
     Opened = namedtuple("Opened", "settings branches name work supernet_gpus")
     name = run_id or job_id

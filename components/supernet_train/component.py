@@ -41,7 +41,7 @@ def supernet_train(
     if int(nodes) > 1:
         from components.supernet_train.trainjob import run_on_nodes
 
-        run = partial(run_on_nodes, nodes=int(nodes), gpus=int(node_gpus))
+        run = partial(run_on_nodes, nodes=int(nodes), gpus=int(node_gpus), run_id=run_id)
     run_step(
         "supernet-train",
         config=over_nodes(config, int(nodes), int(node_gpus)),

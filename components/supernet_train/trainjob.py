@@ -2,8 +2,8 @@
 
 Every node is a pod like the step's own: the same image, volumes, secrets, node selector and security, and as many GPUs
 as were asked for. Trainer's runtime `torch-distributed` adds torchrun's rendezvous, as environment variables that
-torchrun reads (`PET_*`). The processes find request, dataset and checkpoints in the store, so it is a folder that all
-nodes mount.
+torchrun reads (`PET_*`). The processes find request, dataset and checkpoints in the store: in its folder, where all
+nodes mount it, or by way of S3 (`node`).
 
 The job does not outlive the step: it is deleted however the step ends, on SIGTERM too. What a step that was killed has
 left is deleted by the next try, and by Kubernetes together with the step's pod, which owns it.
@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import kubernetes
 import urllib3
 
+from components.supernet_train import node
 from yolov8_nas.errors import WaitingError
+from yolov8_nas.remote_store import RemoteStore
 from yolov8_nas.stages.stage import StageContext
 from yolov8_nas.stages.supernet_train import run
 
@@ -49,20 +50,23 @@ _ADVICE: Final = "or set training_nodes to 1"
 Object = dict[str, Any]
 
 
-def run_on_nodes(ctx: StageContext, *, nodes: int, gpus: int) -> None:
+def run_on_nodes(ctx: StageContext, *, nodes: int, gpus: int, run_id: str) -> None:
     """Carry the stage out on several nodes, as `supernet_train.run` does on one.
 
     Args:
         ctx: The stage's context.
         nodes: Number of nodes.
         gpus: GPUs of each; with none, a process computes on its CPU.
+        run_id: Name of the run.
     """
 
     def launch(processes: int, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         # The key of the stage's result names the job: a step that is tried again finds what is left of it.
         job = TrainJob(f"yolov8-nas-{ctx.partial.parent.name[:16]}")
-        command = [sys.executable, "-m", "torch.distributed.run", "-m", module, *arguments]
-        return job.carry_out(command, nodes=nodes, gpus=gpus)
+        on_nodes = partial(job.carry_out, nodes=nodes, gpus=gpus)
+        if isinstance(ctx.store, RemoteStore):
+            return node.carry_out(ctx, run_id, on_nodes)
+        return on_nodes([sys.executable, "-m", "torch.distributed.run", "-m", module, *arguments])
 
     run(ctx, launch)
 
@@ -100,7 +104,7 @@ class TrainJob:
         Raises:
             WaitingError: The cluster has no Trainer, does not let this pod do what it has to, or refuses the job.
         """
-        with _sigterm_as_exit():
+        with node.sigterm_as_exit():
             try:
                 self._create(command, nodes, gpus)
                 return self._follow()
@@ -313,20 +317,3 @@ def _sortable(when: str) -> str:
 def _brief(error: Exception) -> str:
     body = getattr(error, "body", None)
     return " ".join(f"{getattr(error, 'status', '') or type(error).__name__} {body or error}".split())[:300]
-
-
-@contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM end this process as an exception does, so that it tidies up; its default action does not."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -105,12 +105,16 @@ class Processes:
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Let the first process go through the section before the others: it writes files that they find then."""
-        if self.size > 1 and not self.first:
-            dist.barrier()
+        """Let the first process go through the section, then the first one of each machine, then the others.
+
+        It writes files that the later ones find, wherever they have a disk in common with an earlier one.
+        """
+        turn = 0 if self.first else 1 if self.rank % self.local_size == 0 else 2
+        for _ in range(turn):
+            self.wait()
         yield
-        if self.size > 1 and self.first:
-            dist.barrier()
+        for _ in range(2 - turn):
+            self.wait()
 
     def wait(self) -> None:
         """Wait until all have come here."""

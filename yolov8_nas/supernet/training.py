@@ -122,7 +122,7 @@ def train(
             validated on.
         recipe: How to train.
         partial: Folder for the checkpoint, which is written after every epoch; it is made where it is missing. All
-            processes see the same folder.
+            processes see the same folder, or those of each machine one with the same checkpoint.
         progress: Told after every step, by the first process.
         processes: Those that train together, as `distributed.join` gives them; nothing for this one alone.
 
@@ -145,6 +145,9 @@ def train(
     processes.copy_first(list(supernet.state_dict().values()))
     learner = Learner(supernet, processes, imgsz=recipe.imgsz, accumulate=recipe.accumulate, amp=recipe.amp)
     saved = _checkpoint(partial / CHECKPOINT, recipe, processes.device)
+    first = saved["epoch"] if saved else 0
+    if processes.agree(first) != first:
+        raise RuntimeError(f"{partial}: a checkpoint of epoch {first}, but the first process has another; start again")
     batch = saved["batch"] if saved else _batch(recipe, learner, images)
     shard = _shard(batch, recipe, processes, len(images))
     how = loading.prepare(images, shard, processes)
@@ -158,11 +161,10 @@ def train(
         write_json(partial / CONDITIONS, conditions)
         progress.note(", ".join(f"{name} {value}" for name, value in conditions.items()))
 
-    first = 0
     curves: list[dict[str, float]] = []
     if saved:
         learner.load_state_dict(saved["learner"])
-        first, curves = saved["epoch"], saved["curves"]
+        curves = saved["curves"]
         progress.note(f"going on after epoch {first} of {recipe.epochs}")
 
     asked = time.perf_counter()
