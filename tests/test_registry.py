@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,13 +18,13 @@ from typer.testing import CliRunner
 
 from yolov8_nas.cli import app
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.registry import champions, promote, query, register, spool, tracking, trial
+from yolov8_nas.registry import champions, closing, promote, query, register, spool, tracking, trial
 from yolov8_nas.registry.compare import compare
 from yolov8_nas.registry.pull import pull
 from yolov8_nas.registry.register import Registration
 from yolov8_nas.stages.register import STAGE
 from yolov8_nas.stages.stage import run_stage
-from yolov8_nas.store import Store, file_sha256, pack, read_json, write_json
+from yolov8_nas.store import Manifest, Store, file_sha256, pack, read_json, tree_files, write_json
 
 _names = (f"line-{number}" for number in count())
 
@@ -85,7 +86,8 @@ def test_run_is_opened_once_and_closed_with_what_it_took(uri: str, tmp_path: Pat
         {"name": "search", "target": "cpu", "seconds": 2.5},
         {"name": "register", "target": "cpu", "seconds": None},
     ]
-    tracking.close_run(uri, first, {"run": {"status": "failed"}, "stages": stages}, tmp_path)
+    summary = {"run": {"id": "run-once", "status": "failed"}, "stages": stages, "targets": []}
+    closing.close_run(uri, first, summary, tmp_path, [])
     run = client.get_run(first)
     assert run.data.params["supernet.epochs"] == "300"
     assert run.data.metrics == {"seconds/search/cpu": 2.5}
@@ -95,13 +97,14 @@ def test_run_is_opened_once_and_closed_with_what_it_took(uri: str, tmp_path: Pat
 
 def test_one_of_two_runs_made_at_once_is_kept(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = tracking.connect(uri)
-    first = tracking.find_or_create_run(client, "race", "key", "value", name="first")
+    race = tracking.experiment_id(client, "race")
+    first = tracking.find_or_create_run(client, race, "key", "value", name="first")
     search, looks = type(client).search_runs, count()
     # The second process looked before the first had made its run.
     monkeypatch.setattr(type(client), "search_runs", lambda *args, **rest: search(*args, **rest) if next(looks) else [])
-    assert tracking.find_or_create_run(client, "race", "key", "value", name="second") == first
+    assert tracking.find_or_create_run(client, race, "key", "value", name="second") == first
     monkeypatch.undo()
-    assert len(client.search_runs([client.get_experiment_by_name("race").experiment_id])) == 1
+    assert len(client.search_runs([race])) == 1
 
 
 def test_version_holds_files_figures_and_tags(branch: Branch, model: str, uri: str) -> None:
@@ -123,15 +126,6 @@ def test_version_holds_files_figures_and_tags(branch: Branch, model: str, uri: s
     run = client.get_run(entry["run_id"])
     assert run.info.status == "FINISHED"
     assert [dataset.dataset.name for dataset in run.inputs.dataset_inputs] == [model]
-    parent = run.data.tags["mlflow.parentRunId"]
-    assert [point.step for point in client.get_metric_history(parent, "supernet/box")] == [1, 2, 3]
-    assert "candidate_0/box" in run.data.metrics
-    for owner, first in ((parent, 50.0), (entry["run_id"], 51.0)):
-        points = client.get_metric_history(owner, "system/cpu_utilization_percentage")
-        assert [(point.timestamp, point.value) for point in points] == [
-            (1_700_000_000_000, first),
-            (1_700_000_010_000, first + 1),
-        ]
 
 
 def test_shipped_file_comes_back_byte_by_byte_and_runs(branch: Branch, tmp_path: Path) -> None:
@@ -438,7 +432,7 @@ def test_change_that_was_cut_short_is_none(
     client = tracking.connect(uri)
     monkeypatch.setattr(type(client), "set_registered_model_alias", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        champions.crown(client, model, SUFFIX, 2, action="promoted", because="cut short")
+        champions.crown(client, model, SUFFIX, 2, {}, action="promoted", because="cut short")
     monkeypatch.undo()
     with pytest.raises(InputError, match="no predecessor"):
         promote.rollback(uri, f"{model}@champion-{SUFFIX}")
@@ -539,24 +533,93 @@ def test_what_the_server_cannot_take_is_kept_and_sent_later(
     assert [change.version for change in champions.history(tracking.connect(uri), model)] == [1, 2]
 
 
-def test_end_of_a_run_is_kept_and_sent_later(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_stage(store: Store, run_id: str, target: str | None, outputs: Path, **differently: Any) -> None:
+    """Lay what a stage has written into a store, with its record, as `run_stage` does."""
+    stage = outputs.name
+    entry = store.entry(stage, f"key of {stage}")
+    shutil.copytree(outputs, entry.outputs)
+    record = {"stage": stage, "target": target, "key": entry.folder.name, "status": "done", "error": None}
+    record |= {"seconds": 2.5, "peak_rss_mib": 300.0, "peak_rss_child_mib": 100.0, "ended": 1.7e9 + 60}
+    record |= {"digest": f"digest of {stage}", "settings": {"seed": 3, "tracking_uri": "http://me:secret@there"}}
+    record |= differently
+    if record["status"] != "failed":
+        files = {name: file_sha256(file) for name, file in tree_files(outputs).items()}
+        made = Manifest(stage, 1, record["key"], record["settings"], {"data-prep": "d"}, files, record["digest"], 70.0)
+        entry.commit(made)
+    store.record(run_id, f"{target or 'all'}.{stage}.json", record)
+
+
+def test_every_stage_has_a_run_of_its_own_once_even_if_the_server_was_away(
+    branch: Branch, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
-    run = tracking.open_run(CONFIG, f"run-{tmp_path.name}", uri)
-    summary = {"run": {"status": "done"}, "stages": [{"name": "search", "target": "cpu", "seconds": 2.5}]}
+    run_id, label = f"run-{branch.config.name}", "cpu-2t-best"
+    target = branch.register(run_id)["run_id"]
+    run = tracking.open_run(branch.config, run_id, uri)
+    store, outputs = Store(tmp_path / "store"), write_outputs(tmp_path / "outputs")
+    keep_stage(store, run_id, None, outputs["supernet-train"])
+    keep_stage(store, run_id, label, outputs["search"], status="cached")
+    keep_stage(store, run_id, label, outputs["qat-finetune"])
+    keep_stage(store, run_id, label, outputs["trt-export"], status="failed", error="no file keeps the limits")
+    store.record(run_id, f"{label}.register.json", {"key": ""})  # what is not run has no run
+    stages = [{"name": "search", "target": label, "seconds": 2.5}]
+    targets = [{"id": label, "status": "failed", "error": "trt-export: no file keeps the limits"}]
+    summary = {"run": {"id": run_id, "status": "failed"}, "stages": stages, "targets": targets}
     (tmp_path / "report.html").write_text("<html></html>")
 
     def away(*_: object, **__: object) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(MlflowClient, "set_terminated", away)
-    assert spool.close_or_keep(Store(tmp_path / "store"), uri, run, summary, tmp_path) is not None
-    monkeypatch.undo()
     client = tracking.connect(uri)
+    for method in ("log_dict", "log_artifact"):
+        monkeypatch.setattr(MlflowClient, method, away)
+        assert spool.close_or_keep(store, uri, run, summary, tmp_path) is not None
+        monkeypatch.undo()
     assert client.get_run(run).info.status == "RUNNING"
-    assert len(spool.send_everywhere(Store(tmp_path / "store")).sent) == 1
-    assert client.get_run(run).info.status == "FINISHED"
-    assert len(client.get_metric_history(run, "seconds/search/cpu")) == 1
+    assert len(spool.send_everywhere(store).sent) == 1, "kept twice, it is one"
+    assert spool.close_or_keep(store, uri, run, summary, tmp_path) is None
+    assert client.get_run(run).info.status == "FAILED"
+    assert len(client.get_metric_history(run, f"seconds/search/{label}")) == 1
+
+    found = client.search_runs(
+        [client.get_run(run).info.experiment_id], f"tags.`{closing.STAGE_TAG}` LIKE '{run_id}/%'"
+    )
+    made = {one.info.run_name: one for one in found}
+    assert len(found) == len(made)
+    assert {name: one.data.tags["mlflow.parentRunId"] for name, one in made.items()} == {
+        "supernet-train": run,
+        "search (from the store)": target,
+        "qat-finetune": target,
+        "trt-export": target,
+    }
+    assert {name: one.data.tags["status"] for name, one in made.items()} == {
+        "supernet-train": "done",
+        "search (from the store)": "cached",
+        "qat-finetune": "done",
+        "trt-export": "failed: no file keeps the limits",
+    }
+    assert [made[name].info.status for name in ("qat-finetune", "trt-export")] == ["FINISHED", "FAILED"]
+    assert client.get_run(target).data.tags["status"] == "failed: trt-export: no file keeps the limits"
+
+    supernet, search, tuned = made["supernet-train"], made["search (from the store)"], made["qat-finetune"]
+    assert (supernet.info.start_time, supernet.info.end_time) == (1_700_000_057_500, 1_700_000_060_000)
+    assert supernet.data.params == {"seed": "3", "tracking_uri": "http://there"}
+    assert (supernet.data.metrics["seconds"], supernet.data.metrics["peak_memory_mb"]) == (2.5, 300.0)
+    assert (search.data.metrics["seconds"], search.data.metrics["seconds_when_computed"]) == (2.5, 70.0)
+    assert (supernet.data.tags["sha256"], supernet.data.tags["input.data-prep"]) == ("digest of supernet-train", "d")
+    assert "sha256" not in made["trt-export"].data.tags
+    files = client.list_artifacts(supernet.info.run_id)
+    assert [file.path for file in files] == [closing.RESULT_FILE]
+    assert "secret" not in Path(supernet.info.artifact_uri.removeprefix("file://"), closing.RESULT_FILE).read_text()
+    assert [point.step for point in client.get_metric_history(supernet.info.run_id, "supernet/box")] == [1, 2, 3]
+    assert tuned.data.metrics["candidate_0/box"] == 1.0
+    for one, first in ((supernet, 50.0), (tuned, 51.0)):
+        points = client.get_metric_history(one.info.run_id, "system/cpu_utilization_percentage")
+        assert [(point.timestamp, point.value) for point in points] == [
+            (1_700_000_000_000, first),
+            (1_700_000_010_000, first + 1),
+        ]
 
 
 def test_answer_that_was_lost_makes_no_second_version(
@@ -648,5 +711,5 @@ def test_a_row_that_somebody_else_wrote_meanwhile_is_met_again(
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", never)
     with pytest.raises(MlflowException, match="Invalid alias"):
-        champions.crown(client, deployable.name, "other", result.version, action="promoted", because="a test")
+        champions.crown(client, deployable.name, "other", result.version, {}, action="promoted", because="a test")
     assert len(asked) == 1

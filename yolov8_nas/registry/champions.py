@@ -68,10 +68,28 @@ def alias_holders(client: MlflowClient, name: str) -> dict[str, int]:
 
 @repeated_on_conflict
 def crown(
-    client: MlflowClient, name: str, purpose: str, version: int, *, action: str, because: str, by: str | None = None
+    client: MlflowClient,
+    name: str,
+    purpose: str,
+    version: int,
+    holders: Mapping[str, int],
+    *,
+    action: str,
+    because: str,
+    by: str | None = None,
 ) -> Change:
-    """Make a version the champion and keep who, when, why, from what to what. Doing it twice does no harm."""
-    holders = alias_holders(client, name)
+    """Make a version the champion and keep who, when, why, from what to what. Doing it twice does no harm.
+
+    Args:
+        client: As `tracking.connect` gave it.
+        name: Name of the registered model.
+        purpose: What follows `champion-` in the alias.
+        version: The new champion.
+        holders: What the model's aliases point at until now, as `alias_holders` told.
+        action: `registered`, `promoted` or `rolled back`.
+        because: Why.
+        by: Who; this user on this machine unless given.
+    """
     now = datetime.now(UTC)
     change = Change(
         purpose=purpose,

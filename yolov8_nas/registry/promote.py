@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.registry import trial
-from yolov8_nas.registry.champions import CHAMPION, ROLLED_BACK, Change, alias, crown, history, predecessors
+from yolov8_nas.registry.champions import (
+    CHAMPION,
+    ROLLED_BACK,
+    Change,
+    alias,
+    alias_holders,
+    crown,
+    history,
+    predecessors,
+)
 from yolov8_nas.registry.pull import fetch, fetch_scores
 from yolov8_nas.registry.query import RegisteredVersion, find_version
 from yolov8_nas.registry.register import (
@@ -30,7 +39,7 @@ from yolov8_nas.registry.register import (
     Registration,
     register,
 )
-from yolov8_nas.registry.tracking import find_or_create_run, opened, without_credentials
+from yolov8_nas.registry.tracking import experiment_id, find_or_create_run, opened, without_credentials
 from yolov8_nas.search.constraint import Constraint
 
 if TYPE_CHECKING:
@@ -145,8 +154,9 @@ def promote(
         change = None
         if verdict.promoted:
             why = "; ".join([*([because] if because else []), *verdict.reasons])
+            purpose, holders = challenger.purpose, alias_holders(client, challenger.model)
             change = crown(
-                client, challenger.model, challenger.purpose, challenger.version, action="promoted", because=why, by=by
+                client, challenger.model, purpose, challenger.version, holders, action="promoted", because=why, by=by
             ).to_dict()
     findings = [finding.to_dict() for finding in result.pop("findings")]
     return {
@@ -230,7 +240,8 @@ def rollback(
                 continue
             fetch(former, Path(folder) / str(number))
             why = because or f"{version} rolled back"
-            change = crown(client, version.model, purposes[0], number, action=ROLLED_BACK, because=why, by=by)
+            holders = alias_holders(client, version.model)
+            change = crown(client, version.model, purposes[0], number, holders, action=ROLLED_BACK, because=why, by=by)
             return find_version(client, str(former)), change
     raise InputError(f"{version} has no predecessor as {alias(CHAMPION, purposes[0])}; promote another version instead")
 
@@ -281,7 +292,8 @@ def copy(
         )
         origin = f"{without_credentials(source_uri)} {version}"
         with opened(target_uri) as client:
-            run = find_or_create_run(client, experiment, _COPY_TAG, origin, name=str(version))
+            where = experiment_id(client, experiment)
+            run = find_or_create_run(client, where, _COPY_TAG, origin, name=str(version))
             registered = register(client, run, deployable)
             client.set_terminated(run, "FINISHED")
     return version, registered

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -25,6 +25,7 @@ from yolov8_nas.store import canonical_digest, file_sha256, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 STATE: Final = "state"
@@ -175,15 +176,19 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
         **{f"{HASH}{name}": digest for name, digest in digests.items()},
         CONTENT: content,
     }
-    version = _converge(client, run, deployable, tags)
+    source = client.get_run(run)
+    version = _converge(client, source, deployable, tags)
     number, model_id = str(version.version), version.tags[MODEL_ID]
-    _link(client, run, model_id)
+    _link(client, source, model_id)
     created = version.tags[STATE] != COMPLETE
-    _log_metrics(client, run, deployable, model_id if created else None)
+    _log_metrics(client, source, deployable, model_id if created else None)
+    given = None
     if created:
         _log_files(client, model_id, deployable, {"content": content, "files": digests, "tags": tags})
         if deployable.scores:
             client.set_model_version_tag(deployable.name, number, SCORES, file_sha256(deployable.scores))
+        client.finalize_logged_model(model_id, "READY")
+        given = _give_alias(client, deployable, int(number))
         made = [{"name": deployable.name, "version": int(number)}]  # as MLflow's own fluent API notes it
         client.set_logged_model_tags(
             model_id,
@@ -191,13 +196,15 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
                 "registered_model": deployable.name,
                 "registered_version": number,
                 "mlflow.modelVersions": json.dumps(made),
+                STATE: COMPLETE,
             },
         )
-        client.finalize_logged_model(model_id, "READY")
-        _give_alias(client, deployable, int(number))
-        client.set_logged_model_tags(model_id, {STATE: COMPLETE})
         client.set_model_version_tag(deployable.name, number, STATE, COMPLETE)
-    return _standing(client, deployable, int(number), model_id, created)
+    if given is None:
+        return _standing(client, deployable, int(number), model_id, created)
+    role, reason = given
+    aliases = (alias(role, deployable.purpose),)
+    return Registration(deployable.name, int(number), model_id, aliases, created, role, reason)
 
 
 def content_digest(files: Mapping[str, str], hardware_id: str, limits: Sequence[Mapping[str, Any]]) -> str:
@@ -218,15 +225,9 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _converge(client: MlflowClient, run: str, deployable: Deployable, tags: Mapping[str, str]) -> ModelVersion:
+def _converge(client: MlflowClient, run: Run, deployable: Deployable, tags: Mapping[str, str]) -> ModelVersion:
     """The one version with this content; two processes that make it at once both end with the lower number."""
     from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(deployable.name, tags={"made_by": "yolov8-nas"})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
     def lowest() -> ModelVersion | None:
         found = client.search_model_versions(f"name = '{deployable.name}' AND tags.{CONTENT} = '{tags[CONTENT]}'")
@@ -235,10 +236,15 @@ def _converge(client: MlflowClient, run: str, deployable: Deployable, tags: Mapp
     present = lowest()
     if present is not None:
         return present
+    try:
+        client.create_registered_model(deployable.name, tags={"made_by": "yolov8-nas"})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     model = client.create_logged_model(
-        client.get_run(run).info.experiment_id,
+        run.info.experiment_id,
         name=deployable.name,
-        source_run_id=run,
+        source_run_id=run.info.run_id,
         tags=dict(tags),
         params=dict(deployable.params),
         model_type="detector",
@@ -246,7 +252,7 @@ def _converge(client: MlflowClient, run: str, deployable: Deployable, tags: Mapp
     made = client.create_model_version(
         deployable.name,
         source=f"models:/{model.model_id}",
-        run_id=run,
+        run_id=run.info.run_id,
         model_id=model.model_id,
         tags={**tags, STATE: "incomplete", MODEL_ID: model.model_id},
         description=deployable.description,
@@ -260,50 +266,47 @@ def _converge(client: MlflowClient, run: str, deployable: Deployable, tags: Mapp
     return kept
 
 
-def _link(client: MlflowClient, run: str, model_id: str) -> None:
+def _link(client: MlflowClient, run: Run, model_id: str) -> None:
     """Note the detector as an output of the run, once."""
     from mlflow.entities import LoggedModelOutput
 
-    outputs = client.get_run(run).outputs
-    if not any(output.model_id == model_id for output in (outputs.model_outputs if outputs else ())):
-        client.log_outputs(run, [LoggedModelOutput(model_id, 0)])
+    outputs = run.outputs.model_outputs if run.outputs else ()
+    if not any(output.model_id == model_id for output in outputs):
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model_id, 0)])
 
 
-def _log_metrics(client: MlflowClient, run: str, deployable: Deployable, model_id: str | None) -> None:
+def _log_metrics(client: MlflowClient, run: Run, deployable: Deployable, model_id: str | None) -> None:
     """Log the figures to the run, and with `model_id` to the logged model too, each linked to the dataset.
 
     MLflow drops a metric that equals an earlier one in value, step and time, so a fixed time makes this repeatable.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
-    when = client.get_run(run).info.start_time
     name, digest = deployable.tags["dataset_name"], deployable.tags["dataset"][:36]  # MLflow keeps 36 characters
     source = json.dumps({"sha256": deployable.tags["dataset"]})
     dataset = Dataset(name=name, digest=digest, source_type="code", source=source)
-    client.log_inputs(run, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "validation")])])
-    client.log_batch(
-        run,
-        metrics=[
-            Metric(key, value, when, 0, model_id=model_id, dataset_name=name, dataset_digest=digest)
-            for key, value in deployable.metrics.items()
-        ],
-    )
+    context = [InputTag("mlflow.data.context", "validation")]
+    client.log_inputs(run.info.run_id, datasets=[DatasetInput(dataset, context)])
+    when, link = run.info.start_time, {"model_id": model_id, "dataset_name": name, "dataset_digest": digest}
+    metrics = [Metric(key, value, when, 0, **link) for key, value in deployable.metrics.items()]
+    client.log_batch(run.info.run_id, metrics=metrics)
 
 
 def _log_files(client: MlflowClient, model_id: str, deployable: Deployable, manifest: Mapping[str, Any]) -> None:
-    """Upload an MLflow model of the ONNX flavour, with the other files and the manifest beside it."""
-    with tempfile.TemporaryDirectory(prefix="yolov8-nas-") as temporary:
-        folder = Path(temporary) / "model"
-        _save_onnx_flavour(deployable.files["model.onnx"], folder)
+    """Upload an MLflow model of the ONNX flavour: what describes it and, meanwhile, the files themselves."""
+    with tempfile.TemporaryDirectory(prefix="yolov8-nas-") as temporary, ThreadPoolExecutor(1) as meanwhile:
+        carried, about = Path(temporary) / "carried", Path(temporary) / "about"
         for name, path in deployable.files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
+            _stand_in(carried / name, path)
+        upload = meanwhile.submit(client.log_model_artifacts, model_id, str(carried))
+        _save_onnx_flavour(deployable.files["model.onnx"], about)
         if deployable.scores:
-            shutil.copyfile(deployable.scores, folder / SCORES_FILE)
-        write_json(folder / "manifest.json", manifest)
-        client.log_model_artifacts(model_id, str(folder))
+            _stand_in(about / SCORES_FILE, deployable.scores)
+        write_json(about / "manifest.json", manifest)
+        client.log_model_artifacts(model_id, str(about))
+        upload.result()
         arrived = {file.path: file.file_size for file in client.list_logged_model_artifacts(model_id)}
-        for file in folder.iterdir():
+        for file in (*carried.iterdir(), *about.iterdir()):
             if file.is_file() and arrived.get(file.name) != file.stat().st_size:
                 raise ConnectionError(
                     f"{deployable.name}: {arrived.get(file.name, 0)} of {file.stat().st_size} bytes of {file.name} "
@@ -311,10 +314,16 @@ def _log_files(client: MlflowClient, model_id: str, deployable: Deployable, mani
                 )
 
 
+def _stand_in(link: Path, file: Path) -> None:
+    """Give a file another name without a copy, which takes as long as a good part of the upload."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(file.resolve())
+
+
 def _save_onnx_flavour(file: Path, folder: Path) -> None:
     """Write what lets `mlflow.pyfunc.load_model` run the network: with signature and, unless it is large, an example.
 
-    MLflow writes the ONNX file anew, so the caller copies the measured one over it, byte by byte; it gets no weights.
+    All but the ONNX file: MLflow writes that anew, and the measured one is to be had, byte by byte.
     """
     import mlflow.onnx
     import onnx
@@ -343,6 +352,7 @@ def _save_onnx_flavour(file: Path, folder: Path) -> None:
         onnx_execution_providers=["CPUExecutionProvider"],
         save_as_external_data=False,
     )
+    (folder / "model.onnx").unlink()
     if example:
         (folder / EXAMPLE_FILE).write_text(example)
 
@@ -364,8 +374,8 @@ def _example(inputs: Any) -> str | None:
     return text if len(text) <= _LARGEST_EXAMPLE else None
 
 
-def _give_alias(client: MlflowClient, deployable: Deployable, version: int) -> None:
-    """Point `champion-...` or `challenger-...` at a version that has just been registered.
+def _give_alias(client: MlflowClient, deployable: Deployable, version: int) -> tuple[str, str] | None:
+    """Point `champion-...` or `challenger-...` at a version that has just been registered; which one, and why.
 
     A version becomes champion where there is none yet, or where it scores at least as well as the champion on the same
     images; that it keeps the limits is why it is registered at all. Scores on different images say nothing about each
@@ -374,16 +384,17 @@ def _give_alias(client: MlflowClient, deployable: Deployable, version: int) -> N
     holders = alias_holders(client, deployable.name)
     holder = holders.get(alias(CHAMPION, deployable.purpose))
     if holder == version:
-        return  # an earlier try came this far
+        return None  # an earlier try came this far
     role, reason = CHAMPION, "the first that keeps these limits on this device"
     if holder is not None:
         champion = client.get_model_version(deployable.name, str(holder))
         if champion.tags.get(STATE) == COMPLETE:
             role, reason = _against(client, deployable, champion)
     if role == CHAMPION:
-        crown(client, deployable.name, deployable.purpose, version, action="registered", because=reason)
+        crown(client, deployable.name, deployable.purpose, version, holders, action="registered", because=reason)
     else:
         challenge(client, deployable.name, deployable.purpose, version, reason)
+    return role, reason
 
 
 def _against(client: MlflowClient, deployable: Deployable, champion: ModelVersion) -> tuple[str, str]:

@@ -12,18 +12,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.registry.closing import StageRun, close_run, stage_runs
 from yolov8_nas.registry.submission import Submission, submit
 from yolov8_nas.registry.tracking import (
     URI_VARIABLE,
     UnavailableError,
     check_server,
-    close_run,
     connect,
     foreseen,
     said,
@@ -89,18 +89,19 @@ def keep_branch(store: Store, tracking_uri: str, submission: Submission, error: 
 def close_or_keep(
     store: Store, tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path
 ) -> str | None:
-    """Close the parent run, see `tracking.close_run`; where the server cannot be told, keep that.
+    """Close the parent run, see `closing.close_run`; where the server cannot be told, keep that.
 
     Returns:
         Where that is kept, if it is.
     """
+    stages = stage_runs(store, summary["run"]["id"], [target["id"] for target in summary["targets"]])
     try:
-        close_run(tracking_uri, mlflow_run, summary, out)
+        close_run(tracking_uri, mlflow_run, summary, out, stages)
         return None
     except Exception as error:
         if not unavailable(error):
             raise
-        told = {"mlflow_run": mlflow_run, "summary": summary}
+        told = {"mlflow_run": mlflow_run, "summary": summary, "stages": [asdict(stage) for stage in stages]}
         files = {name: out / name for name in ("summary.json", "report.html") if (out / name).is_file()}
         return _keep(store, _CLOSING, tracking_uri, told, files, error)
 
@@ -174,7 +175,8 @@ def _send(waiting: Waiting, tracking_uri: str) -> None:
             raise StageError(f"{waiting.folder / 'files' / name}: missing or damaged; run the pipeline again")
     if entry["kind"] == _CLOSING:
         content = entry["content"]
-        close_run(tracking_uri, content["mlflow_run"], content["summary"], waiting.folder / "files")
+        stages = [StageRun(**stage) for stage in content["stages"]]
+        close_run(tracking_uri, content["mlflow_run"], content["summary"], waiting.folder / "files", stages)
     else:
         submit(connect(tracking_uri), Submission.from_dict(entry["content"], files))
 
@@ -185,7 +187,7 @@ def _keep(
     digests = {name: file_sha256(path) for name, path in sorted(files.items())}
     identity = {"kind": kind, "tracking_uri": without_credentials(tracking_uri), "content": content, "files": digests}
     what = (
-        f"{content['deployable']['name']} of branch {content['branch']}"
+        f"{content['deployable']['name']} of branch {content['run_id']}/{content['label']}"
         if kind == _BRANCH
         else f"the end of run {content['mlflow_run']}"
     )

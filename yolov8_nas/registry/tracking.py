@@ -1,4 +1,4 @@
-"""Runs in MLflow: one parent run per pipeline run, one child run per target.
+"""Runs in MLflow: one parent run per pipeline run, one child run per target; `closing` adds those of the stages.
 
 With no server configured, everything lies in `mlflow/` beside the stage store: `mlflow.db` (SQLite) and `artifacts/`.
 All processes of a run, and `yolov8-nas models` later, come to the same place from the same configuration.
@@ -46,12 +46,14 @@ _ANSWER_WITHIN: Final = 5.0  # seconds in which a tracking server has to answer 
 _SETTINGS: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "10000000",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """What MLflow does unless the environment says otherwise. Where a server is down, slow or answers 429 or 5xx, it tries
 again after 0, 4, 8, 16 and 32 seconds; its own two minutes for an answer could hold a run up for a quarter of an hour.
-And it prints nothing, not even into the JSON of a command.
+Where MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD is set, it applies to models, not only to files above its own 500 MB. And it
+prints nothing, not even into the JSON of a command.
 """
 
 _PLATFORM: Final = ("mlflow", "requests", "urllib3", "boto3", "botocore", "s3transfer", "sqlalchemy")
@@ -258,9 +260,10 @@ def open_run(config: RunConfig, run_id: str, tracking_uri: str) -> str:
     check_server(tracking_uri)
     with foreseen(tracking_uri):
         client = connect(tracking_uri)
-        run = find_or_create_run(client, config.tracking.experiment, RUN_TAG, run_id, name=f"{config.name}-{run_id}")
+        where = experiment_id(client, config.tracking.experiment)
+        run = find_or_create_run(client, where, RUN_TAG, run_id, name=f"{config.name}-{run_id}")
         known = client.get_run(run).data.params  # a parameter can't be changed: a run that is resumed keeps its own
-        values = {key: str(value) for key, value in _flat(config.model_dump(mode="json")) if key not in known}
+        values = {key: str(value) for key, value in flat(config.model_dump(mode="json")) if key not in known}
         from mlflow.entities import Param
 
         client.log_batch(run, params=[Param(key, value) for key, value in values.items()])
@@ -269,62 +272,62 @@ def open_run(config: RunConfig, run_id: str, tracking_uri: str) -> str:
         return run
 
 
-def close_run(tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path) -> None:
-    """Close the parent run: what the stages took, the summary and the report.
+def target_run(client: MlflowClient, experiment_id: str, parent: str, run_id: str, label: str) -> str:
+    """The child run of a target, which is made where there is none.
 
     Args:
-        tracking_uri: As given to `open_run`.
-        mlflow_run: What `open_run` returned.
-        summary: What `summary.summarise` returned.
-        out: Folder that holds `summary.json` and `report.html`; one that is missing is left out.
-    """
-    client = connect(tracking_uri)
-    from mlflow.entities import Metric
+        client: As `connect` gave it.
+        experiment_id: MLflow's id of the experiment.
+        parent: MLflow's id of the parent run.
+        run_id: Id of the pipeline run.
+        label: Label of the target.
 
-    when = client.get_run(mlflow_run).info.start_time  # a fixed time: closing twice adds nothing
-    seconds = [
-        Metric(
-            "/".join(part for part in ("seconds", stage["name"], stage["target"]) if part), stage["seconds"], when, 0
-        )
-        for stage in summary["stages"]
-        if stage["seconds"] is not None
-    ]
-    client.log_batch(mlflow_run, metrics=seconds)
-    for file in (out / "summary.json", out / "report.html"):
-        if file.is_file():
-            client.log_artifact(mlflow_run, str(file))
-    status = summary["run"]["status"]
-    client.set_tag(mlflow_run, "status", status)
-    client.set_terminated(mlflow_run, "FAILED" if status == "failed" else "FINISHED")
+    Returns:
+        MLflow's id of the run.
+    """
+    tags = {"mlflow.parentRunId": parent}
+    return find_or_create_run(client, experiment_id, BRANCH_TAG, f"{run_id}/{label}", name=label, tags=tags)
 
 
 def find_or_create_run(
-    client: MlflowClient, experiment: str, key: str, value: str, *, name: str, tags: Mapping[str, str] | None = None
+    client: MlflowClient,
+    experiment_id: str,
+    key: str,
+    value: str,
+    *,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    start_time: int | None = None,
 ) -> str:
-    """The run of `experiment` whose tag `key` is `value`; it is made where there is none, and never doubled.
+    """The run of an experiment whose tag `key` is `value`; it is made where there is none, and never doubled.
 
     MLflow has no unique tags: two processes that make the same run at once both look again and keep the older one.
 
     Returns:
         MLflow's id of the run.
     """
-    where = _experiment(client, experiment)
 
     def oldest() -> str | None:
-        found = client.search_runs([where], f"tags.`{key}` = '{value}'")
+        found = client.search_runs([experiment_id], f"tags.`{key}` = '{value}'")
         return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
 
     present = oldest()
     if present is not None:
         return present
-    made: str = client.create_run(where, run_name=name, tags={key: value, **(tags or {})}).info.run_id
+    tags = {key: value, **(tags or {})}
+    made: str = client.create_run(experiment_id, start_time=start_time, run_name=name, tags=tags).info.run_id
     kept = oldest() or made
     if kept != made:
         client.delete_run(made)
     return kept
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """MLflow's id of an experiment, which is made where there is none.
+
+    Raises:
+        InputError: It was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -374,15 +377,15 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"a": {"b": 1}, "c": [2]}` as `a.b = 1, c.0 = 2`."""
+def flat(data: Any, prefix: str = "", *, lists: bool = True) -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}, "c": [2]}` as `a.b = 1, c.0 = 2`; without `lists`, these are values: `c = [2]`."""
     items: Sequence[tuple[Any, Any]]
     if isinstance(data, Mapping):
         items = list(data.items())
-    elif isinstance(data, list):
+    elif isinstance(data, list) and lists:
         items = list(enumerate(data))
     else:
         yield prefix, data
         return
     for key, value in items:
-        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        yield from flat(value, f"{prefix}.{key}" if prefix else str(key), lists=lists)

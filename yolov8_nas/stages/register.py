@@ -11,7 +11,6 @@ Beside the configuration it takes the run's own parameters, given to `run_stage`
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
@@ -21,7 +20,7 @@ from yolov8_nas.store import file_sha256, read_json, tree_files, write_json
 
 if TYPE_CHECKING:
     from yolov8_nas.registry.register import Deployable
-    from yolov8_nas.registry.submission import Curves, Submission
+    from yolov8_nas.registry.submission import Submission
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def run(ctx: StageContext) -> None:
     entry: dict[str, Any]
     ctx.progress.update(0, 2, "opening the tracking store")
     _send_what_waits(ctx, uri)
-    ctx.progress.update(1, 2, "logging curves and measurements, registering the model")
+    ctx.progress.update(1, 2, "logging measurements, registering the model")
     try:
         run, done = submit(connect(uri), submission)
     except Exception as error:
@@ -90,14 +89,9 @@ def _submission(ctx: StageContext) -> Submission:
     return Submission(
         experiment=ctx.settings["experiment"],
         parent=ctx.settings["mlflow_run"],
-        branch=f"{ctx.settings['run_id']}/{ctx.settings['label']}",
+        run_id=ctx.settings["run_id"],
         label=ctx.settings["label"],
         deployable=_deployable(ctx),
-        curves={**_curves(ctx.inputs["qat-finetune"]), **_usage(ctx.inputs["qat-finetune"])},
-        shared_curves={
-            "supernet": read_json(ctx.inputs["supernet-train"] / "curves.json"),
-            **_usage(ctx.inputs["supernet-train"]),
-        },
         evidence={
             f"{stage}/{name}": file
             for stage, folder in ctx.inputs.items()
@@ -109,26 +103,6 @@ def _submission(ctx: StageContext) -> Submission:
             for name in ("supernet.safetensors", "supernet.json")
         },
     )
-
-
-def _curves(tuned: Path) -> dict[str, Curves]:
-    """What was logged by epoch when the candidates were tuned."""
-    curves: dict[str, Curves] = {}
-    for file in sorted(tuned.rglob("tuning.json")):
-        name = file.parent.relative_to(tuned).as_posix().replace("candidates/", "candidate_")
-        tuning = read_json(file)
-        curves[name] = tuning["curves"]
-        curves[f"{name}_int8"] = tuning.get("qat_curves", ())
-    return curves
-
-
-def _usage(trained: Path) -> dict[str, Curves]:
-    """What the machine did meanwhile, by the name under which MLflow shows it; earlier releases did not record it."""
-    from yolov8_nas.hardware import usage
-
-    file = trained / usage.FILE
-    rows = read_json(file)["rows"] if file.is_file() else []
-    return {"system": [{**row, "time": round(1000 * row["time"]), "epoch": i} for i, row in enumerate(rows)]}
 
 
 def _deployable(ctx: StageContext) -> Deployable:

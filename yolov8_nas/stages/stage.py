@@ -315,6 +315,7 @@ class _Run:
         self.store = store
         self.run_id = run_id
         self.gpus = gpus
+        self.settings: Settings = {}
         self.progress = Progress.from_environment(stage.name, target)
         self.start = time.monotonic()
 
@@ -327,7 +328,7 @@ class _Run:
                     return self._pass_on(name, failure)
             digests = {name: _arrived(name, path, expected.get(name)) for name, path in sorted(self.inputs.items())}
             target = None if self.target is None else find_target(self.config, self.target)
-            settings = {**self.stage.settings(self.config, target), **parameters}
+            settings = self.settings = {**self.stage.settings(self.config, target), **parameters}
             key = key_of(self.stage, settings, digests)
         except Exception as error:
             return self._failed(error, "", None)
@@ -482,6 +483,9 @@ class _Run:
             "error": error,
             "peak_rss_mib": own,
             "peak_rss_child_mib": child,
+            "ended": round(time.time(), 3),
+            "digest": digest,
+            "settings": self.settings,
         }
         name = f"{self.target or 'all'}.{self.stage.name}.json"
         # Where a stage stands twice in a pipeline, the record is that of the call that did the work.
