@@ -3,29 +3,36 @@
     python benchmarks/registry.py --workdir runs/registry
 
 Starts PostgreSQL, an object store (OpenStack Swift, or the endpoint that YOLOV8_NAS_TEST_S3 names) and MLflow's server
-in front of both. One version is registered as the register stage does it; the others get its tags, parameters and
-metrics through MLflow's client, with other names, devices and figures, and no files, for which `best` does not ask.
-Then `query.best` is asked again and again. Last, a model of 50 MB is registered through the server, in turn with
-boto3's upload of the same file to the same object store: of two that follow each other, the ratio counts.
+in front of both. One version is registered as the register stage does it, a hundred more by the same `register`, with
+other names, devices and figures and a network of a few bytes. The rest get the same tags, parameters and metrics
+through MLflow's client, and no files, for which `best` does not ask: all of them by `register` would take an hour.
+Then `query.best` is asked again and again. Last, a model of
+50 MB is registered through the server, in turn with boto3's upload of the same file to the same object store: of two
+that follow each other, the ratio counts.
 
 It ends with a table, in the work folder as `report.md` and `report.json`. Figures in milliseconds are those of this
-machine with what else ran on it; the server and what asks it share its cores.
+machine with what else ran on it (the load average tells); the servers and what asks them share its cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 import boto3
 import numpy as np
 import onnx
+from pytest import MonkeyPatch
 from setting import machine
 
 from yolov8_nas.registry import query, tracking
@@ -37,12 +44,24 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers are 
 
 import registering
 import servers
+from fabricated import small_onnx
 
 DEVICES: Final = 7
 MODELS: Final = 10
+THREADS: Final = 4
 RESAMPLES: Final = 10_000
 TARGET: Final = "line-3"
-TOY: Final = {"versions": 12, "calls": 2, "megabytes": 1, "uploads": 2}
+LONGEST_MS: Final = 300.0
+"""What `best` may take."""
+LEAST_SHARE: Final = 0.5
+"""How fast a model has to be registered, as a share of boto3's speed."""
+WAYS: Final = {
+    "boto3": "uploaded by boto3",
+    "mlflow": "uploaded by MLflow's client through the server",
+    "register": "registered",
+    "straight": "registered, its parts sent straight to the object store (`MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD`)",
+}
+TOY: Final = {"versions": 14, "registered": 2, "calls": 2, "megabytes": 1, "uploads": 2}
 
 
 def main() -> None:
@@ -50,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="folder to make: logs of the servers, the report")
     parser.add_argument("--versions", type=int, default=1000)
+    parser.add_argument("--registered", type=int, default=100, help="how many of them by `register`")
     parser.add_argument("--calls", type=int, default=50, help="how often each question is asked")
     parser.add_argument("--megabytes", type=float, default=50)
     parser.add_argument("--uploads", type=int, default=15, help="pairs of uploads")
@@ -64,47 +84,79 @@ def main() -> None:
 
 def report(uri: str, bucket: str, arguments: argparse.Namespace) -> None:
     """Measure on servers that run, and write `report.json` and `report.md`."""
-    folder = arguments.workdir
-    template = fill(uri, folder, arguments.versions)
+    folder, load = arguments.workdir, [os.getloadavg()[0]]
+    began = datetime.now(UTC).isoformat(timespec="minutes")
+    template, filling = fill(uri, folder, arguments.versions, arguments.registered)
+    load.append(os.getloadavg()[0])
     latencies = ask(uri, template, arguments.calls)
     command = [sys.executable, "-m", "yolov8_nas.cli", "models", "best", "--tracking", uri]
     command += ["--hardware", "device-1", "--max-latency", "5ms"]
     latencies["the whole command `yolov8-nas models best`"] = repeated(
         lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), max(3, arguments.calls // 10)
     )
+    load.append(os.getloadavg()[0])
     uploads = upload(uri, bucket, folder, arguments.megabytes, arguments.uploads)
-    result = {"machine": machine(1), "versions": arguments.versions, "seconds": latencies, "uploads": uploads}
+    load.append(os.getloadavg()[0])
+    result = {
+        "machine": machine(1),
+        "began": began,
+        "load": load,
+        "versions": arguments.versions,
+        "filling": filling,
+        "seconds": latencies,
+        "uploads": uploads,
+    }
     write_json(folder / "report.json", result)
     (folder / "report.md").write_text(text := "\n".join(table(read_json(folder / "report.json"))) + "\n")
     print(text, end="")
 
 
-def fill(uri: str, folder: Path, versions: int) -> RegisteredVersion:
-    """Register versions; the first is a real one, and is returned."""
+def fill(uri: str, folder: Path, versions: int, registered: int) -> tuple[RegisteredVersion, list[float]]:
+    """Make versions; the first, which the stage registered, is returned, with the seconds that `register` took."""
     client = tracking.connect(uri)
     entry = registering.Branch(uri, TARGET, folder / "branch").register()
     template = query.find(uri, f"{TARGET}/{entry['version']}")
     experiment = client.get_run(entry["run_id"]).info.experiment_id
+    network = small_onnx(folder / "model.onnx")
 
-    def add_to(model: int) -> None:
-        add(client, experiment, template, f"line-{100 + model}", range(model or MODELS, versions, MODELS))
+    def add(number: int) -> float:
+        made = registering.detector(f"line-{100 + number % MODELS}", [network], 1.0 + number)
+        device, precision, metrics = figures(template, number)
+        tags = {**made.tags, "hardware": device, "hardware_model": device, "architecture": template.tag("architecture")}
+        made = replace(
+            made, hardware_id=device, precision=precision, metrics=metrics, params=template.params, tags=tags
+        )
+        run = client.create_run(experiment, run_name=f"run-{number}").info.run_id
+        return seconds(lambda: register(client, run, made))
 
-    with ThreadPoolExecutor(MODELS) as pool:
-        list(pool.map(add_to, range(MODELS)))
-    return template
+    def add_alike(model: int) -> None:
+        numbers = range(1 + registered + model, versions, MODELS)
+        record(client, experiment, template, f"line-{100 + MODELS + model}", numbers)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        took = list(pool.map(add, range(1, 1 + registered)))
+        list(pool.map(add_alike, range(MODELS)))
+    return template, took
 
 
-def add(client: Any, experiment: str, template: RegisteredVersion, name: str, numbers: Sequence[int]) -> None:
+def figures(template: RegisteredVersion, number: int) -> tuple[str, str, dict[str, float]]:
+    """Device, precision and metrics of a version."""
+    score = float(np.random.default_rng(number).uniform(0.2, 0.5))
+    metrics = {**template.metrics, "map50_95": score, "latency_p50_ms": 1 + number % 97 / 10}
+    return f"device-{number % DEVICES}", ("fp32", "fp16", "int8")[number % 3], metrics
+
+
+def record(client: Any, experiment: str, template: RegisteredVersion, name: str, numbers: Sequence[int]) -> None:
     """Record versions of a new model as `register` does, with the tags of another, and without files."""
     from mlflow.entities import Metric
 
     client.create_registered_model(name)
-    run = client.create_run(experiment, run_name=name).info
     for version, number in enumerate(numbers, 1):
-        device = f"device-{number % DEVICES}"
+        run = client.create_run(experiment, run_name=f"run-{number}").info
+        device, precision, metrics = figures(template, number)
         tags = {key: value for key, value in template.tags.items() if key not in (STATE, MODEL_ID)}
-        tags |= {"hardware": device, "hardware_id": device, "hardware_model": device, CONTENT: f"{number:064x}"}
-        tags |= {"precision": ("fp32", "fp16", "int8")[number % 3], STATE: COMPLETE}
+        tags |= {"hardware": device, "hardware_id": device, "hardware_model": device, "precision": precision}
+        tags |= {CONTENT: f"{number:064x}", STATE: COMPLETE}
         model = client.create_logged_model(
             experiment,
             name=name,
@@ -115,8 +167,6 @@ def add(client: Any, experiment: str, template: RegisteredVersion, name: str, nu
         )
         source = {"source": f"models:/{model.model_id}", "run_id": run.run_id, "model_id": model.model_id}
         client.create_model_version(name, tags={**tags, MODEL_ID: model.model_id}, **source)
-        score = np.random.default_rng(number).uniform(0.2, 0.5)
-        metrics = {**template.metrics, "map50_95": score, "latency_p50_ms": 1 + number % 97 / 10}
         points = [Metric(key, value, run.start_time, 0, model_id=model.model_id) for key, value in metrics.items()]
         client.log_batch(run.run_id, metrics=points)
         client.finalize_logged_model(model.model_id, "READY")
@@ -140,17 +190,24 @@ def ask(uri: str, template: RegisteredVersion, calls: int) -> dict[str, list[flo
 
 
 def upload(uri: str, bucket: str, folder: Path, megabytes: float, pairs: int) -> dict[str, Any]:
-    """Seconds of uploads of a file in three ways, in turn: by boto3, by MLflow's client, and of registering it."""
+    """Seconds of uploads of a file in turn: by boto3, by MLflow's client, and of registering it in two ways."""
     file = write_network(folder / "model.onnx", megabytes)
     client = tracking.connect(uri)
     s3 = boto3.client("s3")
     run = client.create_run("0").info.run_id
 
-    models = (registering.detector("large", [file], 1.0 + number) for number in range(pairs + 1))
+    models = (registering.detector("large", [file], 1.0 + number) for number in count())
+
+    def straight() -> None:
+        with MonkeyPatch.context() as changed:
+            changed.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "true")
+            register(client, run, next(models))
+
     ways: dict[str, Callable[[], object]] = {
         "boto3": lambda: s3.upload_file(str(file), bucket, "plain.onnx"),
         "mlflow": lambda: client.log_artifact(run, str(file)),
         "register": lambda: register(client, run, next(models)),
+        "straight": straight,
     }
     for way in ways.values():
         way()
@@ -193,25 +250,34 @@ def median_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(values)), float(low), float(high)
 
 
+def verdict(low: float, high: float, bound: float, below: bool) -> str:
+    """Whether an interval keeps a bound."""
+    if (high if below else -low) <= (bound if below else -bound):
+        return "kept"
+    return "missed" if (low > bound if below else high < bound) else "undecided"
+
+
 def table(result: dict[str, Any]) -> Iterator[str]:
     """The report."""
-    yield f"{result['machine']}; {result['versions']} versions on PostgreSQL\n"
-    yield "| question | median, ms | 95% interval |"
-    yield "|---|---|---|"
+    load = ", ".join(f"{value:.1f}" for value in result["load"])
+    yield f"{result['machine']}; {result['versions']} versions on PostgreSQL; {result['began']}"
+    yield f"load average at the start, after registering, after asking, after uploading: {load}\n"
+    yield f"| what | median, ms | 95% interval | under {LONGEST_MS:.0f} ms |"
+    yield "|---|---|---|---|"
     for what, values in result["seconds"].items():
         median, low, high = (1e3 * value for value in median_with_interval(values))
-        yield f"| {what} | {median:.0f} | {low:.0f} to {high:.0f} |"
+        kept = verdict(low, high, LONGEST_MS, below=True) if what.startswith("`best`") else ""
+        yield f"| {what} | {median:.0f} | {low:.0f} to {high:.0f} | {kept} |"
+    median, low, high = (1e3 * value for value in median_with_interval(result["filling"]))
+    yield f"| registering a network of a few bytes, {THREADS} at once | {median:.0f} | {low:.0f} to {high:.0f} | |"
     uploads = result["uploads"]
     size = uploads["bytes"] / 1e6
-    yield f"\n| a model of {size:.0f} MB | median, MB/s | speed as a share of boto3's | 95% interval |"
-    yield "|---|---|---|---|"
-    for way, what in (
-        ("boto3", "uploaded by boto3"),
-        ("mlflow", "uploaded by MLflow's client through the server"),
-        ("register", "registered"),
-    ):
+    yield f"\n| a model of {size:.0f} MB | median, MB/s | speed as a share of boto3's | 95% interval | at least half |"
+    yield "|---|---|---|---|---|"
+    for way, what in WAYS.items():
         share, low, high = median_with_interval([a / b for a, b in zip(uploads["boto3"], uploads[way], strict=True)])
-        yield f"| {what} | {size / np.median(uploads[way]):.1f} | {share:.2f} | {low:.2f} to {high:.2f} |"
+        kept = verdict(low, high, LEAST_SHARE, below=False) if what.startswith("registered") else ""
+        yield f"| {what} | {size / np.median(uploads[way]):.1f} | {share:.2f} | {low:.2f} to {high:.2f} | {kept} |"
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_what_waits_in_a_store_in_s3_is_sent_from_another_machine(
 def test_the_registrys_benchmark_tells_times_and_shares(team: tuple[str, str], tmp_path: Path) -> None:
     registry.report(*team, argparse.Namespace(workdir=tmp_path, **registry.TOY))
     result = read_json(tmp_path / "report.json")
-    assert len(query.list_models(team[0], "line-101")) == 2
+    assert len(query.list_models(team[0], "line-110")) == 2
     assert {len(values) for what, values in result["seconds"].items() if "command" not in what} == {2}
     rows = [line.split(" | ") for line in (tmp_path / "report.md").read_text().splitlines() if " | " in line]
     (plain,) = (row for row in rows if "boto3" in row[0] and "share" not in row[2])
