@@ -69,8 +69,8 @@ def carry_out(ctx: StageContext, run_id: str, on_nodes: Callable[[Sequence[str]]
         if status:
             return status
         done = store.result(ENTRIES, key)
-    if done.manifest is None or (damage := done.damage(done.manifest)):
-        raise ConnectionError(f"{store.address}/{ENTRIES}/{key}: the nodes' result is not whole: {damage}")
+    if fault := done.damage(done.manifest) if done.manifest else "there is no manifest":
+        raise ConnectionError(f"{store.address}/{ENTRIES}/{key}: the nodes' result is not whole: {fault}")
     shutil.copytree(done.outputs, ctx.out, dirs_exist_ok=True)
     return 0
 
