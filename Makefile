@@ -21,9 +21,10 @@ test-fast: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -s tests/gpu/engines.py
 
-# Where docker is; BASE is any Debian with Python 3.11, such as that of tests/images/stand_in_base.sh.
+# Where docker is. On stand-ins for the pinned base, where no registry is: tests/images/stand_in_base.sh stand-in, and
+# make test-images BASE=stand-in:base BUILD_BASE=stand-in:build
 test-images: $(READY)
-	$(BIN)/python -m pytest -s tests/images/containers.py
+	BASE=$(BASE) BUILD_BASE=$(BUILD_BASE) $(BIN)/python -m pytest -s --timeout=0 tests/images/containers.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -37,9 +38,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/search_speed.py
 	$(BIN)/python benchmarks/registry.py --workdir runs/registry
 
-# Where docker is, and nothing else. make images REGISTRY=registry.example.com/vision pushes them, too.
+# Where docker is, and nothing else. make images REGISTRY=registry.example.com/vision pushes them, too. BUILD_BASE: an
+# image to install in, with certificates and settings of pip that stay out of what is built.
 images:
-	$(PYTHON) images/build.py $(if $(REGISTRY),--registry $(REGISTRY))
+	$(PYTHON) images/build.py $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BUILD_BASE),--build-base $(BUILD_BASE))
 
 images-pin:
 	$(PYTHON) images/build.py --pin

@@ -112,12 +112,13 @@ def pin() -> None:
     print(f"{TENSORRT_LOCK.name}: TensorRT {TENSORRT_VERSION}")
 
 
-def build(image: str, base: str, registry: str | None) -> str:
+def build(image: str, base: str, build_base: str | None, registry: str | None) -> str:
     """Build one image and copy its bill of materials out of it.
 
     Args:
         image: Its name in `DOCKERFILES`.
         base: Reference of the image that it is built on.
+        build_base: Reference of the image that what goes into it is installed in; `base` unless given.
         registry: Registry and path before its name; None for this machine only.
 
     Returns:
@@ -127,6 +128,8 @@ def build(image: str, base: str, registry: str | None) -> str:
     revision = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     reference = f"{registry or 'yolov8-nas'}/{image}:{version}"
     arguments = {"BASE": base, "VERSION": version, "REVISION": revision}
+    if build_base:
+        arguments["BUILD_BASE"] = build_base
     if image == "target":
         arguments[INDEX_VARIABLE] = tensorrt_index()
     options = [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
@@ -150,6 +153,10 @@ def main() -> None:
     parser.add_argument("--pin", action="store_true", help="look up digests and hashes instead of building")
     parser.add_argument("--registry", help="push to this registry and path, and write the digests down")
     parser.add_argument("--base", help="build on this image instead of the pinned one; not for images that are pushed")
+    parser.add_argument(
+        "--build-base",
+        help="install on this image instead: the same base with your certificates and settings of pip, which stay out",
+    )
     asked = parser.parse_args()
     if unknown := set(asked.images) - set(DOCKERFILES):
         parser.error(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(DOCKERFILES)}")
@@ -168,7 +175,7 @@ def main() -> None:
         stop(f"{TENSORRT_LOCK.relative_to(ROOT)} is missing, which target is built from; make images-pin writes it")
     digests = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
     for image in images:
-        reference = build(image, base, asked.registry)
+        reference = build(image, base, asked.build_base, asked.registry)
         if asked.registry:
             docker("push", reference)
             digests[image] = digest_of(reference)

@@ -1,7 +1,8 @@
 # MLflow's server with PostgreSQL and S3, of the version that the pipeline's steps use.
 ARG BASE
+ARG BUILD_BASE=${BASE}
 
-FROM ${BASE} AS build
+FROM ${BUILD_BASE} AS build
 COPY images/mlflow.txt images/sbom.txt /locks/
 RUN python3 -m venv /opt/mlflow \
  && /opt/mlflow/bin/pip install --no-cache-dir --no-deps --require-hashes -r /locks/mlflow.txt \

@@ -74,6 +74,15 @@ def test_what_is_pushed_is_named_by_digest(calls: Path, monkeypatch: pytest.Monk
     assert f"--build-arg BASE=python:3.11@{DIGEST}" in calls.read_text()
 
 
+def test_what_is_needed_to_install_is_in_an_image_of_its_own(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "--base", "stand-in:base", "--build-base", "stand-in:build", "mlflow")
+    assert "--build-arg BASE=stand-in:base" in calls.read_text()
+    assert "--build-arg BUILD_BASE=stand-in:build" in calls.read_text()
+    for file in set(build.DOCKERFILES.values()):
+        first, *others = (line for line in (build.HERE / file).read_text().splitlines() if line.startswith("FROM $"))
+        assert first == "FROM ${BUILD_BASE} AS build" and others and not any("BUILD_BASE" in line for line in others)
+
+
 def test_what_stays_here_gets_no_digest(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, "--base", "stand-in:bookworm", "cpu")
     assert not build.DIGESTS.exists()

@@ -68,7 +68,7 @@ def dump(folder: Path, wheel: str | None) -> None:
     version = re.search(r'^__version__ = "(.*)"', text, re.MULTILINE)
     assert version
     for library in LIBRARIES:
-        path = _stub(folder, library, version[1].split(".")[0])
+        path = stub(folder, library, version[1].split(".")[0])
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     trt = importlib.import_module("tensorrt_bindings")
     api = {name: _described(getattr(trt, name)) for name in dir(trt) if not name.startswith("_")}
@@ -77,7 +77,8 @@ def dump(folder: Path, wheel: str | None) -> None:
     print(json.dumps({"version": trt.__version__, "python": python, "api": api}))
 
 
-def _stub(folder: Path, library: str, major: str) -> Path:
+def stub(folder: Path, library: str, major: str) -> Path:
+    """Compile a library that exports what the bindings import."""
     source, path = folder / "stub.c", folder / f"lib{library}.so.{major}"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in FUNCTIONS))
     subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{path.name}", "-o", path, source], check=True)
