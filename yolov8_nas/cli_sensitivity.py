@@ -65,44 +65,41 @@ def _table(checkpoint: Path, found: Sensitivity) -> Table:
         title=f"{checkpoint.name}, {found.imgsz} px, {found.images} images of the {found.split} split",
         title_style="bold",
         title_justify="left",
-        caption="In brackets 95% intervals over images. What is regained, and the word, are against plain INT8.",
+        caption="In brackets 95% intervals over images. What is regained, and the word, are against INT8.",
         caption_justify="left",
     )
-    table.add_column("in floating point")
-    for heading in ("mAP50-95", "drop, AP", "", "regained, AP", ""):
-        table.add_column(heading, justify="right")
+    table.add_column("in floating point", overflow="fold")
+    for heading in ("mAP50-95", "drop, AP", "regained, AP"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column()
-    table.add_row("everything (no INT8)", f"{found.map50_95:.3f}")
-    table.add_row("head's outputs, DFL (plain INT8)", *_figures(found.quantized)[:3])
+    table.add_row("everything (FP32)", f"{found.map50_95:.3f}")
+    table.add_row("nothing more (INT8)", *_figures(found.quantized)[:2])
     for variant in (*found.parts, *found.sets):
-        table.add_row(f"... and {', '.join(variant.keep_float)}", *_figures(variant))
+        table.add_row(f"+ {', '.join(variant.keep_float)}", *_figures(variant))
     return table
 
 
 def _figures(variant: Variant) -> tuple[str, ...]:
-    return (
-        f"{variant.map50_95:.3f}",
-        *_points(variant.drop, -100),
-        *_points(variant.regained, 100),
-        variant.regained.word,
-    )
+    drop, regained = _points(variant.drop, -100), _points(variant.regained, 100)
+    return f"{variant.map50_95:.3f}", drop, regained, variant.regained.word
 
 
-def _points(comparison: Comparison, factor: int) -> tuple[str, str]:
-    """A difference in AP, and its interval."""
+def _points(comparison: Comparison, factor: int) -> str:
+    """A difference in AP with its interval."""
     low, high = sorted((factor * comparison.low, factor * comparison.high))
-    return f"{factor * comparison.difference:z.2f}", f"({low:z.2f} to {high:z.2f})"
+    return f"{factor * comparison.difference:z.2f} ({low:z.1f} to {high:z.1f})"
 
 
 def _suggestion(found: Sensitivity) -> str:
-    drop, interval = _points((found.suggested or found.quantized).drop, -100)
+    drop = _points((found.suggested or found.quantized).drop, -100)
     if found.suggested is None:
         return (
-            f"INT8 costs {drop} AP {interval}, and no parts were found that bring this to {found.tolerance:g} AP. "
+            f"INT8 costs {drop} AP, and no parts were found that bring this to {found.tolerance:g} AP. "
             "Quantization-aware training, which a run does for INT8, may; else ask for fp16 or fp32."
         )
-    return (
-        f"The drop is {drop} AP {interval}, within the tolerance of {found.tolerance:g} AP, "
-        + (f"with {', '.join(found.suggested.keep_float)} in floating point" if found.suggested.keep_float else "as is")
-        + ". In the run configuration:"
-    )
+    names = found.suggested.keep_float
+    how = f"with {', '.join(names)} in floating point" if names else "with nothing more in floating point"
+    sure = ""
+    if -100 * found.suggested.drop.low > found.tolerance:
+        sure = f" The interval reaches beyond it: on {found.images} images this is not sure."
+    return f"The drop is {drop} AP, within {found.tolerance:g} AP, {how}.{sure} In the run configuration:"
