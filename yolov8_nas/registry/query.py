@@ -117,7 +117,8 @@ def list_models(tracking_uri: str, name: str | None = None) -> list[RegisteredVe
         found = _versions(client)
         if name is not None and name not in found:
             raise InputError(f"no registered model {name!r} at {tracking_uri}; there is {_these(found)}")
-        logged = {model.model_id: model for model in _complete(client, [])}
+        where = _experiments(client)
+        logged = {model.model_id: model for model in _complete(client, where, [])}
         return [
             _described(version, logged[version.tags[MODEL_ID]], holders)
             for model, versions in found.items()
@@ -190,7 +191,8 @@ def best(
     if precision not in (None, "fp32", "fp16", "int8"):
         raise InputError(f"precision {precision!r} is unknown; use fp32, fp16 or int8")
     with opened(tracking_uri) as client:
-        asked = [f"tags.hardware_id = '{_device(client, hardware)}'"]
+        where = _experiments(client)
+        asked = [f"tags.hardware_id = '{_device(client, where, hardware)}'"]
         if name is not None:
             found = _versions(client, name)
             if name not in found:
@@ -203,11 +205,11 @@ def best(
         bounds = [f"metrics.latency_p50_ms <= {max_latency_ms!r}"]
         if min_map is not None:
             bounds.append(f"metrics.map50_95 >= {min_map!r}")
-        for model in _complete(client, asked + bounds, page=1):
+        for model in _complete(client, where, asked + bounds, page=1):
             version = _registered(client, model)
             if version is not None:
                 return _described(version, model, alias_holders(client, version.name))
-        fastest = _complete(client, asked, page=_OFFERED, order="latency_p50_ms", ascending=True)
+        fastest = _complete(client, where, asked, page=_OFFERED, order="latency_p50_ms", ascending=True)
         near = list(islice(((model, _metrics(model)) for model in fastest if _registered(client, model)), _OFFERED))
     offers = [
         f"{model.tags['registered_model']}/{model.tags['registered_version']} ({model.tags['precision']}): "
@@ -219,23 +221,23 @@ def best(
     raise InputError(f"no{kind} model on {hardware} has {wish}; there is {_these(offers)}")
 
 
-def _device(client: MlflowClient, hardware: str) -> str:
+def _device(client: MlflowClient, where: Sequence[str], hardware: str) -> str:
     """The id of the one device that a name fits, among those on which a model was verified."""
     keys = ("hardware_id", "hardware_model", "hardware")
     for key in keys if "'" not in hardware else ():
         fits = f"tags.{key} = '{hardware}'"
-        first = next(_complete(client, [fits], page=1), None)
+        first = next(_complete(client, where, [fits], page=1), None)
         if first is None:
             continue
         device: str = first.tags["hardware_id"]
         if (
             key == "hardware_id"
-            or next(_complete(client, [fits, f"tags.hardware_id != '{device}'"], page=1), None) is None
+            or next(_complete(client, where, [fits, f"tags.hardware_id != '{device}'"], page=1), None) is None
         ):
             return device
-        devices = {model.tags["hardware_id"] for model in _complete(client, [fits])}
+        devices = {model.tags["hardware_id"] for model in _complete(client, where, [fits])}
         raise InputError(f"{hardware!r} is more than one device; give one of {', '.join(sorted(devices))}")
-    known = list(_complete(client, []))
+    known = list(_complete(client, where, []))
     names = {model.tags[key].lower(): model.tags[key] for model in known for key in reversed(keys)}
     near = difflib.get_close_matches(hardware.lower(), names, n=1, cutoff=0)
     there = {f"{model.tags['hardware_id']} ({model.tags['hardware_model']})" for model in known}
@@ -266,8 +268,14 @@ def _versions(client: MlflowClient, name: str | None = None) -> dict[str, list[M
     }
 
 
+def _experiments(client: MlflowClient) -> list[str]:
+    """Ids of the experiments, without which MLflow searches for no logged model."""
+    return [experiment.experiment_id for experiment in client.search_experiments()]
+
+
 def _complete(
     client: MlflowClient,
+    where: Sequence[str],
     filters: Sequence[str],
     page: int = _PAGE,
     order: str = "map50_95",
@@ -277,11 +285,10 @@ def _complete(
 
     They are asked for by pages, as each comes with all that is recorded of it: who needs one should ask for one.
     """
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     token = None
     while True:
         found = client.search_logged_models(
-            experiments,
+            list(where),
             filter_string=" AND ".join([f"tags.{STATE} = '{COMPLETE}'", *filters]),
             order_by=[{"field_name": f"metrics.{order}", "ascending": ascending}],
             max_results=page,
