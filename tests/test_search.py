@@ -800,6 +800,8 @@ def test_networks_of_an_int8_target_are_scored_as_int8_computes_them(
     assert scorer(SPACE.smallest()) == 0.5
     ranges = [value for name, value in scored[0].state_dict().items() if name.endswith("quantizer._amax")]
     assert ranges and all(value.min() > 0 for value in ranges)
+    on = {name for name, module in scored[0].named_modules() if getattr(module, "is_enabled", False)}
+    assert any(name.endswith("conv.output_quantizer") for name in on), "folding BatchNorm must not lose what it held"
     assert not any(name.endswith("_amax") for name in scorer.network(SPACE.smallest()).state_dict())
 
 
