@@ -119,12 +119,12 @@ def test_limits_settings_and_fine_tuning_reach_the_stages(stages: Stages, tmp_pa
     search = NAS("tiny", workdir=tmp_path, seed=3).train(epochs=2, imgsz=64, lr=1e-3)
     best = search.search(
         constraint_type="throughput", constraint_value=200, constraints=["memory<=90%stock"], hardware="cpu-1t",
-        precision="int8", generations=3, candidates=2, probe={"networks": 20},
+        precision="int8", keep_float=["stem"], generations=3, candidates=2, probe={"networks": 20},
     )  # fmt: skip
     config, _, label, _ = stages.asked[-1]
     assert (config.seed, config.supernet.lr, config.search.generations, config.probe.networks) == (3, 1e-3, 3, 20)
     assert config.targets[0].constraints == ("throughput>=200img/s", "memory<=90%stock")
-    assert label == "cpu-1t-int8"
+    assert label == "cpu-1t-int8" and config.quantization.keep_float == ("stem",)
     with pytest.raises(InputError, match="no INT8 network yet"):
         best.export()
 
