@@ -10,8 +10,9 @@ Then `query.best` is asked again and again. Last, a model of
 50 MB is registered through the server, in turn with boto3's upload of the same file to the same object store: of two
 that follow each other, the ratio counts.
 
-It ends with a table, in the work folder as `report.md` and `report.json`. Figures in milliseconds are those of this
-machine with what else ran on it (the load average tells); the servers and what asks them share its cores.
+It ends with tables, in the work folder as `report.md` and `report.json`. Figures in milliseconds are those of this
+machine with what else ran on it (the load average tells); the servers and what asks them share its cores. Processor
+time tells where an upload's time goes, whatever else runs; of an object store elsewhere it is not known.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
@@ -32,6 +34,7 @@ from typing import Any, Final
 import boto3
 import numpy as np
 import onnx
+import psutil
 from pytest import MonkeyPatch
 from setting import machine
 
@@ -59,8 +62,9 @@ WAYS: Final = {
     "boto3": "uploaded by boto3",
     "mlflow": "uploaded by MLflow's client through the server",
     "register": "registered",
-    "straight": "registered, its parts sent straight to the object store (`MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD`)",
+    "straight": "registered, its parts sent straight to the object store (`MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE`)",
 }
+PROCESSES: Final = ("client", "MLflow", "object store", "PostgreSQL")
 TOY: Final = {"versions": 14, "registered": 2, "calls": 2, "megabytes": 1, "uploads": 2}
 
 
@@ -88,7 +92,7 @@ def report(uri: str, bucket: str, arguments: argparse.Namespace) -> None:
     began = datetime.now(UTC).isoformat(timespec="minutes")
     template, filling = fill(uri, folder, arguments.versions, arguments.registered)
     load.append(os.getloadavg()[0])
-    latencies = ask(uri, template, arguments.calls)
+    latencies, used = ask(uri, template, arguments.calls)
     command = [sys.executable, "-m", "yolov8_nas.cli", "models", "best", "--tracking", uri]
     command += ["--hardware", "device-1", "--max-latency", "5ms"]
     latencies["the whole command `yolov8-nas models best`"] = repeated(
@@ -104,6 +108,7 @@ def report(uri: str, bucket: str, arguments: argparse.Namespace) -> None:
         "versions": arguments.versions,
         "filling": filling,
         "seconds": latencies,
+        "processor": used,
         "uploads": uploads,
     }
     write_json(folder / "report.json", result)
@@ -172,8 +177,8 @@ def record(client: Any, experiment: str, template: RegisteredVersion, name: str,
         client.finalize_logged_model(model.model_id, "READY")
 
 
-def ask(uri: str, template: RegisteredVersion, calls: int) -> dict[str, list[float]]:
-    """Seconds that questions take, which are asked in turn."""
+def ask(uri: str, template: RegisteredVersion, calls: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds that questions take, which are asked in turn, and seconds of processor time for one of each."""
     hardware = template.tag("hardware_id")
     questions: dict[str, Callable[[], object]] = {
         "`best` on a device": lambda: query.best(uri, "device-1", 5.0),
@@ -183,10 +188,14 @@ def ask(uri: str, template: RegisteredVersion, calls: int) -> dict[str, list[flo
         "`best` on a device with one version": lambda: query.best(uri, hardware, 10.0),
         "for comparison: is the server well?": lambda: tracking.check_server(uri),
     }
-    for question in questions.values():
+    used = {}
+    for what, question in questions.items():
         question()
+        before = sum(processor_seconds().values())
+        repeated(question, calls)
+        used[what] = (sum(processor_seconds().values()) - before) / calls
     rounds = [[seconds(question) for question in questions.values()] for _ in range(calls)]
-    return dict(zip(questions, map(list, zip(*rounds, strict=True)), strict=True))
+    return dict(zip(questions, map(list, zip(*rounds, strict=True)), strict=True)), used
 
 
 def upload(uri: str, bucket: str, folder: Path, megabytes: float, pairs: int) -> dict[str, Any]:
@@ -200,7 +209,7 @@ def upload(uri: str, bucket: str, folder: Path, megabytes: float, pairs: int) ->
 
     def straight() -> None:
         with MonkeyPatch.context() as changed:
-            changed.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "true")
+            changed.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", "10000000")  # a server that can, offers it
             register(client, run, next(models))
 
     ways: dict[str, Callable[[], object]] = {
@@ -211,8 +220,14 @@ def upload(uri: str, bucket: str, folder: Path, megabytes: float, pairs: int) ->
     }
     for way in ways.values():
         way()
-    rounds = [[seconds(way) for way in ways.values()] for _ in range(pairs)]
-    return {"bytes": file.stat().st_size, **dict(zip(ways, map(list, zip(*rounds, strict=True)), strict=True))}
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    used: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for _ in range(pairs):
+        for name, way in ways.items():
+            before = processor_seconds()
+            took[name].append(seconds(way))
+            used[name].append({who: value - before[who] for who, value in processor_seconds().items()})
+    return {"bytes": file.stat().st_size, "processor": used, **took}
 
 
 def write_network(file: Path, megabytes: float) -> Path:
@@ -243,6 +258,20 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def processor_seconds() -> dict[str, float]:
+    """What this process and the servers that it has started have used of the processor until now."""
+    this = psutil.Process()
+    used = dict.fromkeys(PROCESSES, 0.0)
+    used["client"] = sum(this.cpu_times()[:2])
+    for server in this.children():
+        command = " ".join(server.cmdline())
+        who = "PostgreSQL" if server.name() == "postgres" else "object store" if "swift_server" in command else "MLflow"
+        for process in (server, *server.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                used[who] += sum(process.cpu_times()[:4])  # user and system, and those of its children that have ended
+    return used
+
+
 def median_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Median with its 95% interval (bootstrap)."""
     drawn = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
@@ -262,14 +291,15 @@ def table(result: dict[str, Any]) -> Iterator[str]:
     load = ", ".join(f"{value:.1f}" for value in result["load"])
     yield f"{result['machine']}; {result['versions']} versions on PostgreSQL; {result['began']}"
     yield f"load average at the start, after registering, after asking, after uploading: {load}\n"
-    yield f"| what | median, ms | 95% interval | under {LONGEST_MS:.0f} ms |"
-    yield "|---|---|---|---|"
+    yield f"| what | median, ms | 95% interval | under {LONGEST_MS:.0f} ms | processor time of one, ms |"
+    yield "|---|---|---|---|---|"
     for what, values in result["seconds"].items():
         median, low, high = (1e3 * value for value in median_with_interval(values))
         kept = verdict(low, high, LONGEST_MS, below=True) if what.startswith("`best`") else ""
-        yield f"| {what} | {median:.0f} | {low:.0f} to {high:.0f} | {kept} |"
+        used = f"{1e3 * result['processor'][what]:.0f}" if what in result["processor"] else ""
+        yield f"| {what} | {median:.0f} | {low:.0f} to {high:.0f} | {kept} | {used} |"
     median, low, high = (1e3 * value for value in median_with_interval(result["filling"]))
-    yield f"| registering a network of a few bytes, {THREADS} at once | {median:.0f} | {low:.0f} to {high:.0f} | |"
+    yield f"| registering a network of a few bytes, {THREADS} at once | {median:.0f} | {low:.0f} to {high:.0f} | | |"
     uploads = result["uploads"]
     size = uploads["bytes"] / 1e6
     yield f"\n| a model of {size:.0f} MB | median, MB/s | speed as a share of boto3's | 95% interval | at least half |"
@@ -278,6 +308,11 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         share, low, high = median_with_interval([a / b for a, b in zip(uploads["boto3"], uploads[way], strict=True)])
         kept = verdict(low, high, LEAST_SHARE, below=False) if what.startswith("registered") else ""
         yield f"| {what} | {size / np.median(uploads[way]):.1f} | {share:.2f} | {low:.2f} to {high:.2f} | {kept} |"
+    yield f"\n| seconds of processor time, mean | {' | '.join(PROCESSES)} | together |"
+    yield "|---|---|---|---|---|---|"
+    for way, what in WAYS.items():
+        means = [float(np.mean([used[who] for used in uploads["processor"][way]])) for who in PROCESSES]
+        yield f"| {what} | {' | '.join(f'{mean:.2f}' for mean in (*means, sum(means)))} |"
 
 
 if __name__ == "__main__":

@@ -46,14 +46,12 @@ _ANSWER_WITHIN: Final = 5.0  # seconds in which a tracking server has to answer 
 _SETTINGS: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "10000000",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """What MLflow does unless the environment says otherwise. Where a server is down, slow or answers 429 or 5xx, it tries
 again after 0, 4, 8, 16 and 32 seconds; its own two minutes for an answer could hold a run up for a quarter of an hour.
-Where MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD is set, it applies to models, not only to files above its own 500 MB. And it
-prints nothing, not even into the JSON of a command.
+And it prints nothing, not even into the JSON of a command.
 """
 
 _PLATFORM: Final = ("mlflow", "requests", "urllib3", "boto3", "botocore", "s3transfer", "sqlalchemy")
