@@ -34,8 +34,3 @@ def one_thread() -> Iterator[None]:
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest, so that with two at a time it is not the last one, alone."""
-    items.sort(key=lambda item: item.path.name != "test_whole_run.py")
