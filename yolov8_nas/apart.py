@@ -80,6 +80,29 @@ def call(
     return value
 
 
+def call_and_tell(function: str, doing: str, otherwise: str, **arguments: Any) -> Any:
+    """As `call`, with a spinner on standard error that tells what the function does meanwhile.
+
+    Args:
+        function: `module:name`; it takes `progress`, a file in which it keeps one line on what it does.
+        doing: What is told until it writes one.
+        otherwise: What is told where the line is empty.
+        arguments: Its other arguments by name.
+    """
+    from rich.console import Console
+
+    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(doing) as status:
+        progress = Path(folder) / "progress"
+        progress.write_text(doing)
+        return call(
+            function,
+            log=Path(folder) / "log",
+            wait=lambda: status.update(progress.read_text() or otherwise),
+            progress=progress,
+            **arguments,
+        )
+
+
 @contextmanager
 def running(command: list[str], environment: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own, of which nothing is left when the context ends."""

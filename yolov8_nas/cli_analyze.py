@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,24 +43,20 @@ def analyze(
         "streams": _numbers("--streams", streams),
         "size": _size(size),
     }
-    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"reading {model}") as status:
-        progress = Path(folder) / "progress"
-        progress.write_text(f"reading {model}")
-        found = apart.call(
-            "yolov8_nas.analysis.run:analyze",
-            log=Path(folder) / "analyze.log",
-            wait=lambda: status.update(progress.read_text() or "measuring"),
-            file=model,
-            hardware=hardware,
-            runtime=runtime,
-            precision=precision,
-            imgsz=imgsz,
-            fps=fps,
-            images=images,
-            rows_of=rows_of,
-            progress=progress,
-            **asked,
-        )
+    found = apart.call_and_tell(
+        "yolov8_nas.analysis.run:analyze",
+        f"reading {model}",
+        "measuring",
+        file=model,
+        hardware=hardware,
+        runtime=runtime,
+        precision=precision,
+        imgsz=imgsz,
+        fps=fps,
+        images=images,
+        rows_of=rows_of,
+        **asked,
+    )
     content = json.dumps(found.to_dict(), indent=1, allow_nan=False)
     if as_json == Path("-"):
         typer.echo(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,21 +31,17 @@ def sensitivity(
     """Measure which parts of a network INT8 hurts, and suggest what to leave in floating point."""
     from yolov8_nas import apart
 
-    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"reading {checkpoint}") as status:
-        progress = Path(folder) / "progress"
-        progress.write_text(f"reading {checkpoint}")
-        found = apart.call(
-            "yolov8_nas.deploy.sensitivity:measure",
-            log=Path(folder) / "sensitivity.log",
-            wait=lambda: status.update(progress.read_text() or "scoring"),
-            checkpoint=checkpoint,
-            data=data,
-            split=split,
-            imgsz=imgsz,
-            images=images,
-            tolerance=tolerance,
-            progress=progress,
-        )
+    found = apart.call_and_tell(
+        "yolov8_nas.deploy.sensitivity:measure",
+        f"reading {checkpoint}",
+        "scoring",
+        checkpoint=checkpoint,
+        data=data,
+        split=split,
+        imgsz=imgsz,
+        images=images,
+        tolerance=tolerance,
+    )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
         return
