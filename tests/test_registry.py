@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -14,9 +15,12 @@ import numpy as np
 import pytest
 from fabricated import CONFIG, PROFILE, write_outputs
 from registering import Branch, detector, made_up_scores
+from rich.console import Console
 from typer.testing import CliRunner
 
+from yolov8_nas import apart, lifecycle, local
 from yolov8_nas.cli import app
+from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.registry import champions, closing, promote, query, register, spool, tracking, trial
 from yolov8_nas.registry.compare import compare
@@ -620,6 +624,92 @@ def test_every_stage_has_a_run_of_its_own_once_even_if_the_server_was_away(
             (1_700_000_000_000, first),
             (1_700_000_010_000, first + 1),
         ]
+
+
+class Killed:
+    """A pipeline run that began in a work folder and was killed there, with a target of it."""
+
+    def __init__(self, uri: str, work: Path) -> None:
+        self.work, self.client, self.store = work, tracking.connect(uri), Store(work / "store")
+        tracked = {**CONFIG.tracking.model_dump(), "uri": uri}
+        self.config = RunConfig.parse({**CONFIG.model_dump(mode="json"), "tracking": tracked}, "test")
+        self.other = self.config.model_copy(update={"seed": 7})
+        self.begin()
+        where = self.client.get_run(self.run).info.experiment_id
+        self.target = tracking.target_run(self.client, where, self.run, self.run_id, "cpu-2t-best")
+        write_json(work / "logs" / "progress.jsonl", {})
+
+    def begin(self) -> None:
+        self.run_id = local._run_id(self.config, self.work)
+        self.store.record(self.run_id, lifecycle.CONFIG_FILE, self.config.model_dump(mode="json"))
+        self.run = tracking.open_run(self.config, self.run_id, str(self.config.tracking.uri))
+
+    @property
+    def status(self) -> list[str]:
+        return [self.client.get_run(run).info.status for run in (self.run, self.target)]
+
+
+@pytest.fixture
+def killed(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Killed:
+    def call(function: str, *, log: Path, **arguments: Any) -> Any:
+        assert function == "yolov8_nas.lifecycle:close_killed_run"
+        return lifecycle.close_killed_run(**arguments)
+
+    monkeypatch.setattr(apart, "call", call)
+    return Killed(uri, tmp_path / "work")
+
+
+def test_the_next_run_closes_one_that_was_killed(killed: Killed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(apart, "running", run)
+    for config, status in ((killed.config, "RUNNING"), (killed.other, "KILLED")):
+        os.utime(killed.work / "logs" / "progress.jsonl", (4e9, 4e9))
+        with pytest.raises(KeyboardInterrupt), local.held(killed.work):
+            local.run_pipeline(config, killed.work, Console(quiet=True))
+        assert killed.status == [status, status]
+        write_json(killed.work / "logs" / "progress.jsonl", {})
+    assert killed.client.get_run(killed.run).info.end_time == 4_000_000_000_000, "when there was a last sign of it"
+
+
+def test_a_run_that_may_live_is_not_closed(killed: Killed) -> None:
+    with local.held(killed.work):
+        assert CliRunner().invoke(app, ["models", "sync", "--workdir", str(killed.work)]).exit_code == 0
+    file = killed.work / local.LAST_RUN
+    begun = read_json(file)
+    for another in ({"host": ["another host", "another boot"]}, {"host": []}, {"finished": True}):
+        write_json(file, {**begun, **another})
+        assert local.close_killed(killed.work, killed.other) is None
+    assert killed.status == ["RUNNING", "RUNNING"]
+
+
+def test_a_run_that_was_closed_by_hand_goes_on(killed: Killed) -> None:
+    synced = CliRunner().invoke(app, ["models", "sync", "--workdir", str(killed.work)])
+    assert f"run {killed.run_id} was killed; it is closed in MLflow now" in synced.stderr
+    assert killed.status == ["KILLED", "KILLED"]
+    assert local.close_killed(killed.work) is None, "once is enough"
+    before = killed.run
+    killed.begin()
+    assert (killed.run, killed.status[0]) == (before, "RUNNING")
+    assert local.close_killed(killed.work) is not None, "it was killed again"
+    assert killed.status[0] == "KILLED"
+
+
+def test_the_end_of_a_killed_run_waits_for_the_server(killed: Killed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise tracking.UnavailableError("nothing answers there")
+
+    monkeypatch.setattr(tracking, "check_server", away)
+    told = local.close_killed(killed.work)
+    assert told and "may still be open in MLflow: nothing answers there" in told
+    assert not spool.waiting(killed.store), "it may go on, and what is sent later would close it then"
+    told = local.close_killed(killed.work, killed.other)
+    assert told and "it is kept in" in told
+    monkeypatch.undo()
+    assert killed.status == ["RUNNING", "RUNNING"]
+    assert spool.send_everywhere(killed.store).sent == (f"the end of run {killed.run_id}, which was killed",)
+    assert killed.status == ["KILLED", "KILLED"]
 
 
 def test_answer_that_was_lost_makes_no_second_version(

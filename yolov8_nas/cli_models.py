@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -234,13 +235,21 @@ def sync(
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send what runs could not register because the tracking server was away, to where it was meant to go."""
+    """Send what runs could not register because the tracking server was away, to where it was meant to go.
+
+    And close the last run of the work folder in MLflow, where that was killed; started again, it goes on there.
+    """
+    from yolov8_nas import local
     from yolov8_nas.registry import spool
     from yolov8_nas.stages.stage import open_store
 
     def note(text: str) -> None:
         typer.echo(text, err=True)
 
+    if store is None and (workdir / local.LAST_RUN).is_file():
+        with suppress(local.OccupiedError), local.held(workdir):
+            if closed := local.close_killed(workdir):
+                note(closed)
     opened = open_store(store or workdir / "store")
     uri = None if tracking is None else _uri(workdir, tracking)
     try:

@@ -134,6 +134,44 @@ def close_run(
     return summary
 
 
+def close_killed_run(*, store: str, run_id: str, killed_at: int, final: bool) -> str | None:
+    """Close in MLflow what a run that was killed left open there.
+
+    Args:
+        store: The stage store.
+        run_id: Name of the run.
+        killed_at: When there was a last sign of it, in ms since 1970.
+        final: Whether it will not go on. Where the server does not answer, its end is kept for `models sync` then.
+
+    Returns:
+        What became of it, in words; nothing where nothing was open.
+
+    Raises:
+        InputError: The server refuses; or it does not answer, and the run may go on.
+    """
+    from yolov8_nas.registry import closing, spool, tracking
+
+    opened_store = open_store(store)
+    folder = opened_store.run_folder(run_id)
+    if not (folder / CONFIG_FILE).is_file():
+        return None  # it was killed before it was opened
+    asked = RunConfig.parse(read_json(folder / CONFIG_FILE), "run configuration").tracking
+    if (folder / RUN_FILE).is_file():
+        uri = read_json(folder / RUN_FILE)["tracking_uri"]
+    else:  # it was killed while it was opened
+        uri = tracking.resolve_uri(asked.uri, store)
+    try:
+        tracking.check_server(uri)
+        with tracking.foreseen(uri):
+            closed = closing.close_killed(uri, asked.experiment, run_id, killed_at)
+    except tracking.UnavailableError as error:
+        if not final:
+            raise
+        kept = spool.keep_killed(opened_store, uri, asked.experiment, run_id, killed_at, error)
+        return f"run {run_id} was killed, which MLflow could not be told: it is kept in {kept}"
+    return f"run {run_id} was killed; it is closed in MLflow now" if closed else None
+
+
 def evidence(store: Store, run_id: str, targets: Sequence[str]) -> dict[str, Any]:
     """The folders that the stages of a run left in the store, for the report.
 

@@ -7,10 +7,10 @@ however it ends. A run that was cut short goes on where it was when the same com
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -53,6 +53,15 @@ INPUTS: Final[dict[str, tuple[str, ...]]] = {
 TRAINING: Final = ("supernet-train", "qat-finetune")
 """The stages that train, and so can be given a device."""
 
+LAST_RUN: Final = "run.json"
+"""File of a work folder with its last run: name, configuration, store, where it ran, and whether it finished."""
+
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class OccupiedError(InputError):
+    """A run is in the work folder."""
+
 
 def store_of(config: RunConfig, workdir: Path) -> str:
     """The stage store of a run in a work folder."""
@@ -83,19 +92,21 @@ def held(workdir: Path) -> Iterator[None]:
     """Keep a work folder to one run at a time.
 
     Raises:
-        InputError: Another run is in it.
+        OccupiedError: Another run is in it.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"work folder {workdir}: another run is in it; wait for it or take another one") from None
+            raise OccupiedError(
+                f"work folder {workdir}: another run is in it; wait for it or take another one"
+            ) from None
         yield
 
 
 def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str, Any]:
-    """Run the whole pipeline in a work folder.
+    """Run the whole pipeline in a work folder, which the caller has `held`.
 
     Args:
         config: What to run.
@@ -110,6 +121,8 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
     """
     workdir = workdir.absolute()
     logs, summary_file = workdir / "logs", workdir / "summary.json"
+    if told := close_killed(workdir, config):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     run_id = _run_id(config, workdir)
     labels = target_labels(config)
     for stale in (summary_file, workdir / "report.html", logs / "progress.jsonl"):
@@ -145,6 +158,41 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
     _finish(workdir)
     summary: dict[str, Any] = read_json(summary_file)
     return summary
+
+
+def close_killed(workdir: Path, config: RunConfig | None = None) -> str | None:
+    """Close the last run of a work folder in MLflow, where that was killed: it could not do so itself.
+
+    The caller has the folder `held`, so on this host the run is dead. Not every network file system tells other hosts
+    of that lock, so a run that was begun on another one is left alone.
+
+    Args:
+        workdir: The work folder.
+        config: What is to be run now. A run of the same goes on and is left open; any other will not go on.
+
+    Returns:
+        What became of it, in words, be it that closing failed; nothing where nothing was open.
+    """
+    workdir = workdir.absolute()
+    progress = workdir / "logs" / "progress.jsonl"
+    last = _unfinished(workdir)
+    if last is None or not set(_here()).intersection(last.get("host", ())):
+        return None
+    if config is not None and last["config"] == config.digest:
+        return None
+    seen = (progress if progress.is_file() else workdir / LAST_RUN).stat().st_mtime
+    try:
+        told: str | None = apart.call(
+            "yolov8_nas.lifecycle:close_killed_run",
+            log=workdir / "logs" / "closing.log",
+            store=last["store"],
+            run_id=last["run_id"],
+            killed_at=round(1000 * seen),
+            final=config is not None,
+        )
+    except (InputError, StageError) as error:
+        return f"run {last['run_id']} was killed, and may still be open in MLflow: {error}"
+    return told
 
 
 def run_stages(
@@ -243,14 +291,23 @@ def _empty_folder(folder: Path) -> Iterator[Path]:
 
 def _run_id(config: RunConfig, workdir: Path) -> str:
     """The name of the run: that of the last one where it was cut short and was the same, else a new one."""
-    file = workdir / "run.json"
-    if file.is_file():
-        last = json.loads(file.read_text())
-        if last["config"] == config.digest and not last["finished"]:
-            return str(last["run_id"])
-    run_id = _new_run_id()
-    write_json(file, {"run_id": run_id, "config": config.digest, "finished": False})
+    last = _unfinished(workdir)
+    run_id = last["run_id"] if last is not None and last["config"] == config.digest else _new_run_id()
+    begun = {"run_id": run_id, "config": config.digest, "store": store_of(config, workdir), "host": _here()}
+    write_json(workdir / LAST_RUN, {**begun, "finished": False})
     return run_id
+
+
+def _unfinished(workdir: Path) -> dict[str, Any] | None:
+    """The last run of a work folder, where it did not finish."""
+    file = workdir / LAST_RUN
+    last: dict[str, Any] | None = read_json(file) if file.is_file() else None
+    return None if last is None or last["finished"] else last
+
+
+def _here() -> list[str]:
+    """What tells this host from others: its name, which a new container changes, and its boot, which a restart does."""
+    return [socket.gethostname(), *([_BOOT.read_text().strip()] if _BOOT.is_file() else [])]
 
 
 def _new_run_id() -> str:
@@ -258,4 +315,4 @@ def _new_run_id() -> str:
 
 
 def _finish(workdir: Path) -> None:
-    write_json(workdir / "run.json", {**read_json(workdir / "run.json"), "finished": True})
+    write_json(workdir / LAST_RUN, {**read_json(workdir / LAST_RUN), "finished": True})

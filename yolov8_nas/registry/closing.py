@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.hardware import usage
-from yolov8_nas.registry.tracking import connect, find_or_create_run, flat, target_run, without_credentials
+from yolov8_nas.registry.tracking import (
+    BRANCH_TAG,
+    RUN_TAG,
+    connect,
+    find_or_create_run,
+    flat,
+    target_run,
+    without_credentials,
+)
 from yolov8_nas.stages.stage import STAGES, TOLD
 from yolov8_nas.store import Store, read_json
 
@@ -127,6 +135,32 @@ def close_run(
     status = summary["run"]["status"]
     client.set_tag(mlflow_run, "status", status)
     client.set_terminated(mlflow_run, "FAILED" if status == "failed" else "FINISHED")
+
+
+def close_killed(tracking_uri: str, experiment: str, run_id: str, killed_at: int) -> bool:
+    """Close what a pipeline run that was killed left open: the runs of its stages and targets, and the parent run.
+
+    Args:
+        tracking_uri: As given to `tracking.open_run`.
+        experiment: Name of the experiment.
+        run_id: Id of the pipeline run.
+        killed_at: When there was a last sign of it, in ms since 1970.
+
+    Returns:
+        Whether anything was open.
+    """
+    client = connect(tracking_uri)
+    where = client.get_experiment_by_name(experiment)
+    if where is None:
+        return False
+    left = []
+    below = f"LIKE '{run_id}/%'"
+    for tag, value in ((STAGE_TAG, below), (BRANCH_TAG, below), (RUN_TAG, f"= '{run_id}'")):
+        open_ones = f"tags.`{tag}` {value} AND attributes.status = 'RUNNING'"
+        left += client.search_runs([where.experiment_id], open_ones)
+    for run in left:
+        client.set_terminated(run.info.run_id, "KILLED", max(killed_at, run.info.start_time))
+    return bool(left)
 
 
 def _stage_run(store: Store, record: Mapping[str, Any]) -> StageRun:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.registry.closing import StageRun, close_run, stage_runs
+from yolov8_nas.registry.closing import StageRun, close_killed, close_run, stage_runs
 from yolov8_nas.registry.submission import Submission, submit
 from yolov8_nas.registry.tracking import (
     URI_VARIABLE,
@@ -37,6 +37,7 @@ FOLDER: Final = "spool"
 _ENTRY: Final = "entry.json"
 _BRANCH: Final = "branch"
 _CLOSING: Final = "closing"
+_KILLED: Final = "killed"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def keep_branch(store: Store, tracking_uri: str, submission: Submission, error: 
     Returns:
         Where it is kept.
     """
-    return _keep(store, _BRANCH, tracking_uri, submission.to_dict(), submission.files(), error)
+    what = f"{submission.deployable.name} of branch {submission.run_id}/{submission.label}"
+    return _keep(store, _BRANCH, what, tracking_uri, submission.to_dict(), submission.files(), error)
 
 
 def close_or_keep(
@@ -103,7 +105,19 @@ def close_or_keep(
             raise
         told = {"mlflow_run": mlflow_run, "summary": summary, "stages": [asdict(stage) for stage in stages]}
         files = {name: out / name for name in ("summary.json", "report.html") if (out / name).is_file()}
-        return _keep(store, _CLOSING, tracking_uri, told, files, error)
+        return _keep(store, _CLOSING, f"the end of run {mlflow_run}", tracking_uri, told, files, error)
+
+
+def keep_killed(store: Store, tracking_uri: str, experiment: str, run_id: str, killed_at: int, error: Exception) -> str:
+    """Keep that a run was killed, which the server could not be told, see `closing.close_killed`.
+
+    Only of a run that will not go on: told later, it would close one that lives.
+
+    Returns:
+        Where it is kept.
+    """
+    told = {"experiment": experiment, "run_id": run_id, "killed_at": killed_at}
+    return _keep(store, _KILLED, f"the end of run {run_id}, which was killed", tracking_uri, told, {}, error)
 
 
 def waiting(store: Store) -> list[Waiting]:
@@ -177,20 +191,23 @@ def _send(waiting: Waiting, tracking_uri: str) -> None:
         content = entry["content"]
         stages = [StageRun(**stage) for stage in content["stages"]]
         close_run(tracking_uri, content["mlflow_run"], content["summary"], waiting.folder / "files", stages)
+    elif entry["kind"] == _KILLED:
+        close_killed(tracking_uri, **entry["content"])
     else:
         submit(connect(tracking_uri), Submission.from_dict(entry["content"], files))
 
 
 def _keep(
-    store: Store, kind: str, tracking_uri: str, content: Mapping[str, Any], files: Mapping[str, Path], error: Exception
+    store: Store,
+    kind: str,
+    what: str,
+    tracking_uri: str,
+    content: Mapping[str, Any],
+    files: Mapping[str, Path],
+    error: Exception,
 ) -> str:
     digests = {name: file_sha256(path) for name, path in sorted(files.items())}
     identity = {"kind": kind, "tracking_uri": without_credentials(tracking_uri), "content": content, "files": digests}
-    what = (
-        f"{content['deployable']['name']} of branch {content['run_id']}/{content['label']}"
-        if kind == _BRANCH
-        else f"the end of run {content['mlflow_run']}"
-    )
     name = f"{FOLDER}/{canonical_digest(identity)[:16]}"
     folder, kept = store.root / name, f"{store.address}/{name}"
     store.bring(name)
