@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,36 @@ def test_what_export_refuses(
     result = _invoke("export", *arguments)
     assert result.exit_code == 2
     assert told in result.stderr
+
+
+def test_a_log_stays_where_the_message_names_it_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert apart.call_and_tell("builtins:dict", "adding", "", one=1).pop("one") == 1
+    with pytest.raises(InputError), apart.log_file("x"):
+        raise InputError("the input's fault")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StageError, match=r"TypeError: .*; see ") as failed:
+        apart.call_and_tell("json:loads", "reading", "", s="{}")  # which takes no `progress`
+    (log,) = tmp_path.iterdir()
+    assert str(log) in str(failed.value)
+    assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize("arguments", [("export", "best.pt"), ("models", "recheck")])
+def test_commands_name_logs_that_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    def call(function: str, *, log: Path, **_: object) -> None:
+        raise StageError(f"{function}: ZeroDivisionError; see {log}")
+
+    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = _invoke(*arguments)
+    assert result.exit_code == 1
+    (log,) = tmp_path.iterdir()
+    assert str(log) in result.stderr
 
 
 def test_every_command_says_what_it_does(capfd: pytest.CaptureFixture[str]) -> None:

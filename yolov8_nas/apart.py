@@ -91,16 +91,40 @@ def call_and_tell(function: str, doing: str, otherwise: str, **arguments: Any) -
     """
     from rich.console import Console
 
-    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(doing) as status:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        log_file(function.rpartition(":")[2]) as log,
+        Console(stderr=True).status(doing) as status,
+    ):
         progress = Path(folder) / "progress"
         progress.write_text(doing)
         return call(
             function,
-            log=Path(folder) / "log",
+            log=log,
             wait=lambda: status.update(progress.read_text() or otherwise),
             progress=progress,
             **arguments,
         )
+
+
+@contextmanager
+def log_file(name: str) -> Iterator[Path]:
+    """A log for `call`, where no work folder takes it; it stays if the error that ends the context names it.
+
+    Args:
+        name: What stands in its name beside a few random letters.
+    """
+    with tempfile.NamedTemporaryFile(prefix=f"yolov8-nas-{name}-", suffix=".log", delete=False) as file:
+        log = Path(file.name)
+    named = False
+    try:
+        yield log
+    except StageError as error:
+        named = str(log) in str(error)
+        raise
+    finally:
+        if not named:
+            log.unlink()
 
 
 @contextmanager

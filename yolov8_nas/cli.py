@@ -170,8 +170,7 @@ def export(
     file = out or checkpoint.with_suffix(SUFFIXES[format])
     if not file.absolute().parent.is_dir():
         raise InputError(f"{file}: there is no folder {file.parent}; make it first")
-    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"exporting {checkpoint}"):
-        log = Path(folder) / "export.log"
+    with apart.log_file("export") as log, Console(stderr=True).status(f"exporting {checkpoint}"):
         apart.call(
             "yolov8_nas.deploy.packaging:export",
             log=log,
@@ -333,8 +332,11 @@ def _probe_elsewhere(
         known = ", ".join(elsewhere) or "none: give one of them `far: FILE`, where its results are kept"
         raise InputError(f"{file}: name one target elsewhere with --target (there are {known})")
     request: dict[str, Any] = {"config": config, "label": chosen[0]}
-    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("exporting networks, or fitting a model"):
-        log = Path(folder) / "probe.log"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        apart.log_file("probe") as log,
+        Console(stderr=True).status("exporting networks, or fitting a model"),
+    ):
         if bundle is not None:
             if not bundle.absolute().parent.is_dir():
                 raise InputError(f"{bundle}: there is no folder {bundle.parent}; make it first")

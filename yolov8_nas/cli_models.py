@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -296,17 +295,8 @@ def _apart(function: str, doing: str, **arguments: Any) -> Any:
     """Call a function of the registry in a process of its own, as it loads networks."""
     from yolov8_nas import apart
 
-    with tempfile.NamedTemporaryFile(prefix="yolov8-nas-models-", suffix=".log", delete=False) as file:
-        log = Path(file.name)
-    try:
-        with Console(stderr=True).status(doing):
-            result = apart.call(f"yolov8_nas.registry.{function}", log=log, **arguments)
-    except (InputError, StageError) as error:
-        if str(log) not in str(error):  # which it names where something went wrong that nobody foresaw
-            log.unlink()
-        raise
-    log.unlink()
-    return result
+    with apart.log_file("models") as log, Console(stderr=True).status(doing):
+        return apart.call(f"yolov8_nas.registry.{function}", log=log, **arguments)
 
 
 def _json(content: Any) -> None:
