@@ -341,6 +341,24 @@ def test_a_result_is_there_for_every_machine(bench: Bench, monkeypatch: pytest.M
     assert {file.name for run in ("r", "r2") for file in store.run_folder(run).iterdir()} == {"cpu-1t-fp32.search.json"}
 
 
+def test_a_few_files_of_a_result_come_with_what_is_known_of_the_whole(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body(ctx: StageContext) -> None:
+        write("small")(ctx)
+        (ctx.out / "dataset.txt").write_text("large")
+
+    made = bench.run(body)
+    machine(bench.bucket.folder, "second", monkeypatch)
+    told = open_store(bench.store).result("search", made.key, ("result.txt",))
+    assert [file.name for file in told.outputs.iterdir()] == ["result.txt"]
+    assert told.manifest and (told.manifest.digest, set(told.manifest.outputs)) == (
+        made.digest,
+        {"result.txt", "dataset.txt"},
+    )
+    assert (bench.run(body, "r2").status, bench.sent(), bench.calls) == ("cached", "largesmall", 1)
+
+
 def test_rates_of_a_plan_come_from_runs_in_a_bucket(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     config = RunConfig(targets=(TARGET,))
     for run_id in ("first", "again"):

@@ -160,6 +160,12 @@ class RemoteEntry(Entry):
         self._saved_at = time.monotonic()
         self._listed: set[str] = set()  # digests of the checkpoints that were saved last
         self._known: set[str] = set()  # digests of files that are in the bucket
+        self._told: Manifest | None = None  # of a result that is here in part: on disk it would vouch for the whole
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """As in a folder; also of a key of whose result only some files were brought."""
+        return super().manifest or self._told
 
     @contextlib.contextmanager
     def lock(self, waiting: Callable[[], None]) -> Iterator[None]:
@@ -185,7 +191,13 @@ class RemoteEntry(Entry):
             with super().lock(lambda: None):
                 self._bring_result()
             return
-        files = self._list("manifest.json") or self._list("failed.json")
+        if content := self.objects.read("manifest.json"):
+            manifest = json.loads(content)
+            files = manifest["outputs"]
+            with contextlib.suppress(TypeError):  # written by another release
+                self._told = Manifest(**manifest)
+        else:
+            files = self._list("failed.json")
         self._bring({name: digest for name, digest in files.items() if name in only}, self.outputs)
 
     def bring_partial(self) -> None:
@@ -296,7 +308,7 @@ class RemoteEntry(Entry):
         content = self.objects.read(name)
         if content is None:
             return {}
-        listed: Files = json.loads(content)["outputs" if name == "manifest.json" else "files"]
+        listed: Files = json.loads(content)["files"]
         return listed
 
     # To the bucket --------------------------------------------------------------------------------------------------
