@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolov8_nas.config import RunConfig
+from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import benchmark, counters, nms
 from yolov8_nas.hardware.benchmark import Failed, Measurement, Percentiles
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.hardware.profile import available_cores
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.search.objective import CostModel
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages import hw_probe
-from yolov8_nas.stages.stage import StageContext
+from yolov8_nas.stages.stage import StageContext, find_stage
 from yolov8_nas.store import Store, read_json, tree_digest
 
 SPACE = SearchSpace.load("tiny")
@@ -126,6 +127,14 @@ def test_settings_tell_what_measurements_depend_on() -> None:
     assert hw_probe.settings(other, other.targets[0])["precision"] == "int8"
     named = plain["device"]
     assert named["id"].startswith("cpu-") and named["threads"] == 1 and named["runtime"]["version"]
+
+
+@pytest.mark.parametrize("stage", ["hw-probe", "search", "qat-finetune", "trt-export"])
+def test_a_device_has_one_result_whatever_it_is_called(stage: str) -> None:
+    names = ["cpu", "auto", f"cpu-{available_cores()}t"]
+    targets = [TargetConfig(hardware=name, constraints=("latency<=4ms",)) for name in names]
+    first, *others = [find_stage(stage).settings(config(), target) for target in targets]
+    assert others == [first, first]
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,9 @@ CHECKPOINTS: Final = {"fp32": "best.pt", "fp16": "best.pt", "int8": "qat.pt"}
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
-    """What the verdict depends on beside the inputs."""
+    """What the verdict depends on beside the inputs; which device it is for, hw-probe's result tells."""
     assert target is not None
     return {
-        "hardware": target.hardware,
         "runtime": target.runtime,
         "precision": target.precision,
         "batch": target.batch,
