@@ -24,6 +24,7 @@ from yolov8_nas.cli import app
 from yolov8_nas.errors import InputError
 from yolov8_nas.registry import query, spool, tracking
 from yolov8_nas.registry.pull import pull
+from yolov8_nas.registry.register import register
 from yolov8_nas.remote_store import CACHE_VARIABLE
 from yolov8_nas.stages.stage import STAGES, open_store
 from yolov8_nas.store import file_sha256, pack, read_json
@@ -124,6 +125,25 @@ def test_the_registrys_benchmark_tells_times_and_shares(team: tuple[str, str], t
     _, processor = (row for row in rows if row[0] == "| registered")
     assert len(processor) == 6 and float(processor[2]) > 0
     assert registry.median_with_interval([1.0, 2.0, 9.0])[0] == 2.0
+
+
+def test_files_go_through_the_server_where_the_object_store_is_out_of_reach(
+    team: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    uri, _ = team
+    monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", "100000")
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "true")  # as the server says; put back after the test
+    monkeypatch.setattr(HttpArtifactRepository, "_upload_part", unreachable)
+    detector = registering.detector("around", [registry.write_network(tmp_path / "model.onnx", 0.2)])
+    client = tracking.connect(uri)
+    assert register(client, client.create_run("0").info.run_id, detector).version == 1
+    assert "files go through the server" in caplog.text
+    pull(uri, "around", tmp_path / "pulled")
 
 
 class Line:

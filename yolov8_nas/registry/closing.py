@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ from yolov8_nas.registry.tracking import (
     find_or_create_run,
     flat,
     target_run,
+    upload,
     without_credentials,
 )
 from yolov8_nas.stages.stage import STAGES, TOLD
@@ -131,7 +133,7 @@ def close_run(
         _log_stage(client, info.experiment_id, parents[stage.target], run_id, stage, when)
     for file in (out / "summary.json", out / "report.html"):
         if file.is_file():
-            client.log_artifact(mlflow_run, str(file))
+            upload(partial(client.log_artifact, mlflow_run, str(file)))
     status = summary["run"]["status"]
     client.set_tag(mlflow_run, "status", status)
     client.set_terminated(mlflow_run, "FAILED" if status == "failed" else "FINISHED")

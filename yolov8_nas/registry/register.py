@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from yolov8_nas.registry import tracking
 from yolov8_nas.registry.champions import CHALLENGER, CHAMPION, alias, alias_holders, challenge, crown
 from yolov8_nas.registry.tracking import repeated_on_conflict
 from yolov8_nas.search.constraint import Constraint
@@ -177,14 +179,19 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
         CONTENT: content,
     }
     source = client.get_run(run)
-    version = _converge(client, source, deployable, tags)
-    number, model_id = str(version.version), version.tags[MODEL_ID]
-    _link(client, source, model_id)
-    created = version.tags[STATE] != COMPLETE
-    _log_metrics(client, source, deployable, model_id if created else None)
+    manifest = {"content": content, "files": digests, "tags": tags}
+    with ThreadPoolExecutor() as meanwhile:
+        version, upload = _converge(
+            client, source, deployable, tags, partial(_begin_upload, client, meanwhile, deployable, manifest)
+        )
+        number, model_id = str(version.version), version.tags[MODEL_ID]
+        _link(client, source, model_id)
+        _log_metrics(client, source, deployable, model_id if upload else None)
+    created = upload is not None
+    if upload:
+        _require_arrival(client, model_id, deployable.name, upload)
     given = None
     if created:
-        _log_files(client, model_id, deployable, {"content": content, "files": digests, "tags": tags})
         if deployable.scores:
             client.set_model_version_tag(deployable.name, number, SCORES, file_sha256(deployable.scores))
         client.finalize_logged_model(model_id, "READY")
@@ -225,22 +232,34 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _converge(client: MlflowClient, run: Run, deployable: Deployable, tags: Mapping[str, str]) -> ModelVersion:
-    """The one version with this content; two processes that make it at once both end with the lower number."""
+def _converge(
+    client: MlflowClient,
+    run: Run,
+    deployable: Deployable,
+    tags: Mapping[str, str],
+    upload: Callable[[str], _Upload],
+) -> tuple[ModelVersion, _Upload | None]:
+    """The one version with this content; two processes that make it at once both end with the lower number.
+
+    Args:
+        upload: Begins to upload the files to a logged model.
+
+    Returns:
+        The version, and what uploads its files; nothing where it is complete.
+    """
     from mlflow.exceptions import MlflowException
 
     def lowest() -> ModelVersion | None:
         found = client.search_model_versions(f"name = '{deployable.name}' AND tags.{CONTENT} = '{tags[CONTENT]}'")
         return min(found, key=lambda version: int(version.version), default=None)
 
+    def resumed(version: ModelVersion) -> tuple[ModelVersion, _Upload | None]:
+        complete = version.tags[STATE] == COMPLETE
+        return version, None if complete else upload(version.tags[MODEL_ID])
+
     present = lowest()
     if present is not None:
-        return present
-    try:
-        client.create_registered_model(deployable.name, tags={"made_by": "yolov8-nas"})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+        return resumed(present)
     model = client.create_logged_model(
         run.info.experiment_id,
         name=deployable.name,
@@ -249,6 +268,12 @@ def _converge(client: MlflowClient, run: Run, deployable: Deployable, tags: Mapp
         params=dict(deployable.params),
         model_type="detector",
     )
+    uploading = upload(model.model_id)
+    try:
+        client.create_registered_model(deployable.name, tags={"made_by": "yolov8-nas"})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     made = client.create_model_version(
         deployable.name,
         source=f"models:/{model.model_id}",
@@ -262,8 +287,10 @@ def _converge(client: MlflowClient, run: Run, deployable: Deployable, tags: Mapp
         client.delete_model_version(deployable.name, str(made.version))
         if kept.tags[MODEL_ID] != model.model_id:
             # The same where an answer was lost on its way, and MLflow asked for the version a second time.
+            wait(uploading)
             client.delete_logged_model(model.model_id)
-    return kept
+            return resumed(kept)
+    return kept, uploading
 
 
 def _link(client: MlflowClient, run: Run, model_id: str) -> None:
@@ -292,31 +319,58 @@ def _log_metrics(client: MlflowClient, run: Run, deployable: Deployable, model_i
     client.log_batch(run.info.run_id, metrics=metrics)
 
 
-def _log_files(client: MlflowClient, model_id: str, deployable: Deployable, manifest: Mapping[str, Any]) -> None:
-    """Upload an MLflow model of the ONNX flavour: what describes it and, meanwhile, the files themselves."""
-    with tempfile.TemporaryDirectory(prefix="yolov8-nas-") as temporary, ThreadPoolExecutor(1) as meanwhile:
-        carried, about = Path(temporary) / "carried", Path(temporary) / "about"
+_Upload: TypeAlias = Sequence[Future[dict[str, int]]]
+"""What uploads files: bytes of each, by name."""
+
+
+def _begin_upload(
+    client: MlflowClient,
+    pool: ThreadPoolExecutor,
+    deployable: Deployable,
+    manifest: Mapping[str, Any],
+    model_id: str,
+) -> _Upload:
+    """Begin to upload an MLflow model of the ONNX flavour to a logged model: the files, and what describes them."""
+
+    def send(write: Callable[[Path], None]) -> dict[str, int]:
+        with tempfile.TemporaryDirectory(prefix="yolov8-nas-") as temporary:
+            folder = Path(temporary) / "files"
+            write(folder)
+            tracking.upload(lambda: client.log_model_artifacts(model_id, str(folder)))
+            return {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+
+    def carry(folder: Path) -> None:
+        folder.mkdir()
         for name, path in deployable.files.items():
-            _stand_in(carried / name, path)
-        upload = meanwhile.submit(client.log_model_artifacts, model_id, str(carried))
-        _save_onnx_flavour(deployable.files["model.onnx"], about)
+            _stand_in(folder / name, path)
+
+    def describe(folder: Path) -> None:
+        _save_onnx_flavour(deployable.files["model.onnx"], folder)
         if deployable.scores:
-            _stand_in(about / SCORES_FILE, deployable.scores)
-        write_json(about / "manifest.json", manifest)
-        client.log_model_artifacts(model_id, str(about))
-        upload.result()
-        arrived = {file.path: file.file_size for file in client.list_logged_model_artifacts(model_id)}
-        for file in (*carried.iterdir(), *about.iterdir()):
-            if file.is_file() and arrived.get(file.name) != file.stat().st_size:
-                raise ConnectionError(
-                    f"{deployable.name}: {arrived.get(file.name, 0)} of {file.stat().st_size} bytes of {file.name} "
-                    "have arrived in the artifact store; register it again"
-                )
+            _stand_in(folder / SCORES_FILE, deployable.scores)
+        write_json(folder / "manifest.json", manifest)
+
+    return [pool.submit(send, carry), pool.submit(send, describe)]
+
+
+def _require_arrival(client: MlflowClient, model_id: str, name: str, upload: _Upload) -> None:
+    """See that all files of an upload have arrived.
+
+    Raises:
+        ConnectionError: They have not, or in part.
+    """
+    sent = {file: size for part in upload for file, size in part.result().items()}
+    arrived = {file.path: file.file_size for file in client.list_logged_model_artifacts(model_id)}
+    for file, size in sent.items():
+        if arrived.get(file) != size:
+            raise ConnectionError(
+                f"{name}: {arrived.get(file, 0)} of {size} bytes of {file} have arrived in the artifact store; "
+                "register it again"
+            )
 
 
 def _stand_in(link: Path, file: Path) -> None:
     """Give a file another name without a copy, which takes as long as a good part of the upload."""
-    link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(file.resolve())
 
 

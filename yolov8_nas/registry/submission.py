@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.registry.register import Deployable, Registration, register
-from yolov8_nas.registry.tracking import experiment_id, target_run
+from yolov8_nas.registry.tracking import experiment_id, target_run, upload
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,7 +83,7 @@ def submit(client: MlflowClient, submission: Submission) -> tuple[str, Registrat
     where = experiment_id(client, submission.experiment)
     run = target_run(client, where, submission.parent, submission.run_id, submission.label)
     for name, file in submission.evidence.items():
-        client.log_artifact(run, str(file), name.rpartition("/")[0])
+        upload(partial(client.log_artifact, run, str(file), name.rpartition("/")[0]))
     for name, file in submission.shared_files.items():
         _log_once(client, submission.parent, name, file)
     registration = register(client, run, submission.deployable)
@@ -95,4 +96,4 @@ def _log_once(client: MlflowClient, run: str, name: str, file: Path) -> None:
     folder = name.rpartition("/")[0]
     there = {artifact.path: artifact.file_size for artifact in client.list_artifacts(run, folder)}
     if there.get(name) != file.stat().st_size:
-        client.log_artifact(run, str(file), folder)
+        upload(partial(client.log_artifact, run, str(file), folder))

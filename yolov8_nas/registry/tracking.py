@@ -48,11 +48,16 @@ _SETTINGS: Final = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "10000000",
 }
 """What MLflow does unless the environment says otherwise. Where a server is down, slow or answers 429 or 5xx, it tries
 again after 0, 4, 8, 16 and 32 seconds; its own two minutes for an answer could hold a run up for a quarter of an hour.
-And it prints nothing, not even into the JSON of a command.
+It prints nothing, not even into the JSON of a command. And from 10 MB on, instead of 500, files go to the object store
+in parts, by addresses that the server signs, if it offers that (see `upload`).
 """
+
+_STRAIGHT: Final = "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"
+_PARTS_LOST: Final = "Failed to upload at least one part"
 
 _PLATFORM: Final = ("mlflow", "requests", "urllib3", "boto3", "botocore", "s3transfer", "sqlalchemy")
 """Packages whose errors tell of the server, its database or its artifact store."""
@@ -195,6 +200,29 @@ def repeated_on_conflict(work: Callable[P, R]) -> Callable[P, R]:
         return work(*args, **kwargs)
 
     return patient
+
+
+def upload(send: Callable[[], None]) -> None:
+    """Upload files to MLflow's artifact store.
+
+    Where the server offers addresses of the object store for parts of a file, and the store can't be reached there from
+    here, files go through the server, now and for the rest of this process.
+
+    Args:
+        send: What uploads; it may be called twice.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        send()
+    except MlflowException as error:
+        if _PARTS_LOST not in str(error):
+            raise
+        logging.getLogger(__name__).warning(
+            "the object store behind the MLflow server can't be reached from here; files go through the server"
+        )
+        os.environ[_STRAIGHT] = "false"
+        send()
 
 
 def _conflict(error: Exception) -> bool:
