@@ -145,6 +145,17 @@ def test_limits_settings_and_fine_tuning_reach_the_stages(stages: Stages, tmp_pa
     assert called[-1][1]["checkpoint"] == folder / "best.pt"
 
 
+def test_the_head_is_asked_for_before_anything_is_measured(stages: Stages, tmp_path: Path) -> None:
+    best = NAS("tiny", workdir=tmp_path).train(epochs=2).search(constraint_value=8.0, hardware="cpu-1t", nms_free=True)
+    searched = stages.asked[-1][0]
+    assert searched.finetune.nms_free
+    with pytest.raises(InputError, match=r"finetune\(nms_free=False\): .* search\(nms_free=\.\.\.\)"):
+        best.finetune(nms_free=False)
+    tuned = best.finetune(epochs=7)._session.config
+    stage = find_stage("search")
+    assert stage.settings(tuned, tuned.targets[0]) == stage.settings(searched, searched.targets[0])
+
+
 def test_objects_show_what_they_are(stages: Stages, tmp_path: Path) -> None:
     search = NAS("tiny", workdir=tmp_path)
     assert "not trained" in repr(search)

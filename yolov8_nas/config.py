@@ -144,6 +144,8 @@ class FinetuneConfig(_Section):
         baseline: What is trained beside the candidates for comparison: `stock` (YOLOv8 of the size), `rescaled` (the
             same with its width rescaled to the best candidate's measured latency), `both` or `none`. True stands for
             `stock`, false for `none`.
+        nms_free: Whether all of them learn Ultralytics' NMS-free head and ship with it: a branch beside YOLOv8's head
+            that finds each object once (one-to-one), so that nothing has to suppress overlapping boxes.
     """
 
     epochs: Positive = 100
@@ -153,11 +155,16 @@ class FinetuneConfig(_Section):
     lr: float = Field(1e-3, gt=0)
     from_scratch: bool = False
     baseline: Literal["none", "stock", "rescaled", "both"] = "stock"
+    nms_free: bool = False
 
     @field_validator("baseline", mode="before")
     @classmethod
     def _named(cls, baseline: Any) -> Any:
         return {True: "stock", False: "none"}[baseline] if isinstance(baseline, bool) else baseline
+
+    def head(self) -> dict[str, Any]:
+        """The settings of a stage that depends on the head; none with YOLOv8's own."""
+        return {"nms_free": True} if self.nms_free else {}
 
 
 class QuantizationConfig(_Section):

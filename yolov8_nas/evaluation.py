@@ -1,8 +1,9 @@
 """The one way in which this software scores a detector, and how two scores are compared.
 
 Square letterboxed input (`rect=False`), confidence from 0.001, IoU 0.7 in non-maximum suppression: only under one
-protocol do a checkpoint and its static ONNX file agree. Scoring is Ultralytics' own validator; what it knows of each
-image is kept, so that a difference between two detectors comes with an interval.
+protocol do a checkpoint and its static ONNX file agree. With an NMS-free head the detections are scored as they are,
+from the same confidence, and at most as many. Scoring is Ultralytics' own validator; what it knows of each image is
+kept, so that a difference between two detectors comes with an interval.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.nms import non_max_suppression
 
 from yolov8_nas.errors import InputError
@@ -170,7 +172,11 @@ class Evaluator:
             InputError: An ONNX file has another input size.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        validator = _Validator(self, self._args)
+        if isinstance(model, Path) and model.suffix == ".pt":
+            model, _ = load_checkpoint(model, device="cpu")
+        # Ultralytics asks this setting for the branch of a network that has two, and not the network.
+        nms_free = {"nms": False} if getattr(model, "end2end", False) else {}
+        validator = _Validator(self, {**self._args, **nms_free})
         results = validator(model=str(model) if isinstance(model, Path) else model)
         metrics = validator.metrics
         return Evaluation(

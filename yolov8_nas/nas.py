@@ -125,6 +125,7 @@ class NAS:
         batch: int = 1,
         keep_float: Sequence[str] = (),
         probe: Mapping[str, Any] | None = None,
+        nms_free: bool = False,
         **settings: Any,
     ) -> Subnet:
         """Measure the device, then search the networks that keep the limits on it.
@@ -141,6 +142,8 @@ class NAS:
             keep_float: Parts of a network that stay in floating point in INT8, see `quantization` in a run
                 configuration.
             probe: Settings of `probe` in a run configuration, for example `{"networks": 48}`.
+            nms_free: Whether networks are measured with an NMS-free head, which `finetune` then trains, see `finetune`
+                in a run configuration.
             settings: Settings of `search`, for example `generations` and `population`.
 
         Returns:
@@ -174,7 +177,7 @@ class NAS:
             targets=[target],
             search=settings,
             probe=dict(probe or {}),
-            finetune={"candidates": 1},
+            finetune={"candidates": 1, "nms_free": nms_free},
             quantization={"keep_float": list(keep_float)},
         )
         self.candidates = search(session, target_labels(session.config)[0])
@@ -361,7 +364,13 @@ class Subnet:
             InputError: A setting cannot be used.
             StageError: The training diverged.
         """
-        asked = {"epochs": epochs, "candidates": self._index + 1, "baseline": False, **settings}
+        nms_free = self._session.config.finetune.nms_free
+        if settings.get("nms_free", nms_free) != nms_free:
+            raise InputError(
+                f"finetune(nms_free={settings['nms_free']}): the network was searched and measured with another head; "
+                "ask for it in search(nms_free=...)"
+            )
+        asked = {"epochs": epochs, "candidates": self._index + 1, "baseline": False, "nms_free": nms_free, **settings}
         session = self._session.changed(finetune=asked)
         folders = session.run("qat-finetune", self._label)
         self._session, self.folders = session, folders

@@ -191,7 +191,14 @@ def _export(
         files.append(folder / f"{name}-{target.batch}{runtime.suffix}")
         if not files[-1].exists():
             network = build(architecture, len(names), names).eval()
-            write_network(network, files[-1], runtime=runtime, imgsz=config.imgsz, batch=target.batch)
+            write_network(
+                network,
+                files[-1],
+                runtime=runtime,
+                imgsz=config.imgsz,
+                batch=target.batch,
+                nms_free=config.finetune.nms_free,
+            )
     return files
 
 

@@ -15,7 +15,7 @@ from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
 from yolov8_nas.deploy.onnx import export_onnx
 from yolov8_nas.deploy.quantization import quantize
 from yolov8_nas.hardware.runtime import Runtime
-from yolov8_nas.supernet.derive import save_checkpoint
+from yolov8_nas.supernet.derive import add_one_to_one, save_checkpoint
 
 
 def write_network(
@@ -27,6 +27,7 @@ def write_network(
     batch: int = 1,
     calibration: Sequence[Tensor] = (),
     keep_float: Sequence[str] = (),
+    nms_free: bool = False,
 ) -> Path:
     """Write a network in the form and precision that a runtime runs: ONNX, a checkpoint, or an engine.
 
@@ -38,6 +39,8 @@ def write_network(
         batch: Images per run; a checkpoint leaves them open.
         calibration: Batches BCHW, RGB in 0..1, from which the ranges of INT8 come.
         keep_float: Parts that stay in floating point in INT8, see `quantize`.
+        nms_free: Whether it gets an NMS-free head, see `add_one_to_one`, where what ships will have one: it finds
+            nothing yet that YOLOv8's would not, and takes as long.
 
     Returns:
         `file`.
@@ -48,6 +51,8 @@ def write_network(
     """
     assert file.suffix == runtime.suffix, f"{file}: {runtime.name} opens {runtime.suffix}"
     file.parent.mkdir(parents=True, exist_ok=True)
+    if nms_free:
+        model = add_one_to_one(deepcopy(model))
     if runtime.suffix == ".pt":
         save_checkpoint(model, file, names=list(model.names.values()), imgsz=imgsz)
         return file

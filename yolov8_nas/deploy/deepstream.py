@@ -4,7 +4,7 @@ Of the parsers that come with DeepStream (`libnvds_infercustomparser.so`) none t
 anchors). `NvDsInferParseCustomTfSSD` comes closest: it takes three outputs of 32-bit floats by their names, each with a
 row per box, keeps what is above the threshold of its class, and leaves the suppression of overlapping boxes to nvinfer
 (NVIDIA/DeepStream 9.1, src/utils/nvdsinfer_customparser/nvdsinfer_custombboxparser.cpp). A few standard operators make
-these outputs, so no library has to be built.
+these outputs, so no library has to be built. They do so of an NMS-free head's detections, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ OLDEST_OPSET: Final = 13
 """From which on `Split` and `Squeeze` take what they take here."""
 
 
-def parsed_by_deepstream(model: onnx.ModelProto, height: int, width: int, *, classes: int) -> onnx.ModelProto:
+def parsed_by_deepstream(
+    model: onnx.ModelProto, height: int, width: int, *, classes: int, nms_free: bool = False
+) -> onnx.ModelProto:
     """Turn a detector's output into what `PARSER` takes.
 
     Boxes are computed element by element: a product with a matrix would be one operator, and TensorRT would compute it
@@ -33,10 +35,11 @@ def parsed_by_deepstream(model: onnx.ModelProto, height: int, width: int, *, cla
 
     Args:
         model: A network of FP32 images whose one output is (batch, 4 + classes, anchors), boxes as centre and size in
-            pixels, of opset 13 or later; it is left as it is.
+            pixels, or with an NMS-free head (batch, anchors, 6); of opset 13 or later. It is left as it is.
         height: Height of the images in pixels, to which the network is bound then.
         width: Width of the images in pixels.
         classes: Number of classes.
+        nms_free: Whether the head is NMS-free.
 
     Returns:
         A network with the outputs `BOXES` (batch, anchors, 4): top, left, bottom and right as shares of the image's
@@ -49,30 +52,39 @@ def parsed_by_deepstream(model: onnx.ModelProto, height: int, width: int, *, cla
     (images,), (output,) = graph.input, graph.output
     sides = images.type.tensor_type.shape.dim[2:]
     sides[0].dim_value, sides[1].dim_value = height, width
-    batch, _, anchors = (size.dim_param or size.dim_value for size in output.type.tensor_type.shape.dim)
+    batch, *others = (size.dim_param or size.dim_value for size in output.type.tensor_type.shape.dim)
+    anchors = others[0 if nms_free else 1]
     constants = {
-        "ds/sizes": np.array([2, 2, classes]),
+        "ds/sizes": np.array([4, 1, 1] if nms_free else [2, 2, classes]),
         "ds/half": np.array(0.5, np.float32),
         "ds/yxyx": np.array([1, 0, 3, 2]),
         "ds/shares": np.array([1 / height, 1 / width] * 2, np.float32),
         "ds/one": np.array([1]),
         "ds/last": np.array([2]),
     }
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
-        ("Transpose", [output.name], ["ds/rows"], {"perm": [0, 2, 1]}),
-        ("Split", ["ds/rows", "ds/sizes"], ["ds/centre", "ds/size", "ds/probabilities"], {"axis": 2}),
-        ("Mul", ["ds/size", "ds/half"], ["ds/reach"], {}),
-        ("Sub", ["ds/centre", "ds/reach"], ["ds/low"], {}),
-        ("Add", ["ds/centre", "ds/reach"], ["ds/high"], {}),
-        ("Concat", ["ds/low", "ds/high"], ["ds/corners"], {"axis": 2}),
+    if nms_free:
+        nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
+            ("Split", [output.name, "ds/sizes"], ["ds/corners", "ds/score", "ds/class"], {"axis": 2}),
+        ]
+    else:
+        nodes = [
+            ("Transpose", [output.name], ["ds/rows"], {"perm": [0, 2, 1]}),
+            ("Split", ["ds/rows", "ds/sizes"], ["ds/centre", "ds/size", "ds/probabilities"], {"axis": 2}),
+            ("Mul", ["ds/size", "ds/half"], ["ds/reach"], {}),
+            ("Sub", ["ds/centre", "ds/reach"], ["ds/low"], {}),
+            ("Add", ["ds/centre", "ds/reach"], ["ds/high"], {}),
+            ("Concat", ["ds/low", "ds/high"], ["ds/corners"], {"axis": 2}),
+            ("TopK", ["ds/probabilities", "ds/one"], ["ds/score", "ds/class"], {"axis": 2}),
+        ]
+    nodes += [
         ("Gather", ["ds/corners", "ds/yxyx"], ["ds/turned"], {"axis": 2}),
         ("Mul", ["ds/turned", "ds/shares"], [BOXES], {}),
-        ("TopK", ["ds/probabilities", "ds/one"], ["ds/score", "ds/class"], {"axis": 2}),
         ("Squeeze", ["ds/score", "ds/last"], [SCORES], {}),
         ("Squeeze", ["ds/class", "ds/last"], ["ds/index"], {}),
         ("Cast", ["ds/index"], [CLASSES], {"to": TensorProto.FLOAT}),
     ]
+    used = {name for _, inputs, _, _ in nodes for name in inputs}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items() if name in used)
     graph.node.extend(
         helper.make_node(operator, taken, given, name=f"/ds/{given[0]}", **attributes)
         for operator, taken, given, attributes in nodes

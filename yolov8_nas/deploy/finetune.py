@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import PROTOCOL, DetectionImages, ProtocolValidator
@@ -71,7 +72,7 @@ class Trained:
         network: The EMA weights of the epoch that scored best on the yaml's `val` split.
         epoch: That epoch, from 1.
         curves: One row per epoch: epoch, seconds, box, cls, dfl (mean training losses), val_box, val_cls, val_dfl, lr,
-            map50, map50_95.
+            map50, map50_95. With an NMS-free head losses and scores are those of its one-to-one branch.
     """
 
     network: DetectionModel
@@ -106,8 +107,7 @@ def train(
     """
     work.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(deepcopy(network), data, recipe, work, report, device)
-    if teacher:
-        trainer.add_callback("on_train_start", lambda started: _be_taught(started.model, teacher))
+    trainer.add_callback("on_train_start", partial(_set_loss, teacher=teacher))
     if trainer.epochs_done < recipe.epochs:
         trainer.train()
     best = deepcopy(network)
@@ -115,30 +115,51 @@ def train(
     return Trained(best.eval(), trainer.best["epoch"], trainer.curves)
 
 
-class _TaughtLoss(v8DetectionLoss):  # type: ignore[misc]
+class _TaughtLoss:
     """Ultralytics' loss, and how far predictions are from those of a teacher.
 
+    With an NMS-free head each branch learns from the teacher's own, by the weight that Ultralytics' loss gives it.
+
     Args:
-        student: The network in training; it tells strides, classes and gains.
-        teacher: The other one, on the same device.
+        plain: Ultralytics' loss.
+        student: The network in training; it tells the gains.
+        teacher: The other one, with the same head, on the same device.
     """
 
-    def __init__(self, student: DetectionModel, teacher: DetectionModel) -> None:
-        super().__init__(student)
+    def __init__(self, plain: v8DetectionLoss | E2ELoss, student: DetectionModel, teacher: DetectionModel) -> None:
+        self.plain = plain
+        self.gains = student.args.cls, student.args.dfl
         self.teacher = teacher
 
-    def loss(self, preds: dict[str, Any], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = super().loss(preds, batch)
+    def __call__(self, preds: dict[str, Any], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = self.plain(preds, batch)
         with torch.no_grad():
-            taught = self.parse_output(self.teacher(batch["img"]))
-        distance = distillation(preds, taught, self.hyp.cls, self.hyp.dfl)
+            _, taught = self.teacher(batch["img"])
+        if isinstance(self.plain, E2ELoss):
+            weights = {"one2many": self.plain.o2m, "one2one": self.plain.o2o}
+            distances = [w * distillation(preds[name], taught[name], *self.gains) for name, w in weights.items()]
+            distance = torch.stack(distances).sum()
+        else:
+            distance = distillation(preds, taught, *self.gains)
         return torch.cat([loss, distance[None]]), parts
 
+    def update(self) -> None:
+        """What Ultralytics' trainer calls after each epoch: the weights of two branches change."""
+        if isinstance(self.plain, E2ELoss):
+            self.plain.update()
 
-def _be_taught(student: DetectionModel, teacher: DetectionModel) -> None:
-    """Give a network its loss; not its average, which is validated by the plain one."""
-    device = next(student.parameters()).device
-    student.criterion = _TaughtLoss(student, deepcopy(teacher).eval().to(device))
+
+def _set_loss(trainer: _Trainer, teacher: DetectionModel | None) -> None:
+    """Give a network its loss, as it stands after the epochs done; not its average, validated by a plain one."""
+    network = trainer.model
+    loss = network.init_criterion()
+    if isinstance(loss, E2ELoss):
+        for _ in range(trainer.epochs_done):
+            loss.update()
+    if teacher:
+        device = next(network.parameters()).device
+        loss = _TaughtLoss(loss, network, deepcopy(teacher).eval().to(device))
+    network.criterion = loss
 
 
 class _Trainer(DetectionTrainer):  # type: ignore[misc]
@@ -179,6 +200,7 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
                 "conf": PROTOCOL["conf"],
                 "iou": PROTOCOL["iou"],
                 "max_det": PROTOCOL["max_det"],
+                "nms": False if network.end2end else None,  # the branch that is validated
             }
         )
         torch.set_num_threads(threads)  # choosing the CPU, Ultralytics has just set a number of its own

@@ -17,6 +17,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.nn import functional as F
 from ultralytics.nn.modules import C2f, Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import is_qat
@@ -51,8 +53,10 @@ def export_onnx(
 ) -> Path:
     """Write a network as ONNX: input `images` (batch, 3, imgsz, imgsz) in 0..1, output `output0`.
 
-    The output is (batch, 4 + classes, anchors): boxes as centre and size in pixels, class probabilities. The network
-    itself is left as it is, and the same network gives the same bytes. Fake quantization becomes Q/DQ nodes.
+    The output is (batch, 4 + classes, anchors): boxes as centre and size in pixels, class probabilities. With an
+    NMS-free head (`model.end2end`) it is (batch, detections, 6), the best first: corners in pixels, score, class; 300
+    detections, or as many as there are anchors. The network itself is left as it is, and the same network gives the
+    same bytes. Fake quantization becomes Q/DQ nodes.
 
     Args:
         model: An Ultralytics detection network.
@@ -61,17 +65,23 @@ def export_onnx(
         batch: Images per inference.
         names: Class names; the network's own unless given.
         dynamic: Whether the file takes any number of images and any height and width that are multiples of 32;
-            `imgsz` and `batch` are then only what it names as its own. Otherwise the shape is fixed.
+            `imgsz` and `batch` are then only what it names as its own, and there are 300 detections in any case, some
+            of score zero where an image has too few. Otherwise the shape is fixed.
         half: Whether it computes in FP16.
         nms: Non-maximum suppression in the file, whose output is then (batch, boxes, 6), see `nms_in_graph.add_nms`.
 
     Raises:
-        InputError: `half` is asked of a network with fake quantization.
+        InputError: `half` is asked of a network with fake quantization, or `nms` of one with an NMS-free head.
     """
     if half and is_qat(model):
         raise InputError(f"{path.name}: the network is quantized to INT8, and half asks for FP16; choose one of them")
+    if nms:
+        refuse_nms_free(model, path)
     network = _inference_copy(model, dynamic)
-    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 2: "anchors"}}
+    head: Detect = network.model[-1]
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch"}}
+    if not head.end2end:
+        axes["output0"][2] = "anchors"
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # The TorchScript exporter is called deprecated and warns of each constant it folds. It is three times faster
@@ -90,8 +100,10 @@ def export_onnx(
     graph = onnx.load_from_string(buffer.getvalue())
     if is_qat(network):
         _store_integers(graph.graph)
-    if dynamic:  # the exporter calls the channels unknown as well
-        graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4 + network.model[-1].nc
+    if dynamic:  # the exporter calls the other sizes unknown as well
+        sizes = graph.graph.output[0].type.tensor_type.shape.dim
+        for axis, size in {1: head.max_det, 2: 6}.items() if head.end2end else {1: 4 + head.nc}.items():
+            sizes[axis].dim_value = size
     if nms:
         graph = add_nms(graph, nms)
     classes = dict(enumerate(names)) if names is not None else dict(network.names)
@@ -105,11 +117,11 @@ def export_onnx(
         "imgsz": [imgsz, imgsz],
         "names": classes,
         "channels": 3,
-        "end2end": False,
+        "end2end": bool(head.end2end),
         "args": {
             "batch": batch,
             "dynamic": dynamic,
-            "nms": True if nms else None,
+            "nms": False if head.end2end else True if nms else None,
             **({"quantize": 16} if half else {}),
         },
     }
@@ -119,6 +131,23 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, graph.SerializeToString(deterministic=True))
     return path
+
+
+def refuse_nms_free(model: DetectionModel, file: Path) -> None:
+    """Refuse non-maximum suppression behind a head that needs none.
+
+    Args:
+        model: The network.
+        file: The file that is asked for.
+
+    Raises:
+        InputError: The head is NMS-free.
+    """
+    if model.end2end:
+        raise InputError(
+            f"{file.name}: the network's head is NMS-free, so what it gives are detections and no boxes to suppress; "
+            "export it without nms"
+        )
 
 
 def export_int8(checkpoint: Path, path: Path, *, imgsz: int, batch: int = 1) -> Path:
@@ -181,9 +210,22 @@ def _inference_copy(model: DetectionModel, dynamic: bool) -> DetectionModel:
     for module in network.modules():
         if isinstance(module, Detect):
             module.export, module.format, module.dynamic, module.shape = True, "onnx", dynamic, None
+            if dynamic and module.end2end:
+                module.postprocess = partial(_padded_detections, module)
         elif isinstance(module, C2f):
             module.forward = module.forward_split  # `chunk` becomes an awkward graph; `split` computes the same
     return network
+
+
+def _padded_detections(head: Detect, y_BAC: Tensor) -> Tensor:
+    """Detections of an NMS-free head; of score zero where there are too few anchors, since TopK takes a fixed number.
+
+    Args:
+        head: The head.
+        y_BAC: Boxes and class probabilities of each anchor.
+    """
+    padded: Tensor = Detect.postprocess(head, F.pad(y_BAC, (0, 0, 0, head.max_det)))
+    return padded
 
 
 def _store_integers(graph: onnx.GraphProto) -> None:

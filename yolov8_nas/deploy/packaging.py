@@ -79,7 +79,7 @@ def export(
         dynamic: Whether the file takes other numbers of images, heights and widths.
         half: Whether it computes in FP16.
         nms: Whether it suppresses overlapping boxes itself: ONNX's operator in an ONNX file, TensorRT's plugin in an
-            engine.
+            engine. A network with an NMS-free head has none.
 
     Raises:
         InputError: The checkpoint is no detector, or what is asked does not go together.
@@ -90,7 +90,7 @@ def export(
 
     from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
     from yolov8_nas.deploy.nms_in_graph import NmsOptions
-    from yolov8_nas.deploy.onnx import export_onnx
+    from yolov8_nas.deploy.onnx import export_onnx, refuse_nms_free
     from yolov8_nas.deploy.verification import verify_onnx
 
     if format not in SUFFIXES:
@@ -98,6 +98,8 @@ def export(
     if format == "engine":
         _require_tensorrt()
     network = _read(checkpoint)
+    if nms:
+        refuse_nms_free(network, path)
     size = _side(network, checkpoint, imgsz)
     quantized = is_qat(network)
     for_gpu = quantized and format == "engine"
@@ -182,7 +184,7 @@ def _read(checkpoint: Path) -> DetectionModel:
     found = load_checkpoint(checkpoint)
     network: Any = found.get("ema") or found.get("model")
     head = network.model[-1] if isinstance(network, DetectionModel) else network
-    if type(head) is not Detect or head.end2end:
+    if type(head) is not Detect:
         raise InputError(
             f"{checkpoint}: a {type(network).__name__} with the head {type(head).__name__}, and only detectors with "
             f"YOLOv8's head are exported here; use Ultralytics: yolo export model={checkpoint}"

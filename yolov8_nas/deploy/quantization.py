@@ -30,7 +30,7 @@ from yolov8_nas.space import BLOCKS, CONVS, PARTS
 from yolov8_nas.supernet.derive import save_checkpoint
 
 _BRANCHES: Final = {"cv2": "detect_boxes", "cv3": "detect_classes"}
-"""The parts that the head consists of, by Ultralytics' names."""
+"""The parts that the head consists of, by Ultralytics' names; those of an NMS-free branch begin with `one2one_`."""
 
 
 def quantize(model: DetectionModel, calibration: Sequence[Tensor], keep_float: Sequence[str] = ()) -> DetectionModel:
@@ -177,7 +177,8 @@ def _part(name: str, rows: Sequence[str]) -> str:
         rows: As `parts_by_row` gives them.
     """
     _, row, inner, *_ = name.split(".")
-    return _BRANCHES.get(inner, "detect") if rows[int(row)] == "detect" else rows[int(row)]
+    part = rows[int(row)]
+    return _BRANCHES.get(inner.removeprefix("one2one_"), part) if part == "detect" else part
 
 
 def fold(model: DetectionModel) -> DetectionModel:

@@ -44,7 +44,8 @@ class Servable:
         metadata: Ultralytics' metadata.
         names: Classes.
         images: The input.
-        output: The output: (batch, 4 + classes, anchors), or (batch, boxes, 6) with non-maximum suppression inside.
+        output: The output: (batch, 4 + classes, anchors), or (batch, boxes, 6) with non-maximum suppression inside or
+            an NMS-free head.
         precision: `fp32`, `fp16` or `int8`.
         largest: Most images at once, where the batch is open and the file sets a limit.
         engine: What is known of an engine; nothing of an ONNX file.
@@ -100,6 +101,11 @@ def nms_inside(metadata: Mapping[str, Any]) -> bool:
     """Whether Ultralytics' metadata say that non-maximum suppression is part of the file."""
     arguments = metadata.get("args")
     return isinstance(arguments, Mapping) and bool(arguments.get("nms"))
+
+
+def nms_free(metadata: Mapping[str, Any]) -> bool:
+    """Whether Ultralytics' metadata say that the head is NMS-free."""
+    return bool(metadata.get("end2end"))
 
 
 def _read_onnx(file: Path) -> Servable:
@@ -182,7 +188,8 @@ def _checked(model: Servable) -> Servable:
     images, output, rows = model.images.shape, model.output.shape, 4 + len(model.names)
     if len(images) != 4 or images[1] != 3:
         raise InputError(f"{model.file}: its input is {images}, and (batch, 3, height, width) is expected")
-    if len(output) != 3 or not (output[2] == 6 if nms_inside(model.metadata) else output[1] in (rows, -1)):
+    final = nms_inside(model.metadata) or nms_free(model.metadata)
+    if len(output) != 3 or not (output[2] == 6 if final else output[1] in (rows, -1)):
         raise InputError(
             f"{model.file}: its output is {output}, and (batch, {rows}, anchors) is expected for {len(model.names)} "
             "classes; export a YOLOv8 detector"

@@ -6,9 +6,9 @@
     kserve/inferenceservice.yaml       serves that repository, once it lies at the address in it
     deepstream/config_infer_primary.txt, labels.txt, model.onnx
 
-Boxes are decoded in the graph, and non-maximum suppression is the client's: docs/serving.md tells what goes in and
-comes out. None of these servers has served anything here. What they read is held against Triton's own protobuf, and
-follows what the sources of KServe and DeepStream say.
+Boxes are decoded in the graph. Non-maximum suppression, unless the head is NMS-free, is the client's: docs/serving.md
+tells what goes in and comes out. None of these servers has served anything here. What they read is held against
+Triton's own protobuf, and follows what the sources of KServe and DeepStream say.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onnx import TensorProto
 
 from yolov8_nas.deploy.deepstream import LIBRARY, OLDEST_OPSET, PARSER, parsed_by_deepstream
 from yolov8_nas.deploy.onnx_file import check_zero_points, read_metadata
-from yolov8_nas.deploy.servable import Servable, Tensor, nms_inside, read_servable
+from yolov8_nas.deploy.servable import Servable, Tensor, nms_free, nms_inside, read_servable
 from yolov8_nas.errors import InputError
 
 CONFIDENCE: Final = 0.25
@@ -278,9 +278,10 @@ def deepstream_config(model: Servable, max_batch: int) -> str:
         "num-detected-classes": len(model.names),
         "parse-bbox-func-name": PARSER,
         "custom-lib-path": LIBRARY,
-        "cluster-mode": 2,
+        "cluster-mode": 4 if nms_free(model.metadata) else 2,
     }
-    classes = {"pre-cluster-threshold": CONFIDENCE, "nms-iou-threshold": IOU, "topk": MAX_DETECTIONS}
+    overlap = {} if nms_free(model.metadata) else {"nms-iou-threshold": IOU}
+    classes = {"pre-cluster-threshold": CONFIDENCE, **overlap, "topk": MAX_DETECTIONS}
     sections: dict[str, dict[str, Any]] = {"property": properties, "class-attrs-all": classes}
     return "\n".join(
         f"[{section}]\n" + "".join(f"{key}={value}\n" for key, value in content.items())
@@ -290,7 +291,9 @@ def deepstream_config(model: Servable, max_batch: int) -> str:
 
 def _for_deepstream(model: Servable) -> bytes:
     assert model.graph is not None
-    changed = parsed_by_deepstream(model.graph, *model.sides, classes=len(model.names))
+    changed = parsed_by_deepstream(
+        model.graph, *model.sides, classes=len(model.names), nms_free=nms_free(model.metadata)
+    )
     return bytes(changed.SerializeToString(deterministic=True))
 
 

@@ -216,6 +216,8 @@ def _check_weights(source: Path, model: onnx.ModelProto, here: GpuEnvironment) -
 
 
 def _check_has_no_nms(source: Path, model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
+    if metadata.get("end2end"):
+        raise InputError(f"{source}: its head is NMS-free, so there are no boxes to suppress; leave options.nms out")
     shape = dimensions(model.graph.output[0])
     if len(shape) != 3 or shape[1] != 4 + len(metadata["names"]):
         raise InputError(

@@ -10,6 +10,8 @@ architecture. A probed network has fresh weights and detects nothing. So the pro
 network's exact shape that hold a stated number of objects, and adds it to the network's latency. Percentiles are added
 to percentiles: for p90 and p99 as if slow runs of both always fell together, which as a rule is too pessimistic. What
 ships is measured as a whole, on real images, and that decides.
+
+An NMS-free head gives detections. What is left of it all is the confidence threshold, and that is what is timed then.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ MAX_DETECTIONS: Final = 300
 SETTINGS: Final = {"confidence": CONFIDENCE, "iou": IOU, "max_detections": MAX_DETECTIONS, "threads": 1}
 """How NMS is run, for the record."""
 
+NMS_FREE: Final = {"nms_free": True, "confidence": CONFIDENCE, "max_detections": MAX_DETECTIONS, "threads": 1}
+"""The same behind an NMS-free head."""
+
 Images = NDArray[np.float32]
 """A batch as networks take it: (batch, 3, imgsz, imgsz), RGB in 0..1."""
 
@@ -63,7 +68,11 @@ until there is a trained network."""
 
 
 def suppress(output: NDArray[np.float32]) -> list[torch.Tensor]:
-    """Detections (n, 6) of each image from a network's output (batch, 4 + classes, anchors)."""
+    """Detections (n, 6) of each image from a network's output.
+
+    Args:
+        output: (batch, 4 + classes, anchors); or (batch, detections, 6), which are only held against the threshold.
+    """
     found: list[torch.Tensor] = non_max_suppression(torch.from_numpy(output), CONFIDENCE, IOU, max_det=MAX_DETECTIONS)
     return found
 
@@ -94,16 +103,45 @@ def made_up_output(load: Load, *, num_classes: int, imgsz: int, batch: int, seed
     return output.astype(np.float32)
 
 
-def time_nms(*, num_classes: int, imgsz: int, batch: int, protocol: Protocol = VERIFY) -> dict[str, Any]:
+def made_up_detections(load: Load, *, num_classes: int, imgsz: int, batch: int, seed: int = 0) -> NDArray[np.float32]:
+    """The same of a network with an NMS-free head, which finds each object once: (batch, detections, 6).
+
+    Args:
+        load: What each image holds.
+        num_classes: Classes of the network.
+        imgsz: Side of its square input in pixels.
+        batch: Images.
+        seed: Seed of places, classes and scores.
+    """
+    rng = np.random.default_rng(seed)
+    rows = min(MAX_DETECTIONS, sum((imgsz // stride) ** 2 for stride in (8, 16, 32)))
+    objects = min(load.objects, rows)
+    output = rng.uniform(0, imgsz, (batch, rows, 6))
+    scores = rng.uniform(0, 0.1, (batch, rows))
+    scores[:, :objects] = rng.uniform(CONFIDENCE + 0.05, 0.95, (batch, objects))
+    output[:, :, 4] = -np.sort(-scores)
+    output[:, :, 5] = rng.integers(num_classes, size=(batch, rows))
+    return output.astype(np.float32)
+
+
+def time_nms(
+    *, num_classes: int, imgsz: int, batch: int, nms_free: bool = False, protocol: Protocol = VERIFY
+) -> dict[str, Any]:
     """Time NMS alone on each of `LOADS`; the caller holds the host for measuring.
+
+    Args:
+        num_classes: Classes of the network.
+        imgsz: Side of its square input in pixels.
+        batch: Images.
+        nms_free: Whether its head is NMS-free, so that the threshold alone is timed.
+        protocol: How to measure.
 
     Returns:
         The content of `nms.json`: thresholds, the shape, each load with its boxes, detections and timing, and
         `latency_ms` of the load that limits are held against (`load`).
     """
-    outputs = {
-        name: made_up_output(load, num_classes=num_classes, imgsz=imgsz, batch=batch) for name, load in LOADS.items()
-    }
+    made_up = made_up_detections if nms_free else made_up_output
+    outputs = {name: made_up(load, num_classes=num_classes, imgsz=imgsz, batch=batch) for name, load in LOADS.items()}
     visits: dict[str, Timed] = {
         name: partial(timed_runs, partial(suppress, output), protocol, None, batch) for name, output in outputs.items()
     }
@@ -111,7 +149,7 @@ def time_nms(*, num_classes: int, imgsz: int, batch: int, protocol: Protocol = V
         timings = dict(zip(visits, time_in_rounds(visits, protocol=protocol), strict=True))
         loads = {name: {**_counts([output]), **_without_energy(timings[name])} for name, output in outputs.items()}
     return {
-        **SETTINGS,
+        **(NMS_FREE if nms_free else SETTINGS),
         "shape": list(next(iter(outputs.values())).shape),
         "loads": loads,
         "load": "typical",
@@ -209,7 +247,8 @@ def _visit(file: Path, images: Sequence[Images], threads: int, runtime: Runtime,
 
 
 def _counts(outputs: Sequence[NDArray[np.float32]]) -> dict[str, float]:
-    above = [(image[4:].max(axis=0) > CONFIDENCE).sum() for output in outputs for image in output]
+    scores = [image[:, 4] if image.shape[-1] == 6 else image[4:].max(axis=0) for output in outputs for image in output]
+    above = [(of_image > CONFIDENCE).sum() for of_image in scores]
     kept = [len(found) for output in outputs for found in suppress(output)]
     return {"boxes": float(np.mean(above)), "detections": float(np.mean(kept))}
 

@@ -632,9 +632,12 @@ def _frame(target: Target) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if shipped and settings:
         found = mapping(shipped.get("found"))
+        free = settings.get("nms_free")
+        around = "with the confidence threshold" if free else "with NMS"
         rows += [
+            *[("head", "NMS-free (one-to-one): it gives detections, and nothing is suppressed")] * bool(free),
             ("shipped network alone, p50", _p50(target, "latency_ms")),
-            (f"with NMS, on {wording.whole(settings.get('images'))} images, p50", _p50(target, "latency_with_nms_ms")),
+            (f"{around}, on {wording.whole(settings.get('images'))} images, p50", _p50(target, "latency_with_nms_ms")),
             ("boxes above the threshold, an image", wording.number(found.get("boxes"))),
             ("detections, an image", wording.number(found.get("detections"))),
         ]
@@ -645,7 +648,8 @@ def _frame(target: Target) -> list[tuple[str, str]]:
         boxes, kept = (wording.whole(pick(load, key)) for key in ("boxes", "detections"))
         held = ", limits are predicted with it" if name == probed.get("load") else ""
         latency = wording.milliseconds(pick(load, "latency_ms", "p50"))
-        rows.append((f"NMS alone, {boxes} made-up boxes for {kept} objects{held}", latency))
+        alone = "The threshold" if probed.get("nms_free") else "NMS"
+        rows.append((f"{alone} alone, {boxes} made-up boxes for {kept} objects{held}", latency))
     return rows
 
 

@@ -110,6 +110,7 @@ def recipe(config: RunConfig, target: TargetConfig) -> Settings:
         "holdout": config.probe.holdout,
         "seed": config.seed,
         **config.quantization.settings(int8=target.precision == "int8"),
+        **config.finetune.head(),
     }
 
 
@@ -117,8 +118,8 @@ def _differences(results: Mapping[str, Any], asked: Settings) -> list[str]:
     """Names of what was measured elsewhere by another recipe than is asked for."""
     from yolov8_nas.hardware.bundle import differences
 
-    # A recipe in which no part stays in floating point does not say so.
-    return differences(results, {"keep_float": None, **asked})
+    # A recipe in which no part stays in floating point, or with YOLOv8's own head, does not say so.
+    return differences(results, {"keep_float": None, "nms_free": None, **asked})
 
 
 def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
@@ -336,6 +337,7 @@ class _Bench:
         self.num_classes: int = ctx.settings["num_classes"]
         self.imgsz: int = ctx.settings["imgsz"]
         self.batch: int = ctx.settings["batch"]
+        self.nms_free: bool = ctx.settings.get("nms_free", False)
         self.threads: int = ctx.settings["device"]["threads"]
         self.runtime = find(ctx.settings["device"]["runtime"]["name"], ctx.settings["kind"], ctx.settings["precision"])
 
@@ -376,6 +378,7 @@ class _Bench:
             batch=self.batch,
             calibration=images,
             keep_float=self.ctx.settings.get("keep_float", ()),
+            nms_free=self.nms_free,
         )
 
     def measure(self, files: Sequence[Path], checkpoint: str) -> list[Measurement | Failed]:
@@ -440,7 +443,12 @@ class _Table:
         with self.ctx.host.measuring():
             before = regime()
             *found, c2f = self.bench.measure([*files.values(), self.bench.export_as_c2f()], "legs.json")
-            nms = time_nms(num_classes=self.bench.num_classes, imgsz=self.bench.imgsz, batch=self.bench.batch)
+            nms = time_nms(
+                num_classes=self.bench.num_classes,
+                imgsz=self.bench.imgsz,
+                batch=self.bench.batch,
+                nms_free=self.bench.nms_free,
+            )
             after = regime()
         conditions = {
             "threads": self.bench.threads,

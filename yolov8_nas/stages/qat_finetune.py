@@ -41,7 +41,8 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     supernet = supernet_train.settings(config, None)
     int8 = target.precision in ("int8", "best")
     return {
-        "finetune": config.finetune.model_dump(),
+        "finetune": config.finetune.model_dump(exclude={"nms_free"}),
+        **config.finetune.head(),
         "supernet": {name: supernet[name] for name in ("epochs", "lr", "weights")},
         "int8": int8,
         **config.quantization.settings(int8=int8),
@@ -189,8 +190,10 @@ class _Finetuning:
     ) -> dict[str, Any]:
         """Train a network in floating point, then for INT8 where that is asked for; returns its row of the summary."""
         from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
-        from yolov8_nas.supernet.derive import save_checkpoint
+        from yolov8_nas.supernet.derive import add_one_to_one, save_checkpoint
 
+        if self.ctx.settings.get("nms_free"):
+            add_one_to_one(network)
         tuned = self._carry_out(name, network, recipe)
         save_checkpoint(tuned.network, folder / "best.pt", names=self.names, imgsz=self.imgsz)
         score = {"fp32": tuned.curves[tuned.epoch - 1]["map50_95"]}

@@ -148,6 +148,7 @@ def _deployable(ctx: StageContext) -> Deployable:
             "batch": str(ctx.settings["batch"]),
             "seed": str(ctx.settings["seed"]),
             "precision_requested": ctx.settings["precision"],
+            **({"head": "one-to-one"} if (verdict.get("nms") or {}).get("nms_free") else {}),
         },
         tags={
             "hardware": profile["name"],

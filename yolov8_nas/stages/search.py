@@ -91,6 +91,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         # Of INT8 targets always: without it lie in stores what versions found that scored them in floating point.
         **({"keep_float": list(config.quantization.keep_float)} if int8 else {}),
         "rescaled": config.finetune.baseline in ("rescaled", "both"),
+        **config.finetune.head(),
         "seed": config.seed,
         **({"elsewhere": target.model_dump(mode="json")} if target.far else {}),
     }
@@ -544,6 +545,7 @@ class _Search:
             batch=self.options["batch"],
             calibration=calibration,
             keep_float=self.options.get("keep_float", ()),
+            nms_free=self.options.get("nms_free", False),
         )
 
     def tell(self, done: float, message: str) -> None:

@@ -50,6 +50,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "imgsz": config.imgsz,
         "seed": config.seed,
         **config.quantization.settings(int8=target.precision in ("int8", "best")),
+        **config.finetune.head(),
         **({"elsewhere": target.model_dump(mode="json")} if target.far else {}),
     }
 
@@ -126,6 +127,7 @@ class _Export:
         self.batch: int = ctx.settings["batch"]
         self.wanted = WANTED[ctx.settings["precision"]]
         self.keep_float: list[str] = ctx.settings.get("keep_float", [])
+        self.nms_free: bool = ctx.settings.get("nms_free", False)
         self.tuned = ctx.inputs["qat-finetune"]
         self.summary = read_json(self.tuned / "finetune.json")
         self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
@@ -175,6 +177,11 @@ class _Export:
                 if not checkpoint.exists():
                     continue
                 network = load_network(checkpoint)
+                if network.end2end != self.nms_free:
+                    raise StageError(
+                        f"{checkpoint}: its head is {'' if network.end2end else 'not '}NMS-free, and finetune.nms_free "
+                        f"is {self.nms_free}; train it again with this configuration"
+                    )
                 if precision == "int8":
                     require_recipe(network, self.keep_float, checkpoint)
                 onnx = self.ctx.partial / f"{stem}-{precision}.onnx"
@@ -192,13 +199,13 @@ class _Export:
     def _measure(self, files: Sequence[_Exported]) -> list[dict[str, Any]]:
         """What the device tells of each file: the fields of a `_File` without its scores."""
         from yolov8_nas.hardware.benchmark import PROBE, VERIFY, measure
-        from yolov8_nas.hardware.nms import SETTINGS, boxes, frames, measure_with_nms
+        from yolov8_nas.hardware.nms import NMS_FREE, SETTINGS, boxes, frames, measure_with_nms
 
         runs = [file.runs for file in files]
         reference = next((f.runs for f in files if f.candidate is None), runs[0])
         pictures = sorted((self.ctx.inputs["data-prep"] / "dataset" / "images" / "search").iterdir())
         images = frames(pictures, imgsz=self.imgsz, batch=self.batch)
-        self.nms = {**SETTINGS, "images": len(images) * self.batch, "split": "search"}
+        self.nms = {**(NMS_FREE if self.nms_free else SETTINGS), "images": len(images) * self.batch, "split": "search"}
         limited = any(limit.scope == "with_nms" for limit in self.limits)
 
         def progress(done: float, total: float) -> None:

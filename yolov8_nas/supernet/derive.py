@@ -145,6 +145,27 @@ def derive(supernet: Supernet, architecture: Architecture) -> DetectionModel:
     return model
 
 
+def add_one_to_one(model: DetectionModel) -> DetectionModel:
+    """Give a network the NMS-free head that Ultralytics has: a branch beside YOLOv8's, in which each object is one box.
+
+    YOLOv8's branch learns many boxes for an object (one-to-many), the other one box (one-to-one; YOLOv10,
+    arXiv:2405.14458). It learns from features that it does not change, so the network needs the first branch to learn
+    at all; for inference `fuse` leaves the one that `model.end2end` names, which is the new one from here on. It starts
+    from copies of the first one's weights, as Ultralytics' own does.
+
+    Args:
+        model: A network with YOLOv8's head, not quantized; it is changed.
+
+    Returns:
+        The same network.
+    """
+    head = model.model[-1]
+    head.one2one_cv2, head.one2one_cv3 = copy.deepcopy(head.cv2), copy.deepcopy(head.cv3)
+    model.yaml = {**model.yaml, "end2end": True}  # Ultralytics' trainer builds the network anew from it
+    model.end2end = True
+    return model
+
+
 def unroll(stock: DetectionModel) -> DetectionModel:
     """The same network as stock YOLOv8 with its C2f blocks unrolled into the rows of `model_rows`.
 
@@ -180,6 +201,8 @@ def unroll(stock: DetectionModel) -> DetectionModel:
             case ["sppf"]:
                 module.load_state_dict(sppf.state_dict())
             case ["detect"]:
+                if getattr(detect, "one2one_cv2", None) is not None:
+                    add_one_to_one(model).end2end = stock.end2end
                 module.load_state_dict(detect.state_dict())
             case [conv] if conv in convs:
                 module.load_state_dict(convs[conv].state_dict())
