@@ -21,14 +21,14 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.deploy import finetune
 from yolov8_nas.deploy.finetune import CHECKPOINT, Recipe, Trained, train
-from yolov8_nas.deploy.quantization import quantize
+from yolov8_nas.deploy.quantization import load_network, quantize
 from yolov8_nas.errors import StageError
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages.qat_finetune import STAGE
 from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.store import Store, read_json, write_json
 from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import build, derive
 from yolov8_nas.supernet.supernet import Supernet
@@ -139,7 +139,13 @@ def test_resumed_qat_is_bit_identical(data: Path, tmp_path: Path) -> None:
     assert_same_training(whole, parts, (tmp_path / "whole", tmp_path / "parts"))
 
 
-def stage_context(folder: Path, inputs: Path, supernet: dict[str, Any] | None = None, **finetune: Any) -> StageContext:
+def stage_context(
+    folder: Path,
+    inputs: Path,
+    supernet: dict[str, Any] | None = None,
+    store: Store | None = None,
+    **finetune: Any,
+) -> StageContext:
     config = RunConfig.parse(
         {
             "space": "tiny",
@@ -160,6 +166,7 @@ def stage_context(folder: Path, inputs: Path, supernet: dict[str, Any] | None = 
         partial=folder / "partial",
         progress=Progress.silent(),
         host=HostLock(folder / "lock"),
+        store=store,
     )
 
 
@@ -217,6 +224,44 @@ def test_stock_starts_from_the_weights_that_the_supernet_started_from(
     STAGE.run(stage_context(tmp_path, stage_inputs, {"weights": str(weights)}))
     assert same(starts["stock"][0], derive(Supernet.load(weights), TINY.stock))
     assert read_json(tmp_path / "out" / "finetune.json")["baseline"]["start"] == "weights"
+
+
+def test_stock_is_trained_once_for_all_targets(
+    stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], tmp_path: Path
+) -> None:
+    store, rows = Store(tmp_path / "store"), {}
+    changes: dict[str, dict[str, Any]] = {"first": {}, "second": {"lr": 1e-4}, "other": {"epochs": 3}}
+    for name, changed in changes.items():
+        starts.clear()
+        STAGE.run(stage_context(tmp_path / name, stage_inputs, store=store, **changed))
+        assert set(starts) == ({"candidate-0"} if name == "second" else {"candidate-0", "stock"})
+        rows[name] = read_json(tmp_path / name / "out" / "finetune.json")["baseline"]
+    assert rows["first"] == rows["second"] != rows["other"]
+    networks = [load_network(tmp_path / name / "out" / "baseline" / "best.pt") for name in ("first", "second")]
+    assert same(*networks)
+    assert not list((tmp_path / "first" / "partial").rglob("stock"))
+
+
+def test_stocks_training_goes_on_for_whoever_comes_next(
+    stage_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def trained(network: DetectionModel, data: Path, recipe: Recipe, *, work: Path, **_: Any) -> Trained:
+        if work.name == "stock":
+            seen.append(sorted(path.name for path in work.glob("*")))
+            work.mkdir(parents=True, exist_ok=True)
+            (work / CHECKPOINT).write_text("of the last epoch")
+            if len(seen) == 1:
+                raise Interrupted
+        return Trained(network, 1, [{"epoch": 1, "seconds": 0.0, "map50_95": 0.5}])
+
+    monkeypatch.setattr(finetune, "train", trained)
+    store = Store(tmp_path / "store")
+    with pytest.raises(Interrupted):
+        STAGE.run(stage_context(tmp_path / "first", stage_inputs, store=store))
+    STAGE.run(stage_context(tmp_path / "second", stage_inputs, store=store))
+    assert seen == [[], [CHECKPOINT]]
 
 
 def test_a_rescaled_stock_network_is_trained_where_it_is_asked_for(

@@ -1,12 +1,13 @@
 """qat-finetune: the search's candidates and the stock baseline, trained to the end.
 
-Every training has a folder of its own in `partial` and goes on from its last epoch.
+Every training has a folder of its own in `partial` and goes on from its last epoch. Stock's, in floating point, is a
+part of its own in the store: it is the same for every target, so the first one trains it and the others find it.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -28,6 +29,9 @@ CALIBRATION_IMAGES: Final = 256
 
 QAT_LR: Final = 0.1
 """Peak learning rate of quantization-aware training as a share of fine-tuning's: the network only has to adapt."""
+
+STOCK: Final = "stock-trainings"
+"""Folder of the store with the trainings of stock that targets and runs share."""
 
 QAT_COST: Final = 3
 """What an epoch with fake quantization counts in progress; one without counts 1."""
@@ -194,7 +198,8 @@ class _Finetuning:
 
         if self.ctx.settings.get("nms_free"):
             add_one_to_one(network)
-        tuned = self._carry_out(name, network, recipe)
+        carry_out = self._shared if name == "stock" else self._carry_out
+        tuned = carry_out(name, network, recipe)
         save_checkpoint(tuned.network, folder / "best.pt", names=self.names, imgsz=self.imgsz)
         score = {"fp32": tuned.curves[tuned.epoch - 1]["map50_95"]}
         best_epoch = {"fp32": tuned.epoch}
@@ -222,9 +227,45 @@ class _Finetuning:
         write_json(folder / "tuning.json", tuning)
         return row
 
+    def _shared(self, name: str, network: DetectionModel, recipe: Recipe) -> Trained:
+        """Train stock in floating point, or find it trained."""
+        from yolov8_nas.deploy.finetune import Trained
+        from yolov8_nas.deploy.quantization import load_network
+        from yolov8_nas.supernet.derive import save_checkpoint
+
+        weights = self.ctx.settings["supernet"]["weights"]
+        settings = {
+            "dataset": read_json(self.ctx.inputs["data-prep"] / "dataset.json")["digest"],
+            "architecture": self.supernet.space.stock.to_dict(),
+            "weights": weights and weights["sha256"],
+            "recipe": asdict(recipe),
+            "nms_free": self.ctx.settings.get("nms_free", False),
+        }
+
+        def make(part: StageContext) -> None:
+            trained = self._carry_out(name, network, recipe, partial=part.partial)
+            save_checkpoint(trained.network, part.out / "best.pt", names=self.names, imgsz=self.imgsz)
+            write_json(part.out / "training.json", {"epoch": trained.epoch, "curves": trained.curves})
+
+        found = self.ctx.partial / ".stock"
+        found.mkdir(exist_ok=True)
+        done = self.done + recipe.epochs
+        replace(self.ctx, out=found).share(STOCK, STAGE.version, settings, make)
+        self.done = done
+        training = read_json(found / "training.json")
+        network.load_state_dict(load_network(found / "best.pt").state_dict())
+        return Trained(network.eval(), training["epoch"], training["curves"])
+
     def _carry_out(
-        self, name: str, network: DetectionModel, recipe: Recipe, teacher: DetectionModel | None = None
+        self,
+        name: str,
+        network: DetectionModel,
+        recipe: Recipe,
+        *,
+        teacher: DetectionModel | None = None,
+        partial: Path | None = None,
     ) -> Trained:
+        """Train a network, with its checkpoints in the stage's `partial` or another one."""
         from ultralytics.utils.torch_utils import is_qat
 
         from yolov8_nas.deploy.finetune import train
@@ -236,7 +277,7 @@ class _Finetuning:
             message = f"{name}: epoch {min(int(epochs) + 1, recipe.epochs)} of {recipe.epochs}"
             self.ctx.progress.update(self.done + weight * epochs, self.total, message, **figures)
 
-        work = self.ctx.partial / "trainings" / name.replace(", ", "-").replace(" ", "-").lower()
+        work = (partial or self.ctx.partial) / "trainings" / name.replace(", ", "-").replace(" ", "-").lower()
         trained = train(network, self.data, recipe, work=work, teacher=teacher, report=report, device=self.device)
         self.done += weight * recipe.epochs
         return trained
