@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from yolov8_nas.hardware.engine_file import EngineManifest, layers_path, manifes
 from yolov8_nas.hardware.tensorrt import TensorRTRunner, bindings, environment
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.supernet.batchnorm import recalibrate
-from yolov8_nas.supernet.derive import build
+from yolov8_nas.supernet.derive import add_one_to_one, build
 
 SIDE = 64
 EXACT = EngineOptions(tf32=False)
@@ -199,6 +200,25 @@ def test_an_engine_with_nms_finds_what_ultralytics_finds(
     picture = pictures / "dataset" / "images" / "train" / "train000.png"
     boxes = YOLO(path, task="detect").predict(picture, imgsz=SIDE, conf=nms.score, verbose=False)[0].boxes
     verified(f"EfficientNMS keeps the {len(got)} boxes that Ultralytics keeps; stock YOLO reads them ({len(boxes)})")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_engine_with_an_nms_free_head_finds_what_onnx_runtime_finds(
+    dynamic: bool, detector: DetectionModel, folder: Path, images: NDArray[np.float32], pictures: Path
+) -> None:
+    file = folder / ("free-open.onnx" if dynamic else "free.onnx")
+    export_onnx(add_one_to_one(deepcopy(detector)), file, imgsz=SIDE, dynamic=dynamic)
+    profile = Profile(min=(1, 32, 32), opt=(1, SIDE, SIDE), max=(2, SIDE, SIDE)) if dynamic else None
+    engine = file.with_suffix(".engine")
+    build_engine(file, engine, measure=median, options=replace(EXACT, profile=profile))
+    (rows,) = TensorRTRunner(engine, shapes={"images": images.shape} if dynamic else {}).run(None, {"images": images})
+    wanted = reference(file, images)
+    assert rows.shape == wanted.shape
+    gap = float(np.abs(rows[..., 4] - wanted[..., 4]).max())  # in order; boxes of equal scores may change places
+    assert gap <= TOLERANCE["fp32"]
+    picture = pictures / "dataset" / "images" / "train" / "train000.png"
+    boxes = YOLO(engine, task="detect").predict(picture, imgsz=SIDE, conf=0.1, verbose=False)[0].boxes
+    verified(f"an NMS-free engine's scores differ by {gap:.2g}; stock YOLO reads its detections ({len(boxes)})")
 
 
 def test_dynamic_shapes(folder: Path) -> None:
