@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock, call, create_autospec
 
 import numpy as np
@@ -19,7 +21,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import benchmark, counters, gpu, nms, profile
-from yolov8_nas.hardware.benchmark import Measurement, Protocol, Visit, measure, median_interval, timed_runs
+from yolov8_nas.hardware.benchmark import (
+    Measurement,
+    Protocol,
+    Visit,
+    energy_of_runs,
+    measure,
+    median_interval,
+    timed_runs,
+)
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.counters import NoCounterError, NvmlEnergy, NvmlPower, Rapl, open_counter, why_not
 from yolov8_nas.hardware.memory import peak_memory
@@ -176,62 +186,107 @@ def test_the_interval_of_a_median_covers_it() -> None:
 
 
 class FakeMachine:
-    """Visits with known latencies; from one visit to another everything is slower by `load`."""
+    """Visits with known latencies; in those of `disturbed` networks are slower by `load`, the reference by `seen`."""
 
-    def __init__(self, milliseconds: dict[str, float], disturbed: range = range(0), load: float = 2.0) -> None:
+    def __init__(
+        self, milliseconds: dict[str, float], disturbed: Container[int] = (), load: float = 2.0, seen: float = 2.0
+    ) -> None:
         self.milliseconds = milliseconds
         self.disturbed = disturbed
         self.load = load
+        self.seen = seen
         self.visits: list[str] = []
 
     def __call__(self, file: Path, threads: int, protocol: Protocol, *_: object) -> Visit:
         rng = np.random.default_rng(len(self.visits))
-        factor = self.load if len(self.visits) in self.disturbed else 1.0
+        load, seen = (self.load, self.seen) if len(self.visits) in self.disturbed else (1.0, 1.0)
         self.visits.append(file.name)
-        latency = self.milliseconds[file.name] * factor
-        return Visit((latency * (1 + 0.01 * rng.random(protocol.repetitions))).tolist(), 10 * latency, 10.0)
+        latency = self.milliseconds[file.name] * load
+        latencies = (latency * (1 + 0.01 * rng.random(protocol.repetitions))).tolist()
+        return Visit(latencies, 3.0 * seen, 10 * latency, 10.0)
+
+    def measure(self, protocol: Protocol) -> list[Measurement]:
+        return measure([Path(name) for name in self.milliseconds], threads=1, protocol=protocol)
 
 
 @pytest.fixture
-def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeMachine]:
+    """Makes the machine that is measured."""
+
+    def make(*args: Any, **kwargs: Any) -> FakeMachine:
+        made = FakeMachine(*args, **kwargs)
+        monkeypatch.setattr(benchmark, "_visit", made)
+        return made
+
     monkeypatch.setattr(benchmark, "peak_memory", lambda files, *_: [1.0] * len(files))
+    monkeypatch.setattr(benchmark, "_open", lambda *_: SimpleNamespace(run=None))
+    return make
 
 
-@pytest.mark.usefixtures("no_memory")
-def test_a_disturbed_leg_is_repeated_and_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disturbed_visit_is_repeated_and_does_not_count(machine: Callable[..., FakeMachine]) -> None:
     truth = {f"{i}.onnx": 1.0 + i for i in range(6)}
-    machine = FakeMachine(truth, disturbed=range(9, 22))
-    monkeypatch.setattr(benchmark, "_visit", machine)
-    measured = measure([Path(name) for name in truth], threads=1, protocol=Protocol(min_rounds=6, leg=3))
-    for name, measurement in zip(truth, measured, strict=True):
+    disturbed = machine(truth, disturbed=range(9, 22))
+    for name, measurement in zip(truth, disturbed.measure(Protocol(min_rounds=6, leg=3)), strict=True):
         assert measurement.latency_ms.p50 == pytest.approx(truth[name], rel=0.011)
         assert measurement.latency_ms.p99 < 1.02 * truth[name]
         assert measurement.energy_mj == pytest.approx(10 * truth[name])
         assert len(measurement.rounds) >= 6 and not measurement.disturbed
-    assert len(machine.visits) > 6 * (6 + 2 * 2)
+    assert len(disturbed.visits) >= 6 * 6 + 13
 
 
-@pytest.mark.usefixtures("no_memory")
-def test_rounds_end_when_the_interval_is_narrow_and_are_bounded_when_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    calm = FakeMachine({"a": 1.0, "b": 2.0})
-    monkeypatch.setattr(benchmark, "_visit", calm)
-    measure([Path("a"), Path("b")], threads=1, protocol=Protocol(min_rounds=6, max_rounds=20, precision=0.02))
+def test_what_slows_the_reference_too_is_corrected_and_nothing_else(machine: Callable[..., FakeMachine]) -> None:
+    truth, protocol = {f"{i}.onnx": 1.0 + i for i in range(6)}, Protocol(min_rounds=9, max_rounds=9)
+    moments = set(np.random.default_rng(0).permutation(54)[:20].tolist())
+
+    def spread(*found: Measurement) -> float:
+        return max(float(np.ptp(one.rounds) / one.latency_ms.p50) for one in found)
+
+    both = machine(truth, moments, load=1.15, seen=1.15).measure(protocol)
+    assert spread(*both) < 0.012
+    assert both[0].latency_ms.p99 > 1.14 * both[0].latency_ms.p50  # as it was timed
+    alone = machine(truth, moments, load=1.0, seen=1.15).measure(protocol)
+    assert spread(*alone) < 0.012
+    assert alone[5].latency_ms.p50 == pytest.approx(truth["5.onnx"], rel=0.011)
+    unseen = machine(truth, moments, load=1.15, seen=1.0).measure(protocol)
+    assert spread(*unseen) > 0.14
+
+
+def test_a_network_takes_turns_with_the_reference() -> None:
+    turns: list[str] = []
+
+    def network() -> None:
+        turns.append("n")
+
+    def reference() -> None:
+        turns.append("r")
+        time.sleep(0.001)
+
+    visit = timed_runs(network, Protocol(warmup=2, repetitions=5, turn=3), reference)
+    assert "".join(turns) == "nn" + "rrrr" + "nnnn" + "rrrr" + "nnn" + "rrrr"
+    assert len(visit.latencies) == 5
+    assert max(visit.latencies) < 1.0 <= visit.reference
+
+
+def test_rounds_end_when_the_interval_is_narrow_and_are_bounded_when_it_is_not(
+    machine: Callable[..., FakeMachine],
+) -> None:
+    truth = {"a": 1.0, "b": 2.0}
+    calm = machine(truth)
+    calm.measure(Protocol(min_rounds=6, max_rounds=20, precision=0.02))
     assert calm.visits.count("b") == 6
-    wild = FakeMachine({"a": 1.0, "b": 2.0}, disturbed=range(0, 10_000, 2), load=1.09)
-    monkeypatch.setattr(benchmark, "_visit", wild)
-    protocol = Protocol(min_rounds=6, max_rounds=9, precision=0.0001)
-    (_, b) = measure([Path("a"), Path("b")], threads=1, protocol=protocol)
+    wild = machine(truth, disturbed=range(0, 10_000, 3), load=1.09, seen=1.0)
+    (_, b) = wild.measure(Protocol(min_rounds=6, max_rounds=9, precision=0.0001))
     assert wild.visits.count("b") == 9
     assert b.interval_ms[0] < b.latency_ms.p50 < b.interval_ms[1]
 
 
-@pytest.mark.usefixtures("no_memory")
-def test_a_killed_measurement_goes_on_from_its_last_leg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_killed_measurement_goes_on_from_its_last_leg(
+    machine: Callable[..., FakeMachine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     truth = {f"{i}.onnx": 1.0 + i for i in range(5)}
     files = [Path(name) for name in truth]
-    whole = FakeMachine(truth)
-    monkeypatch.setattr(benchmark, "_visit", whole)
-    measure(files, threads=1, protocol=QUICK)
+    whole = machine(truth)
+    whole.measure(QUICK)
 
     class Killed(FakeMachine):
         def __call__(self, file: Path, threads: int, protocol: Protocol, *_: object) -> Visit:
@@ -239,11 +294,10 @@ def test_a_killed_measurement_goes_on_from_its_last_leg(monkeypatch: pytest.Monk
                 raise KeyboardInterrupt
             return super().__call__(file, threads, protocol)
 
-    first, second = Killed(truth), FakeMachine(truth)
-    monkeypatch.setattr(benchmark, "_visit", first)
+    monkeypatch.setattr(benchmark, "_visit", Killed(truth))
     with pytest.raises(KeyboardInterrupt):
         measure(files, threads=1, protocol=QUICK, checkpoint=tmp_path / "legs.json")
-    monkeypatch.setattr(benchmark, "_visit", second)
+    second = machine(truth)
     done: list[float] = []
     measured = measure(
         files,
@@ -416,26 +470,25 @@ class Meter:
         return float(self.runs - self.before)
 
 
-def test_energy_is_that_of_the_timed_runs_and_an_image() -> None:
-    protocol, meter = Protocol(warmup=5, repetitions=10), Meter(shortest_s=0.0)
-    visit = timed_runs(meter.run, protocol, meter, images=4)
-    assert len(visit.latencies) == 10 and meter.runs == 15
-    assert visit.energy_mj == 250.0
-    assert visit.power_w is not None
-    assert visit.power_w <= 10 / (sum(visit.latencies) / 1e3) + 0.001
-    assert timed_runs(meter.run, protocol, None, images=4).energy_mj is None
+def test_energy_is_that_of_the_counted_runs_and_an_image() -> None:
+    meter = Meter(shortest_s=0.0)
+    energy, power = energy_of_runs(meter.run, meter, 10, images=4)
+    assert meter.runs == 10
+    assert energy == 250.0
+    assert 0 < power <= 10 / (10 * 0.001)  # each run takes a millisecond at least
 
 
-def test_a_visit_lasts_as_long_as_the_counter_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_counted_for_as_long_as_the_counter_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     meter, now = Meter(shortest_s=0.05), 0
 
     def run() -> None:
         nonlocal now
         now += 10_000_000
+        meter.runs += 1
 
     monkeypatch.setattr(benchmark.time, "perf_counter_ns", lambda: now)
-    visit = timed_runs(run, Protocol(warmup=0, repetitions=3), meter, images=1)
-    assert visit.latencies == [10.0] * 5
+    assert energy_of_runs(run, meter, 3, images=1) == (1000.0, 100.0)
+    assert meter.runs == 5
 
 
 # Non-maximum suppression ---------------------------------------------------------------------------------------------
@@ -502,8 +555,8 @@ def test_networks_are_timed_with_nms_on_images_in_turn(tmp_path: Path, monkeypat
     suppress = nms.suppress
     monkeypatch.setattr(nms, "suppress", lambda output: seen.append(float(output.mean())) or suppress(output))
     (timing,) = nms.measure_with_nms([file], [dark, bright], threads=1, protocol=QUICK)
-    visit = QUICK.warmup + QUICK.repetitions
-    assert seen[:visit] == [0.0, 1.0, 0.0, 1.0]
+    network, reference = [0.0] + [1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]  # its warm-up, then in turns
+    assert seen[:9] == network[:1] + reference + network[1:]
     assert timing.repetitions == len(timing.rounds) * QUICK.repetitions
     assert timing.energy_mj is None
     assert nms.boxes(file, [dark, bright], threads=1) == {"boxes": 42.0, "detections": 0.5}

@@ -121,19 +121,19 @@ def measure(
         run = _way(job, runtime.open(file, threads, batch), batch)
         run()
         start, before = time.perf_counter(), time.process_time()
-        visit = timed_runs(run, protocol, None, batch)
+        visit = timed_runs(run, protocol)
         worked.append((time.process_time() - before) / ((time.perf_counter() - start) * threads))
         return visit
 
     def network() -> Visit:
         runner = runtime.open(file, threads, batch)
         feed = {runner.get_inputs()[0].name: images}
-        visit = timed_runs(lambda: runner.run(None, feed), protocol, None, batch)
+        visit = timed_runs(lambda: runner.run(None, feed), protocol)
         return Visit(runner.gpu_times(protocol.repetitions)) if isinstance(runner, EventTimed) else visit
 
     visits: dict[str, Timed] = {
         "whole": whole,
-        PREPROCESSING: lambda: timed_runs(lambda: job.prepared(batch), protocol, None, batch),
+        PREPROCESSING: lambda: timed_runs(lambda: job.prepared(batch), protocol),
         NETWORK: network,
     }
     if by_events:
@@ -142,8 +142,8 @@ def measure(
     if job.boxes:
         suppressed = job.output(batch)
         suppressed = output if suppressed is None else suppressed
-        visits[NMS] = lambda: timed_runs(lambda: _suppress(suppressed), protocol, None, batch)
-    timings = dict(zip(visits, time_in_rounds(visits, protocol=protocol, progress=progress), strict=True))
+        visits[NMS] = lambda: timed_runs(lambda: _suppress(suppressed), protocol)
+    timings = dict(zip(visits, time_in_rounds(visits, protocol=protocol, around=whole, progress=progress), strict=True))
     whole_ms, network_ms = (timings[name].latency_ms.p50 for name in ("whole", NETWORK))
     on_gpu = network_ms / whole_ms if by_events else None
     return Frame(
@@ -235,7 +235,9 @@ def sweep(
                 continue
             visits[name] = partial(one, protocol, rates.setdefault(name, []))
             plans.append((name, batch, count, each))
-    timings = dict(zip(visits, time_in_rounds(visits, protocol=protocol, progress=progress), strict=True))
+    around = next(iter(visits.values()), None)
+    found = time_in_rounds(visits, protocol=protocol, around=around, progress=progress)
+    timings = dict(zip(visits, found, strict=True))
     settings = []
     for name, batch, count, each in plans:
         taken = memory[batch]

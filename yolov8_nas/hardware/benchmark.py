@@ -1,18 +1,23 @@
 """The one protocol by which latency, energy and memory are measured, whatever runs the networks.
 
 Latency is the wall time of a run from arrays in memory to arrays in memory; of a network on a GPU so with both copies,
-and how long the GPU itself was busy is told beside it, by CUDA events. Other load comes in bursts
-and clocks drift, so one pass over the networks is not to be trusted. Here every network is visited in several rounds,
-each in another random order. In each visit a network is opened afresh (where it happens to lie in memory shifts
-its speed by a per cent or two, which so becomes part of the spread), warmed up, timed and closed: memory stays bounded
-however many networks there are.
+and how long the GPU itself was busy is told beside it, by CUDA events. Other load comes in bursts and clocks drift, so
+one pass over the networks is not to be trusted. Here every network is visited in several rounds, each in another random
+order. In each visit a network is opened afresh (where it happens to lie in memory shifts its speed by a per cent or
+two, which so becomes part of the spread), warmed up, timed and closed: memory stays bounded however many networks there
+are.
 
-A round is cut into legs of a few networks with the *reference network* timed before and after. A leg whose reference is
-slower than its median by more than a stated share was disturbed: it does not count, and its networks are visited again.
-A network is finished when the 95% interval of its p50 is narrow enough; the number of rounds is bounded.
+Within a visit the network takes turns with the *reference network*, a few runs each. How fast the device is just then
+is in the times of both, so the reference serves as a control variate: what the reference's runs of a visit deviate from
+their median over all visits is taken from the network's, by the share to which both have been seen to deviate together
+(none where they don't, as on a device whose clocks are locked). On a virtual machine whose neighbours make it a sixth
+slower or faster for moments this cuts the spread of visits from 10% to 3%. Source: Owen, Monte Carlo theory, methods
+and examples (2013), section 8.9. A visit whose reference is slower than that median by more than a stated share was
+disturbed: it does not count, and its network is visited again. A network is finished when the 95% interval of its p50
+is narrow enough; the number of rounds is bounded.
 
-Where the device counts its energy, it is read at both ends of a visit's timed runs, which then go on for long enough
-for the counter's steps. It is the whole device's: what it takes when idle is not subtracted.
+Where the device counts its energy, it is read at both ends of further runs of the network alone, which go on for long
+enough for the counter's steps. It is the whole device's: what it takes when idle is not subtracted.
 """
 
 from __future__ import annotations
@@ -27,11 +32,12 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware.counters import Counter, NoCounterError, open_counter
 from yolov8_nas.hardware.memory import peak_memory
-from yolov8_nas.hardware.runtime import DEFAULT, EventTimed, Runtime, random_feed
+from yolov8_nas.hardware.runtime import DEFAULT, EventTimed, Runner, Runtime, random_feed
 from yolov8_nas.store import read_json, write_json
 
 
@@ -41,15 +47,22 @@ class Visit:
 
     Attributes:
         latencies: Of each run in ms, in the order of time.
+        reference: Median in ms of what the reference took meanwhile.
         energy_mj: Energy per image in mJ; nothing where the device counts none.
         power_w: Mean power in W; likewise.
         gpu_ms: Median time in ms of the network alone on a GPU; nothing where the runtime can't tell.
     """
 
     latencies: list[float]
+    reference: float = 1.0
     energy_mj: float | None = None
     power_w: float | None = None
     gpu_ms: float | None = None
+
+    @property
+    def median(self) -> float:
+        """Of the latencies, in ms."""
+        return statistics.median(self.latencies)
 
 
 Timed: TypeAlias = Callable[[], Visit]
@@ -62,22 +75,24 @@ class Protocol:
 
     Attributes:
         warmup: Runs before the timed ones in each visit.
-        repetitions: Timed runs in each visit; more where an energy counter needs them.
+        repetitions: Timed runs in each visit.
+        turn: Timed runs of a network in a row, before it is the reference's turn.
         min_rounds: Undisturbed visits that every network gets. Six is the least for which the interval from the
             smallest to the largest round holds the median with 95% probability.
         max_rounds: Visits after which a network is not visited again.
         precision: Half-width of the 95% interval of p50, as a share of p50, at which a network is finished.
-        disturbance: Excess of the reference network over its median, as a share, from which a leg counts as disturbed.
-        leg: Networks between two timings of the reference network.
+        disturbance: Excess of the reference over its median, as a share, from which a visit counts as disturbed.
+        leg: Visits after which a checkpoint is written; also between two timings of a reference that takes no turns.
         seed: Seed of the order and of the input.
     """
 
     warmup: int = 4
     repetitions: int = 12
+    turn: int = 3
     min_rounds: int = 6
     max_rounds: int = 12
     precision: float = 0.03
-    disturbance: float = 0.10
+    disturbance: float = 0.25
     leg: int = 8
     seed: int = 0
 
@@ -85,8 +100,13 @@ class Protocol:
 PROBE: Final = Protocol()
 """For the many networks that a latency model is fitted to."""
 
-VERIFY: Final = Protocol(warmup=10, repetitions=50, min_rounds=8, max_rounds=20, precision=0.01, leg=3)
+VERIFY: Final = Protocol(warmup=10, repetitions=50, turn=5, min_rounds=8, max_rounds=20, precision=0.01, leg=3)
 """For the few networks of which a verdict is told: at least 400 runs each, so that p99 means something."""
+
+
+_SHARED: Final = 4.0
+"""Weight, in visits, of what all networks show about how they and the reference slow down together, beside what a
+network's own visits show: small networks slow down more than large ones, but few visits tell little."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +124,9 @@ class Timing:
 
     Attributes:
         latency_ms: p50 is the median of the rounds' medians, which a burst of other load in a few rounds does not
-            move; p90 and p99 are over all runs of all kept rounds. p50 is never above p90.
+            move; p90 and p99 are over all runs of all kept rounds, as they were timed. p50 is never above p90.
         interval_ms: 95% interval of p50 (distribution-free, from the order of the rounds' medians).
-        rounds: Medians of the kept rounds in ms.
+        rounds: Medians of the kept rounds in ms, at the median speed of the device as the reference tells it.
         repetitions: Timed runs in the kept rounds.
         disturbed: Whether too few rounds were undisturbed, so that disturbed ones had to be kept.
         energy_mj: Energy per image in mJ, the median of the kept rounds; nothing where the device counts none.
@@ -176,12 +196,8 @@ class Failed:
 
 @dataclass(frozen=True)
 class _Leg:
-    """Some networks timed in turn between two timings of the reference network (`reference`: the slower median).
+    """Some visits in a row; those that failed stand in `failed` with the reason."""
 
-    Those that failed stand in `failed` with the reason.
-    """
-
-    reference: float
     visits: dict[str, Visit]
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -218,8 +234,8 @@ def measure(
         InputError: A file cannot be opened, run or measured.
         ValueError: Two files have the same name.
     """
-    visits, first = _visits(files, reference, threads, runtime, batch, protocol)
-    timings = time_in_rounds(visits, protocol=protocol, reference=first, progress=progress, checkpoint=checkpoint)
+    visits = _visits(files, reference, threads, runtime, batch, protocol)
+    timings = time_in_rounds(visits, protocol=protocol, progress=progress, checkpoint=checkpoint)
     found = _with_memory(files, timings, peak_memory(files, threads, runtime, batch))
     for one in found:
         if isinstance(one, Failed):
@@ -246,13 +262,11 @@ def measure_what_can_be(
         InputError: The reference network cannot be opened, run or measured.
         ValueError: Two files have the same name.
     """
-    visits, first = _visits(files, reference, threads, runtime, batch, protocol)
-    if not visits:
-        return []
-    legs = _rounds(visits, protocol, first, progress, checkpoint, tolerant=True)
+    visits = _visits(files, reference, threads, runtime, batch, protocol)
+    legs = _rounds(visits, protocol, None, progress, checkpoint, tolerant=True)
     failed = {name: Failed(reason) for leg in legs for name, reason in leg.failed.items()}
-    kept = _kept(legs, protocol)
-    timings = [failed.get(name) or _summary(name, legs, kept, protocol) for name in visits]
+    timed = _timings([name for name in visits if name not in failed], legs, protocol)
+    timings = [failed.get(name) or timed[name] for name in visits]
     runnable = [file for file, timing in zip(files, timings, strict=True) if isinstance(timing, Timing)]
     memory = dict(zip(runnable, peak_memory(runnable, threads, runtime, batch), strict=True))
     return _with_memory(files, timings, [memory.get(file, 0.0) for file in files])
@@ -265,14 +279,13 @@ def _visits(
     runtime: Runtime,
     batch: int | None,
     protocol: Protocol,
-) -> tuple[dict[str, Timed], Timed | None]:
-    """What is timed of files, by their names, and of the reference network."""
+) -> dict[str, Timed]:
+    """What is timed of files, by their names."""
+    if not files:
+        return {}
     counter = energy_counter(runtime.kind)
-
-    def visit(file: Path) -> Timed:
-        return partial(_visit, file, threads, protocol, counter, runtime, batch)
-
-    return named(files, visit), visit(reference or files[0]) if files else None
+    beside = _open(reference or files[0], threads, protocol, runtime, batch).run
+    return named(files, lambda file: partial(_visit, file, threads, protocol, counter, runtime, batch, beside))
 
 
 def _with_memory(
@@ -313,7 +326,7 @@ def time_in_rounds(
     visits: Mapping[str, Timed],
     *,
     protocol: Protocol,
-    reference: Timed | None = None,
+    around: Timed | None = None,
     progress: Callable[[float, float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> list[Timing]:
@@ -322,34 +335,30 @@ def time_in_rounds(
     Args:
         visits: What is timed, by name.
         protocol: How to measure.
-        reference: What is timed around each leg; the first of `visits` unless said otherwise.
+        around: What is timed before and after each leg, to be the reference of visits that take no turns with one.
         progress: Called with the share done and 1.0; rounds that prove to be needed stretch the last part.
         checkpoint: JSON file in which finished legs are kept, so that a killed measurement goes on from there.
 
     Returns:
         One timing per entry of `visits`, in their order.
     """
-    if not visits:
-        return []
-    legs = _rounds(visits, protocol, reference, progress, checkpoint)
-    kept = _kept(legs, protocol)
-    return [_summary(name, legs, kept, protocol) for name in visits]
+    timings = _timings(visits, _rounds(visits, protocol, around, progress, checkpoint), protocol)
+    return [timings[name] for name in visits]
 
 
 def _rounds(
     visits: Mapping[str, Timed],
     protocol: Protocol,
-    reference: Timed | None,
+    around: Timed | None,
     progress: Callable[[float, float], None] | None,
     checkpoint: Path | None,
     tolerant: bool = False,
 ) -> list[_Leg]:
     """The legs of all rounds that it takes; what fails is noted there and visited no more if `tolerant`."""
-    reference = reference or next(iter(visits.values()))
     legs = _load(checkpoint)
     while pending := _pending(visits, legs, protocol):
         for names in _legs(pending, len(legs), protocol):
-            before = reference()
+            reference = [around().median] if around else []
             visited, failed = {}, {}
             for name in names:
                 try:
@@ -358,9 +367,10 @@ def _rounds(
                     if not tolerant:
                         raise
                     failed[name] = str(error) or type(error).__name__
-            after = reference()
-            slower = max(statistics.median(visit.latencies) for visit in (before, after))
-            legs.append(_Leg(slower, visited, failed))
+            if around:
+                slower = max(*reference, around().median)
+                visited = {name: replace(visit, reference=slower) for name, visit in visited.items()}
+            legs.append(_Leg(visited, failed))
             if checkpoint:
                 write_json(checkpoint, [asdict(leg) for leg in legs])
             if progress:
@@ -368,42 +378,103 @@ def _rounds(
     return legs
 
 
-def timed_runs(run: Callable[[], object], protocol: Protocol, counter: Counter | None, images: int) -> Visit:
+Run: TypeAlias = Callable[[], object]
+"""Something that is run again and again to be timed."""
+
+
+def timed_runs(run: Run, protocol: Protocol, beside: Run | None = None) -> Visit:
     """Warm up, then time runs one after the other.
 
     Args:
         run: What is timed.
         protocol: How many runs.
-        counter: Counts the energy of the timed runs, if there is one.
-        images: Images per run.
+        beside: The reference, already warm, with which it takes turns. The first run of each turn is not timed: what
+            the other has left in the caches is gone after it.
     """
     for _ in range(protocol.warmup):
         run()
+    if beside is None:
+        return Visit(_latencies(run, protocol.repetitions))
     latencies: list[float] = []
-    least = counter.shortest_s if counter else 0.0
-    if counter:
-        counter.start()
-    begin = now = time.perf_counter_ns()
-    while len(latencies) < protocol.repetitions or (now - begin) / 1e9 < least:
+    reference: list[float] = []
+    while len(latencies) < protocol.repetitions:
+        beside()
+        reference += _latencies(beside, protocol.turn)
+        run()
+        latencies += _latencies(run, min(protocol.turn, protocol.repetitions - len(latencies)))
+    beside()
+    reference += _latencies(beside, protocol.turn)
+    return Visit(latencies, round(statistics.median(reference), 4))
+
+
+def _latencies(run: Run, repetitions: int) -> list[float]:
+    """How long each of some runs takes, in ms."""
+    latencies = []
+    for _ in range(repetitions):
         start = time.perf_counter_ns()
         run()
+        latencies.append(round((time.perf_counter_ns() - start) / 1e6, 4))
+    return latencies
+
+
+def energy_of_runs(run: Run, counter: Counter, repetitions: int, images: int) -> tuple[float, float]:
+    """Energy in mJ per image, and mean power in W.
+
+    Args:
+        run: What is run.
+        counter: Counts the energy.
+        repetitions: The least number of runs; it may take more until the counter can tell.
+        images: Images per run.
+    """
+    runs = 0
+    counter.start()
+    begin = now = time.perf_counter_ns()
+    while runs < repetitions or (now - begin) / 1e9 < counter.shortest_s:
+        run()
+        runs += 1
         now = time.perf_counter_ns()
-        latencies.append(round((now - start) / 1e6, 4))
-    if counter is None:
-        return Visit(latencies)
     joules, seconds = counter.stop(), (now - begin) / 1e9
-    return Visit(latencies, round(1e3 * joules / (len(latencies) * images), 4), round(joules / seconds, 3))
+    return round(1e3 * joules / (runs * images), 4), round(joules / seconds, 3)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A network with input.
+
+    Attributes:
+        runner: What runs it.
+        feed: Its input.
+    """
+
+    runner: Runner
+    feed: dict[str, NDArray[np.float32]]
+
+    def run(self) -> object:
+        return self.runner.run(None, self.feed)
+
+
+def _open(file: Path, threads: int, protocol: Protocol, runtime: Runtime, batch: int | None) -> _Opened:
+    runner = runtime.open(file, threads, batch)
+    return _Opened(runner, random_feed(runner, protocol.seed, batch))
 
 
 def _visit(
-    file: Path, threads: int, protocol: Protocol, counter: Counter | None, runtime: Runtime, batch: int | None
+    file: Path,
+    threads: int,
+    protocol: Protocol,
+    counter: Counter | None,
+    runtime: Runtime,
+    batch: int | None,
+    beside: Run,
 ) -> Visit:
-    runner = runtime.open(file, threads, batch)
-    feed = random_feed(runner, protocol.seed, batch)
-    images = len(next(iter(feed.values())))
-    visit = timed_runs(lambda: runner.run(None, feed), protocol, counter, images)
-    if isinstance(runner, EventTimed):
-        visit = replace(visit, gpu_ms=round(statistics.median(runner.gpu_times(protocol.repetitions)), 4))
+    network = _open(file, threads, protocol, runtime, batch)
+    visit = timed_runs(network.run, protocol, beside)
+    if counter:
+        images = len(next(iter(network.feed.values())))
+        energy, power = energy_of_runs(network.run, counter, protocol.repetitions, images)
+        visit = replace(visit, energy_mj=energy, power_w=power)
+    if isinstance(network.runner, EventTimed):
+        visit = replace(visit, gpu_ms=round(statistics.median(network.runner.gpu_times(protocol.repetitions)), 4))
     return visit
 
 
@@ -414,26 +485,51 @@ def _legs(pending: list[str], done: int, protocol: Protocol) -> Iterable[list[st
         yield [pending[i] for i in order[start : start + protocol.leg]]
 
 
-def _kept(legs: list[_Leg], protocol: Protocol) -> list[_Leg]:
-    """The undisturbed legs."""
-    level = statistics.median(leg.reference for leg in legs)
-    return [leg for leg in legs if leg.reference <= level * (1 + protocol.disturbance)]
+def _by_name(legs: Iterable[_Leg]) -> dict[str, list[Visit]]:
+    """All visits, by the name of what was timed."""
+    visits: dict[str, list[Visit]] = {}
+    for leg in legs:
+        for name, visit in leg.visits.items():
+            visits.setdefault(name, []).append(visit)
+    return visits
 
 
-def _medians(name: str, legs: list[_Leg]) -> list[float]:
-    return [statistics.median(leg.visits[name].latencies) for leg in legs if name in leg.visits]
+def _undisturbed(visits: Mapping[str, list[Visit]], protocol: Protocol) -> dict[str, list[Visit]]:
+    """The visits whose reference was not much slower than it usually is."""
+    if not visits:
+        return {}
+    level = statistics.median(visit.reference for seen in visits.values() for visit in seen)
+    most = level * (1 + protocol.disturbance)
+    return {name: [visit for visit in seen if visit.reference <= most] for name, seen in visits.items()}
+
+
+def _medians(visits: Mapping[str, list[Visit]]) -> dict[str, list[float]]:
+    """Median latency in ms of each visit, by name, with the reference as control variate."""
+    pairs = {name: np.log([[visit.median, visit.reference] for visit in seen]) for name, seen in visits.items() if seen}
+    if not pairs:
+        return {}
+    level = np.median(np.concatenate(list(pairs.values()))[:, 1])
+    deviations = {name: pair - pair.mean(axis=0) for name, pair in pairs.items()}
+    everywhere = np.mean([(own * ref, ref * ref) for pair in deviations.values() for own, ref in pair], axis=0)
+    medians = {}
+    for name, pair in pairs.items():
+        own, ref = deviations[name].T
+        together, spread = np.array([own @ ref, ref @ ref]) + _SHARED * everywhere
+        share = max(together / spread, 0.0) if spread else 0.0
+        medians[name] = np.exp(pair[:, 0] - share * (pair[:, 1] - level)).tolist()
+    return medians
 
 
 def _pending(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> list[str]:
     """The networks that the next round visits."""
-    kept = _kept(legs, protocol) if legs else []
+    visits = _by_name(legs)
+    kept = _medians(_undisturbed(visits, protocol))
+    failed = {name for leg in legs for name in leg.failed}
 
     def finished(name: str) -> bool:
-        if any(name in leg.failed for leg in legs):
+        if name in failed or len(visits.get(name, ())) >= protocol.max_rounds:
             return True
-        if sum(name in leg.visits for leg in legs) >= protocol.max_rounds:
-            return True
-        medians = _medians(name, kept)
+        medians = kept.get(name, [])
         if len(medians) < protocol.min_rounds:
             return False
         low, high = median_interval(medians)
@@ -444,31 +540,36 @@ def _pending(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> list
 
 def _share_done(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> float:
     pending = set(_pending(names, legs, protocol))
-    kept = _kept(legs, protocol)
+    kept = _undisturbed(_by_name(legs), protocol)
     shares = [
-        min(len(_medians(name, kept)) / (protocol.min_rounds + 1), 0.95) if name in pending else 1.0 for name in names
+        min(len(kept.get(name, ())) / (protocol.min_rounds + 1), 0.95) if name in pending else 1.0 for name in names
     ]
     return statistics.fmean(shares)
 
 
-def _summary(name: str, legs: list[_Leg], kept: list[_Leg], protocol: Protocol) -> Timing:
-    disturbed = len(_medians(name, kept)) < min(3, protocol.min_rounds)
-    chosen = legs if disturbed else kept
-    medians = _medians(name, chosen)
-    visits = [leg.visits[name] for leg in chosen if name in leg.visits]
-    runs = [latency for visit in visits for latency in visit.latencies]
-    p90, p99 = np.percentile(runs, [90, 99])
-    low, high = median_interval(medians)
-    return Timing(
-        latency_ms=Percentiles(*(round(float(p), 4) for p in (statistics.median(medians), p90, p99))),
-        interval_ms=(round(low, 4), round(high, 4)),
-        rounds=tuple(round(m, 4) for m in medians),
-        repetitions=len(runs),
-        disturbed=disturbed,
-        energy_mj=_median([visit.energy_mj for visit in visits]),
-        power_w=_median([visit.power_w for visit in visits]),
-        gpu_ms=_median([visit.gpu_ms for visit in visits]),
-    )
+def _timings(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> dict[str, Timing]:
+    """What the legs tell of what was timed, by its name."""
+    every = _by_name(legs)
+    kept = _undisturbed(every, protocol)
+    level, disturbed_level = _medians(kept), _medians(every)
+    found = {}
+    for name in names:
+        disturbed = len(kept[name]) < min(3, protocol.min_rounds)
+        visits, medians = (every[name], disturbed_level[name]) if disturbed else (kept[name], level[name])
+        runs = [latency for visit in visits for latency in visit.latencies]
+        p50, (p90, p99) = statistics.median(medians), np.percentile(runs, [90, 99])
+        low, high = median_interval(medians)
+        found[name] = Timing(
+            latency_ms=Percentiles(*(round(float(max(p50, p)), 4) for p in (p50, p90, p99))),
+            interval_ms=(round(low, 4), round(high, 4)),
+            rounds=tuple(round(m, 4) for m in medians),
+            repetitions=len(runs),
+            disturbed=disturbed,
+            energy_mj=_median([visit.energy_mj for visit in visits]),
+            power_w=_median([visit.power_w for visit in visits]),
+            gpu_ms=_median([visit.gpu_ms for visit in visits]),
+        )
+    return found
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -494,6 +595,6 @@ def _load(checkpoint: Path | None) -> list[_Leg]:
     if not checkpoint or not checkpoint.exists():
         return []
     return [
-        _Leg(leg["reference"], {name: Visit(**visit) for name, visit in leg["visits"].items()}, leg.get("failed", {}))
+        _Leg({name: Visit(**visit) for name, visit in leg["visits"].items()}, leg["failed"])
         for leg in read_json(checkpoint)
     ]

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 
-from yolov8_nas.hardware.benchmark import VERIFY, Protocol, Timed, Timing, Visit, named, time_in_rounds, timed_runs
+from yolov8_nas.hardware.benchmark import VERIFY, Protocol, Timed, Timing, named, time_in_rounds, timed_runs
 from yolov8_nas.hardware.runtime import DEFAULT, Runtime
 
 CONFIDENCE: Final = 0.25
@@ -143,10 +143,10 @@ def time_nms(
     made_up = made_up_detections if nms_free else made_up_output
     outputs = {name: made_up(load, num_classes=num_classes, imgsz=imgsz, batch=batch) for name, load in LOADS.items()}
     visits: dict[str, Timed] = {
-        name: partial(timed_runs, partial(suppress, output), protocol, None, batch) for name, output in outputs.items()
+        name: partial(timed_runs, partial(suppress, output), protocol) for name, output in outputs.items()
     }
     with _one_thread():
-        timings = dict(zip(visits, time_in_rounds(visits, protocol=protocol), strict=True))
+        timings = dict(zip(visits, time_in_rounds(visits, protocol=protocol, around=visits["typical"]), strict=True))
         loads = {name: {**_counts([output]), **_without_energy(timings[name])} for name, output in outputs.items()}
     return {
         **(NMS_FREE if nms_free else SETTINGS),
@@ -216,10 +216,10 @@ def measure_with_nms(
     if not files:
         return []
     with _one_thread():
+        beside = _frame(reference or files[0], images, threads, runtime)
         return time_in_rounds(
-            named(files, lambda file: partial(_visit, file, images, threads, runtime, protocol)),
+            named(files, lambda file: lambda: timed_runs(_frame(file, images, threads, runtime), protocol, beside)),
             protocol=protocol,
-            reference=partial(_visit, reference or files[0], images, threads, runtime, protocol),
             progress=progress,
             checkpoint=checkpoint,
         )
@@ -232,7 +232,8 @@ def boxes(file: Path, images: Sequence[Images], *, threads: int, runtime: Runtim
     return _counts([runner.run(None, {taken.name: x_BCHW})[0] for x_BCHW in images])
 
 
-def _visit(file: Path, images: Sequence[Images], threads: int, runtime: Runtime, protocol: Protocol) -> Visit:
+def _frame(file: Path, images: Sequence[Images], threads: int, runtime: Runtime) -> Callable[[], None]:
+    """What takes the next batch of images to detections, by a network that is opened for it."""
     runner = runtime.open(file, threads, len(images[0]))
     (taken,) = runner.get_inputs()
     feeds = itertools.cycle([{taken.name: x_BCHW} for x_BCHW in images])
@@ -243,7 +244,7 @@ def _visit(file: Path, images: Sequence[Images], threads: int, runtime: Runtime,
             torch.set_num_threads(1)
         suppress(output)
 
-    return timed_runs(frame, protocol, None, len(images[0]))
+    return frame
 
 
 def _counts(outputs: Sequence[NDArray[np.float32]]) -> dict[str, float]:

@@ -109,7 +109,7 @@ def run(ctx: StageContext) -> None:
     _Search(ctx).run()
 
 
-STAGE = Stage(name="search", version=4, settings=settings, run=run)
+STAGE = Stage(name="search", version=5, settings=settings, run=run)
 
 
 class _Search:

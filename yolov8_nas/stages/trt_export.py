@@ -64,7 +64,7 @@ def run(ctx: StageContext) -> None:
     _Export(ctx).run()
 
 
-STAGE = Stage(name="trt-export", version=5, settings=settings, run=run)
+STAGE = Stage(name="trt-export", version=6, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
