@@ -330,6 +330,27 @@ def test_export_of_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file], "a file that is refused never gets its name"
 
 
+def test_suppression_is_put_into_the_file_that_was_compared(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, exported = torch.onnx.export, []
+
+    def count(*args: Any, **rest: Any) -> Any:
+        exported.append(args)
+        return export(*args, **rest)
+
+    monkeypatch.setattr(torch.onnx, "export", count)
+    plain, whole = (
+        onnx.load(packaging.export(checkpoint, tmp_path / f"nms-{nms}.onnx", dynamic=True, nms=nms))
+        for nms in (False, True)
+    )
+    assert len(exported) == 2, "once each"
+    assert list(whole.graph.initializer) == list(plain.graph.initializer)
+    told, before = ({prop.key: prop.value for prop in model.metadata_props} for model in (whole, plain))
+    assert told.pop("args") == before.pop("args").replace("'nms': None", "'nms': True")
+    assert told == before
+
+
 class Malicious:
     """Runs a command when it is unpickled."""
 

@@ -19,7 +19,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 
 from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_nms
-from yolov8_nas.deploy.onnx import export_onnx
+from yolov8_nas.deploy.onnx import export_onnx, put_nms
 from yolov8_nas.deploy.quantization import quantize
 from yolov8_nas.deploy.verification import TOLERANCE, verify_onnx
 from yolov8_nas.errors import InputError, StageError
@@ -117,7 +117,7 @@ def test_suppression_in_the_file_keeps_what_torchvision_keeps(dynamic: bool) -> 
 
 def test_stock_ultralytics_uses_a_file_with_suppression(network: DetectionModel, tmp_path: Path) -> None:
     options = NmsOptions(score=1e-4)
-    whole = export_onnx(network, tmp_path / "whole.onnx", imgsz=SIDE, nms=options)
+    whole = put_nms(export_onnx(network, tmp_path / "whole.onnx", imgsz=SIDE), options)
     image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     found = YOLO(str(whole), task="detect").predict(image, imgsz=SIDE, conf=options.score, verbose=False)[0].boxes.data
     with torch.no_grad():

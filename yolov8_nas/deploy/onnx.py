@@ -13,6 +13,7 @@ know, and so does the arithmetic that makes boxes: in pixels, FP16 has steps of 
 
 from __future__ import annotations
 
+import ast
 import io
 import warnings
 from collections.abc import Sequence
@@ -49,7 +50,6 @@ def export_onnx(
     names: Sequence[str] | None = None,
     dynamic: bool = False,
     half: bool = False,
-    nms: NmsOptions | None = None,
 ) -> Path:
     """Write a network as ONNX: input `images` (batch, 3, imgsz, imgsz) in 0..1, output `output0`.
 
@@ -68,15 +68,12 @@ def export_onnx(
             `imgsz` and `batch` are then only what it names as its own, and there are 300 detections in any case, some
             of score zero where an image has too few. Otherwise the shape is fixed.
         half: Whether it computes in FP16.
-        nms: Non-maximum suppression in the file, whose output is then (batch, boxes, 6), see `nms_in_graph.add_nms`.
 
     Raises:
-        InputError: `half` is asked of a network with fake quantization, or `nms` of one with an NMS-free head.
+        InputError: `half` is asked of a network with fake quantization.
     """
     if half and is_qat(model):
         raise InputError(f"{path.name}: the network is quantized to INT8, and half asks for FP16; choose one of them")
-    if nms:
-        refuse_nms_free(model, path)
     network = _inference_copy(model, dynamic)
     head: Detect = network.model[-1]
     axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch"}}
@@ -104,8 +101,6 @@ def export_onnx(
         sizes = graph.graph.output[0].type.tensor_type.shape.dim
         for axis, size in {1: head.max_det, 2: 6}.items() if head.end2end else {1: 4 + head.nc}.items():
             sizes[axis].dim_value = size
-    if nms:
-        graph = add_nms(graph, nms)
     classes = dict(enumerate(names)) if names is not None else dict(network.names)
     metadata = {
         "description": "YOLOv8-style detector",
@@ -121,7 +116,7 @@ def export_onnx(
         "args": {
             "batch": batch,
             "dynamic": dynamic,
-            "nms": False if head.end2end else True if nms else None,
+            "nms": False if head.end2end else None,
             **({"quantize": 16} if half else {}),
         },
     }
@@ -133,21 +128,18 @@ def export_onnx(
     return path
 
 
-def refuse_nms_free(model: DetectionModel, file: Path) -> None:
-    """Refuse non-maximum suppression behind a head that needs none.
+def put_nms(file: Path, options: NmsOptions) -> Path:
+    """Put non-maximum suppression into a file of `export_onnx`, whose output is then (batch, boxes, 6).
 
     Args:
-        model: The network.
-        file: The file that is asked for.
-
-    Raises:
-        InputError: The head is NMS-free.
+        file: The file, of a network with YOLOv8's head; it is changed.
+        options: What is kept, see `nms_in_graph.add_nms`.
     """
-    if model.end2end:
-        raise InputError(
-            f"{file.name}: the network's head is NMS-free, so what it gives are detections and no boxes to suppress; "
-            "export it without nms"
-        )
+    graph = add_nms(onnx.load(file), options)
+    (args,) = (entry for entry in graph.metadata_props if entry.key == "args")
+    args.value = str({**ast.literal_eval(args.value), "nms": True})
+    atomic_write(file, graph.SerializeToString(deterministic=True))
+    return file
 
 
 def export_int8(checkpoint: Path, path: Path, *, imgsz: int, batch: int = 1) -> Path:

@@ -90,7 +90,7 @@ def export(
 
     from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
     from yolov8_nas.deploy.nms_in_graph import NmsOptions
-    from yolov8_nas.deploy.onnx import export_onnx, refuse_nms_free
+    from yolov8_nas.deploy.onnx import export_onnx, put_nms
     from yolov8_nas.deploy.verification import verify_onnx
 
     if format not in SUFFIXES:
@@ -98,8 +98,11 @@ def export(
     if format == "engine":
         _require_tensorrt()
     network = _read(checkpoint)
-    if nms:
-        refuse_nms_free(network, path)
+    if nms and network.end2end:
+        raise InputError(
+            f"{path.name}: the network's head is NMS-free, so what it gives are detections and no boxes to suppress; "
+            "export it without nms"
+        )
     size = _side(network, checkpoint, imgsz)
     quantized = is_qat(network)
     for_gpu = quantized and format == "engine"
@@ -112,8 +115,8 @@ def export(
             int8_for_gpu(written, written, half=half)
         elif not quantized:
             verify_onnx(network, written, **shape)
-        if nms and format == "onnx":  # once more, since what can be compared is boxes and scores
-            export_onnx(network, written, **shape, nms=NmsOptions())
+        if nms and format == "onnx":  # now, since what can be compared is boxes and scores
+            put_nms(written, NmsOptions())
         written.replace(onnx)
     if format == "onnx":
         return onnx
