@@ -212,9 +212,12 @@ class Rates:
 
 
 def _seconds(record: Path) -> float | None:
-    """How long a run computed a stage; nothing where it took over what another one had computed."""
+    """How long a run computed a stage, or would have without the parts that it found in the store.
+
+    Nothing where it took over the whole of what another one had computed.
+    """
     found = read_json(record) if record.is_file() else {}
-    return float(found["seconds"]) if found.get("status") == "done" else None
+    return float(found["seconds"]) + found.get("seconds_spared", 0.0) if found.get("status") == "done" else None
 
 
 def _targets(

@@ -30,7 +30,7 @@ from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, WaitingError
 from yolov8_nas.report.step import tell, tell_run
 from yolov8_nas.stages.stage import Outcome, Stage, require_gpus, run_stage
-from yolov8_nas.store import pack, write_json
+from yolov8_nas.store import pack, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -411,6 +411,10 @@ def test_rates_come_from_the_runs_of_a_store(tmp_path: Path) -> None:
     rates = plan.Rates.load(None, str(tmp_path))
     rate, source = rates.find("search", CONFIG, target)
     assert rate is not None and source == "run old"
+    record = tmp_path / "runs" / "old" / "cpu-2t-fp32.search.json"
+    write_json(record, {**read_json(record), "seconds_spared": 1e6})
+    longer, _ = rates.find("search", CONFIG, target)
+    assert longer is not None and longer > 100 * rate, "what this run found in the store, another has to compute"
     assert rates.find("search", CONFIG, CONFIG.targets[0]) == (None, "unknown"), "other hardware"
     assert rates.find("search", CONFIG.model_copy(update={"imgsz": 96}), target)[0] is None
     assert rates.find("trt-export", CONFIG, target)[0] is None

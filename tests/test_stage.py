@@ -20,7 +20,7 @@ from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.stages import stage as stages
 from yolov8_nas.stages.stage import Outcome, Stage, StageContext, find_target, open_store, run_stage, target_labels
-from yolov8_nas.store import read_json
+from yolov8_nas.store import read_json, write_json
 
 CONFIG = RunConfig(targets=(TargetConfig(hardware="cpu", constraints=("latency<=80%stock",)),))
 TARGET = "cpu-fp32"
@@ -401,6 +401,16 @@ def test_a_shared_part_is_made_once_whatever_else_changes(bench: Bench) -> None:
         bench.run(bench.stage(part), config=other_seed(number))
         assert (bench.read("search", "table.txt"), bench.read("search", "own.txt")) == ("rows", f"seed {number}")
     assert (bench.calls, part.made) == (3, 1)
+
+
+def test_what_finding_a_shared_part_spared_is_recorded(bench: Bench) -> None:
+    part = Part()
+    bench.run(bench.stage(part))
+    assert bench.record("search")["seconds_spared"] == 0
+    (manifest,) = (bench.folder / "store" / "tables").glob("*/manifest.json")
+    write_json(manifest, {**read_json(manifest), "seconds": 1e6})
+    bench.run(bench.stage(part), config=other_seed(1))
+    assert bench.record("search")["seconds_spared"] == pytest.approx(1e6, rel=0.01)
 
 
 def test_a_damaged_shared_part_is_made_again(bench: Bench) -> None:

@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -81,6 +81,7 @@ class StageContext:
         progress: How far the stage has come.
         host: The host's lock, for `computing()` and `measuring()`.
         store: The stage store, for what is shared with other keys.
+        spared: Seconds that it once took to make the shared parts that were found in the store, less the wait for them.
     """
 
     settings: Mapping[str, Any]
@@ -90,6 +91,7 @@ class StageContext:
     progress: Progress
     host: HostLock
     store: Store | None = None
+    spared: dict[str, float] = field(default_factory=dict)
 
     def share(self, part: str, version: int, settings: Settings, make: Callable[[StageContext], None]) -> None:
         """Lay a part of the result into `out` that does not depend on all of the stage's settings.
@@ -108,6 +110,7 @@ class StageContext:
         if self.store is None:
             make(replace(self, settings=settings))
             return
+        asked = time.monotonic()
         entry = self.store.entry(part, canonical_digest([part, version, settings]))
         with entry.lock(lambda: self.progress.note(f"another run makes the same {part}; waiting for it")):
             manifest = entry.manifest
@@ -115,6 +118,7 @@ class StageContext:
                 self._make(entry, part, version, settings, make)
             else:
                 self.progress.note(f"{part} of an earlier run with the same settings: used again")
+                self.spared[part] = manifest.seconds - (time.monotonic() - asked)
             shutil.copytree(entry.outputs, self.out, dirs_exist_ok=True)
 
     def _make(
@@ -316,6 +320,7 @@ class _Run:
         self.run_id = run_id
         self.gpus = gpus
         self.settings: Settings = {}
+        self.spared: dict[str, float] = {}
         self.progress = Progress.from_environment(stage.name, target)
         self.start = time.monotonic()
 
@@ -430,7 +435,9 @@ class _Run:
             folders[name] = entry.scratch / name
             extract(path, folders[name])
         host = HostLock(note=self.progress.note)
-        ctx = StageContext(settings, folders, entry.outputs, entry.partial, self.progress, host, self.store)
+        ctx = StageContext(
+            settings, folders, entry.outputs, entry.partial, self.progress, host, self.store, self.spared
+        )
         if not self.stage.watched:
             self.stage.run(ctx)
             return
@@ -480,6 +487,7 @@ class _Run:
             "key": key,
             "status": status,
             "seconds": round(seconds, 3),
+            "seconds_spared": round(sum(self.spared.values()), 3),
             "error": error,
             "peak_rss_mib": own,
             "peak_rss_child_mib": child,
