@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import detection
 import numpy as np
 import onnx
@@ -22,9 +24,10 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss
 
+from yolov8_nas import preflight
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy import packaging, serving
+from yolov8_nas.deploy import artifact, packaging, serving
 from yolov8_nas.deploy import tensorrt as engines
 from yolov8_nas.deploy.artifact import write_network
 from yolov8_nas.deploy.deepstream import parsed_by_deepstream
@@ -384,6 +387,42 @@ def test_what_is_measured_has_the_head_that_ships(
     assert found["boxes"] == found["detections"] == (output[0, :, 4] > nms.CONFIDENCE).sum()
 
 
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_probe_search_and_preflight_ask_for_the_same_head(
+    asked_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[bool] = []
+
+    def written(model: DetectionModel, file: Path, *, nms_free: bool, **_: Any) -> Path:
+        heads.append(nms_free)
+        return file
+
+    def timed(*, nms_free: bool, **_: Any) -> None:
+        heads.append(nms_free)
+        raise Interrupted
+
+    monkeypatch.setattr(artifact, "write_network", written)
+    monkeypatch.setattr(nms, "time_nms", timed)
+    config = asked(asked_for, precision="fp32")
+    target, network = config.targets[0], build(TINY.smallest(), 2)
+    host, runtime = HostLock(tmp_path / "lock"), find("onnxruntime", "cpu", "fp32")
+    given = hw_probe.settings(config, target) | {"num_classes": 2}
+    table = hw_probe._Table(StageContext(given, {}, tmp_path, tmp_path, Progress.silent(), host))
+    table.bench.write(network, tmp_path / "network.onnx")
+    monkeypatch.setattr(table, "export", dict)
+    monkeypatch.setattr(table.bench, "export_as_c2f", lambda: tmp_path)
+    monkeypatch.setattr(table.bench, "measure", lambda files, checkpoint: [None])
+    with pytest.raises(Interrupted):
+        table.run()
+    searching: Any = SimpleNamespace(
+        ctx=SimpleNamespace(partial=tmp_path), runtime=runtime, supernet=SimpleNamespace(space=TINY, num_classes=2),
+        scorer=SimpleNamespace(network=lambda architecture: network), options=search.settings(config, target),
+    )  # fmt: skip
+    search._Search.export(searching, TINY.smallest())
+    preflight._export(TINY, config, target, runtime, detection.CLASSES, tmp_path)
+    assert heads == [asked_for] * 5
+
+
 def test_behind_it_the_threshold_alone_is_timed() -> None:
     quick = Protocol(warmup=1, repetitions=2, min_rounds=1, max_rounds=1, precision=1.0, leg=1)
     told = json.loads(json.dumps(nms.time_nms(num_classes=3, imgsz=SIDE, batch=2, nms_free=True, protocol=quick)))
@@ -470,6 +509,17 @@ def test_servers_are_told_that_nothing_is_to_be_suppressed(exported: Path, tmp_p
     dynamic = export_onnx(two_branches(), tmp_path / "dynamic.onnx", imgsz=SIDE, dynamic=True)
     graph = parsed_by_deepstream(onnx.load(dynamic), SIDE, SIDE, classes=2, nms_free=True)
     assert [size.dim_value for size in graph.graph.output[0].type.tensor_type.shape.dim][1:] == [300, 4]
+
+
+def test_the_example_finds_what_stock_ultralytics_finds(exported: Path, tmp_path: Path) -> None:
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "infer.py"))
+    picture = tmp_path / "picture.png"
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 255, (40, 100, 3)).astype(np.uint8))
+    found = list(example["detect"](str(exported), [str(picture)], confidence=1e-3))
+    stock = YOLO(str(exported), task="detect").predict(picture, imgsz=SIDE, conf=1e-3, verbose=False)[0].boxes.data
+    assert len(found) == len(stock) > 3
+    for (_, _, score, corners), row in zip(found, stock.tolist(), strict=True):
+        np.testing.assert_allclose([*corners, score], row[:5], rtol=1e-4, atol=1e-2)
 
 
 # What is told ---------------------------------------------------------------------------------------------------------
