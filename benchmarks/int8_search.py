@@ -3,10 +3,12 @@
     python benchmarks/int8_search.py --workdir runs/int8_search --data bccd.tar.gz --imgsz 128
 
 For each seed one supernet is trained, and searched twice for the same INT8 target under the same limit: with scores
-under calibrated fake quantization (`search.int8_aware`), and with scores in floating point. Both winners are fine-tuned
-and trained for INT8 by the pipeline's own stage, and their INT8 networks scored on the validation split, once. The
-difference comes with the 95% interval of a paired bootstrap over images, over all seeds together of one over images and
-seeds. Besides, Kendall's tau tells how the two kinds of score rank the networks that both searches scored.
+under calibrated fake quantization (`search.int8_aware`), and with scores in floating point. Both winners are trained
+(from the supernet's weights, or with `--from-scratch` as long as stock) and then trained for INT8 by the pipeline's own
+stage, and scored on the validation split, once: in floating point, quantized after training, and after
+quantization-aware training. Differences come with the 95% interval of a paired bootstrap over images, over all seeds
+together of one over images and seeds. Besides, Kendall's tau tells how the two kinds of score rank the networks that
+both searches scored.
 
 The work folder keeps everything: the command may be killed and given again at any time, and with more seeds it goes on
 from those it has. `--toy` shows in a few minutes that it works.
@@ -35,6 +37,9 @@ from yolov8_nas.space import Architecture
 from yolov8_nas.store import atomic_write, read_json, write_json
 
 SCORED = {"int8": "scores under fake quantization", "float": "scores in floating point"}
+TRAINED = {"best": "floating point", "ptq": "INT8 after training", "qat": "INT8 after training for it"}
+GOAL = 0.005
+"""mAP50-95 that INT8 may cost."""
 
 
 def main() -> None:
@@ -42,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/int8_search"))
     parser.add_argument("--qat-epochs", type=int, default=3)
+    parser.add_argument("--from-scratch", action="store_true", help="train winners as long as stock")
     add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.toy:
@@ -64,7 +70,12 @@ class Int8Arena(Arena):
         return self.configured(
             number,
             search={"candidates": 1, "int8_aware": self.aware},
-            finetune={"candidates": 1, "baseline": "none", "qat_epochs": self.arguments.qat_epochs},
+            finetune={
+                "candidates": 1,
+                "baseline": "none",
+                "qat_epochs": self.arguments.qat_epochs,
+                "from_scratch": self.arguments.from_scratch,
+            },
             precision="int8",
         )
 
@@ -81,7 +92,8 @@ class Int8Arena(Arena):
             self.aware = scored == "int8"
             search = self.stage("search", number, {**base, "hw-probe": self.probed.tar})
             tuned = self.stage("qat-finetune", number, {**base, "search": search.tar})
-            self.score(tuned, folder / f"{scored}.npz")
+            for state in TRAINED:
+                self.score(tuned.folder / "candidates" / "0" / f"{state}.pt", folder / f"{scored}-{state}.npz")
             found[scored] = read_json(search.folder / "candidates.json")[0]
             scores[scored] = history(search)
         both = sorted(scores["int8"].keys() & scores["float"].keys())
@@ -97,14 +109,14 @@ class Int8Arena(Arena):
             },
         )
 
-    def score(self, tuned: Result, into: Path) -> None:
-        """Score a winner's INT8 network on the validation split, once."""
+    def score(self, checkpoint: Path, into: Path) -> None:
+        """Score a network on the validation split, once."""
         if into.exists():
             return
         data = dataset.data_yaml(self.prepared.folder, into.parent / "views", validate_on="val")
         evaluator = Evaluator(data, imgsz=self.arguments.imgsz, batch=EVALUATION_BATCH, work=into.parent / "work")
         with HostLock().computing():
-            evaluator.evaluate(fold(load_network(tuned.folder / "candidates" / "0" / "qat.pt"))).save(into)
+            evaluator.evaluate(fold(load_network(checkpoint))).save(into)
 
 
 def history(search: Result) -> dict[str, float]:
@@ -117,7 +129,11 @@ def report(workdir: Path, arena: Arena) -> None:
     """Print the table, and write it with everything behind it."""
     folders = sorted((file.parent for file in workdir.glob("seeds/*/result.json")), key=lambda f: int(f.name))
     results = [read_json(folder / "result.json") for folder in folders]
-    scores = {scored: scores_of_draws([folder / f"{scored}.npz" for folder in folders]) for scored in SCORED}
+    trained = {
+        state: {scored: scores_of_draws([folder / f"{scored}-{state}.npz" for folder in folders]) for scored in SCORED}
+        for state in TRAINED
+    }
+    scores = trained["qat"]
     differences = scores["int8"] - scores["float"]
     rows: list[dict[str, Any]] = []
     for folder, result, row in zip(folders, results, differences, strict=True):
@@ -142,6 +158,18 @@ def report(workdir: Path, arena: Arena) -> None:
         f"| {row['latency_ms']['int8']:.2f} and {row['latency_ms']['float']:.2f} |"
         for row in rows
     ]
+    both = {state: (found["int8"] + found["float"]) / 2 for state, found in trained.items()}
+    lines += ["", "| the winners of both searches | mAP50-95, % | against floating point, points | within 0.5 |"]
+    lines += ["|---|---|---|---|"]
+    for state, what in TRAINED.items():
+        row = f"| {what} | {percent(both[state][:, 0].tolist())} |"
+        if state != "best":
+            lost = over_seeds(both[state] - both["best"])
+            word = "kept" if lost.low >= -GOAL else "missed" if lost.high < -GOAL else "undecided"
+            row += f" {100 * lost.difference:+.2f} ({100 * lost.low:+.2f} to {100 * lost.high:+.2f}) | {word} |"
+        else:
+            row += " | |"
+        lines.append(row)
     text = "\n".join(lines) + "\n"
     print(text)
     atomic_write(workdir / "report.md", text)

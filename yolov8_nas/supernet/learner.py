@@ -20,6 +20,8 @@ batch, it exceeds nearly always: so its size does not count at all, and it need 
 from __future__ import annotations
 
 import copy
+import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -131,6 +133,8 @@ class Learner:
             decay = min(0.9999, (1 + step) / (10 + step))
             torch._foreach_lerp_(self._averages, list(self._weights), 1 - decay)
         self._optimizer.zero_grad(set_to_none=True)
+        if self.processes.device.type == "cpu":
+            _return_free_memory()
         return finite
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,6 +211,16 @@ def _optimizer(weights: Sequence[nn.Parameter]) -> torch.optim.AdamW:
     rest = [p for p in weights if p.ndim == 1]
     groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
+
+
+def _return_free_memory() -> None:
+    """Give the system what is free inside the C library's heap.
+
+    Networks of ever other sizes leave holes there, which glibc keeps: a training on a CPU would grow with every step,
+    though it holds no more than it did.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # only glibc has it
+        trim(0)
 
 
 def _precision(amp: bool | Literal["auto"], device: torch.device) -> torch.dtype | None:

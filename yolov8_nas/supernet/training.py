@@ -16,9 +16,7 @@ the same work, stock YOLOv8n's mAP50-95 with the supernet's weights was 0.54 wit
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -211,19 +209,8 @@ def train(
             state = {"learner": learner.state_dict(), "epoch": epoch + 1, "curves": curves}
             torch.save({"recipe": asdict(recipe), "batch": batch, **state}, fresh)
             fresh.replace(partial / CHECKPOINT)
-        _return_free_memory()
     processes.wait()  # for the last checkpoint
     return learner.average, curves
-
-
-def _return_free_memory() -> None:
-    """Give the system what is free inside the C library's heap.
-
-    Networks of ever other sizes leave holes there, which glibc keeps: a training on a CPU would grow with every step,
-    though it holds no more than it did.
-    """
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # only glibc has it
-        trim(0)
 
 
 def _checkpoint(file: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] | None:
