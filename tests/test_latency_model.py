@@ -11,6 +11,7 @@ import pytest
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.latency_model import CONFIDENCE, Features, LatencyModel, accuracy
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.stages.hw_probe import sample
 
 SPACE = SearchSpace.load("tiny")
 PRICES = {"conv1": 0.5, "conv3": 0.3, "conv5": 0.35, "stride2": 0.5, "dilated": 0.8, "depthwise": 2.0}
@@ -65,6 +66,19 @@ def test_the_upper_bound_holds_as_often_as_it_says() -> None:
         _, upper = LatencyModel.fit(SPACE, 3, 128, fitted, measured(fitted, seed, noise=0.03)).predict(unseen)
         shares.append(np.mean(measured(unseen, 50 + seed, noise=0.03) <= upper))
     assert CONFIDENCE - 0.06 < np.mean(shares) < 0.99
+
+
+def test_networks_that_are_nearly_measured_ones_do_not_narrow_the_bound() -> None:
+    unseen = networks(300, 9)
+    shares = []
+    for seed in range(5):
+        sampled = [one for one in sample(SPACE, 80, 4, seed) if one.role != "holdout"]
+        drawn = [one.architecture for one in sampled if one.role == "train"]
+        near = [one.architecture for one in sampled if one.role != "train"]  # stock, and stock with one part changed
+        latency = [*measured(drawn, seed, noise=0.03), *measured(near, seed, noise=0.001)]
+        _, upper = LatencyModel.fit(SPACE, 3, 128, [*drawn, *near], latency).predict(unseen)
+        shares.append(np.mean(measured(unseen, 50 + seed, noise=0.03) <= upper))
+    assert CONFIDENCE - 0.04 < np.mean(shares) < 0.99
 
 
 def test_pure_noise_is_not_learned() -> None:

@@ -8,7 +8,9 @@ that is linear plus squared exponential (Rasmussen and Williams, Gaussian Proces
 How much it corrects, and how smoothly, is chosen by cross-validation; with few or noisy measurements that is nothing.
 
 The upper bound adds a quantile of the cross-validated relative errors (split-conformal prediction; Vovk et al.,
-Algorithmic Learning in a Random World; Barber et al., Predictive inference with the jackknife+, 2021).
+Algorithmic Learning in a Random World; Barber et al., Predictive inference with the jackknife+, 2021). It holds for
+networks like those whose errors were taken, so what differs from another measured network in a single part, and is
+predicted the better for it, does not count: a search asks for networks that have no such neighbour.
 """
 
 from __future__ import annotations
@@ -290,8 +292,8 @@ class LatencyModel:
         error = measured / predicted - 1
         # By absolute and not by squared errors, so that one disturbed measurement does not choose.
         best = int(np.argmin(np.mean(np.abs(error), axis=1)))
-        rank = math.ceil((len(measured) + 1) * CONFIDENCE)
-        margin = float(np.sort(error[best])[min(rank, len(measured)) - 1])
+        telling = np.sort(error[best][_has_no_neighbour(list(known))])
+        margin = float(telling[min(math.ceil((len(telling) + 1) * CONFIDENCE), len(telling)) - 1])
         figures = accuracy(predicted[best], measured)
         return cls(
             space, num_classes, imgsz, tuple(known), tuple(known.values()), _CANDIDATES[best], max(0.0, margin), figures
@@ -366,6 +368,16 @@ class LatencyModel:
             margin=data["margin"],
             cross_validation=data["cross_validation"],
         )
+
+
+def _has_no_neighbour(architectures: Sequence[Architecture]) -> NDArray[np.bool_]:
+    """Which networks differ from each of the others in more than one part: (n,); all where these are less than half."""
+    parts = [[*a.convs, *a.blocks, (a.sppf_width, a.sppf_kernel), a.attention] for a in architectures]
+    alone = np.ones(len(parts), dtype=bool)
+    for (i, one), (j, other) in itertools.combinations(enumerate(parts), 2):
+        if sum(x != y for x, y in zip(one, other, strict=True)) < 2:
+            alone[[i, j]] = False
+    return alone if 2 * alone.sum() >= len(alone) else np.ones_like(alone)
 
 
 def accuracy(predicted: Floats, measured: Floats) -> dict[str, float]:

@@ -191,7 +191,7 @@ def measure_table(ctx: StageContext) -> None:
     _Table(ctx).run()
 
 
-STAGE = Stage(name="hw-probe", version=3, settings=settings, run=run)
+STAGE = Stage(name="hw-probe", version=4, settings=settings, run=run)
 
 
 def write_bundle(config: RunConfig, label: str, num_classes: int, path: Path, work: Path) -> None:
