@@ -10,12 +10,13 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/yolov8-nas demo
 
-# Two at a time: tests of one file stay together, and each process has a host lock of its own (tests/conftest.py).
+# Two at a time: tests of one file stay together, the longest file comes first, and each process has a host lock of its
+# own (tests/conftest.py).
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # On a machine with an NVIDIA GPU, after TensorRT was installed into .venv (docs/tensorrt.md).
 test-gpu: $(READY)

@@ -28,6 +28,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
+LONGEST = "test_whole_run.py"
+"""The file that takes longest, which two processes must not come to last: one of them would wait for minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Stages take all cores; the next test's figures must not depend on which test came before it."""
