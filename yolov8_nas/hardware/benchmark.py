@@ -97,7 +97,7 @@ class Protocol:
     seed: int = 0
 
 
-PROBE: Final = Protocol()
+PROBE: Final = Protocol(min_rounds=12, max_rounds=18)
 """For the many networks that a latency model is fitted to."""
 
 VERIFY: Final = Protocol(warmup=10, repetitions=50, turn=5, min_rounds=8, max_rounds=20, precision=0.01, leg=3)
