@@ -555,8 +555,8 @@ def test_networks_are_timed_with_nms_on_images_in_turn(tmp_path: Path, monkeypat
     suppress = nms.suppress
     monkeypatch.setattr(nms, "suppress", lambda output: seen.append(float(output.mean())) or suppress(output))
     (timing,) = nms.measure_with_nms([file], [dark, bright], threads=1, protocol=QUICK)
-    network, reference = [0.0] + [1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]  # its warm-up, then in turns
-    assert seen[:9] == network[:1] + reference + network[1:]
+    warm_up, reference, network = [0.0], [0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0]
+    assert seen[:9] == warm_up + reference + network
     assert timing.repetitions == len(timing.rounds) * QUICK.repetitions
     assert timing.energy_mj is None
     assert nms.boxes(file, [dark, bright], threads=1) == {"boxes": 42.0, "detections": 0.5}
