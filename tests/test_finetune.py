@@ -15,6 +15,7 @@ from typing import Any
 import detection
 import pytest
 import torch
+from interruption import Interrupted, interrupt_after
 from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.config import RunConfig
@@ -35,18 +36,6 @@ from yolov8_nas.supernet.supernet import Supernet
 
 TINY = SearchSpace.load("tiny")
 RECIPE = Recipe(epochs=3, batch=8, lr=2e-3, imgsz=64, seed=0)
-
-
-class Interrupted(Exception):
-    """What a test stops a training with."""
-
-
-def interrupt_after(epoch: int) -> Any:
-    def report(epochs: float, best: float) -> None:
-        if epochs == epoch:
-            raise Interrupted
-
-    return report
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 import torch
 from fabricated import write_outputs
+from interruption import Interrupted, interrupt_after
 from onnx import TensorProto
 from torch import Tensor
 from ultralytics import YOLO
@@ -255,10 +256,6 @@ def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data_yaml(folder, tmp_path_factory.mktemp("view"), validate_on="search")
 
 
-class Interrupted(Exception):
-    pass
-
-
 def fresh() -> DetectionModel:
     torch.manual_seed(0)
     return add_one_to_one(build(TINY.smallest(), 2, detection.CLASSES))
@@ -268,13 +265,8 @@ def test_both_branches_learn_and_an_interrupted_training_ends_the_same(data: Pat
     recipe = Recipe(epochs=2, batch=8, lr=2e-3, imgsz=SIDE, seed=0)
     start, teacher = fresh(), two_branches()
     whole = train(start, data, recipe, work=tmp_path / "whole", teacher=teacher)
-
-    def stop(epochs: float, best: float) -> None:
-        if epochs == 1:
-            raise Interrupted
-
     with pytest.raises(Interrupted):
-        train(start, data, recipe, work=tmp_path / "parts", teacher=teacher, report=stop)
+        train(start, data, recipe, work=tmp_path / "parts", teacher=teacher, report=interrupt_after(1))
     parts = train(start, data, recipe, work=tmp_path / "parts", teacher=teacher)
     assert [{**row, "seconds": 0} for row in whole.curves] == [{**row, "seconds": 0} for row in parts.curves]
     state = parts.network.state_dict()

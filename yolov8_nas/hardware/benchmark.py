@@ -388,8 +388,7 @@ def timed_runs(run: Run, protocol: Protocol, beside: Run | None = None) -> Visit
     Args:
         run: What is timed.
         protocol: How many runs.
-        beside: The reference, already warm, with which it takes turns. The first run of each turn is not timed: what
-            the other has left in the caches is gone after it.
+        beside: The reference, already warm, with which it takes turns.
     """
     for _ in range(protocol.warmup):
         run()
@@ -398,13 +397,16 @@ def timed_runs(run: Run, protocol: Protocol, beside: Run | None = None) -> Visit
     latencies: list[float] = []
     reference: list[float] = []
     while len(latencies) < protocol.repetitions:
-        beside()
-        reference += _latencies(beside, protocol.turn)
-        run()
-        latencies += _latencies(run, min(protocol.turn, protocol.repetitions - len(latencies)))
-    beside()
-    reference += _latencies(beside, protocol.turn)
+        reference += _turn(beside, protocol.turn)
+        latencies += _turn(run, min(protocol.turn, protocol.repetitions - len(latencies)))
+    reference += _turn(beside, protocol.turn)
     return Visit(latencies, round(statistics.median(reference), 4))
+
+
+def _turn(run: Run, repetitions: int) -> list[float]:
+    """As `_latencies`, after a run that is not timed: what the other has left in the caches is gone after it."""
+    run()
+    return _latencies(run, repetitions)
 
 
 def _latencies(run: Run, repetitions: int) -> list[float]:
@@ -509,12 +511,12 @@ def _medians(visits: Mapping[str, list[Visit]]) -> dict[str, list[float]]:
     if not pairs:
         return {}
     level = np.median(np.concatenate(list(pairs.values()))[:, 1])
-    deviations = {name: pair - pair.mean(axis=0) for name, pair in pairs.items()}
-    everywhere = np.mean([(own * ref, ref * ref) for pair in deviations.values() for own, ref in pair], axis=0)
+    # Of each visit: deviation of the network times that of the reference, and the latter's square.
+    products = {name: (away := pair - pair.mean(axis=0)) * away[:, 1:] for name, pair in pairs.items()}
+    everywhere = np.concatenate(list(products.values())).mean(axis=0)
     medians = {}
     for name, pair in pairs.items():
-        own, ref = deviations[name].T
-        together, spread = np.array([own @ ref, ref @ ref]) + _SHARED * everywhere
+        together, spread = products[name].sum(axis=0) + _SHARED * everywhere
         share = max(together / spread, 0.0) if spread else 0.0
         medians[name] = np.exp(pair[:, 0] - share * (pair[:, 1] - level)).tolist()
     return medians

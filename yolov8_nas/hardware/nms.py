@@ -88,7 +88,7 @@ def made_up_output(load: Load, *, num_classes: int, imgsz: int, batch: int, seed
         seed: Seed of places, sizes, classes and scores.
     """
     rng = np.random.default_rng(seed)
-    anchors = sum((imgsz // stride) ** 2 for stride in (8, 16, 32))
+    anchors = _anchors(imgsz)
     objects = min(load.objects, anchors // load.boxes)
     output = rng.uniform(0, 0.1, (batch, 4 + num_classes, anchors))
     output[:, :4] *= 10 * imgsz
@@ -114,7 +114,7 @@ def made_up_detections(load: Load, *, num_classes: int, imgsz: int, batch: int, 
         seed: Seed of places, classes and scores.
     """
     rng = np.random.default_rng(seed)
-    rows = min(MAX_DETECTIONS, sum((imgsz // stride) ** 2 for stride in (8, 16, 32)))
+    rows = min(MAX_DETECTIONS, _anchors(imgsz))
     objects = min(load.objects, rows)
     output = rng.uniform(0, imgsz, (batch, rows, 6))
     scores = rng.uniform(0, 0.1, (batch, rows))
@@ -122,6 +122,11 @@ def made_up_detections(load: Load, *, num_classes: int, imgsz: int, batch: int, 
     output[:, :, 4] = -np.sort(-scores)
     output[:, :, 5] = rng.integers(num_classes, size=(batch, rows))
     return output.astype(np.float32)
+
+
+def _anchors(imgsz: int) -> int:
+    """Cells of the head's three levels, each of which gives a box."""
+    return sum((imgsz // stride) ** 2 for stride in (8, 16, 32))
 
 
 def time_nms(

@@ -187,11 +187,9 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
         number, model_id = str(version.version), version.tags[MODEL_ID]
         _link(client, source, model_id)
         _log_metrics(client, source, deployable, model_id if upload else None)
-    created = upload is not None
+    given, created = None, upload is not None
     if upload:
         _require_arrival(client, model_id, deployable.name, upload)
-    given = None
-    if created:
         if deployable.scores:
             client.set_model_version_tag(deployable.name, number, SCORES, file_sha256(deployable.scores))
         client.finalize_logged_model(model_id, "READY")
