@@ -24,8 +24,10 @@ from yolov8_nas.hardware import benchmark, counters, gpu, nms, profile
 from yolov8_nas.hardware.benchmark import (
     Measurement,
     Protocol,
+    UnlikeLevelError,
     Visit,
     energy_of_runs,
+    level,
     measure,
     median_interval,
     timed_runs,
@@ -251,6 +253,28 @@ def test_what_slows_the_reference_too_is_corrected_and_nothing_else(machine: Cal
     assert spread(*unseen) > 0.14
 
 
+def test_measurements_of_another_hour_are_brought_to_one_level(machine: Callable[..., FakeMachine]) -> None:
+    truth = {f"{i}.onnx": 1.0 + i for i in range(6)}
+    slower = machine(truth, range(1000), load=1.05, seen=1.05).measure(QUICK)
+    for ms, found in zip(truth.values(), slower, strict=True):
+        levelled = found.at_level(3.0)
+        assert found.reference_ms == 3.15 and levelled.reference_ms == 3.0
+        assert found.latency_ms.p50 / levelled.latency_ms.p50 == pytest.approx(1.05, rel=1e-3)
+        assert levelled.latency_ms.p50 == pytest.approx(ms, rel=0.011)
+        assert levelled.interval_ms[0] <= levelled.latency_ms.p50 <= levelled.interval_ms[1]
+        assert levelled.memory_mb == found.memory_mb
+    assert level([found.to_dict() for found in slower]) == 3.15
+    assert level([{"latency_ms": {}}, slower[0].to_dict()]) is None
+    assert slower[0].at_level(None) is slower[0]
+
+
+@pytest.mark.parametrize(("seen", "told"), [(1.4, r"1\.4 times as slow"), (0.7, r"1\.43 times as fast")])
+def test_a_device_that_is_not_itself_is_told(seen: float, told: str, machine: Callable[..., FakeMachine]) -> None:
+    (found,) = machine({"a.onnx": 1.0}, range(1000), load=seen, seen=seen).measure(QUICK)
+    with pytest.raises(UnlikeLevelError, match=rf"the device is {told} as when it was probed \(stock takes .* 3 ms\)"):
+        found.at_level(3.0)
+
+
 def test_a_network_takes_turns_with_the_reference() -> None:
     turns: list[str] = []
 
@@ -296,14 +320,14 @@ def test_a_killed_measurement_goes_on_from_its_last_leg(
 
     monkeypatch.setattr(benchmark, "_visit", Killed(truth))
     with pytest.raises(KeyboardInterrupt):
-        measure(files, threads=1, protocol=QUICK, checkpoint=tmp_path / "legs.json")
+        measure(files, threads=1, protocol=QUICK, checkpoint=tmp_path / "legs.jsonl")
     second = machine(truth)
     done: list[float] = []
     measured = measure(
         files,
         threads=1,
         protocol=QUICK,
-        checkpoint=tmp_path / "legs.json",
+        checkpoint=tmp_path / "legs.jsonl",
         progress=lambda share, total: done.append(share / total),
     )
     assert len(second.visits) < len(whole.visits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ from yolov8_nas.hardware.runtime import (
 )
 from yolov8_nas.hardware.torch_runner import CudaRunner
 from yolov8_nas.space import SearchSpace
+from yolov8_nas.store import read_lines
 from yolov8_nas.supernet.derive import build
 
 SIDE = 64
@@ -148,13 +148,13 @@ def test_what_is_no_checkpoint_is_refused(content: Any, words: str, files: dict[
 def test_a_network_that_fails_does_not_end_the_measurement(files: dict[str, Path], tmp_path: Path) -> None:
     good, broken = files["onnxruntime"], tmp_path / "broken.onnx"
     broken.write_bytes(b"no network")
-    checkpoint = tmp_path / "legs.json"
+    checkpoint = tmp_path / "legs.jsonl"
     first, second = measure_what_can_be(
         [broken, good], threads=1, protocol=QUICK, reference=good, checkpoint=checkpoint
     )
     assert isinstance(first, Failed) and "broken.onnx: ONNX Runtime" in first.reason
     assert isinstance(second, Measurement)
-    assert sum("broken.onnx" in leg["failed"] for leg in json.loads(checkpoint.read_text())) == 1
+    assert sum("broken.onnx" in leg["failed"] for leg in read_lines(checkpoint)) == 1
     with pytest.raises(InputError, match=r"broken\.onnx"):
         measure_what_can_be([broken, good], threads=1, protocol=QUICK)
 

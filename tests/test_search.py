@@ -46,7 +46,7 @@ from yolov8_nas.search.preference import Preference
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages import search
 from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import write_json
+from yolov8_nas.store import read_json, write_json
 from yolov8_nas.supernet.supernet import Supernet
 
 SPACE = SearchSpace.load("tiny")
@@ -767,6 +767,46 @@ def test_stock_is_rescaled_to_the_candidate_as_measured(
     network = Architecture.from_dict(content["architecture"])
     assert network not in SPACE
     assert len(rescaled) == 2 and rescaled[1] == network.digest != rescaled[0]
+
+
+def test_what_is_measured_is_held_against_the_hour_of_the_probe(
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_json(inputs["hw-probe"] / "latency_table.json")
+    probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
+    write_json(probe / "latency_table.json", {"rows": [{**row, "reference_ms": 2.0} for row in table["rows"]]})
+    stock_ms = [2.1, 9.0, 1.9]  # what stock takes in the first measurement, and from then on in turn
+    legs: list[Path] = []
+
+    def measured(files: Sequence[Path], *, checkpoint: Path, **_: Any) -> list[Measurement]:
+        assert not checkpoint.exists(), "what a disturbed device has shown is read again"
+        checkpoint.parent.mkdir(exist_ok=True)
+        checkpoint.write_text("{}\n")
+        legs.append(checkpoint)
+        now = stock_ms[min(len(legs) - 1, len(stock_ms) - 1)]
+        ms = 2 * now
+        return [Measurement(Percentiles(ms, ms, ms), (ms, ms), 30.0, (ms,), 1, False, reference_ms=now) for _ in files]
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    ctx = context(tmp_path / "run", {**inputs, "hw-probe": probe})
+    search.run(ctx)
+    (candidate,) = written(tmp_path / "run", "candidates.json")
+    assert candidate["measured"]["latency_ms"]["p50"] == pytest.approx(4.0)
+    assert candidate["measured"]["reference_ms"] == 2.0
+    assert [path.name.split(".")[0] for path in legs[:3]] == ["front-2", "front-3", "front-3"]
+
+    legs.clear()
+    scored = len(scored_by_stage.networks)
+    stock_ms[:] = [9.0]
+    ctx = context(tmp_path / "never", {**inputs, "hw-probe": probe})
+    with pytest.raises(
+        WaitingError, match=r"4\.5 times as slow as when it was probed \(stock takes 9 instead of 2 ms\)"
+    ):
+        search.run(ctx)
+    assert len(legs) == search.SESSIONS
+    stock_ms[:] = [2.0]
+    search.run(context(tmp_path / "never", {**inputs, "hw-probe": probe}))
+    assert len(scored_by_stage.networks) == 2 * scored, "what was scored before the wait is scored again"
 
 
 def test_an_empty_search_split_is_told_first(inputs: dict[str, Path], tmp_path: Path) -> None:

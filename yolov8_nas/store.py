@@ -81,6 +81,29 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
+def append_line(path: Path, content: Any) -> None:
+    """Add plain data to a file of JSON lines; it is on disk when this returns.
+
+    Raises:
+        ValueError: The data holds a NaN or an infinity, which JSON has not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(content, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Read a file of JSON lines, which need not exist; a last line that was torn by a SIGKILL is taken out of it."""
+    if not path.exists():
+        return []
+    whole, newline, torn = path.read_text(errors="replace").rpartition("\n")
+    if torn:
+        atomic_write(path, whole + newline)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def canonical_digest(content: Any) -> str:
     """SHA-256 of plain data in its one canonical JSON form."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -26,7 +26,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -34,11 +34,11 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov8_nas.errors import InputError
+from yolov8_nas.errors import InputError, WaitingError
 from yolov8_nas.hardware.counters import Counter, NoCounterError, open_counter
 from yolov8_nas.hardware.memory import peak_memory
 from yolov8_nas.hardware.runtime import DEFAULT, EventTimed, Runner, Runtime, random_feed
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.store import append_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class Timing:
         energy_mj: Energy per image in mJ, the median of the kept rounds; nothing where the device counts none.
         power_w: Mean power in W; likewise.
         gpu_ms: Median time in ms of the network alone on a GPU; nothing where the runtime can't tell.
+        reference_ms: Median time in ms of the reference over all visits of all networks: how fast the device was.
     """
 
     latency_ms: Percentiles
@@ -142,6 +143,7 @@ class Timing:
     energy_mj: float | None = None
     power_w: float | None = None
     gpu_ms: float | None = None
+    reference_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values for JSON."""
@@ -165,10 +167,37 @@ class Measurement:
     energy_mj: float | None = None
     power_w: float | None = None
     gpu_ms: float | None = None
+    reference_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values for JSON."""
         return {**asdict(self), "interval_ms": list(self.interval_ms), "rounds": list(self.rounds)}
+
+    def at_level(self, reference_ms: float | None) -> Measurement:
+        """What it would have been, had the reference taken this long: all times by the same ratio.
+
+        Where the reference's time was not noted, then or now, it is what it is.
+
+        Two measurements of one device an hour apart differ by some per cent that all networks have in common (clocks,
+        neighbours of a virtual machine). Networks that were measured in different hours are compared at one level.
+
+        Raises:
+            UnlikeLevelError: The levels differ by more than a disturbance does.
+        """
+        if self.reference_ms is None or reference_ms is None:
+            return self
+        ratio = reference_ms / self.reference_ms
+        if max(ratio, 1 / ratio) > 1 + Protocol.disturbance:
+            raise UnlikeLevelError(self.reference_ms, reference_ms)
+        low, high = self.interval_ms
+        return replace(
+            self,
+            latency_ms=Percentiles(*(round(ratio * ms, 4) for ms in astuple(self.latency_ms))),
+            interval_ms=(round(ratio * low, 4), round(ratio * high, 4)),
+            rounds=tuple(round(ratio * ms, 4) for ms in self.rounds),
+            gpu_ms=None if self.gpu_ms is None else round(ratio * self.gpu_ms, 4),
+            reference_ms=reference_ms,
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
@@ -179,7 +208,35 @@ class Measurement:
             interval_ms=(low, high),
             rounds=tuple(data["rounds"]),
             gpu_ms=data.get("gpu_ms"),
+            reference_ms=data.get("reference_ms"),
             **{key: data[key] for key in ("memory_mb", "repetitions", "disturbed", "energy_mj", "power_w")},
+        )
+
+
+def level(rows: Iterable[Mapping[str, Any]]) -> float | None:
+    """What the reference took in ms when networks were measured, which are as `Measurement.to_dict` describes them."""
+    return _median([row.get("reference_ms") for row in rows])
+
+
+class UnlikeLevelError(WaitingError):
+    """The device is not as fast as it was: something else computes on it, or did then.
+
+    Args:
+        now_ms: What the reference takes.
+        then_ms: What it took.
+
+    Attributes:
+        told: That, without the remedy.
+    """
+
+    def __init__(self, now_ms: float, then_ms: float) -> None:
+        ratio = now_ms / then_ms
+        told = f"{ratio:.3g} times as slow" if ratio > 1 else f"{1 / ratio:.3g} times as fast"
+        self.told = f"the device is {told} as when it was probed (stock takes {now_ms:.4g} instead of {then_ms:.4g} ms)"
+        super().__init__(
+            f"{self.told}: let nothing else run on it and give the command again, which goes on from here; if it is to "
+            "stay as it is now, have it probed anew: remove the folders hw-probe and tables of the stage store (of a "
+            "device elsewhere: pack a bundle, yolov8-nas probe CONFIG --bundle FILE.tar)"
         )
 
 
@@ -225,7 +282,7 @@ def measure(
         protocol: How to measure.
         reference: The reference network; the first of `files` unless said otherwise.
         progress: Called with the share done and 1.0; rounds that prove to be needed stretch the last part.
-        checkpoint: JSON file in which finished legs are kept, so that a killed measurement goes on from there.
+        checkpoint: File of JSON lines in which finished legs are kept, so that a killed measurement goes on from there.
 
     Returns:
         One measurement per file, in their order.
@@ -337,7 +394,7 @@ def time_in_rounds(
         protocol: How to measure.
         around: What is timed before and after each leg, to be the reference of visits that take no turns with one.
         progress: Called with the share done and 1.0; rounds that prove to be needed stretch the last part.
-        checkpoint: JSON file in which finished legs are kept, so that a killed measurement goes on from there.
+        checkpoint: File of JSON lines in which finished legs are kept, so that a killed measurement goes on from there.
 
     Returns:
         One timing per entry of `visits`, in their order.
@@ -372,7 +429,7 @@ def _rounds(
                 visited = {name: replace(visit, reference=slower) for name, visit in visited.items()}
             legs.append(_Leg(visited, failed))
             if checkpoint:
-                write_json(checkpoint, [asdict(leg) for leg in legs])
+                append_line(checkpoint, asdict(legs[-1]))
             if progress:
                 progress(_share_done(visits, legs, protocol), 1.0)
     return legs
@@ -500,9 +557,13 @@ def _undisturbed(visits: Mapping[str, list[Visit]], protocol: Protocol) -> dict[
     """The visits whose reference was not much slower than it usually is."""
     if not visits:
         return {}
-    level = statistics.median(visit.reference for seen in visits.values() for visit in seen)
-    most = level * (1 + protocol.disturbance)
+    most = _level(visits) * (1 + protocol.disturbance)
     return {name: [visit for visit in seen if visit.reference <= most] for name, seen in visits.items()}
+
+
+def _level(visits: Mapping[str, list[Visit]]) -> float:
+    """Median in ms of what the reference took in all visits, of which there is one at least."""
+    return statistics.median(visit.reference for seen in visits.values() for visit in seen)
 
 
 def _medians(visits: Mapping[str, list[Visit]]) -> dict[str, list[float]]:
@@ -510,7 +571,7 @@ def _medians(visits: Mapping[str, list[Visit]]) -> dict[str, list[float]]:
     pairs = {name: np.log([[visit.median, visit.reference] for visit in seen]) for name, seen in visits.items() if seen}
     if not pairs:
         return {}
-    level = np.median(np.concatenate(list(pairs.values()))[:, 1])
+    level = math.log(_level(visits))
     # Of each visit: deviation of the network times that of the reference, and the latter's square.
     products = {name: (away := pair - pair.mean(axis=0)) * away[:, 1:] for name, pair in pairs.items()}
     everywhere = np.concatenate(list(products.values())).mean(axis=0)
@@ -553,11 +614,11 @@ def _timings(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> dict
     """What the legs tell of what was timed, by its name."""
     every = _by_name(legs)
     kept = _undisturbed(every, protocol)
-    level, disturbed_level = _medians(kept), _medians(every)
+    corrected, disturbed_ones = _medians(kept), _medians(every)
     found = {}
     for name in names:
         disturbed = len(kept[name]) < min(3, protocol.min_rounds)
-        visits, medians = (every[name], disturbed_level[name]) if disturbed else (kept[name], level[name])
+        visits, medians = (every[name], disturbed_ones[name]) if disturbed else (kept[name], corrected[name])
         runs = [latency for visit in visits for latency in visit.latencies]
         p50, (p90, p99) = statistics.median(medians), np.percentile(runs, [90, 99])
         low, high = median_interval(medians)
@@ -570,6 +631,7 @@ def _timings(names: Iterable[str], legs: list[_Leg], protocol: Protocol) -> dict
             energy_mj=_median([visit.energy_mj for visit in visits]),
             power_w=_median([visit.power_w for visit in visits]),
             gpu_ms=_median([visit.gpu_ms for visit in visits]),
+            reference_ms=round(_level(every if disturbed else kept), 4),
         )
     return found
 
@@ -594,9 +656,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
 
 def _load(checkpoint: Path | None) -> list[_Leg]:
-    if not checkpoint or not checkpoint.exists():
-        return []
     return [
         _Leg({name: Visit(**visit) for name, visit in leg["visits"].items()}, leg["failed"])
-        for leg in read_json(checkpoint)
+        for leg in (read_lines(checkpoint) if checkpoint else ())
     ]

@@ -108,7 +108,7 @@ def measure_bundle(folder: Path) -> Path:
             protocol=Protocol(**order["protocol"]),
             reference=folder / "networks" / order["reference"],
             progress=_tell,
-            checkpoint=folder / f"legs-{order['digest'][:12]}.json",
+            checkpoint=folder / f"legs-{order['digest'][:12]}.jsonl",
         )
         after = regime()
     content = {

@@ -152,7 +152,7 @@ def time_nms(
     }
     with _one_thread():
         timings = dict(zip(visits, time_in_rounds(visits, protocol=protocol, around=visits["typical"]), strict=True))
-        loads = {name: {**_counts([output]), **_without_energy(timings[name])} for name, output in outputs.items()}
+        loads = {name: {**_counts([output]), **_of_the_host(timings[name])} for name, output in outputs.items()}
     return {
         **(NMS_FREE if nms_free else SETTINGS),
         "shape": list(next(iter(outputs.values())).shape),
@@ -212,7 +212,7 @@ def measure_with_nms(
         protocol: How to measure.
         reference: The reference network; the first of `files` unless said otherwise.
         progress: Called with the share done and 1.0.
-        checkpoint: JSON file in which finished legs are kept.
+        checkpoint: File of JSON lines in which finished legs are kept.
 
     Raises:
         InputError: A file cannot be opened.
@@ -259,8 +259,10 @@ def _counts(outputs: Sequence[NDArray[np.float32]]) -> dict[str, float]:
     return {"boxes": float(np.mean(above)), "detections": float(np.mean(kept))}
 
 
-def _without_energy(timing: Timing) -> dict[str, Any]:
-    return {key: value for key, value in timing.to_dict().items() if key not in ("energy_mj", "power_w")}
+def _of_the_host(timing: Timing) -> dict[str, Any]:
+    """What of a timing says something of NMS, which no device counts energy for and which is its own reference."""
+    without = ("energy_mj", "power_w", "gpu_ms", "reference_ms")
+    return {key: value for key, value in timing.to_dict().items() if key not in without}
 
 
 @contextlib.contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 from yolov8_nas.space import Architecture
-from yolov8_nas.store import atomic_write
+from yolov8_nas.store import append_line, read_lines
 
 
 class Memo:
@@ -21,15 +19,9 @@ class Memo:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._values: dict[str, float] = {}
-        if not path.exists():
-            return
-        whole, newline, torn = path.read_text(errors="replace").rpartition("\n")
-        if torn:
-            atomic_write(path, whole + newline)
-        for line in whole.splitlines():
-            record = json.loads(line)
-            self._values[Architecture.from_dict(record["architecture"]).digest] = record["value"]
+        self._values: dict[str, float] = {
+            Architecture.from_dict(record["architecture"]).digest: record["value"] for record in read_lines(path)
+        }
 
     def __contains__(self, architecture: Architecture) -> bool:
         return architecture.digest in self._values
@@ -39,9 +31,5 @@ class Memo:
 
     def add(self, architecture: Architecture, value: float) -> None:
         """Remember the number of a network."""
-        line = json.dumps({"architecture": architecture.to_dict(), "value": value}) + "\n"
-        with self.path.open("a") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, {"architecture": architecture.to_dict(), "value": value})
         self._values[architecture.digest] = value

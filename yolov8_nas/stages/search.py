@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,6 +46,10 @@ FRONT: Final = 8
 
 ROUNDS: Final = 12
 """Rounds in which candidates are measured at most; the verdict on what ships takes more where it needs them."""
+
+SESSIONS: Final = 3
+"""Times that networks are measured at most until the device is about as fast as when it was probed."""
+
 
 RESCALINGS: Final = 4
 """Rescaled stock networks that are measured at most until one is as fast as the best candidate."""
@@ -109,7 +113,7 @@ def run(ctx: StageContext) -> None:
     _Search(ctx).run()
 
 
-STAGE = Stage(name="search", version=5, settings=settings, run=run)
+STAGE = Stage(name="search", version=6, settings=settings, run=run)
 
 
 class _Search:
@@ -119,6 +123,7 @@ class _Search:
         import torch
 
         from yolov8_nas.data.dataset import data_yaml
+        from yolov8_nas.hardware.benchmark import level
         from yolov8_nas.hardware.latency_model import LatencyModel
         from yolov8_nas.hardware.profile import available_cores
         from yolov8_nas.hardware.rules import Device, consider, narrowed, with_evidence
@@ -183,6 +188,7 @@ class _Search:
         self.preference = Preference(**self.options["objective"], stock_ms=stock_ms)
         self.scores = Memo(ctx.partial / "scores.jsonl")
         self.prior: Prior | None = None
+        self.probed_ms = level(measured)
         self.measured_ms: dict[Architecture, float] = {}
         self.best: tuple[float, float] | None = None  # mAP50-95, and latency in ms with the sign turned
         self.comparing = 0.0  # seconds spent on what the search is compared with
@@ -481,48 +487,77 @@ class _Search:
     ) -> list[Measurement]:
         """Export networks as they ship and measure them in the same rounds, with stock as the reference network.
 
+        Limits and latency model are of the hour in which the device was probed. So the measurements are brought to the
+        level at which stock was then; where that is too far off, the device is not itself, and they are made again.
+
         Args:
             architectures: The networks.
             protocol: How to measure.
             name: Of the measurement, under which it is kept.
             weight: What it counts in progress.
+
+        Raises:
+            UnlikeLevelError: The device is not as fast as it was, whenever it is asked.
+            WaitingError: The networks have to be measured elsewhere first.
         """
-        from yolov8_nas.hardware.benchmark import Measurement, measure
-        from yolov8_nas.hardware.bundle import measured_there
+        from yolov8_nas.hardware.benchmark import Measurement, UnlikeLevelError
 
         kept = self.ctx.partial / "measured" / f"{name}.json"
         if kept.exists():
             return [Measurement.from_dict(row) for row in read_json(kept)]
         self.ctx.progress.note(f"measuring {len(architectures)} networks on the device ({name})")
         files = [self.export(architecture) for architecture in (*architectures, self.space.stock)]
+        legs = kept.with_suffix(".legs.jsonl")
 
         def progress(share: float, total: float) -> None:
             self.tell(self.done + weight * share / total, f"measuring {len(architectures)} networks on the device")
 
-        if "elsewhere" in self.options:
-            measurements = measured_there(
-                files[:-1],
-                target=TargetConfig(**self.options["elsewhere"]),
-                stage="search",
-                protocol=protocol,
-                reference=files[-1],
-                bundle=self.ctx.partial / "bundle.tar",
-            )
-        else:
-            with self.ctx.host.measuring():
-                measurements = measure(
-                    files[:-1],
-                    threads=self.threads,
-                    runtime=self.runtime,
-                    batch=self.options["batch"],
-                    protocol=protocol,
-                    reference=files[-1],
-                    progress=progress,
-                    checkpoint=kept.with_suffix(".legs.json"),
-                )
+        for again in reversed(range(1 if "elsewhere" in self.options else SESSIONS)):
+            measured = self.measured_now(files[:-1], files[-1], protocol, progress, legs)
+            try:
+                measurements = [one.at_level(self.probed_ms) for one in measured]
+                break
+            except UnlikeLevelError as error:
+                legs.unlink(missing_ok=True)
+                if not again:
+                    raise
+                self.ctx.progress.note(f"{error.told}; measuring again")
         write_json(kept, [measurement.to_dict() for measurement in measurements])
         self.done += weight
         return measurements
+
+    def measured_now(
+        self,
+        files: Sequence[Path],
+        reference: Path,
+        protocol: Protocol,
+        progress: Callable[[float, float], None],
+        checkpoint: Path,
+    ) -> list[Measurement]:
+        """What is measured of files, here or, of a device elsewhere, was measured there."""
+        from yolov8_nas.hardware.benchmark import measure
+        from yolov8_nas.hardware.bundle import measured_there
+
+        if "elsewhere" in self.options:
+            return measured_there(
+                files,
+                target=TargetConfig(**self.options["elsewhere"]),
+                stage="search",
+                protocol=protocol,
+                reference=reference,
+                bundle=self.ctx.partial / "bundle.tar",
+            )
+        with self.ctx.host.measuring():
+            return measure(
+                files,
+                threads=self.threads,
+                runtime=self.runtime,
+                batch=self.options["batch"],
+                protocol=protocol,
+                reference=reference,
+                progress=progress,
+                checkpoint=checkpoint,
+            )
 
     def export(self, architecture: Architecture) -> Path:
         """The network's file with the supernet's weights, in the form and precision that the search is for."""
