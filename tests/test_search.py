@@ -26,7 +26,7 @@ from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.latency_model import LatencyModel
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
-from yolov8_nas.search import baseline, objective
+from yolov8_nas.search import baseline, measuring, objective
 from yolov8_nas.search.baseline import mac_ranking, random_networks
 from yolov8_nas.search.candidates import ATTEMPTS, choose
 from yolov8_nas.search.constraint import Constraint
@@ -803,7 +803,7 @@ def test_what_is_measured_is_held_against_the_hour_of_the_probe(
         WaitingError, match=r"4\.5 times as slow as when it was probed \(stock takes 9 instead of 2 ms\)"
     ):
         search.run(ctx)
-    assert len(legs) == search.SESSIONS
+    assert len(legs) == measuring.SESSIONS
     stock_ms[:] = [2.0]
     search.run(context(tmp_path / "never", {**inputs, "hw-probe": probe}))
     assert len(scored_by_stage.networks) == 2 * scored, "what was scored before the wait is scored again"

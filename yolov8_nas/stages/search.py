@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,9 +46,6 @@ FRONT: Final = 8
 
 ROUNDS: Final = 12
 """Rounds in which candidates are measured at most; the verdict on what ships takes more where it needs them."""
-
-SESSIONS: Final = 3
-"""Times that networks are measured at most until the device is about as fast as when it was probed."""
 
 
 RESCALINGS: Final = 4
@@ -128,6 +125,7 @@ class _Search:
         from yolov8_nas.hardware.profile import available_cores
         from yolov8_nas.hardware.rules import Device, consider, narrowed, with_evidence
         from yolov8_nas.hardware.runtime import of_profile
+        from yolov8_nas.search.measuring import Bench
         from yolov8_nas.search.memo import Memo
         from yolov8_nas.search.objective import CostModel, Scorer
         from yolov8_nas.search.preference import Preference
@@ -140,7 +138,6 @@ class _Search:
         self.options = ctx.settings
         self.probe = ctx.inputs["hw-probe"]
         profile = read_json(self.probe / "profile.json")
-        self.threads: int = profile["threads"]
         precision: str = self.options["precision"]
         self.runtime = of_profile(profile, "fp32" if precision == "best" else precision)
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
@@ -186,9 +183,20 @@ class _Search:
         )
         stock_ms = read_json(self.probe / "stock.json")["latency_ms"]["p50"]
         self.preference = Preference(**self.options["objective"], stock_ms=stock_ms)
+        self.bench = Bench(
+            ctx.partial,
+            export=self.export,
+            reference=self.space.stock,
+            runtime=self.runtime,
+            threads=profile["threads"],
+            batch=self.options["batch"],
+            probed_ms=level(measured),
+            elsewhere=TargetConfig(**self.options["elsewhere"]) if "elsewhere" in self.options else None,
+            host=ctx.host,
+            note=ctx.progress.note,
+        )
         self.scores = Memo(ctx.partial / "scores.jsonl")
         self.prior: Prior | None = None
-        self.probed_ms = level(measured)
         self.measured_ms: dict[Architecture, float] = {}
         self.best: tuple[float, float] | None = None  # mAP50-95, and latency in ms with the sign turned
         self.comparing = 0.0  # seconds spent on what the search is compared with
@@ -485,79 +493,21 @@ class _Search:
     def measure(
         self, architectures: Sequence[Architecture], protocol: Protocol, name: str, *, weight: int = 0
     ) -> list[Measurement]:
-        """Export networks as they ship and measure them in the same rounds, with stock as the reference network.
-
-        Limits and latency model are of the hour in which the device was probed. So the measurements are brought to the
-        level at which stock was then; where that is too far off, the device is not itself, and they are made again.
+        """Measure networks on the device as they would ship.
 
         Args:
             architectures: The networks.
             protocol: How to measure.
             name: Of the measurement, under which it is kept.
             weight: What it counts in progress.
-
-        Raises:
-            UnlikeLevelError: The device is not as fast as it was, whenever it is asked.
-            WaitingError: The networks have to be measured elsewhere first.
         """
-        from yolov8_nas.hardware.benchmark import Measurement, UnlikeLevelError
-
-        kept = self.ctx.partial / "measured" / f"{name}.json"
-        if kept.exists():
-            return [Measurement.from_dict(row) for row in read_json(kept)]
-        self.ctx.progress.note(f"measuring {len(architectures)} networks on the device ({name})")
-        files = [self.export(architecture) for architecture in (*architectures, self.space.stock)]
-        legs = kept.with_suffix(".legs.jsonl")
 
         def progress(share: float, total: float) -> None:
             self.tell(self.done + weight * share / total, f"measuring {len(architectures)} networks on the device")
 
-        for again in reversed(range(1 if "elsewhere" in self.options else SESSIONS)):
-            measured = self.measured_now(files[:-1], files[-1], protocol, progress, legs)
-            try:
-                measurements = [one.at_level(self.probed_ms) for one in measured]
-                break
-            except UnlikeLevelError as error:
-                legs.unlink(missing_ok=True)
-                if not again:
-                    raise
-                self.ctx.progress.note(f"{error.told}; measuring again")
-        write_json(kept, [measurement.to_dict() for measurement in measurements])
+        measurements = self.bench.measure(architectures, protocol, name, progress)
         self.done += weight
         return measurements
-
-    def measured_now(
-        self,
-        files: Sequence[Path],
-        reference: Path,
-        protocol: Protocol,
-        progress: Callable[[float, float], None],
-        checkpoint: Path,
-    ) -> list[Measurement]:
-        """What is measured of files, here or, of a device elsewhere, was measured there."""
-        from yolov8_nas.hardware.benchmark import measure
-        from yolov8_nas.hardware.bundle import measured_there
-
-        if "elsewhere" in self.options:
-            return measured_there(
-                files,
-                target=TargetConfig(**self.options["elsewhere"]),
-                stage="search",
-                protocol=protocol,
-                reference=reference,
-                bundle=self.ctx.partial / "bundle.tar",
-            )
-        with self.ctx.host.measuring():
-            return measure(
-                files,
-                threads=self.threads,
-                runtime=self.runtime,
-                batch=self.options["batch"],
-                protocol=protocol,
-                reference=reference,
-                progress=progress,
-                checkpoint=checkpoint,
-            )
 
     def export(self, architecture: Architecture) -> Path:
         """The network's file with the supernet's weights, in the form and precision that the search is for."""
