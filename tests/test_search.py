@@ -775,38 +775,39 @@ def test_what_is_measured_is_held_against_the_hour_of_the_probe(
     table = read_json(inputs["hw-probe"] / "latency_table.json")
     probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
     write_json(probe / "latency_table.json", {"rows": [{**row, "reference_ms": 2.0} for row in table["rows"]]})
-    stock_ms = [2.1, 9.0, 1.9]  # what stock takes in the first measurement, and from then on in turn
-    legs: list[Path] = []
+    stock_ms: list[float] = []  # what stock takes in each measurement; in the end it stays at the last
+    names: list[str] = []
+    notes: list[str] = []
 
     def measured(files: Sequence[Path], *, checkpoint: Path, **_: Any) -> list[Measurement]:
         assert not checkpoint.exists(), "what a disturbed device has shown is read again"
         checkpoint.parent.mkdir(exist_ok=True)
         checkpoint.write_text("{}\n")
-        legs.append(checkpoint)
-        now = stock_ms[min(len(legs) - 1, len(stock_ms) - 1)]
+        now = stock_ms[min(len(names), len(stock_ms) - 1)]
+        names.append(checkpoint.name.split(".")[0].split("-")[0])
         ms = 2 * now
         return [Measurement(Percentiles(ms, ms, ms), (ms, ms), 30.0, (ms,), 1, False, reference_ms=now) for _ in files]
 
-    monkeypatch.setattr(benchmark, "measure", measured)
-    ctx = context(tmp_path / "run", {**inputs, "hw-probe": probe})
-    search.run(ctx)
-    (candidate,) = written(tmp_path / "run", "candidates.json")
-    assert candidate["measured"]["latency_ms"]["p50"] == pytest.approx(4.0)
-    assert candidate["measured"]["reference_ms"] == 2.0
-    assert [path.name.split(".")[0] for path in legs[:3]] == ["front-2", "front-3", "front-3"]
-
-    legs.clear()
-    scored = len(scored_by_stage.networks)
-    stock_ms[:] = [9.0]
-    ctx = context(tmp_path / "never", {**inputs, "hw-probe": probe})
-    with pytest.raises(
-        WaitingError, match=r"4\.5 times as slow as when it was probed \(stock takes 9 instead of 2 ms\)"
-    ):
+    def run(folder: Path, *levels: float) -> None:
+        stock_ms[:], names[:], notes[:] = levels, [], []
+        ctx = context(folder, {**inputs, "hw-probe": probe})
+        monkeypatch.setattr(ctx.progress, "note", notes.append)
         search.run(ctx)
-    assert len(legs) == measuring.SESSIONS
-    stock_ms[:] = [2.0]
-    search.run(context(tmp_path / "never", {**inputs, "hw-probe": probe}))
-    assert len(scored_by_stage.networks) == 2 * scored, "what was scored before the wait is scored again"
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    run(tmp_path / "run", 2.1, 9.0, 1.9, 2.2)
+    assert names == ["front", "front", "front", "candidates"]
+    told = "the device is 4.5 times as slow as when it was probed (stock takes 9 instead of 2 ms)"
+    assert [note for note in notes if "slow" in note] == [f"{told}: something else computes on it; measuring again"]
+    (candidate,) = written(tmp_path / "run", "candidates.json")
+    assert candidate["measured"]["latency_ms"]["p50"] == 4.4, "a limit is kept as measured"
+    fitted = {row["measured_ms"] for row in written(tmp_path / "run", "history.jsonl") if "measured_ms" in row}
+    assert fitted == {4.4, 4.0}, "the model is of the hour of the probe"
+
+    with pytest.raises(StageError, match="none of 4 networks measured on the device keeps"):
+        run(tmp_path / "slow", 2.0, 2.0, 9.0)
+    assert names == ["front"] * 2 + ["candidates"] * 4 * (1 + measuring.AGAIN)
+    assert f"{told}; if it is to stay so, the limits and the latency model are of another device" in notes
 
 
 def test_an_empty_search_split_is_told_first(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov8_nas.errors import InputError, WaitingError
+from yolov8_nas.errors import InputError
 from yolov8_nas.hardware.counters import Counter, NoCounterError, open_counter
 from yolov8_nas.hardware.memory import peak_memory
 from yolov8_nas.hardware.runtime import DEFAULT, EventTimed, Runner, Runtime, random_feed
@@ -180,15 +180,10 @@ class Measurement:
 
         Two measurements of one device an hour apart differ by some per cent that all networks have in common (clocks,
         neighbours of a virtual machine). Networks that were measured in different hours are compared at one level.
-
-        Raises:
-            UnlikeLevelError: The levels differ by more than a disturbance does.
         """
         if self.reference_ms is None or reference_ms is None:
             return self
         ratio = reference_ms / self.reference_ms
-        if max(ratio, 1 / ratio) > 1 + Protocol.disturbance:
-            raise UnlikeLevelError(self.reference_ms, reference_ms)
         low, high = self.interval_ms
         return replace(
             self,
@@ -216,28 +211,6 @@ class Measurement:
 def level(rows: Iterable[Mapping[str, Any]]) -> float | None:
     """What the reference took in ms when networks were measured, which are as `Measurement.to_dict` describes them."""
     return _median([row.get("reference_ms") for row in rows])
-
-
-class UnlikeLevelError(WaitingError):
-    """The device is not as fast as it was: something else computes on it, or did then.
-
-    Args:
-        now_ms: What the reference takes.
-        then_ms: What it took.
-
-    Attributes:
-        told: That, without the remedy.
-    """
-
-    def __init__(self, now_ms: float, then_ms: float) -> None:
-        ratio = now_ms / then_ms
-        told = f"{ratio:.3g} times as slow" if ratio > 1 else f"{1 / ratio:.3g} times as fast"
-        self.told = f"the device is {told} as when it was probed (stock takes {now_ms:.4g} instead of {then_ms:.4g} ms)"
-        super().__init__(
-            f"{self.told}: let nothing else run on it and give the command again, which goes on from here; if it is to "
-            "stay as it is now, have it probed anew: remove the folders hw-probe and tables of the stage store (of a "
-            "device elsewhere: pack a bundle, yolov8-nas probe CONFIG --bundle FILE.tar)"
-        )
 
 
 @dataclass(frozen=True)

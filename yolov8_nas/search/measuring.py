@@ -9,22 +9,22 @@ from typing import Final
 
 from yolov8_nas.config import TargetConfig
 from yolov8_nas.hardware import benchmark, bundle
-from yolov8_nas.hardware.benchmark import Measurement, Protocol, UnlikeLevelError
+from yolov8_nas.hardware.benchmark import Measurement, Protocol
 from yolov8_nas.hardware.runtime import Runtime
 from yolov8_nas.host import HostLock
 from yolov8_nas.space import Architecture
 from yolov8_nas.store import read_json, write_json
 
-SESSIONS: Final = 3
-"""Times that networks are measured at most until the device is about as fast as when it was probed."""
+AGAIN: Final = 2
+"""Times that networks are measured again at most where the device is slower than when it was probed."""
 
 
 @dataclass(frozen=True)
 class Bench:
     """Measures networks in the same rounds, with stock YOLOv8 as the reference network, and keeps what it found.
 
-    Limits and latency model are of the hour in which the device was probed. So measurements are brought to the level at
-    which stock was then; where that is too far off, the device is not itself, and they are made again.
+    Where stock is slower by more than a disturbance than it was when the device was probed, something else computes on
+    the device: the networks are measured again, and what was found the last time counts.
 
     Attributes:
         folder: Where measurements are kept, so that an interrupted search does not ask for them again.
@@ -66,7 +66,6 @@ class Bench:
             progress: Called with the share done and 1.0; rounds that prove to be needed stretch the last part.
 
         Raises:
-            UnlikeLevelError: The device is not as fast as it was, whenever it is asked.
             WaitingError: The networks have to be measured elsewhere first.
         """
         kept = self.folder / "measured" / f"{name}.json"
@@ -75,19 +74,27 @@ class Bench:
         self.note(f"measuring {len(architectures)} networks on the device ({name})")
         files = [self.export(architecture) for architecture in architectures]
         legs = kept.with_suffix(".legs.jsonl")
-        for again in reversed(range(1 if self.elsewhere else SESSIONS)):
-            found = self._measure(files, protocol, progress, legs)
-            try:
-                levelled = [one.at_level(self.probed_ms) for one in found]
-            except UnlikeLevelError as error:
-                legs.unlink(missing_ok=True)
-                if not again:
-                    raise
-                self.note(f"{error.told}; measuring again")
-            else:
+        found = self._measure(files, protocol, progress, legs)
+        for _ in range(0 if self.elsewhere else AGAIN):
+            if not (slow := self._slow(found, protocol)):
                 break
-        write_json(kept, [one.to_dict() for one in levelled])
-        return levelled
+            self.note(f"{slow}: something else computes on it; measuring again")
+            legs.unlink(missing_ok=True)
+            found = self._measure(files, protocol, progress, legs)
+        if slow := self._slow(found, protocol):
+            self.note(f"{slow}; if it is to stay so, the limits and the latency model are of another device")
+        write_json(kept, [one.to_dict() for one in found])
+        return found
+
+    def _slow(self, found: Sequence[Measurement], protocol: Protocol) -> str | None:
+        """That the device is not as fast as it was when it was probed, in words; nothing where it is."""
+        now_ms = found[0].reference_ms
+        if not now_ms or not self.probed_ms or now_ms <= (1 + protocol.disturbance) * self.probed_ms:
+            return None
+        return (
+            f"the device is {now_ms / self.probed_ms:.3g} times as slow as when it was probed (stock takes "
+            f"{now_ms:.4g} instead of {self.probed_ms:.4g} ms)"
+        )
 
     def _measure(
         self, files: Sequence[Path], protocol: Protocol, progress: Callable[[float, float], None], legs: Path

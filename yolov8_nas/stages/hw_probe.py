@@ -703,12 +703,8 @@ class _Limits:
         return closest, missed[closest]
 
     def _measure_closest(self, limits: Sequence[Constraint]) -> None:
-        """Measure the network that is predicted to come closest to the limits, unless it is measured already.
-
-        Raises:
-            UnlikeLevelError: The device is not as fast as it was for the table.
-        """
-        from yolov8_nas.hardware.benchmark import Failed, UnlikeLevelError, level
+        """Measure the network that is predicted to come closest to the limits, unless it is measured already."""
+        from yolov8_nas.hardware.benchmark import Failed, level
         from yolov8_nas.hardware.latency_model import LatencyModel
         from yolov8_nas.search.objective import CostModel
 
@@ -727,19 +723,14 @@ class _Limits:
         self.ctx.progress.note(
             f"no measured network keeps {' and '.join(map(str, limits))}; measuring the one predicted to come closest"
         )
-        legs = f"{closest.digest}-legs.jsonl"
         with self.ctx.host.computing():
             file = self.bench.export(closest)
             with self.ctx.host.measuring():
-                (measurement,) = self.bench.measure([file], legs)
+                (measurement,) = self.bench.measure([file], f"{closest.digest}-legs.jsonl")
         if isinstance(measurement, Failed):
             self.ctx.progress.note(f"it could not be measured: {measurement.reason}")
             return
-        try:
-            row = self.bench.row(Sample(closest, "fastest"), measurement.at_level(level(self.table["rows"])))
-        except UnlikeLevelError:
-            (self.ctx.partial / legs).unlink(missing_ok=True)
-            raise
+        row = self.bench.row(Sample(closest, "fastest"), measurement.at_level(level(self.table["rows"])))
         self.table["rows"].append(row)
         self.figures[closest] = self._figures(row)
         write_json(self.ctx.out / "latency_table.json", self.table)

@@ -423,6 +423,9 @@ class _Search:
     def refit(self, generation: int, history: Sequence[Trial]) -> None:
         """Every few generations and after the last, measure networks of the front and refit the latency model.
 
+        The model is of the hour in which the device was probed, and so is what it is refitted to: as it would have been
+        at the level at which stock was then. Whether candidates keep the limits is told by how fast they are now.
+
         A device elsewhere is asked for the candidates only: each question is a journey.
         """
         number = generation + 1
@@ -436,7 +439,8 @@ class _Search:
         from yolov8_nas.hardware.benchmark import PROBE
 
         chosen = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, FRONT).round().astype(int))]
-        latencies = [m.latency_ms.p50 for m in self.measure(chosen, PROBE, f"front-{number}")]
+        found = self.measure(chosen, PROBE, f"front-{number}")
+        latencies = [one.at_level(self.bench.probed_ms).latency_ms.p50 for one in found]
         self.measured_ms |= zip(chosen, latencies, strict=True)
         self.costs = self.costs.refit(chosen, latencies)
         self.tables = None
