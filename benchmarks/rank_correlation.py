@@ -137,6 +137,7 @@ def main() -> None:
     supernet.add_argument("--supernet-batch", type=int, default=8)
     supernet.add_argument("--supernet-lr", type=float, default=2e-3)
     supernet.add_argument("--random-networks", type=int, default=1)
+    supernet.add_argument("--largest-first", type=float, default=training.Recipe.largest_first)
     supernet.add_argument("--bn-images", type=int, default=256)
     supernet.add_argument("--tune-epochs", type=int, default=16, help="epochs of fine-tuning from its weights")
     arguments = parser.parse_args()
@@ -151,6 +152,7 @@ def main() -> None:
         batch=arguments.supernet_batch,
         lr=arguments.supernet_lr,
         random_networks=arguments.random_networks,
+        largest_first=arguments.largest_first,
         seed=0,
     )
     # The first seed first, then the supernet: from then on there is something to report.
