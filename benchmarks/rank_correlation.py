@@ -6,8 +6,8 @@ Networks of the space, spread evenly over the costs that random ones have, are t
 number of epochs, and scored on a validation set that training never saw. The same networks are scored on the same
 images with the weights of the trained supernet. Some are trained again with another seed: how well two trainings agree
 with each other is the ceiling of what any score can reach. MAC count is ranked beside the supernet, as the score that
-costs nothing. A network that a search finds is not trained from scratch, though: it goes on from the supernet's
-weights. So the score is compared with that, too, where it was made.
+costs nothing, and so is the sum of both, each in its standard deviations. Unless it is asked to train from scratch, a
+run goes on from the supernet's weights. So the score is compared with that, too, where it was made.
 
 Every training has a file of its own in the work folder, and the command may be killed and given again at any time. It
 carries out the stages in turn, or one of them:
@@ -351,6 +351,8 @@ class Study:
                 continue
             scores = np.array([read_json(file)["map50_95"] for file in files])
             rows += self.by_band(f"supernet {folder.name}", scores, truth, prices, unit)
+            both = standardized(scores) + standardized(np.log(macs))
+            rows += self.by_band(f"supernet {folder.name} and MAC count", both, truth, prices, unit)
             rows += self.against_tuned(folder, trained, prices, {"MAC count": macs, "trained alone": truth}, scores)
             residuals[folder.name] = misjudged(self.space, trained, scores, truth)
             figure.add_scatter(
@@ -497,6 +499,12 @@ def spread(
         if 0 <= step < count:
             found.setdefault(step, network)
     return [found[step] for step in range(count)]
+
+
+def standardized(values: Floats) -> Floats:
+    """Values with mean 0 and standard deviation 1; of equal ones all 0."""
+    scaled: Floats = (values - values.mean()) / (values.std() or 1.0)
+    return scaled
 
 
 def evenly(networks: Sequence[Architecture], count: int) -> list[Architecture]:
