@@ -224,7 +224,7 @@ class _Export:
                 protocol=VERIFY,
                 reference=reference,
                 progress=progress,
-                checkpoint=self.ctx.partial / "measurements.json",
+                checkpoint=self.ctx.partial / "measurements.jsonl",
             )
             self._step("measured", len(files))
             timings = measure_with_nms(
@@ -235,7 +235,7 @@ class _Export:
                 protocol=VERIFY if limited else PROBE,
                 reference=reference,
                 progress=progress,
-                checkpoint=self.ctx.partial / "frames.json",
+                checkpoint=self.ctx.partial / "frames.jsonl",
             )
             self._step("measured with non-maximum suppression", len(files))
         return [
