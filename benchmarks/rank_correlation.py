@@ -37,6 +37,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from numpy.typing import NDArray
+from scipy.stats import zscore
 from setting import inspection_pictures, machine
 from ultralytics.nn.tasks import DetectionModel
 
@@ -351,7 +352,7 @@ class Study:
                 continue
             scores = np.array([read_json(file)["map50_95"] for file in files])
             rows += self.by_band(f"supernet {folder.name}", scores, truth, prices, unit)
-            both = standardized(scores) + standardized(np.log(macs))
+            both = zscore(scores) + zscore(np.log(macs))
             rows += self.by_band(f"supernet {folder.name} and MAC count", both, truth, prices, unit)
             rows += self.against_tuned(folder, trained, prices, {"MAC count": macs, "trained alone": truth}, scores)
             residuals[folder.name] = misjudged(self.space, trained, scores, truth)
@@ -499,12 +500,6 @@ def spread(
         if 0 <= step < count:
             found.setdefault(step, network)
     return [found[step] for step in range(count)]
-
-
-def standardized(values: Floats) -> Floats:
-    """Values with mean 0 and standard deviation 1; of equal ones all 0."""
-    scaled: Floats = (values - values.mean()) / (values.std() or 1.0)
-    return scaled
 
 
 def evenly(networks: Sequence[Architecture], count: int) -> list[Architecture]:

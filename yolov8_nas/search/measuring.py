@@ -74,15 +74,16 @@ class Bench:
         self.note(f"measuring {len(architectures)} networks on the device ({name})")
         files = [self.export(architecture) for architecture in architectures]
         legs = kept.with_suffix(".legs.jsonl")
-        found = self._measure(files, protocol, progress, legs)
-        for _ in range(0 if self.elsewhere else AGAIN):
-            if not (slow := self._slow(found, protocol)):
-                break
-            self.note(f"{slow}: something else computes on it; measuring again")
-            legs.unlink(missing_ok=True)
+        for left in reversed(range(1 if self.elsewhere else 1 + AGAIN)):
             found = self._measure(files, protocol, progress, legs)
-        if slow := self._slow(found, protocol):
-            self.note(f"{slow}; if it is to stay so, the limits and the latency model are of another device")
+            slow = self._slow(found, protocol)
+            if not slow:
+                break
+            if left:
+                self.note(f"{slow}: something else computes on it; measuring again")
+                legs.unlink(missing_ok=True)
+            else:
+                self.note(f"{slow}; if it is to stay so, the limits and the latency model are of another device")
         write_json(kept, [one.to_dict() for one in found])
         return found
 

@@ -47,7 +47,6 @@ FRONT: Final = 8
 ROUNDS: Final = 12
 """Rounds in which candidates are measured at most; the verdict on what ships takes more where it needs them."""
 
-
 RESCALINGS: Final = 4
 """Rescaled stock networks that are measured at most until one is as fast as the best candidate."""
 
