@@ -24,23 +24,13 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.errors import InputError
 from yolov8_nas.space import BLOCKS, Architecture, SearchSpace
 from yolov8_nas.supernet.batchnorm import recalibrate
+from yolov8_nas.supernet.channels import importance_orders, reordered, wiring
 from yolov8_nas.supernet.derive import build, derive, save_checkpoint, unroll
 from yolov8_nas.supernet.elastic import State
 from yolov8_nas.supernet.images import train_split
+from yolov8_nas.supernet.operators import dilated, linearised, separable
 from yolov8_nas.supernet.supernet import Supernet
-from yolov8_nas.supernet.warmstart import (
-    check,
-    dilated,
-    importance_orders,
-    linearised,
-    read,
-    read_stock,
-    reordered,
-    separable,
-    transfer,
-    warm_start,
-    wiring,
-)
+from yolov8_nas.supernet.warmstart import check, read, read_stock, transfer, warm_start
 
 TINY = SearchSpace.load("tiny")
 BIG = [pytest.param(name, marks=pytest.mark.slow) for name in ("yolov8m", "yolov8l")]

@@ -14,7 +14,7 @@ that point gives the stock network's outputs. Three steps lead there:
    random: every wider, deeper or larger-kernelled network also begins as stock does, and learns from there
    (Net2Net, arXiv:1511.05641).
 3. *Operators* that stock lacks start as approximations of its two 3x3 convolutions, and attention lets everything
-   pass nearly unchanged; see `linearised`, `separable`, `dilated` and `_pass_through`.
+   pass nearly unchanged; see `operators`.
 
 From an earlier supernet of the same space and classes: its weights as they are. So retraining on grown data goes on.
 """
@@ -23,11 +23,9 @@ from __future__ import annotations
 
 import bisect
 import codecs
-import itertools
-import math
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,15 +33,16 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from ultralytics.nn.modules import DFL, SPPF, Bottleneck, C2f, Concat, Conv, Detect
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import IterableSimpleNamespace
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.space import SCALES, Architecture, SearchSpace, stock_architecture
+from yolov8_nas.supernet.channels import importance_orders, reordered, wiring
 from yolov8_nas.supernet.derive import model_rows, unroll
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticPSA, ElasticPSABlock, ElasticSPPF, State
+from yolov8_nas.supernet.operators import dilated, linearised, pass_through, separable
 from yolov8_nas.supernet.supernet import WEIGHTS, Supernet
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -229,109 +228,6 @@ def warm_start(supernet: Supernet, source: DetectionModel | Supernet) -> WarmSta
     return WarmStart(f"stock {scale}", taken, total, ordered=len(orders), approximated=approximated)
 
 
-# 1. Order ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Wire:
-    """One convolution of the stock network, and the axes that its channels lie on.
-
-    Attributes:
-        row: Its row in `model_rows`.
-        weight: Name of its weights in the state of the row's module.
-        norm: Prefix of its BatchNorm's tensors there; empty for a prediction, whose outputs have their places.
-        inputs: Axis of each member of its input.
-        output: Axis of its output; empty for a prediction.
-    """
-
-    row: int
-    weight: str
-    norm: str
-    inputs: tuple[str, ...]
-    output: str
-
-
-def wiring(architecture: Architecture) -> Iterator[Wire]:
-    """The convolutions of a network of 3x3 bottlenecks, in the order of the network."""
-
-    def conv(prefix: str, inputs: tuple[str, ...], output: str) -> Wire:
-        return Wire(row, f"{prefix}conv.weight", f"{prefix}bn.", inputs, output)
-
-    axes: list[tuple[str, ...]] = []  # of each row, those of the members of its output
-    for row, (name, (source, _, module, arguments)) in enumerate(model_rows(architecture)):
-        relative = source if isinstance(source, list) else [source]
-        inputs = sum((axes[i % row] for i in relative), ()) if row else ("image",)
-        axes.append((name,))
-        match module:
-            case "Conv":
-                yield conv("", inputs, name)
-            case "Bottleneck":
-                if arguments[1]:
-                    axes[row] = inputs  # the shortcut adds the input to the output, channel by channel
-                yield conv("cv1.", inputs, f"{name}.inner")
-                yield conv("cv2.", (f"{name}.inner",), *axes[row])
-            case "SPPF":
-                yield conv("cv1.", inputs, f"{name}.hidden")
-                yield conv("cv2.", (f"{name}.hidden",) * 4, name)
-            case "Detect":
-                for level, axis in enumerate(inputs):
-                    for branch in (f"cv2.{level}.", f"cv3.{level}."):
-                        yield conv(f"{branch}0.", (axis,), f"{branch}first")
-                        yield conv(f"{branch}1.", (f"{branch}first",), f"{branch}second")
-                        yield Wire(row, f"{branch}2.weight", "", (f"{branch}second",), "")
-            case _:  # Concat, Upsample
-                axes[row] = inputs
-
-
-def importance_orders(wires: Sequence[Wire], states: Sequence[State]) -> dict[str, Tensor]:
-    """For every axis its channels from the most important on; see the module.
-
-    Args:
-        wires: `wiring` of the network.
-        states: Of each row, the state of the stock module.
-    """
-    spread: dict[str, Tensor] = {}
-    for wire in wires:
-        if wire.output:  # of channels that are added, the spreads are added
-            norm = (states[wire.row][f"{wire.norm}{name}"] for name in ("weight", "bias"))
-            _, own = _mean_and_spread(*norm)
-            spread[wire.output] = spread.get(wire.output, torch.zeros_like(own)) + own
-    read = {axis: torch.zeros_like(own) for axis, own in spread.items()}
-    for wire in wires:
-        if wire.inputs != ("image",):
-            state = states[wire.row]
-            weight = state[wire.weight].abs().sum((2, 3))
-            if wire.norm:
-                variance = state[f"{wire.norm}running_var"]
-                weight = weight * (state[f"{wire.norm}weight"].abs() / (variance + _EPS).sqrt())[:, None]
-            sizes = [len(spread[axis]) for axis in wire.inputs]
-            for axis, part in zip(wire.inputs, torch.split(weight.sum(0), sizes), strict=True):
-                read[axis] += part
-    return {axis: (own * read[axis]).argsort(descending=True, stable=True) for axis, own in spread.items()}
-
-
-def reordered(wires: Sequence[Wire], states: Sequence[State], orders: Mapping[str, Tensor]) -> list[State]:
-    """The same network with the channels of every axis in the given order: its outputs stay the same.
-
-    Args:
-        wires: `wiring` of the network.
-        states: Of each row, the state of the stock module.
-        orders: For every axis, which channel comes first, second and so on.
-    """
-    moved = [dict(state) for state in states]
-    for wire in wires:
-        state = moved[wire.row]
-        if wire.inputs != ("image",):
-            starts = np.cumsum([0, *(len(orders[axis]) for axis in wire.inputs)])
-            columns = torch.cat([orders[axis] + int(s) for axis, s in zip(wire.inputs, starts, strict=False)])
-            state[wire.weight] = state[wire.weight][:, columns]
-        if wire.output:
-            names = (f"{wire.norm}{name}" for name in ("weight", "bias", "running_mean", "running_var"))
-            for name in (wire.weight, *names):
-                state[name] = state[name][orders[wire.output]]
-    return moved
-
-
 # 2. Transfer ---------------------------------------------------------------------------------------------------------
 
 
@@ -379,9 +275,6 @@ def transfer(supernet: Supernet, architecture: Architecture, states: Sequence[St
 
 # 3. Operators --------------------------------------------------------------------------------------------------------
 
-_EPS: Final = 1e-3
-"""Ultralytics' epsilon of BatchNorm."""
-
 
 def _approximate(layer: ElasticBottleneck, hidden: int) -> None:
     """Start a bottleneck's other operators from its two 3x3 convolutions, of `hidden` channels.
@@ -405,111 +298,22 @@ def _approximate(layer: ElasticBottleneck, hidden: int) -> None:
             conv.bn.weight[:c], conv.bn.bias[:c] = second.bn.weight[:c], second.bn.bias[:c]
 
 
-def linearised(first: State, second: State) -> Tensor:
-    """The 5x5 kernel that is closest to two 3x3 convolutions with BatchNorm and SiLU between them.
-
-    A nonlinearity between Gaussian inputs and outputs is best replaced by a factor, the mean of its derivative
-    (Bussgang's theorem; J. J. Bussgang, Crosscorrelation functions of amplitude-distorted Gaussian signals, 1952).
-    With one factor per channel in between, the two kernels are convolved with each other into one.
-
-    Args:
-        first: State of the first stock `Conv`, (M, I, 3, 3).
-        second: Weights of the second one, (O, M, 3, 3), in its state.
-
-    Returns:
-        (O, I, 5, 5).
-    """
-    between, probability = _normal(first["bn.weight"], first["bn.bias"])
-    sigmoid = between.sigmoid()
-    slope = probability @ (sigmoid * (1 + between * (1 - sigmoid)))
-    factor = slope * first["bn.weight"] / (first["bn.running_var"] + _EPS).sqrt()
-    inner, outer = first["conv.weight"], second["conv.weight"] * factor[:, None, None]
-    kernel = inner.new_zeros(len(outer), inner.shape[1], 5, 5)
-    for y, x in itertools.product(range(3), repeat=2):
-        kernel[:, :, y : y + 3, x : x + 3] += torch.tensordot(outer[:, :, y, x], inner, 1)
-    return kernel
-
-
-def separable(kernel: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The depthwise-separable convolution that is closest to a dense one in least squares.
-
-    Pointwise, then depthwise: each output is a product of weights per input and weights per tap, a matrix of rank one.
-    The closest one is the first term of the singular value decomposition (Eckart and Young, 1936). Its sign is chosen
-    so that taps sum to something positive, since the SiLU in between lets positive values pass.
-
-    Args:
-        kernel: The dense kernel (O, I, K, K); its centre counts.
-        size: Side of the depthwise kernel, K at most.
-
-    Returns:
-        Weights per input (O, I, 1, 1), and per tap (O, 1, size, size), the latter of unit norm.
-    """
-    margin = (kernel.shape[-1] - size) // 2
-    taps = slice(margin, margin + size)
-    matrix = kernel[:, :, taps, taps].flatten(2)
-    per_tap = torch.linalg.eigh(matrix.transpose(1, 2) @ matrix).eigenvectors[..., -1:]
-    per_tap = torch.where(per_tap.sum(1, keepdim=True) < 0, -per_tap, per_tap)
-    return (matrix @ per_tap)[..., None], per_tap.view(-1, 1, size, size)
-
-
-def dilated(kernel: Tensor) -> Tensor:
-    """The 3x3 kernel of dilation 2 that stands for a 5x5 one.
-
-    It has every other tap. The weight of a tap that it lacks goes to its neighbours in equal parts, so that the two
-    give the same on all inputs that are linear from one tap to the next.
-
-    Args:
-        kernel: (O, I, 5, 5).
-
-    Returns:
-        (O, I, 3, 3).
-    """
-    share = kernel.new_tensor([[1, 0.5, 0, 0, 0], [0, 0.5, 1, 0.5, 0], [0, 0, 0, 0.5, 1]])
-    return share @ kernel @ share.T
-
-
 def _pass_through(supernet: Supernet) -> None:
-    """Start attention so that what comes from SPPF leaves it nearly unchanged, at every width.
-
-    The two halves take the even and the odd channels (so that a narrower network's take all of its channels too) and
-    are put together again; inside, the shortcuts of attention and feed-forward layer are alone at first (zero factors:
-    Goyal et al., arXiv:1706.02677, section 5.1). Two SiLU remain: the first one gets values that are raised to where
-    it is linear, and a second one leaves what is greater than 0.2 as it is within 0.1, if it is raised by 0.2.
-    """
+    """Start attention at its maximum width as `operators.pass_through` says."""
     sppf, attention = supernet.get_submodule("sppf"), supernet.get_submodule("attention")
     assert isinstance(sppf, ElasticSPPF) and isinstance(attention, ElasticPSA)
-    mean, spread = _mean_and_spread(sppf.cv2.bn.weight, sppf.cv2.bn.bias)  # BatchNorm takes them and gives them back
-    merge = attention.merge
-    merge.weight.zero_()
-    merge.bn.weight.copy_(spread)
-    merge.bn.bias.copy_(mean + 0.2)
-    for parity, half in enumerate(attention.split):
-        assert isinstance(half, ElasticConv)
-        inside = torch.arange(half.weight.shape[0])
-        outside = 2 * inside + parity
-        half.weight.zero_()
-        half.weight[inside, outside] = 1
-        half.bn.weight.copy_(spread[outside])
-        half.bn.bias.copy_(mean[outside] + 4)
-        merge.weight[outside, len(inside) * parity + inside] = 1
-    for block in attention.layers:
+    depth = len(attention.layers)
+    state = pass_through(sppf.cv2.bn.weight, sppf.cv2.bn.bias, depth)
+    half = attention.merge.weight.shape[0] // 2
+    for conv, part in zip(attention.split, (slice(half), slice(half, None)), strict=True):
+        assert isinstance(conv, ElasticConv)
+        conv.weight.copy_(state["cv1.conv.weight"][part])
+        conv.bn.weight.copy_(state["cv1.bn.weight"][part])
+        conv.bn.bias.copy_(state["cv1.bn.bias"][part])
+    attention.merge.weight.copy_(state["cv2.conv.weight"])
+    attention.merge.bn.weight.copy_(state["cv2.bn.weight"])
+    attention.merge.bn.bias.copy_(state["cv2.bn.bias"])
+    for i, block in enumerate(attention.layers):
         assert isinstance(block, ElasticPSABlock) and isinstance(block.ffn[1], ElasticConv)
-        for last in (block.attn.proj, block.ffn[1]):
-            last.bn.weight.zero_()
-
-
-def _mean_and_spread(factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of what leaves SiLU behind a BatchNorm: (C,), (C,)."""
-    between, probability = _normal(factor, offset)
-    leaving = F.silu(between)
-    mean = probability @ leaving
-    return mean, (probability @ (leaving - mean) ** 2).sqrt()
-
-
-def _normal(factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """What BatchNorm gives, by Gauss-Hermite quadrature: (Q, C) values of C channels, (Q,) their probabilities."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
-    return (
-        offset + factor * factor.new_tensor(nodes)[:, None],
-        factor.new_tensor(weights / math.sqrt(2 * math.pi)),
-    )
+        block.attn.proj.bn.weight.copy_(state[f"m.{i}.attn.proj.bn.weight"])
+        block.ffn[1].bn.weight.copy_(state[f"m.{i}.ffn.1.bn.weight"])
