@@ -19,8 +19,10 @@ from PIL import Image
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset as normalised
 from yolov8_nas.data.check import check_source, checked, source_digest
-from yolov8_nas.data.readers import ROUNDING, TOLERANCE, label_file, parse_row
+from yolov8_nas.data.sample import ROUNDING
 from yolov8_nas.data.splits import LEAST, SHARE, position, search_split
+from yolov8_nas.data.yolo_layout import label_file
+from yolov8_nas.data.yolo_rows import TOLERANCE, parse_row
 from yolov8_nas.errors import InputError
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress

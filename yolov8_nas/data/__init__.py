@@ -1,1 +1,1 @@
-"""Datasets: readers, checks, splits and the built-in demo data."""
+"""Datasets: layouts, checks, splits and the built-in demo data."""

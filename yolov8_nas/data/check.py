@@ -17,9 +17,13 @@ from typing import Final
 
 from PIL import Image
 
-from yolov8_nas.data import demo, readers, remote
-from yolov8_nas.data.readers import Box, Faults, Sample
+from yolov8_nas.data import demo, layout, remote
+from yolov8_nas.data import sample as samples_of
+from yolov8_nas.data.faults import Faults
+from yolov8_nas.data.sample import Box, Listing, Sample
+from yolov8_nas.data.source import local_path, opened, source_name
 from yolov8_nas.data.splits import search_split
+from yolov8_nas.data.yolo_layout import label_file
 from yolov8_nas.errors import InputError
 
 SPLITS: Final = ("train", "search", "val")
@@ -133,9 +137,9 @@ def checked(
             scratch = scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dataset-")))
             path = remote.fetch(str(source), scratch / FETCHED, expected=digest, progress=progress)
         else:
-            path = readers.local_path(source)
-        opened = stack.enter_context(readers.opened(path, scratch, shown=str(source)))
-        yield _check(opened, str(source), readers.source_name(path), foreign or opened != path, progress)
+            path = local_path(source)
+        folder = stack.enter_context(opened(path, scratch, shown=str(source)))
+        yield _check(folder, str(source), source_name(path), foreign or folder != path, progress)
 
 
 def source_digest(source: str | Path) -> str:
@@ -150,17 +154,17 @@ def source_digest(source: str | Path) -> str:
     """
     if remote.is_address(source):
         return remote.look(str(source)).digest
-    path = readers.local_path(source)
+    path = local_path(source)
     if path.is_file() and path.suffix not in {".yaml", ".yml"}:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    with readers.opened(path) as folder:
+    with opened(path) as folder:
         faults = Faults()
         listing = _read(folder, str(source), faults, confined=False)
         faults.raise_any(str(source))
         assert listing is not None
         digest = hashlib.sha256(repr(listing.names).encode())
-        for split in readers.SPLITS:
+        for split in samples_of.SPLITS:
             for sample in listing.samples[split]:
                 with sample.image.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -168,9 +172,9 @@ def source_digest(source: str | Path) -> str:
         return digest.hexdigest()
 
 
-def _read(folder: Path, source: str, faults: Faults, *, confined: bool) -> readers.Listing | None:
+def _read(folder: Path, source: str, faults: Faults, *, confined: bool) -> Listing | None:
     try:
-        return readers.read(folder, faults, confined=confined)
+        return layout.read(folder, faults, confined=confined)
     except OSError as error:  # no rights, a name too long for the file system, a disk that fails
         raise InputError(f"{source}: cannot be read ({error}); make its files and folders readable") from None
 
@@ -186,7 +190,7 @@ def _check(
     warnings = list(listing.warnings)
     train, val = _inspect(listing, faults, progress)
     if not faults.count and not any(sample.boxes for sample in listing.samples["train"]):
-        expected = readers.label_file(Path(listing.samples["train"][0].name))
+        expected = label_file(Path(listing.samples["train"][0].name))
         faults.add("train", "no boxes in any image", f"put labels where they are looked for ({expected}, ...)")
     if not faults.count and not any(sample.boxes for sample in listing.samples["val"]):
         faults.add("val", "no boxes in any image, so nothing can be scored", "label the validation images")
@@ -226,11 +230,11 @@ _Pairs = list[tuple[Sample, CheckedImage]]
 
 
 def _inspect(
-    listing: readers.Listing, faults: Faults, progress: Callable[[str, int, int], None] | None
+    listing: Listing, faults: Faults, progress: Callable[[str, int, int], None] | None
 ) -> tuple[_Pairs, _Pairs]:
     """Open every image; what cannot be used becomes a fault."""
-    samples = [(split, sample) for split in readers.SPLITS for sample in listing.samples[split]]
-    pairs: dict[str, _Pairs] = {split: [] for split in readers.SPLITS}
+    samples = [(split, sample) for split in samples_of.SPLITS for sample in listing.samples[split]]
+    pairs: dict[str, _Pairs] = {split: [] for split in samples_of.SPLITS}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders work outside the interpreter's lock
         found = pool.map(lambda item: _open(item[1]), samples)
         for done, ((split, sample), image) in enumerate(zip(samples, found, strict=True), 1):

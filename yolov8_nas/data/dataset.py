@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from yolov8_nas.data.check import SPLITS, CheckedDataset, CheckedImage
-from yolov8_nas.data.readers import Box
+from yolov8_nas.data.sample import Box
 from yolov8_nas.store import atomic_write, canonical_digest, file_sha256, read_json, tree_files, write_json
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"

@@ -22,8 +22,8 @@ def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
     if config.data is None:
         return {"source": None}
     from yolov8_nas.data.check import source_digest
-    from yolov8_nas.data.readers import local_path
     from yolov8_nas.data.remote import is_address
+    from yolov8_nas.data.source import local_path
 
     source = config.data if is_address(config.data) else str(local_path(config.data))
     return {"source": source, "source_digest": source_digest(source)}

@@ -1,0 +1,57 @@
+"""Where a dataset lies: a folder, a description in it, or an archive that is unpacked for the time of reading."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from yolov8_nas import store
+from yolov8_nas.errors import InputError
+
+ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+
+
+def local_path(source: str | Path) -> Path:
+    """The absolute path of a source."""
+    return Path(source).expanduser().absolute()
+
+
+def source_name(source: Path) -> str:
+    """The name of a dataset: its file's or folder's, without what an archive adds."""
+    name = source.resolve().name
+    for suffix in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return source.resolve().parent.name if source.suffix in {".yaml", ".yml"} else name
+
+
+@contextmanager
+def opened(source: Path, scratch: Path | None = None, shown: str | None = None) -> Iterator[Path]:
+    """The folder (or data.yaml) to read: the source itself, or its content where it is an archive.
+
+    Args:
+        source: A folder, a data.yaml or an archive.
+        scratch: Where an archive is unpacked to, in a folder that goes away again.
+        shown: How messages call the source, where not by its path.
+
+    Raises:
+        InputError: There is nothing at `source`, or it is an archive that is damaged or unsafe.
+    """
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; give the dataset's folder, its data.yaml or its archive")
+    if source.is_dir() or source.suffix in {".yaml", ".yml"}:
+        yield source
+        return
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="unpacked-") as folder:
+        try:
+            store.extract(source, Path(folder))
+        except store.ArchiveError as error:
+            raise InputError(str(error).replace(str(source), shown or str(source))) from None
+        except OSError as error:
+            raise InputError(
+                f"{shown or source}: cannot be unpacked ({error}); free some space or unpack it yourself"
+            ) from None
+        yield Path(folder)
