@@ -32,7 +32,7 @@ def chosen(space: SearchSpace, architecture: Architecture) -> dict[str, torch.Te
     return {d.name: F.one_hot(torch.tensor(gene), len(d.options)).double().requires_grad_() for d, gene in genes}
 
 
-@pytest.mark.parametrize("name", ["tiny", "yolov8n"])
+@pytest.mark.parametrize("name", ["tiny", "yolov8n-mixed"])
 def test_one_hot_choices_give_the_active_network(name: str) -> None:
     space = SearchSpace.load(name)
     torch.manual_seed(0)

@@ -153,8 +153,8 @@ def test_the_pair_that_nothing_keeps_is_named() -> None:
     # Of a device that needs the less energy the longer it takes, so that power and latency can't both be low.
     energies = tuple(30 / value for value in latency.latencies)
     energy = LatencyModel(TOY, 3, 128, latency.architectures, energies, latency.smoothness, 0.0, {})
-    slow, fast = (middle("latency", latency, share) for share in (0.9, 0.1))
-    power = middle("power", latency, 0.1, energy=energy)
+    slow, fast = (middle("latency", latency, share) for share in (0.9, 0.15))
+    power = middle("power", latency, 0.15, energy=energy)
     linear = LinearCost.of_latency(latency)
     assert solve(TOY, worths(TOY, 0), costs(["params<=100M", slow], latency, energy=energy), linear)
     with pytest.raises(StageError, match=r"keep both (latency|power).* and (latency|power).*\(nearest to the first"):

@@ -113,7 +113,7 @@ def test_the_sample_holds_what_tells_most() -> None:
     whole = np.array([SPACE.encode(s.architecture) for s in samples if s.role == "train"])
     for column, dimension in zip(whole.T, SPACE.dimensions, strict=True):
         counts = np.bincount(column, minlength=len(dimension.options))
-        assert counts.min() >= 0.5 * len(whole) / len(dimension.options), dimension
+        assert counts.min() >= 0.5 * len(whole) // len(dimension.options), dimension
     assert hw_probe.sample(SPACE, 60, 12, seed=0) == samples
     assert hw_probe.sample(SPACE, 60, 12, seed=1) != samples
 

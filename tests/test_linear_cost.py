@@ -15,7 +15,7 @@ from yolov8_nas.search.linear_cost import LinearCost, interactions
 from yolov8_nas.space import Architecture, SearchSpace
 
 
-@pytest.mark.parametrize("name", ["tiny", "yolov8n", "yolov8l"])
+@pytest.mark.parametrize("name", ["tiny", "yolov8n", "yolov8l", "yolov8n-mixed"])
 def test_tables_add_up_to_the_physical_latency_of_every_network(name: str) -> None:
     space = SearchSpace.load(name)
     model = fitted(space)
@@ -23,7 +23,7 @@ def test_tables_add_up_to_the_physical_latency_of_every_network(name: str) -> No
     fresh = [*networks(space, 100, seed=2), space.smallest(), space.largest(), space.stock]
     np.testing.assert_allclose(tables(fresh), model.physical(fresh), rtol=1e-9)
     assert np.ptp(tables(fresh)) > 0.1 * tables.constant
-    assert sum(table.values.size for table in tables.tables) < 3000
+    assert sum(table.values.size for table in tables.tables) < 5000
 
 
 @pytest.mark.parametrize("figure", ["params", "gflops", "bytes"])

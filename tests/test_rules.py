@@ -16,7 +16,7 @@ from yolov8_nas.hardware.profile import Profile, cpu_profile
 from yolov8_nas.hardware.rules import RULES, Applied, Device, consider, narrowed, with_evidence
 from yolov8_nas.space import BLOCKS, SearchSpace
 
-N = SearchSpace.load("yolov8n")
+N = SearchSpace.load("yolov8n-mixed")
 
 
 def specified(key: str) -> Device:
@@ -45,8 +45,8 @@ def test_int8_tensor_cores_want_multiples_of_32_channels() -> None:
     assert options["stem"] == (16,)  # stock's own
     assert options["backbone_p3.expansion"] == (0.5,) and options["backbone_p4.expansion"] == (0.25, 0.375, 0.5)
     assert space.stock in space and space.size < N.size
-    assert space.name == "yolov8n (narrowed by hardware rules)"
-    assert "takes out 14 options" in str(rules["tensor_core_channels"])
+    assert space.name == "yolov8n-mixed (narrowed by hardware rules)"
+    assert "takes out 61 options" in str(rules["tensor_core_channels"])
     for network in (space.sample(np.random.default_rng(seed)) for seed in range(20)):
         assert network in N
         for name in BLOCKS:
@@ -86,7 +86,7 @@ def test_a_rule_that_is_off_tells_what_it_would_do_and_does_nothing() -> None:
     rules = applied(T4, "int8", tensor_core_channels=False)
     assert narrowed(N, list(rules.values())) == N
     assert str(rules["tensor_core_channels"]).startswith("tensor_core_channels (switched off): ")
-    assert "would take out 14 options" in str(rules["tensor_core_channels"])
+    assert "would take out 61 options" in str(rules["tensor_core_channels"])
 
 
 def test_each_rule_has_a_switch_in_the_configuration() -> None:

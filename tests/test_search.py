@@ -306,7 +306,7 @@ def test_it_finds_the_optimum_of_a_small_landscape_with_few_evaluations() -> Non
     feasible = landscape.price(every).feasible
     best = max(landscape.accuracy(a) for a, ok in zip(every, feasible, strict=True) if ok)
     assert feasible.sum() > 60
-    trials = landscape.evolve(generations=4, population=8)
+    trials = landscape.evolve(generations=6, population=8)
     assert max(t.map50_95 for t in trials) == best
 
 

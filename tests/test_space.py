@@ -10,9 +10,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolov8_nas.space import OPERATORS, Architecture, SearchSpace, SpaceError, stock_architecture
+from yolov8_nas.space import (
+    FACTORS,
+    OPERATORS,
+    Architecture,
+    SearchSpace,
+    SpaceError,
+    rescale,
+    stock_architecture,
+)
 
-NAMES = ("tiny", "yolov8n", "yolov8s", "yolov8m", "yolov8l")
+NAMES = ("tiny", *(f"yolov8{scale}{kind}" for scale in "nsml" for kind in ("", "-mixed")))
 TINY = SearchSpace.load("tiny")
 
 
@@ -29,6 +37,20 @@ def test_built_in_spaces(name):
         assert space.stock.blocks[0].depth <= block.depth and OPERATORS.index(block.operator) >= OPERATORS.index(
             "conv3"
         )
+    rescaled = space.rescaled()
+    assert len(rescaled) == len(FACTORS) == 8 and rescaled[-1] == space.stock
+    assert rescaled == [rescale(space.stock, factor) for factor in FACTORS]
+
+
+@pytest.mark.parametrize("scale", "nsml")
+def test_default_spaces_keep_what_stock_has_learned(scale):
+    space = SearchSpace.load(f"yolov8{scale}")
+    largest, stock = space.largest(), space.stock
+    assert largest.convs == stock.convs and largest.sppf_width == stock.sppf_width
+    for mine, its in zip(largest.blocks, stock.blocks, strict=True):
+        assert (mine.depth, mine.width, mine.operator) == (its.depth, its.width, "conv3")
+        assert mine.expansion > its.expansion
+    assert any(block.depth == 0 for block in space.smallest().blocks)
 
 
 @given(st.tuples(*(st.integers(0, len(d.options) - 1) for d in TINY.dimensions)))
@@ -79,8 +101,8 @@ def changed(**changes) -> dict:
         (changed(extra=1), r"unknown \['extra'\]"),
         ({"name": "x"}, r"missing \['scale'"),
         (changed(scale="x"), "'x' is not one of n, s, m, l"),
-        (changed(convs=TINY.to_dict()["convs"] | {"stem": [24]}), "stem: 24 .* use 32"),
-        (changed(convs=TINY.to_dict()["convs"] | {"stem": [32]}), "does not contain stock YOLOv8n: stem = 16"),
+        (changed(convs=TINY.to_dict()["convs"] | {"stem": [20]}), "stem: 20 .* use 24"),
+        (changed(convs=TINY.to_dict()["convs"] | {"stem": [24]}), "does not contain stock YOLOv8n: stem = 16"),
         (changed(convs=TINY.to_dict()["convs"] | {"stem": [16, 16]}), "names an option twice"),
         (changed(convs=TINY.to_dict()["convs"] | {"stem": []}), "expected a list"),
         (changed(sppf={"kernel": [4, 5], "width": [256]}), "even kernel"),
@@ -102,10 +124,10 @@ def test_unusable_spaces(data, message):
     [
         ("operator", ["conv3", "conv7"], "'conv7' is not one of"),
         ("operator", ["conv3", "dilated3"], "no stock module with a shortcut"),
-        ("depth", [1, 0], "0 is not a number"),
+        ("depth", [1, -1], "-1 is not a number"),
         ("depth", [2, True], "True is not a number"),
         ("expansion", [0.5, 1.5], "1.5 is not a number"),
-        ("width", [32, 8], "8 channels are no multiple of 16"),
+        ("width", [32, 12], "12 channels are no multiple of 8"),
     ],
 )
 def test_unusable_blocks(part, options, message):
@@ -130,7 +152,7 @@ def test_genes_and_architectures_that_do_not_fit():
     genes = TINY.encode(TINY.stock)
     with pytest.raises(SpaceError, match="genes for"):
         TINY.decode(genes[:-1])
-    with pytest.raises(SpaceError, match=r"stem: gene 9 is not in 0\.\.0"):
+    with pytest.raises(SpaceError, match=r"stem: gene 9 is not in 0\.\.1"):
         TINY.decode((9, *genes[1:]))
     with pytest.raises(SpaceError, match="not an architecture"):
         Architecture.from_dict({"convs": {}})

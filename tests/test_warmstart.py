@@ -77,7 +77,7 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
 # The stock network as a point of the space ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tiny", "yolov8n", "yolov8s", *BIG])
+@pytest.mark.parametrize("name", ["tiny", "yolov8n-mixed", "yolov8s", *BIG])
 def test_the_stock_point_with_stock_weights_gives_stock_outputs(name: str) -> None:
     space = SearchSpace.load(name)
     network = stock_network(space.scale)

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +60,11 @@ SCALES: Final[Mapping[str, tuple[float, float, int]]] = {
 }
 """YOLOv8's depth multiple, width multiple and maximum channels by size (Ultralytics' yolov8.yaml)."""
 
+FACTORS: Final = (1 / 2, 9 / 16, 5 / 8, 7 / 10, 3 / 4, 5 / 6, 15 / 16, 1.0)
+"""Factors on all of stock's widths that the built-in spaces contain: what people do who need another latency than a
+stock size has, so the network that a search has to beat is one that it can find. The resulting widths of SPPF divide
+into attention heads of equal size."""
+
 _STOCK_CONVS: Final = (64, 128, 256, 512, 1024, 256, 512)
 _STOCK_BLOCKS: Final = ((3, 128), (6, 256), (6, 512), (3, 1024), (3, 512), (3, 256), (3, 512), (3, 1024))
 _STOCK_SPPF: Final = 1024
@@ -79,7 +84,7 @@ class Block:
     """One C2f block.
 
     Attributes:
-        depth: Number of bottlenecks.
+        depth: Number of bottlenecks; with none, the block is its 1x1 convolutions alone.
         width: Output channels.
         expansion: Hidden channels as a share of the output channels.
         operator: One of `OPERATORS`.
@@ -241,7 +246,7 @@ class SearchSpace:
         for name, choices in _mapping(parts["blocks"], "blocks", BLOCKS).items():
             choices = _mapping(choices, name, ("depth", "width", "expansion", "operator"))
             dimensions += [
-                Dimension(f"{name}.depth", _numbers(f"{name}.depth", choices["depth"], int, 1, 16)),
+                Dimension(f"{name}.depth", _numbers(f"{name}.depth", choices["depth"], int, 0, 16)),
                 Dimension(f"{name}.width", _channels(f"{name}.width", choices["width"])),
                 Dimension(f"{name}.expansion", _numbers(f"{name}.expansion", choices["expansion"], float, 0.125, 1.0)),
                 Dimension(f"{name}.operator", _operators(name, choices["operator"])),
@@ -343,6 +348,11 @@ class SearchSpace:
         """The architecture with the smallest option of every dimension (operators by multiply-accumulates)."""
         return self.decode([d.options.index(min(d.options, key=_rank)) for d in self.dimensions])
 
+    def rescaled(self) -> list[Architecture]:
+        """Uniformly rescaled stock networks of the space, from narrow to wide; stock itself is the last one."""
+        networks = (rescale(self.stock, factor) for factor in FACTORS)
+        return [network for network in networks if network in self]
+
     def sample(self, rng: np.random.Generator) -> Architecture:
         """An architecture with every option drawn independently and uniformly."""
         return self.decode([int(rng.integers(len(d.options))) for d in self.dimensions])
@@ -365,6 +375,28 @@ def stock_architecture(scale: str) -> Architecture:
         sppf_kernel=5,
         sppf_width=channels(_STOCK_SPPF),
         attention=0,
+    )
+
+
+def rescale(architecture: Architecture, factor: float, shift: float = 0.0) -> Architecture:
+    """An architecture with all of its widths multiplied by one factor; depths stay.
+
+    Args:
+        architecture: The network.
+        factor: Factor on the widths.
+        shift: Part of a step of 8 channels by which a width may fall short of a multiple of 8 before it is rounded up
+            to the next; 0 rounds up always, as Ultralytics does between its own sizes.
+    """
+
+    def width(channels: int) -> int:
+        steps = round(channels * factor / 8 - shift, 9)  # a product of floats may lie just above a whole number
+        return 8 * max(1, math.ceil(steps))
+
+    return replace(
+        architecture,
+        convs=tuple(width(channels) for channels in architecture.convs),
+        blocks=tuple(replace(block, width=width(block.width)) for block in architecture.blocks),
+        sppf_width=width(architecture.sppf_width),
     )
 
 
@@ -424,8 +456,8 @@ def _numbers(where: str, data: Any, kind: type[int] | type[float], low: float, h
 def _channels(where: str, data: Any) -> tuple[int, ...]:
     channels: tuple[int, ...] = _numbers(where, data, int, 8, 2048)
     for option in channels:
-        if option % 16:
-            raise SpaceError(f"{where}: {option} channels are no multiple of 16; use {16 * math.ceil(option / 16)}")
+        if option % 8:
+            raise SpaceError(f"{where}: {option} channels are no multiple of 8; use {8 * math.ceil(option / 8)}")
     return channels
 
 

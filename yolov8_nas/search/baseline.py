@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.search.evolution import Price
-from yolov8_nas.space import Architecture, SearchSpace, stock_architecture
+from yolov8_nas.space import Architecture, SearchSpace, rescale, stock_architecture
 
 DRAWS: Final = 20_000
 """Networks drawn at most in search of random ones that keep the limits."""
@@ -105,20 +104,7 @@ def _scaled_networks(stock: Architecture, shift: float) -> list[Architecture]:
     widths = {*stock.convs, *(block.width for block in stock.blocks), stock.sppf_width}
     # The largest factor of each number of channels: a little more, and a width takes its next step.
     factors = {8 * (step + shift) / width for width in widths for step in range(1, int(WIDEST * width / 8) + 1)}
-    return list(dict.fromkeys(_scaled(stock, factor, shift) for factor in sorted(factors)))
-
-
-def _scaled(stock: Architecture, factor: float, shift: float) -> Architecture:
-    def width(channels: int) -> int:
-        steps = round(channels * factor / 8 - shift, 9)  # a product of floats may lie just above a whole number
-        return 8 * max(1, math.ceil(steps))
-
-    return replace(
-        stock,
-        convs=tuple(width(channels) for channels in stock.convs),
-        blocks=tuple(replace(block, width=width(block.width)) for block in stock.blocks),
-        sppf_width=width(stock.sppf_width),
-    )
+    return list(dict.fromkeys(rescale(stock, factor, shift) for factor in sorted(factors)))
 
 
 def _distance(a: float, b: float) -> float:
