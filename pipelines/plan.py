@@ -14,6 +14,7 @@ from typing import Any, Final
 from components.placement import is_gpu, pool_name
 from pipelines.request import Request
 from yolov8_nas.config import RunConfig, TargetConfig, read_yaml
+from yolov8_nas.deploy.halving import Rung, epochs_of, schedule
 from yolov8_nas.errors import InputError
 from yolov8_nas.stages.qat_finetune import QAT_COST
 from yolov8_nas.stages.stage import STAGES, open_store, target_labels
@@ -124,8 +125,14 @@ def units(stage: str, config: RunConfig, target: TargetConfig | None) -> int:
             int8 = target is not None and target.precision in ("int8", "best")
             quantized = QAT_COST * tuning.qat_epochs if int8 else 0
             whole = config.supernet.epochs + tuning.epochs
-            candidate = (whole if tuning.from_scratch else tuning.epochs) + quantized
-            return tuning.candidates * candidate + _STOCK[tuning.baseline] * (whole + quantized)
+            rungs = schedule(
+                config.search.candidates,
+                tuning.candidates,
+                whole if tuning.from_scratch else tuning.epochs,
+                "auto" if tuning.rungs == "auto" else [Rung(rung.networks, rung.epochs) for rung in tuning.rungs],
+            )
+            candidates = epochs_of(rungs) + rungs[-1].networks * quantized
+            return candidates + _STOCK[tuning.baseline] * (whole + quantized)
         case "trt-export":
             return config.finetune.candidates + _STOCK[config.finetune.baseline]
         case _:

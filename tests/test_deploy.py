@@ -155,7 +155,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_qat_checkpoint(quantized, folder / "qat.pt", names=detection.CLASSES, imgsz=SIDE)
         unlearnt = quantize(copy.deepcopy(fresh), calibration)
         save_qat_checkpoint(unlearnt, folder / "ptq.pt", names=detection.CLASSES, imgsz=SIDE)
-        rows[name] = {"architecture": TINY.smallest().to_dict(), "epochs": 12}
+        told = {"expected": 0.0, "map50_95": {"fp32": 0.0}}  # as much as the checkpoint had: the file's score decides
+        rows[name] = {"architecture": TINY.smallest().to_dict(), "epochs": 12, **told}
     summary = {
         "candidates": [{"index": i, **rows[f"candidates/{i}"]} for i in range(2)],
         "baseline": {"name": "YOLOv8n", "form": "unrolled", **rows["baseline"]},
@@ -262,6 +263,20 @@ def test_fp32_ships(only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "best.pt",
         "subnet.pt",
     }
+
+
+def test_what_all_trainings_let_expect_decides_and_not_the_search_split_alone(
+    only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = only_fp32 / "qat-finetune" / "finetune.json"
+    summary = json.loads(file.read_text())
+    summary["candidates"][0] |= {"expected": 0.9}
+    file.write_text(json.dumps(summary))
+    verdict = json.loads(
+        (run_export(only_fp32, tmp_path, monkeypatch, {}, precision="fp32") / "verdict.json").read_text()
+    )
+    assert [(row["candidate"], row["outcome"]) for row in verdict["tried"]] == [(0, "shipped"), (1, "less accurate")]
+    assert verdict["tried"][1]["reason"].startswith("expected accuracy: 0.")
 
 
 def test_weights_decide_what_ships_and_every_stock_network_is_told(

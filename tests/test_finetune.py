@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import detection
+import numpy as np
 import pytest
 import torch
 from interruption import Interrupted, interrupt_after
@@ -23,7 +25,7 @@ from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.deploy import finetune
 from yolov8_nas.deploy.finetune import CHECKPOINT, Recipe, Trained, train
 from yolov8_nas.deploy.quantization import load_network, quantize
-from yolov8_nas.errors import StageError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
 from yolov8_nas.space import SearchSpace
@@ -274,6 +276,113 @@ def test_a_rescaled_stock_network_is_trained_where_it_is_asked_for(
     assert (tmp_path / "both" / "out" / "rescaled" / "best.pt").exists()
 
 
+def test_short_trainings_choose_what_is_trained_to_the_end(
+    stage_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    for name in ("data-prep", "supernet-train"):
+        (inputs / name).symlink_to(stage_inputs / name)
+    rng = np.random.default_rng(0)
+    entrants = [TINY.sample(rng) for _ in range(4)]
+    write_json(inputs / "search" / "candidates.json", [{"architecture": one.to_dict()} for one in entrants])
+    supernet = Supernet.load(stage_inputs / "supernet-train")
+    begun: list[str] = []
+    shown: dict[str, tuple[set[str], set[str]]] = {}
+    recipes: dict[str, Recipe] = {}
+
+    def trained(network: DetectionModel, data: Path, recipe: Recipe, *, work: Path, **_: Any) -> Trained:
+        begun.append(work.name)
+        if len(begun) == 7:
+            raise Interrupted
+        recipes[work.name] = recipe
+        images = {
+            split: {file.name for file in (data.parent / "images" / split).iterdir()} for split in ("train", "val")
+        }
+        shown[work.name] = images["train"], images["val"]
+        if work.name != "stock":
+            i = int(work.name[-1])
+            assert same(network, derive(supernet, entrants[i]))  # from the same start in every rung
+            # Rising in the end: the mean of the last epochs counts, not the best one.
+            scores = [0.9, *[0.1 * (i + 1)] * (recipe.epochs - 1)]
+        else:
+            scores = [0.5] * recipe.epochs
+        work.mkdir(parents=True, exist_ok=True)
+        (work / CHECKPOINT).write_text("large")
+        curves = [{"epoch": e + 1, "seconds": 1.0, "map50_95": score} for e, score in enumerate(scores)]
+        return Trained(network, recipe.epochs, curves)
+
+    monkeypatch.setattr(finetune, "train", trained)
+    asked = {"epochs": 12, "candidates": 1, "rungs": [{"networks": 4, "epochs": 4}, {"networks": 2, "epochs": 8}]}
+    context = stage_context(tmp_path / "run", inputs, **asked)
+    notes: list[str] = []
+    monkeypatch.setattr(context.progress, "note", notes.append)
+    with pytest.raises(Interrupted):
+        STAGE.run(context)
+    shutil.rmtree(context.out)
+    context.out.mkdir()
+    STAGE.run(context)
+    rungs = [f"rung-1-candidate-{i}" for i in range(4)] + ["rung-2-candidate-3", "rung-2-candidate-2"]
+    assert begun == [*rungs, "candidate-3", "candidate-3", "stock"]  # what was scored is not trained again
+    assert [(rungs[0], r.epochs, r.seed, r.lr) for r in (recipes[rungs[0]],)] == [(rungs[0], 4, 1000, 1e-3)]
+    assert (recipes[rungs[4]].epochs, recipes[rungs[4]].seed) == (8, 2000)
+    assert recipes["candidate-3"] == dataclasses.replace(recipes[rungs[0]], epochs=12, seed=0)
+    everything = {file.name for file in (inputs / "data-prep" / "dataset" / "images" / "train").iterdir()}
+    search = {file.name for file in (inputs / "data-prep" / "dataset" / "images" / "search").iterdir()}
+    folds = [shown[rungs[0]][1] - search, shown[rungs[4]][1] - search]
+    assert all(shown[name] == shown[rungs[0]] for name in rungs[:4])
+    assert [len(fold) for fold in folds] == [4, 4] and not folds[0] & folds[1]
+    assert all(shown[rungs[r]][0] == everything - fold for r, fold in zip((0, 4), folds, strict=True))
+    assert shown["candidate-3"] == shown["stock"] == (everything, search)
+
+    summary = read_json(context.out / "finetune.json")
+    assert [row["index"] for row in summary["candidates"]] == [3]
+    assert [row["index"] for row in summary["halving"]["ranking"]] == [3, 2, 1, 0]
+    assert summary["halving"]["ranking"][0]["scores"] == pytest.approx([0.4, 0.4, 0.4])
+    assert summary["halving"]["ranking"][0]["seconds"] == 4 + 8 + 12
+    assert summary["candidates"][0]["expected"] == pytest.approx(summary["candidates"][0]["average"])
+    assert summary["halving"]["budget"]["epochs"] == 4 * 4 + 2 * 8 + 12
+    assert "4 networks for 4 epochs, then 2 networks for 8 epochs, then 1 networks for 12 epochs" in notes[0]
+    told = read_json(context.out / "rungs" / "1" / "0.json")
+    assert told["architecture"] == entrants[0].to_dict() and len(told["curves"]) == 4
+    assert not list((context.partial / "trainings").glob(f"rung*/{CHECKPOINT}"))
+    assert (context.out / "candidates" / "3" / "best.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"rungs": [{"networks": 4, "epochs": 3}, {"networks": 6, "epochs": 5}]}, "fewer networks and more epochs"),
+        ({"rungs": [{"networks": 4, "epochs": 3}, {"networks": 3, "epochs": 3}]}, "fewer networks and more epochs"),
+        ({"rungs": [{"networks": 1, "epochs": 3}]}, "trained to the end"),
+        ({"rungs": [{"networks": 3, "epochs": 100}]}, "fewer epochs"),
+        ({"rungs": "some"}, "rungs"),
+    ],
+)
+def test_rungs_that_do_not_narrow_are_refused(asked: dict[str, Any], told: str) -> None:
+    target = {"hardware": "cpu-1t", "constraints": ["latency<=50ms"]}
+    with pytest.raises(InputError, match=told):
+        RunConfig.parse({"finetune": asked, "targets": [target]}, "test")
+
+
+def test_an_epoch_of_luck_does_not_decide_which_weights_are_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.1, 0.9, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.5, 0.5, 0.5, 0.5])
+
+    def validate(self: Any) -> tuple[dict[str, float], float]:
+        score = next(scores)
+        losses = {f"val/{name}_loss": 1.0 for name in ("box", "cls", "dfl")}
+        return {"metrics/mAP50(B)": score, "metrics/mAP50-95(B)": score, **losses}, score
+
+    monkeypatch.setattr(finetune._Trainer, "validate", validate)
+    recipe = Recipe(epochs=12, batch=16, lr=2e-3, imgsz=32, seed=0, mosaic=False)
+    trained = train(network(), data, recipe, work=tmp_path)
+    assert recipe.window == 3 and [Recipe(e, 8, 1e-3, 64, 0).window for e in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+    assert trained.epoch == 8  # the end of the best three; the best epoch is the second
+    assert finetune.average(trained.curves[:8], 3) == pytest.approx(0.6)
+
+
 STAGE_SCRIPT = """
 import sys
 from pathlib import Path
@@ -284,8 +393,8 @@ from yolov8_nas.stages.qat_finetune import STAGE
 from yolov8_nas.stages.stage import StageContext
 root, work = map(Path, sys.argv[1:])
 config = RunConfig.parse(
-    {"space": "tiny", "imgsz": 64, "supernet": {"epochs": 1}, "search": {"candidates": 1},
-     "finetune": {"epochs": 2, "candidates": 1, "qat_epochs": 1, "batch": 8},
+    {"space": "tiny", "imgsz": 64, "supernet": {"epochs": 1}, "search": {"candidates": 2},
+     "finetune": {"epochs": 2, "candidates": 1, "rungs": [{"networks": 2, "epochs": 1}], "qat_epochs": 1, "batch": 8},
      "targets": [{"hardware": "cpu-1t", "precision": "best", "constraints": ["latency<=50ms"]}]}, "test")
 for name in ("out", "partial"):
     (work / name).mkdir(parents=True, exist_ok=True)
@@ -303,7 +412,7 @@ def test_stage_survives_sigkill(tmp_path: Path) -> None:
     (tmp_path / "supernet-train").mkdir()
     Supernet(TINY, 2, detection.CLASSES).save(tmp_path / "supernet-train", {})
     (tmp_path / "search").mkdir()
-    candidates = [{"architecture": TINY.smallest().to_dict()}]
+    candidates = [{"architecture": one.to_dict()} for one in (TINY.smallest(), TINY.stock)]
     (tmp_path / "search" / "candidates.json").write_text(json.dumps(candidates))
 
     def start(name: str) -> subprocess.Popen[bytes]:
@@ -313,7 +422,7 @@ def test_stage_survives_sigkill(tmp_path: Path) -> None:
     assert start("whole").wait() == 0
     killed = start("killed")
     trainings = tmp_path / "killed" / "partial" / "trainings"
-    while killed.poll() is None and not (trainings / "candidate-0" / CHECKPOINT).exists():
+    while killed.poll() is None and not (trainings / "rung-1-candidate-0" / "scored.json").exists():
         time.sleep(0.02)
     assert killed.poll() is None
     os.killpg(killed.pid, signal.SIGKILL)
@@ -321,12 +430,14 @@ def test_stage_survives_sigkill(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "out" / "finetune.json").exists()
     subprocess.run(["rm", "-r", str(tmp_path / "killed" / "out")], check=True)  # as a stage's next try does
     assert start("killed").wait() == 0
-    for file in ("candidates/0/best.pt", "candidates/0/qat.pt", "baseline/best.pt", "baseline/qat.pt"):
+    summary = json.loads((tmp_path / "killed" / "out" / "finetune.json").read_text())
+    chosen = f"candidates/{summary['candidates'][0]['index']}"
+    for file in (f"{chosen}/best.pt", f"{chosen}/qat.pt", "baseline/best.pt", "baseline/qat.pt"):
         a, b = (
             torch.load(tmp_path / name / "out" / file, weights_only=False)["model"].state_dict()
             for name in ("whole", "killed")
         )
         assert all(torch.equal(tensor, b[key]) for key, tensor in a.items()), file
-    summary = json.loads((tmp_path / "killed" / "out" / "finetune.json").read_text())
+    assert [len(row["scores"]) for row in summary["halving"]["ranking"]] == [2, 1]
     assert summary["baseline"]["epochs"] == 3
     assert set(summary["candidates"][0]["map50_95"]) == {"fp32", "int8"}

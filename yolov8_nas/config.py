@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,12 +131,27 @@ class SearchConfig(_Section):
     random_seeds: Positive = 1
 
 
+class RungConfig(_Section):
+    """Short trainings among which the best networks are chosen.
+
+    Attributes:
+        networks: How many networks are trained.
+        epochs: How long.
+    """
+
+    networks: Positive
+    epochs: Positive
+
+
 class FinetuneConfig(_Section):
     """Fine-tuning of the candidates and training of the stock baseline.
 
     Attributes:
         epochs: Epochs of floating-point fine-tuning, from the supernet's weights.
-        candidates: How many of the search's candidates are tuned.
+        candidates: How many networks are trained to the end.
+        rungs: Short trainings that choose them among the search's candidates (successive halving), such as
+            `[{networks: 12, epochs: 3}, {networks: 4, epochs: 10}]`. `auto` lets all candidates enter, and from rung to
+            rung a third of them stays and is trained three times as long. Without any, the search's order decides.
         qat_epochs: Epochs of quantization-aware training after that, where the precision asks for INT8.
         batch: Images per step.
         lr: Peak learning rate of AdamW.
@@ -150,6 +166,7 @@ class FinetuneConfig(_Section):
 
     epochs: Positive = 100
     candidates: Positive = 2
+    rungs: tuple[RungConfig, ...] | Literal["auto"] = "auto"
     qat_epochs: Positive = 10
     batch: Positive = 16
     lr: float = Field(1e-3, gt=0)
@@ -161,6 +178,23 @@ class FinetuneConfig(_Section):
     @classmethod
     def _named(cls, baseline: Any) -> Any:
         return {True: "stock", False: "none"}[baseline] if isinstance(baseline, bool) else baseline
+
+    @model_validator(mode="after")
+    def _narrowing(self) -> FinetuneConfig:
+        rungs = [] if self.rungs == "auto" else [*self.rungs]
+        for before, after in itertools.pairwise(rungs):
+            if after.networks > before.networks or after.epochs <= before.epochs:
+                raise ValueError(
+                    f"rungs: {after.networks} networks for {after.epochs} epochs after {before.networks} for "
+                    f"{before.epochs}; from rung to rung there are fewer networks and more epochs"
+                )
+        for rung in rungs:
+            if rung.networks < self.candidates or rung.epochs >= self.epochs:
+                raise ValueError(
+                    f"rungs: {rung.networks} networks for {rung.epochs} epochs; a rung has more networks than are "
+                    f"trained to the end (candidates = {self.candidates}) and fewer epochs (epochs = {self.epochs})"
+                )
+        return self
 
     def head(self) -> dict[str, Any]:
         """The settings of a stage that depends on the head; none with YOLOv8's own."""

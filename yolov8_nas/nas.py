@@ -370,7 +370,9 @@ class Subnet:
                 f"finetune(nms_free={settings['nms_free']}): the network was searched and measured with another head; "
                 "ask for it in search(nms_free=...)"
             )
-        asked = {"epochs": epochs, "candidates": self._index + 1, "baseline": False, "nms_free": nms_free, **settings}
+        # Without rungs the first so many are trained, this one among them.
+        chosen = {"candidates": self._index + 1, "rungs": []}
+        asked = {"epochs": epochs, **chosen, "baseline": False, "nms_free": nms_free, **settings}
         session = self._session.changed(finetune=asked)
         folders = session.run("qat-finetune", self._label)
         self._session, self.folders = session, folders

@@ -106,6 +106,7 @@ def data_yaml(
     into: Path,
     validate_on: Literal["search", "val"],
     train_on: Sequence[Literal["train", "search"]] = ("train",),
+    held_out: tuple[int, int] | None = None,
 ) -> Path:
     """Make a view of the dataset that Ultralytics can train and validate on.
 
@@ -118,12 +119,15 @@ def data_yaml(
         into: The caller's own folder; views with other splits have folders of their own in it.
         validate_on: The split that becomes the view's `val`.
         train_on: The splits that together become its `train`.
+        held_out: A fold of the images to train on, and the number of folds, from 0: those images become part of the
+            view's `val` instead.
 
     Returns:
         The path of the view's `data.yaml`, absolute, as are the paths in it.
     """
     # With a dot: checkpoints in the same folder may travel to another machine, links may not.
-    view = into.absolute() / f".data-{'-'.join(train_on)}-{validate_on}"
+    fold = f"-fold-{held_out[0]}-of-{held_out[1]}" if held_out else ""
+    view = into.absolute() / f".data-{'-'.join(train_on)}-{validate_on}{fold}"
     source = dataset_dir.resolve() / "dataset"
     dataset = load(dataset_dir)
     description = {
@@ -139,15 +143,33 @@ def data_yaml(
         return path
     if view.exists():
         shutil.rmtree(view)
-    for name, splits in (("train", train_on), ("val", (validate_on,))):
-        for kind in ("images", "labels"):
-            folder = view / kind / name
-            folder.mkdir(parents=True)
-            for split in splits:
-                for file in sorted((source / kind / split).iterdir()):
-                    (folder / file.name).symlink_to(file)
+    for kind in ("images", "labels"):
+        for name in ("train", "val"):
+            (view / kind / name).mkdir(parents=True)
+        for split in dict.fromkeys((*train_on, validate_on)):
+            kept_back = _fold(source / "labels" / split, *held_out) if held_out and split in train_on else frozenset()
+            for file in sorted((source / kind / split).iterdir()):
+                names = ["val"] if file.stem in kept_back else ["train"] * (split in train_on)
+                names += ["val"] * (split == validate_on and "val" not in names)
+                for name in names:
+                    (view / kind / name / file.name).symlink_to(file)
     atomic_write(path, text)
     return path
+
+
+def _fold(labels: Path, fold: int, folds: int) -> frozenset[str]:
+    """The images of one fold of a split, as evenly among those with boxes as among those without.
+
+    In the order of their content's digests, so that neither names nor order of a data set tell which they are. Of a
+    kind of which there are fewer than folds all stay to be trained on.
+    """
+    chosen: set[str] = set()
+    files = sorted(labels.iterdir(), key=lambda file: file.stem[-12:])
+    for with_boxes in (True, False):
+        kind = [file.stem for file in files if (file.stat().st_size > 0) == with_boxes]
+        if len(kind) >= folds:
+            chosen.update(kind[fold::folds])
+    return frozenset(chosen)
 
 
 def format_row(box: Box) -> str:

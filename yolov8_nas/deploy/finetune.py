@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +34,11 @@ from yolov8_nas.supernet.learner import distillation
 
 CHECKPOINT: Final = "checkpoint.pt"
 
+WINDOW: Final = 3
+"""Epochs over which scores are averaged at most: one epoch's score on few images is luck by half."""
+
 Report = Callable[[float, float], None]
-"""Told epochs done, with a fraction for the one in progress, and the best mAP50-95 so far."""
+"""Told epochs done, with a fraction for the one in progress, and the best mAP50-95 so far, over a few epochs."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,19 @@ class Recipe:
         """Epochs at the end without mosaic."""
         return min(10, math.ceil(self.epochs / 4)) if self.mosaic else 0
 
+    @property
+    def window(self) -> int:
+        """Epochs over which scores are averaged; fewer in a short training, whose scores still rise."""
+        return min(WINDOW, math.ceil(self.epochs / 4))
+
 
 @dataclass(frozen=True)
 class Trained:
     """A trained network.
 
     Attributes:
-        network: The EMA weights of the epoch that scored best on the yaml's `val` split.
+        network: The EMA weights of the epoch up to which the mean over `Recipe.window` epochs is best on the yaml's
+            `val` split: the last one, unless a training has gone past its best.
         epoch: That epoch, from 1.
         curves: One row per epoch: epoch, seconds, box, cls, dfl (mean training losses), val_box, val_cls, val_dfl, lr,
             map50, map50_95. With an NMS-free head losses and scores are those of its one-to-one branch.
@@ -78,6 +87,12 @@ class Trained:
     network: DetectionModel
     epoch: int
     curves: list[dict[str, float]]
+
+
+def average(curves: Sequence[Mapping[str, float]], epochs: int) -> float:
+    """Mean mAP50-95 of the last epochs of a training so far."""
+    scores = [row["map50_95"] for row in curves[-epochs:]]
+    return math.fsum(scores) / len(scores)
 
 
 def train(
@@ -94,8 +109,8 @@ def train(
 
     Args:
         network: The network at the start, with fake quantization for quantization-aware training; it is left as it is.
-        data: Ultralytics data yaml. The best epoch is chosen on its `val` split, so this must not be the split of final
-            figures.
+        data: Ultralytics data yaml. The epoch that is kept is chosen on its `val` split, so this must not be the split
+            of final figures.
         recipe: How to train.
         work: The training's own folder; the checkpoint stays in it.
         teacher: A network whose predictions on the same images are learnt beside the labels; it is left as it is.
@@ -269,9 +284,10 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
             "map50_95": self.metrics["metrics/mAP50-95(B)"],
         }
         self.curves.append(row)
-        if row["map50_95"] >= self.best["map50_95"]:
+        smooth = average(self.curves, self.recipe.window)
+        if smooth >= self.best["map50_95"]:
             state = {name: tensor.clone() for name, tensor in self.ema.ema.state_dict().items()}
-            self.best = {"epoch": row["epoch"], "map50_95": row["map50_95"], "state": state}
+            self.best = {"epoch": row["epoch"], "map50_95": smooth, "state": state}
         buffer = io.BytesIO()
         torch.save(
             {

@@ -1,4 +1,11 @@
-"""qat-finetune: the search's candidates and the stock baseline, trained to the end.
+"""qat-finetune: real trainings choose among the search's candidates; the chosen ones and stock are trained to the end.
+
+All candidates enter a successive halving (`deploy.halving`), from the same start. A short training is scored on the
+search split and on a fold of the train split that it does not see, another one in each rung: the search split alone is
+small, and has served the supernet's scores before. Ultralytics' trainer validates after each epoch anyway, so this
+costs nothing but the fold's images, which are not trained on, and all networks of a rung are asked the same. The score
+is the mean over the last epochs (`Recipe.window`). Whole trainings see all images of the train split, as stock's do;
+what a network scored on the folds counts in the accuracy that is expected of it, by which trt-export ships.
 
 Every training has a folder of its own in `partial` and goes on from its last epoch. Stock's, in floating point, is a
 part of its own in the store: it is the same for every target, so the first one trains it and the others find it.
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
     from yolov8_nas.deploy.finetune import Recipe, Trained
+    from yolov8_nas.deploy.halving import Result
     from yolov8_nas.space import Architecture
 
 Start: TypeAlias = Literal["supernet", "weights", "scratch"]
@@ -32,6 +40,12 @@ QAT_LR: Final = 0.1
 
 STOCK: Final = "stock-trainings"
 """Folder of the store with the trainings of stock that targets and runs share."""
+
+FOLDS: Final = 4
+"""Folds of the train split; a short training leaves one of them out."""
+
+RUNG_SEED: Final = 1000
+"""By how much the seeds of one rung and the next lie apart: their luck shall not be the same."""
 
 QAT_COST: Final = 3
 """What an epoch with fake quantization counts in progress; one without counts 1."""
@@ -56,10 +70,10 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
 
 
 def run(ctx: StageContext) -> None:
-    """Write `candidates/<i>/{subnet.pt,best.pt,ptq.pt,qat.pt,tuning.json}` and `finetune.json`.
+    """Write `candidates/<i>/{subnet.pt,best.pt,ptq.pt,qat.pt,tuning.json}`, `rungs/<r>/<i>.json` and `finetune.json`.
 
-    The same without `subnet.pt` for `baseline` (stock) and `rescaled` (stock at the best candidate's latency), where
-    they are asked for.
+    `i` is a candidate's index in the search's `candidates.json`, `r` the number of a short rung. The same without
+    `subnet.pt` for `baseline` (stock) and `rescaled` (stock at the best candidate's latency), where they are asked for.
 
     Raises:
         StageError: A training diverged.
@@ -68,7 +82,7 @@ def run(ctx: StageContext) -> None:
         _Finetuning(ctx).run()
 
 
-STAGE = Stage(name="qat-finetune", version=4, settings=settings, run=run, watched=True)
+STAGE = Stage(name="qat-finetune", version=5, settings=settings, run=run, watched=True)
 
 
 class _Finetuning:
@@ -78,6 +92,7 @@ class _Finetuning:
         import torch
 
         from yolov8_nas.data.dataset import data_yaml
+        from yolov8_nas.deploy.halving import Rung, epochs_of, schedule
         from yolov8_nas.hardware.profile import available_cores
         from yolov8_nas.space import Architecture
         from yolov8_nas.supernet.batchnorm import calibration_batches
@@ -95,7 +110,7 @@ class _Finetuning:
         self.calibration = calibration_batches(
             self.data, self.imgsz, CALIBRATION_IMAGES, self.options["batch"], self.seed
         )
-        found = read_json(ctx.inputs["search"] / "candidates.json")[: self.options["candidates"]]
+        found = read_json(ctx.inputs["search"] / "candidates.json")
         self.candidates = [Architecture.from_dict(candidate["architecture"]) for candidate in found]
         # What does not start from the supernet (stock, and the candidates where that is asked for) learns for as many
         # epochs as the supernet and the fine-tuning together, so that none has seen the data more often than another,
@@ -105,8 +120,15 @@ class _Finetuning:
         fine = self._recipe(self.options["epochs"], self.options["lr"])
         self.tuning = self.from_scratch if self.options["from_scratch"] else fine
         self.qat = self._recipe(self.options["qat_epochs"], QAT_LR * self.options["lr"], mosaic=False)
+        asked_for = self.options["rungs"]
+        self.rungs = schedule(
+            len(self.candidates),
+            self.options["candidates"],
+            self.tuning.epochs,
+            "auto" if asked_for == "auto" else [Rung(**rung) for rung in asked_for],
+        )
         qat_cost = QAT_COST * self.qat.epochs if ctx.settings["int8"] else 0
-        self.total = len(self.candidates) * (self.tuning.epochs + qat_cost)
+        self.total = epochs_of(self.rungs) + self.rungs[-1].networks * qat_cost
         # The networks that are trained for comparison, by the name of their folder.
         asked = self.options["baseline"]
         self.rivals: dict[str, Architecture] = {}
@@ -120,25 +142,136 @@ class _Finetuning:
 
     def run(self) -> None:
         """Train everything, one after the other."""
-        from yolov8_nas.supernet.batchnorm import recalibrate
-        from yolov8_nas.supernet.derive import derive, save_checkpoint
+        from yolov8_nas.deploy.halving import Result, halve
 
-        rows = []
-        for i, architecture in enumerate(self.candidates):
-            folder = self.ctx.out / "candidates" / str(i)
-            folder.mkdir(parents=True)
-            network = derive(self.supernet, architecture)
-            recalibrate(network, self.calibration)
-            save_checkpoint(network, folder / "subnet.pt", names=self.names, imgsz=self.imgsz)
-            start: Start = "supernet"
-            if self.options["from_scratch"]:
-                network, start = self._fresh(architecture), "scratch"
-            tuned = self._train(f"candidate {i}", network, architecture, start, self.tuning, folder)
-            rows.append({"index": i, "architecture": architecture.to_dict(), **tuned})
-        result: dict[str, Any] = {"candidates": rows, "baseline": None, "rescaled": None, "qat": asdict(self.qat)}
+        rows: dict[int, dict[str, Any]] = {}
+
+        def trained(entrant: int, rung: int) -> Result:
+            if rung < len(self.rungs) - 1:
+                return self._short(entrant, rung)
+            rows[entrant] = self._candidate(entrant)
+            return Result(rows[entrant]["average"], {"seconds": rows[entrant]["seconds"]})
+
+        budget = self._budget()
+        if len(self.rungs) > 1:
+            steps = [f"{rung.networks} networks for {rung.epochs} epochs" for rung in self.rungs]
+            self.ctx.progress.note(
+                f"real trainings choose: {', then '.join(steps)}; at most the computing of "
+                f"{budget['stock_trainings']:.3g} trainings of stock"
+            )
+        ranking = halve(len(self.candidates), self.rungs, trained)
+        finalists = [standing for standing in ranking if standing.rungs == len(self.rungs)]
+        result: dict[str, Any] = {
+            "candidates": [{**rows[one.entrant], "expected": one.expected} for one in finalists],
+            "baseline": None,
+            "rescaled": None,
+            "qat": asdict(self.qat),
+            "halving": {
+                "budget": budget,
+                "rungs": [{**asdict(rung), "folds": FOLDS} for rung in self.rungs[:-1]] + [asdict(self.rungs[-1])],
+                "ranking": [
+                    {
+                        "index": one.entrant,
+                        "architecture": self.candidates[one.entrant].to_dict(),
+                        "scores": [told.score for told in one.results],
+                        "lead": one.lead,
+                        "expected": one.expected,
+                        "seconds": round(sum(told.told["seconds"] for told in one.results), 1),
+                    }
+                    for one in ranking
+                ],
+            },
+        }
         for name, architecture in self.rivals.items():
             result[name] = self._rival(name, architecture)
         write_json(self.ctx.out / "finetune.json", result)
+
+    def _budget(self) -> dict[str, float]:
+        """What the halving takes at most: epochs, and computing as a multiple of a training of stock.
+
+        Computing is multiply-accumulates times images; which networks go on is not known yet, so the largest are
+        reckoned with.
+        """
+        from yolov8_nas.deploy.halving import epochs_of
+        from yolov8_nas.hardware.cost import cost
+
+        def macs(architecture: Architecture) -> float:
+            return cost(architecture, len(self.names), self.imgsz).macs
+
+        entrants = [macs(architecture) for architecture in self.candidates]
+        entering, *later = self.rungs
+        work = sum(entrants[: entering.networks]) * entering.epochs
+        largest = sorted(entrants[: entering.networks], reverse=True)
+        work += sum(sum(largest[: rung.networks]) * rung.epochs for rung in later)
+        whole = macs(self.supernet.space.stock) * self.from_scratch.epochs
+        return {"epochs": epochs_of(self.rungs), "stock_trainings": round(work / whole, 3)}
+
+    def _candidate(self, i: int) -> dict[str, Any]:
+        """Train a candidate to the end."""
+        from yolov8_nas.supernet.batchnorm import recalibrate
+        from yolov8_nas.supernet.derive import derive, save_checkpoint
+
+        architecture = self.candidates[i]
+        folder = self.ctx.out / "candidates" / str(i)
+        folder.mkdir(parents=True)
+        subnet = derive(self.supernet, architecture)
+        recalibrate(subnet, self.calibration)
+        save_checkpoint(subnet, folder / "subnet.pt", names=self.names, imgsz=self.imgsz)
+        network, start = self._start(architecture)
+        tuned = self._train(f"candidate {i}", network, architecture, start, self.tuning, folder)
+        return {"index": i, "architecture": architecture.to_dict(), **tuned}
+
+    def _short(self, i: int, rung: int) -> Result:
+        """Train a candidate for a while, without a fold of the images; the score is that of the fold and the rest."""
+        from yolov8_nas.data.dataset import data_yaml
+        from yolov8_nas.deploy.finetune import CHECKPOINT, average
+        from yolov8_nas.deploy.halving import Result
+
+        recipe = replace(self.tuning, epochs=self.rungs[rung].epochs, seed=self.seed + RUNG_SEED * (rung + 1))
+        name = f"rung {rung + 1}, candidate {i}"
+        work = self._work(name)
+        kept = work / "scored.json"
+        if kept.exists():
+            told = read_json(kept)
+            self.done += recipe.epochs
+        else:
+            data = data_yaml(
+                self.ctx.inputs["data-prep"], self.ctx.partial, validate_on="search", held_out=(rung % FOLDS, FOLDS)
+            )
+            network, start = self._start(self.candidates[i])
+            trained = self._carry_out(name, self._headed(network), recipe, data=data)
+            told = {
+                "index": i,
+                "architecture": self.candidates[i].to_dict(),
+                "start": start,
+                "recipe": asdict(recipe),
+                "score": average(trained.curves, recipe.window),
+                "seconds": round(sum(row["seconds"] for row in trained.curves), 1),
+                "curves": trained.curves,
+            }
+            write_json(kept, told)
+            (work / CHECKPOINT).unlink(missing_ok=True)  # all that is asked of it is known
+        write_json(self.ctx.out / "rungs" / str(rung + 1) / f"{i}.json", told)
+        return Result(told["score"], {"seconds": told["seconds"]})
+
+    def _start(self, architecture: Architecture) -> tuple[DetectionModel, Start]:
+        """A candidate at the start of a training: the same in every rung."""
+        from yolov8_nas.supernet.batchnorm import recalibrate
+        from yolov8_nas.supernet.derive import derive
+
+        if self.options["from_scratch"]:
+            return self._fresh(architecture), "scratch"
+        network = derive(self.supernet, architecture)
+        recalibrate(network, self.calibration)
+        return network, "supernet"
+
+    def _headed(self, network: DetectionModel) -> DetectionModel:
+        """A network with the head that was asked for."""
+        from yolov8_nas.supernet.derive import add_one_to_one
+
+        if self.ctx.settings.get("nms_free"):
+            add_one_to_one(network)
+        return network
 
     def _rival(self, name: str, architecture: Architecture) -> dict[str, Any]:
         """Train a stock network, as it is or rescaled."""
@@ -193,11 +326,11 @@ class _Finetuning:
         folder: Path,
     ) -> dict[str, Any]:
         """Train a network in floating point, then for INT8 where that is asked for; returns its row of the summary."""
+        from yolov8_nas.deploy.finetune import average
         from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
-        from yolov8_nas.supernet.derive import add_one_to_one, save_checkpoint
+        from yolov8_nas.supernet.derive import save_checkpoint
 
-        if self.ctx.settings.get("nms_free"):
-            add_one_to_one(network)
+        network = self._headed(network)
         carry_out = self._shared if name == "stock" else self._carry_out
         tuned = carry_out(name, network, recipe)
         save_checkpoint(tuned.network, folder / "best.pt", names=self.names, imgsz=self.imgsz)
@@ -215,6 +348,7 @@ class _Finetuning:
             best_epoch["int8"] = quantized.epoch
         row = {
             "map50_95": score,
+            "average": average(tuned.curves[: tuned.epoch], recipe.window),
             "best_epoch": best_epoch,
             "start": start,
             "epochs": recipe.epochs,
@@ -262,6 +396,7 @@ class _Finetuning:
         network: DetectionModel,
         recipe: Recipe,
         *,
+        data: Path | None = None,
         teacher: DetectionModel | None = None,
         partial: Path | None = None,
     ) -> Trained:
@@ -277,10 +412,15 @@ class _Finetuning:
             message = f"{name}: epoch {min(int(epochs) + 1, recipe.epochs)} of {recipe.epochs}"
             self.ctx.progress.update(self.done + weight * epochs, self.total, message, **figures)
 
-        work = (partial or self.ctx.partial) / "trainings" / name.replace(", ", "-").replace(" ", "-").lower()
-        trained = train(network, self.data, recipe, work=work, teacher=teacher, report=report, device=self.device)
+        work = self._work(name, partial)
+        data = data or self.data
+        trained = train(network, data, recipe, work=work, teacher=teacher, report=report, device=self.device)
         self.done += weight * recipe.epochs
         return trained
+
+    def _work(self, name: str, partial: Path | None = None) -> Path:
+        """The folder of a training."""
+        return (partial or self.ctx.partial) / "trainings" / name.replace(", ", "-").replace(" ", "-").lower()
 
     def _recipe(self, epochs: int, lr: float, *, mosaic: bool = True) -> Recipe:
         from yolov8_nas.deploy.finetune import Recipe
