@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "space", "store"),
     ("search.constraint", "config", "host", "progress", "remote_store", "s3"),
-    ("supernet.derive",),
+    ("checkpoint", "supernet.derive"),
     ("data", "hardware"),
     ("evaluation", "supernet"),
     ("deploy",),

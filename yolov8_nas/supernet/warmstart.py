@@ -22,23 +22,19 @@ From an earlier supernet of the same space and classes: its weights as they are.
 from __future__ import annotations
 
 import bisect
-import codecs
-import pickle
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from ultralytics.nn.modules import DFL, SPPF, Bottleneck, C2f, Concat, Conv, Detect
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import IterableSimpleNamespace
+from torch import Tensor
+from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.checkpoint import stock
+from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.errors import InputError
-from yolov8_nas.space import SCALES, Architecture, SearchSpace, stock_architecture
+from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.supernet.channels import importance_orders, reordered, wiring
 from yolov8_nas.supernet.derive import model_rows, unroll
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticPSA, ElasticPSABlock, ElasticSPPF, State
@@ -47,23 +43,8 @@ from yolov8_nas.supernet.supernet import WEIGHTS, Supernet
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
-_MODULES: Final = (Conv, C2f, Bottleneck, SPPF, Concat, Detect, DFL)
-_SCALAR: Final[Any] = np.float64(0).__reduce__()[0]  # what makes a number from a pickle has no public name
-_ALLOWED: Final[Sequence[Callable[..., Any] | tuple[Callable[..., Any], str]]] = (
-    DetectionModel,
-    *_MODULES,
-    *((module, f"ultralytics.nn.modules.{module.__name__}") for module in _MODULES),  # checkpoints of early 2023
-    *(nn.Sequential, nn.ModuleList, nn.Conv2d, nn.BatchNorm2d, nn.SiLU, nn.MaxPool2d, nn.Upsample, nn.Identity),
-    IterableSimpleNamespace,  # settings of the training, in checkpoints that were not stripped
-    (IterableSimpleNamespace, "ultralytics.yolo.utils.IterableSimpleNamespace"),
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # metrics of the training
-    *(np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType),
-    (codecs.encode, "_codecs.encode"),
-)
-"""What a checkpoint may refer to: the modules of stock YOLOv8, and plain data. None of it runs code of the file's."""
 
-
-def read(path: Path) -> DetectionModel | Supernet:
+def read(path: Path) -> StockCheckpoint | Supernet:
     """What a supernet can start from: a stock checkpoint, or the folder (or weights) of an earlier supernet.
 
     Raises:
@@ -71,62 +52,16 @@ def read(path: Path) -> DetectionModel | Supernet:
     """
     if path.name == WEIGHTS:
         path = path.parent
-    return Supernet.load(path) if path.is_dir() else read_stock(path)
+    return Supernet.load(path) if path.is_dir() else stock.read(path)
 
 
 def read_stock(path: Path) -> DetectionModel:
-    """A stock YOLOv8 detection network from an Ultralytics checkpoint, in full precision.
-
-    No code of the file's is run: what it refers to beyond the modules of stock YOLOv8 is refused, and of its objects
-    only the weights and class names are used, in a network that is built anew. The exponential moving average is
-    taken where there is one.
+    """A stock YOLOv8 detection network from an Ultralytics checkpoint, in full precision; see `checkpoint.stock`.
 
     Raises:
         InputError: The file is missing, no checkpoint, or not one of stock YOLOv8 n, s, m or l for detection.
     """
-    remedy = f"give a checkpoint of stock YOLOv8 {', '.join(SCALES)} for detection"
-    try:
-        with torch.serialization.safe_globals(list(_ALLOWED)):
-            foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-            checkpoint = None if foreign else torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a checkpoint that can be read ({error}); {remedy}") from None
-    if foreign:
-        raise InputError(f"{path}: it refers to {', '.join(foreign)}, which stock YOLOv8 does not; {remedy}")
-    found = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
-    if not isinstance(found, DetectionModel):
-        raise InputError(f"{path}: no detection network in it; {remedy}")
-    try:
-        return _rebuilt(found)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not stock YOLOv8 ({error}); {remedy}") from None
-
-
-def _rebuilt(found: DetectionModel) -> DetectionModel:
-    """The stock network of the size and classes of `found`, with its weights; an error where it is another one."""
-    state = found.state_dict()
-    stem, outputs = state["model.0.conv.weight"].shape[0], state["model.22.cv3.0.2.weight"].shape[0]
-    scales = {stock_architecture(scale).convs[0]: scale for scale in SCALES}
-    if stem not in scales:
-        raise ValueError(f"its stem has {stem} channels")
-    model = DetectionModel({**yaml_model_load(f"yolov8{scales[stem]}.yaml"), "nc": outputs}, verbose=False)
-    wanted = model.state_dict()
-    for name in {**wanted, **state}:
-        if name not in wanted or name not in state or wanted[name].shape != state[name].shape:
-            raise ValueError(f"{name} is not as in YOLOv8{scales[stem]}")
-    model.load_state_dict(state)
-    for (name, module), other in zip(model.named_modules(), found.modules(), strict=True):
-        if _settings(module) != _settings(other):
-            raise ValueError(f"{name} is {_settings(other)}, in YOLOv8{scales[stem]} {_settings(module)}")
-    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
-        raise ValueError("its weights are not all finite numbers")
-    model.names = {i: str(found.names[i]) for i in range(outputs)}
-    return model
-
-
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """What a module of stock YOLOv8 computes beyond its weights, as far as other networks differ in it."""
-    return (type(module).__name__, *(getattr(module, name, None) for name in ("kernel_size", "add", "eps")))
+    return stock.read(path).network()
 
 
 def check(path: Path, space: SearchSpace, num_classes: int | None) -> None:
@@ -143,7 +78,9 @@ def check(path: Path, space: SearchSpace, num_classes: int | None) -> None:
     _fit(read(path), space, num_classes, where=f"{path}: ")
 
 
-def _fit(source: DetectionModel | Supernet, space: SearchSpace, num_classes: int | None, where: str = "") -> None:
+def _fit(
+    source: DetectionModel | StockCheckpoint | Supernet, space: SearchSpace, num_classes: int | None, where: str = ""
+) -> None:
     if isinstance(source, Supernet):
         classes = source.num_classes
         if source.space != space:
@@ -152,7 +89,10 @@ def _fit(source: DetectionModel | Supernet, space: SearchSpace, num_classes: int
                 "space, or a stock checkpoint"
             )
     else:
-        classes, scale = source.yaml["nc"], source.yaml["scale"]
+        if isinstance(source, StockCheckpoint):
+            classes, scale = source.num_classes, source.scale
+        else:
+            classes, scale = source.yaml["nc"], source.yaml["scale"]
         if scale != space.scale:
             raise InputError(
                 f"{where}YOLOv8{scale}, but the space {space.name!r} is around YOLOv8{space.scale}; give a checkpoint "
@@ -195,7 +135,7 @@ class WarmStart:
 
 
 @torch.no_grad()
-def warm_start(supernet: Supernet, source: DetectionModel | Supernet) -> WarmStart:
+def warm_start(supernet: Supernet, source: DetectionModel | StockCheckpoint | Supernet) -> WarmStart:
     """Start a supernet from a trained network; see the module.
 
     Args:
@@ -211,13 +151,14 @@ def warm_start(supernet: Supernet, source: DetectionModel | Supernet) -> WarmSta
     if isinstance(source, Supernet):
         supernet.load_state_dict(source.state_dict())
         return WarmStart("an earlier supernet", taken=total, total=total)
-    stock = supernet.space.stock
-    states: list[State] = [module.state_dict() for module in unroll(source).model]
-    wires = list(wiring(stock))
+    network = source.network() if isinstance(source, StockCheckpoint) else source
+    architecture = supernet.space.stock
+    states: list[State] = [module.state_dict() for module in unroll(network).model]
+    wires = list(wiring(architecture))
     orders = importance_orders(wires, states)
-    taken = transfer(supernet, stock, reordered(wires, states, orders))
+    taken = transfer(supernet, architecture, reordered(wires, states, orders))
     approximated = 0
-    for name, (_, _, module, arguments) in model_rows(stock):
+    for name, (_, _, module, arguments) in model_rows(architecture):
         layer = supernet.get_submodule(name) if module == "Bottleneck" else None
         if isinstance(layer, ElasticBottleneck):
             _approximate(layer, arguments[0])

@@ -1,0 +1,1 @@
+"""Checkpoints (`.pt`): read without running anything of theirs."""
