@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "space", "store"),
+    ("errors",),
+    ("files", "names", "space", "store"),
     ("search.constraint", "config", "host", "progress", "remote_store", "s3"),
     ("checkpoint", "supernet.derive"),
     ("data", "hardware"),

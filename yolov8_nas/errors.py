@@ -20,3 +20,10 @@ class WaitingError(StageError):
 
     What it has done so far is kept, and the next run goes on from there.
     """
+
+
+class NoRoomError(WaitingError):
+    """A disk that is full, a quota that is used up, or a file that is larger than this process may write.
+
+    What has been done is kept, and the same command goes on when there is room.
+    """

@@ -25,6 +25,8 @@ from yolov8_nas import apart
 from yolov8_nas.config import RunConfig
 from yolov8_nas.display import Display
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import read_kept
+from yolov8_nas.names import part
 from yolov8_nas.progress import FILE_VARIABLE
 from yolov8_nas.stages.stage import (
     LOGS_VARIABLE,
@@ -300,8 +302,16 @@ def _run_id(config: RunConfig, workdir: Path) -> str:
 
 def _unfinished(workdir: Path) -> dict[str, Any] | None:
     """The last run of a work folder, where it did not finish."""
-    file = workdir / LAST_RUN
-    last: dict[str, Any] | None = read_json(file) if file.is_file() else None
+
+    def read(file: Path) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(file)
+        for key in ("run_id", "config", "store", "finished"):
+            if key not in found:
+                raise InputError(f"no {key} in it")
+        part(found["run_id"], str(file))
+        return found
+
+    last = read_kept(workdir / LAST_RUN, read)
     return None if last is None or last["finished"] else last
 
 

@@ -31,13 +31,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from yolov8_nas import s3
-from yolov8_nas.errors import InputError
+from yolov8_nas import names, s3
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import room
 from yolov8_nas.host import default_path
-from yolov8_nas.store import Entry, Manifest, Store, atomic_write, file_sha256, tree_files, write_json
+from yolov8_nas.store import Entry, Manifest, Store, atomic_write, file_sha256, tree_files
 
 CACHE_VARIABLE: Final = "YOLOV8_NAS_CACHE"
 """Environment variable with the folder for working folders of remote stores; `~/.cache/yolov8-nas` unless set."""
@@ -55,6 +56,7 @@ RENEW_EVERY: Final = 45.0
 """Seconds between two renewals of a lease."""
 
 _ASK_EVERY: Final = 5.0
+_LONGEST_RECORD: Final = 64 * 2**20  # bytes: a manifest of 500,000 files
 _IN_MEMORY: Final = 2**20  # bytes; larger files are sent from a link to them
 
 Files = Mapping[str, str]
@@ -91,7 +93,7 @@ class RemoteStore(Store):
 
     def entry(self, stage: str, key: str) -> RemoteEntry:
         """The entry of a key; what is in the bucket comes with its lock."""
-        return RemoteEntry(self.root / stage / key, self.objects.below(f"{stage}/{key}"))
+        return RemoteEntry(self.place(stage, key), self.objects.below(f"{stage}/{key}"))
 
     def result(self, stage: str, key: str, only: Sequence[str] = ()) -> Entry:
         """The entry of a key with what it came to brought to this machine."""
@@ -103,20 +105,20 @@ class RemoteStore(Store):
         """Names of the runs that have records, the one with the newest first."""
         written = self.objects.below("runs").written()
         newest_first = sorted(written, key=written.__getitem__, reverse=True)
-        return list(dict.fromkeys(name.partition("/")[0] for name in newest_first))
+        return list(dict.fromkeys(run for name in newest_first if not names.fault(run := name.partition("/")[0])))
 
     def run_folder(self, run_id: str) -> Path:
         """The folder of a run's records, as they are now."""
         folder, objects = super().run_folder(run_id), self.objects.below(f"runs/{run_id}")
-        for name in objects.names():
+        for name in objects.safe_names():
             if (content := objects.read(name)) is not None:
                 atomic_write(folder / name, content)
         return folder
 
     def record(self, run_id: str, name: str, content: Any) -> None:
         """Write one of a run's records."""
+        super().record(run_id, name, content)
         file = super().run_folder(run_id) / name
-        write_json(file, content)
         self.objects.below(f"runs/{run_id}").write(name, file.read_bytes())
 
     def lay(self, folder: str, last: str) -> None:
@@ -132,14 +134,19 @@ class RemoteStore(Store):
     def bring(self, folder: str) -> None:
         """Make a folder what it is in the bucket; names that begin with a dot are of this machine alone."""
         objects = self.objects.below(folder)
-        names = set(objects.names())
+        there = {name for name in objects.safe_names() if not any(part.startswith(".") for part in name.split("/"))}
         present = _checkpoints(self.root / folder)
-        for name in names - present.keys():
-            path = self.root / folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            objects.download(name, path)
-        for name in present.keys() - names:  # another machine has removed it
+        for name in there - present.keys():
+            _make_way(self.root / folder, name)
+            objects.download(name, self.root / folder / name)
+        for name in present.keys() - there:  # another machine has removed it
             present[name].unlink()
+
+    def lose(self, folder: str) -> None:
+        """Set a folder aside on this machine; what the bucket has of it goes, as every machine would bring it again."""
+        objects = self.objects.below(folder)
+        objects.delete(objects.names())
+        super().lose(folder)
 
     def remove(self, folder: str) -> None:
         """Remove a folder here and from the bucket."""
@@ -186,19 +193,27 @@ class RemoteEntry(Entry):
                 yield
 
     def bring_result(self, only: Sequence[str] = ()) -> None:
-        """Bring what a key came to, or the files of it that are named, without working on it."""
+        """Bring what a key came to, or the files of it that are named, without working on it.
+
+        Raises:
+            StageError: It is not what its manifest says.
+        """
         if not only:
             with super().lock(lambda: None):
                 self._bring_result()
+                self.require_whole()
             return
-        if content := self.objects.read("manifest.json"):
-            manifest = json.loads(content)
-            files = manifest["outputs"]
-            with contextlib.suppress(TypeError):  # written by another release
-                self._told = Manifest(**manifest)
+        if standing := self._standing():
+            files, self._told = standing[1].outputs, standing[1]
         else:
             files = self._list("failed.json")
-        self._bring({name: digest for name, digest in files.items() if name in only}, self.outputs)
+        wanted = {name: digest for name, digest in files.items() if name in only}
+        self._bring(wanted, self.outputs)
+        if self._told is not None and (lacking := [name for name in wanted if not (self.outputs / name).is_file()]):
+            raise StageError(
+                f"{self.objects.address}: {lacking[0]} is missing or not what its manifest says, so it is not used; "
+                "run the same again, which computes it anew"
+            )
 
     def bring_partial(self) -> None:
         """Bring the checkpoints, without working on the key."""
@@ -211,8 +226,8 @@ class RemoteEntry(Entry):
             super().clear(partial=partial)
             self.objects.delete(["manifest.json", "failed.json"])
             if partial:
-                names = self.objects.below("objects").names()
-                self.objects.delete(["partial.json", *(f"objects/{name}" for name in names)])
+                stale = self.objects.below("objects").names()
+                self.objects.delete(["partial.json", *(f"objects/{name}" for name in stale)])
                 self._known, self._listed, self._saved = set(), set(), {}
 
     def commit(self, manifest: Manifest) -> Manifest:
@@ -221,6 +236,8 @@ class RemoteEntry(Entry):
         content = json.dumps(asdict(manifest), indent=1, allow_nan=False).encode()
         with self._changing:
             if not self.objects.write("manifest.json", content, new=True):
+                if self._standing() is None:  # what stands there cannot be used
+                    self.objects.write("manifest.json", content)
                 self._bring_result()
                 manifest = self.manifest or manifest
             super().commit(manifest)
@@ -248,7 +265,7 @@ class RemoteEntry(Entry):
     def _wait(self, waiting: Callable[[], None]) -> bool:
         """Wait for the lease; false where the key is done and there is nothing to wait for."""
         told = False
-        while self.objects.read("manifest.json") is None:
+        while self._standing() is None:
             if self.objects.write("lease", self.holder.encode(), new=True):
                 return True
             if (age := self.objects.age("lease")) is not None and age > LEASE:
@@ -267,15 +284,26 @@ class RemoteEntry(Entry):
 
     # From the bucket ------------------------------------------------------------------------------------------------
 
+    def _standing(self) -> tuple[bytes, Manifest] | None:
+        """The manifest in the bucket; nothing where there is none, or none that can be used, which is told."""
+        source = f"{self.objects.address}/manifest.json"
+        if (content := self.objects.read("manifest.json")) is None:
+            return None
+        try:
+            return content, Manifest.parse(_plain(content, source), self.stage, self.key, source)
+        except InputError as error:
+            self._tell(f"{error}; the result does not count")
+            return None
+
     def _bring_result(self) -> None:
-        content = self.objects.read("manifest.json")
-        if content is not None and self.manifest_file.is_file() and self.manifest_file.read_bytes() == content:
+        standing = self._standing()
+        if standing and self.manifest_file.is_file() and self.manifest_file.read_bytes() == standing[0]:
             return
         self.manifest_file.unlink(missing_ok=True)
-        files = json.loads(content)["outputs"] if content else self._list("failed.json")
+        files = standing[1].outputs if standing else self._list("failed.json")
         self._bring(files, self.outputs, tree_files(self.outputs))
-        if content is not None:
-            atomic_write(self.manifest_file, content)
+        if standing:
+            atomic_write(self.manifest_file, standing[0])
 
     def _bring_partial(self) -> None:
         files = self._list("partial.json")
@@ -294,12 +322,23 @@ class RemoteEntry(Entry):
         folder.mkdir(parents=True, exist_ok=True)
         for name in set(present) - files.keys():
             (folder / name).unlink()
+        for name in files:
+            _make_way(folder, name)
 
         def bring(name: str, digest: str) -> None:
             path = folder / name
-            if not _is(path, digest):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.objects.download(f"objects/{digest}", path)
+            if _is(path, digest):
+                return
+            path.unlink(missing_ok=True)
+            arriving = self.folder / f".arriving-{digest}-{secrets.token_hex(4)}"
+            try:
+                self.objects.download(f"objects/{digest}", arriving)
+                if _is(arriving, digest):
+                    arriving.replace(path)
+                elif arriving.exists():
+                    self._tell(f"{self.objects.address}/objects/{digest}: its content has another SHA-256; not used")
+            finally:
+                arriving.unlink(missing_ok=True)
 
         with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
             list(pool.map(bring, files.keys(), files.values()))
@@ -308,8 +347,13 @@ class RemoteEntry(Entry):
         content = self.objects.read(name)
         if content is None:
             return {}
-        listed: Files = json.loads(content)["files"]
-        return listed
+        source = f"{self.objects.address}/{name}"
+        try:
+            listed = _plain(content, source)
+            return names.files(listed.get("files") if isinstance(listed, dict) else None, source)
+        except InputError as error:
+            self._tell(f"{error}; it is taken as if there were none")
+            return {}
 
     # To the bucket --------------------------------------------------------------------------------------------------
 
@@ -375,6 +419,29 @@ class RemoteEntry(Entry):
         return digest
 
 
+def _plain(content: bytes, source: str) -> Any:
+    """What an object says, as plain data.
+
+    Raises:
+        InputError: It is not JSON.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: not JSON ({error})") from None
+
+
+def _make_way(folder: Path, name: str) -> None:
+    """Make the folders that a file lies in, whatever stood in their place or in its own."""
+    path = folder / name
+    for parent in reversed(path.parents):
+        if parent.is_relative_to(folder) and parent != folder and (parent.is_symlink() or parent.is_file()):
+            parent.unlink()
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _is(path: Path, digest: str) -> bool:
     return path.is_file() and file_sha256(path) == digest
 
@@ -382,9 +449,9 @@ def _is(path: Path, digest: str) -> bool:
 def _checkpoints(folder: Path) -> dict[str, Path]:
     """Files below a folder by name, but those whose names, or those of their folders, begin with a dot, and links."""
     found: dict[str, Path] = {}
-    for root, folders, names in os.walk(folder):
+    for root, folders, inside in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(root, name) for name in names if not name.startswith(".")]
+        paths = [Path(root, name) for name in inside if not name.startswith(".")]
         found |= {path.relative_to(folder).as_posix(): path for path in paths if not path.is_symlink()}
     return dict(sorted(found.items()))
 
@@ -452,7 +519,12 @@ class _Objects:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
             except self.client.exceptions.NoSuchKey:
                 return None
-            content: bytes = answer["Body"].read()
+            content: bytes = answer["Body"].read(_LONGEST_RECORD + 1)
+            if len(content) > _LONGEST_RECORD:
+                raise InputError(
+                    f"{self.address}/{name}: more than {_LONGEST_RECORD:,} bytes, which no record of a store has; "
+                    "remove the object"
+                )
             return content
 
     def write(self, name: str, content: bytes, *, new: bool = False) -> bool:
@@ -474,16 +546,16 @@ class _Objects:
 
     def download(self, name: str, path: Path) -> None:
         """Fetch an object, if there is one; the file is there whole or not at all."""
-        with s3.foreseen(f"{self.address}/{name}"):
+        with s3.foreseen(f"{self.address}/{name}"), room(path):
             try:
                 self.client.download_file(self.bucket, self.prefix + name, str(path))
             except self.client.exceptions.ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
                     raise
 
-    def delete(self, names: Iterable[str]) -> None:
+    def delete(self, unwanted: Iterable[str]) -> None:
         """Remove objects, which need not exist."""
-        keys = [{"Key": self.prefix + name} for name in names]
+        keys = [{"Key": self.prefix + name} for name in unwanted]
         with s3.foreseen(self.address):
             for start in range(0, len(keys), 1000):
                 self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys[start : start + 1000]})
@@ -491,6 +563,20 @@ class _Objects:
     def names(self) -> list[str]:
         """Names of all objects."""
         return list(self.written())
+
+    def safe_names(self) -> list[str]:
+        """Names of all objects that can be files of a folder; others are told and left alone."""
+        safe = []
+        there = set(self.names())
+        for name in sorted(there):
+            why = names.fault(name)
+            if any(str(parent) in there for parent in PurePosixPath(name).parents):
+                why = why or "its folder is an object, too"
+            if why:
+                print(f"{self.address}: the object {names.shown(name)} is left alone: {why}", flush=True)
+            else:
+                safe.append(name)
+        return safe
 
     def written(self) -> dict[str, datetime]:
         """When each object was written, by name."""

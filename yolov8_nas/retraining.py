@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from yolov8_nas import apart
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.names import digest
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages.stage import STATUS_FILE, TOLD, open_store, require_gpus, run_stage, target_labels
 from yolov8_nas.stages.supernet_train import KEPT, kept_at
@@ -31,6 +32,7 @@ WEIGHTS: Final = "supernet.safetensors"
 DETAILS: Final = "supernet.json"
 
 _FROM_THE_START = "run it without the section retrain"
+_RESTORE = f"restore the artifact store, or {_FROM_THE_START}"
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ class Origin:
         version: The champion, as `NAME/VERSION`.
         run: MLflow's id of the run that has its supernet.
         sha256: Digest of the supernet's weights, as the champion was registered with it.
+        details_sha256: The same of the file that says what the weights are of; nothing where the champion was
+            registered without it.
     """
 
     version: str
     run: str
     sha256: str
+    details_sha256: str | None = None
 
 
 def check(config: RunConfig, tracking_uri: str, classes: Sequence[str]) -> Origin:
@@ -89,8 +94,7 @@ def prepare(
     assert config.retrain is not None
     versions = _versions(config, tracking_uri)
     origin = _origin(config, versions, tracking_uri, classes)
-    digest = _dataset_digest(config, store, run_id)
-    seen = _made_from(config, versions, digest)
+    seen = _made_from(config, versions, _dataset_digest(config, store, run_id))
     if None not in seen:
         says = f"Nothing new: {' and '.join(dict.fromkeys(map(str, seen)))} came from this state of the dataset."
         return config, {"new": False, "says": says, "origin": origin.version}
@@ -215,7 +219,11 @@ def _origin(
                 f"retrain: no supernet is kept with the run of {champion}, which is of an earlier release or came from "
                 f"another registry; {_FROM_THE_START} once, or name one in supernet.weights"
             )
-        details = read_json(Path(client.download_artifacts(run, f"{SUPERNET}/{DETAILS}", folder)))
+        sha256 = digest(champion.tag("supernet"), f"{champion}: supernet")
+        details_sha256 = champion.tags.get("supernet_details")
+        downloaded = Path(client.download_artifacts(run, f"{SUPERNET}/{DETAILS}", folder))
+        _require(champion, DETAILS, downloaded, details_sha256)
+        details = _details(champion, downloaded)
     space = SearchSpace.load(config.space)
     if SearchSpace.from_dict(details["space"]) != space:
         raise InputError(
@@ -227,7 +235,35 @@ def _origin(
             f"retrain: {champion} knows the classes {', '.join(details['names'])}, the dataset has "
             f"{', '.join(classes)}; a model of other classes needs another name: change name, and {_FROM_THE_START}"
         )
-    return Origin(str(champion), run, champion.tag("supernet"))
+    return Origin(str(champion), run, sha256, details_sha256)
+
+
+def _details(champion: RegisteredVersion, file: Path) -> dict[str, Any]:
+    """What `supernet.json` says of the supernet.
+
+    Raises:
+        StageError: It is of another form.
+    """
+    try:
+        content = read_json(file)
+        return {"space": dict(content["space"]), "names": tuple(content["names"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(f"{champion}: its {DETAILS} is no description of a supernet ({error}); {_RESTORE}") from None
+
+
+def _require(version: object, name: str, file: Path, expected: str | None) -> None:
+    """Hold a downloaded file of a supernet against the digest that it was registered with, where there is one.
+
+    Raises:
+        StageError: It is another file.
+    """
+    if expected is None:
+        print(f"{version}: registered without the SHA-256 of {name}, by an earlier release", flush=True)
+    elif (found := file_sha256(file)) != expected:
+        raise StageError(
+            f"{version}: its supernet's {name} has SHA-256 {found}, and was registered with {expected}; it was changed "
+            f"or damaged since, so it is refused: {_RESTORE}"
+        )
 
 
 def _dataset_digest(config: RunConfig, store: str, run_id: str) -> str:
@@ -238,11 +274,13 @@ def _dataset_digest(config: RunConfig, store: str, run_id: str) -> str:
     return str(read_json(prepared.outputs / "dataset.json")["digest"])
 
 
-def _made_from(config: RunConfig, versions: Sequence[RegisteredVersion], digest: str) -> list[RegisteredVersion | None]:
+def _made_from(
+    config: RunConfig, versions: Sequence[RegisteredVersion], dataset: str
+) -> list[RegisteredVersion | None]:
     """For each target the newest version, champion or not, that a run for its limits made from a state of the data."""
 
     def fits(version: RegisteredVersion, label: str, constraints: Sequence[str]) -> bool:
-        asked = {"target": label, "constraints": ", ".join(constraints), "dataset": digest}
+        asked = {"target": label, "constraints": ", ".join(constraints), "dataset": dataset}
         return asked.items() <= version.tags.items()
 
     return [
@@ -269,13 +307,12 @@ def _keep(store: Store, origin: Origin, tracking_uri: str) -> None:
         with opened(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
             for name in (WEIGHTS, DETAILS):
                 shutil.move(client.download_artifacts(origin.run, f"{SUPERNET}/{name}", folder), entry.outputs / name)
-        found = file_sha256(entry.outputs / WEIGHTS)
-        if found != origin.sha256:
+        try:
+            _require(origin.version, WEIGHTS, entry.outputs / WEIGHTS, origin.sha256)
+            _require(origin.version, DETAILS, entry.outputs / DETAILS, origin.details_sha256)
+        except StageError:
             entry.clear(partial=True)
-            raise StageError(
-                f"{origin.version}: its supernet has SHA-256 {found}, and was registered with {origin.sha256}; it was "
-                f"changed or damaged since, so it is refused: restore the artifact store, or {_FROM_THE_START}"
-            )
+            raise
         outputs = {name: file_sha256(path) for name, path in tree_files(entry.outputs).items()}
         entry.commit(
             Manifest(

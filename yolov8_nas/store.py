@@ -8,7 +8,7 @@
     STORE/runs/<run>/                   what each run did, a small file per stage and target
 
 What travels between stages is one plain deterministic tar: the same files give the same bytes and so the same digest.
-This module knows nothing of detectors and imports no sibling.
+This module knows nothing of detectors.
 """
 
 from __future__ import annotations
@@ -22,14 +22,22 @@ import os
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
+
+import yolov8_nas.names as names
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import append_line as append_line
+from yolov8_nas.files import atomic_write as atomic_write
+from yolov8_nas.files import read_json as read_json
+from yolov8_nas.files import read_lines as read_lines
+from yolov8_nas.files import room, set_aside
+from yolov8_nas.files import write_json as write_json
 
 MAX_BYTES: Final = 256 * 2**30
 MAX_FILES: Final = 5_000_000
@@ -42,66 +50,6 @@ _CHUNK: Final = 2**20
 
 class ArchiveError(ValueError):
     """An archive that cannot be unpacked safely; the message names the archive, the member and the remedy."""
-
-
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file so that it is there whole or not at all, also after a SIGKILL or a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data as indented JSON, atomically.
-
-    Raises:
-        ValueError: The data holds a NaN or an infinity, which JSON has not.
-    """
-    atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        ValueError: The file is not JSON; the message names it.
-    """
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-
-
-def append_line(path: Path, content: Any) -> None:
-    """Add plain data to a file of JSON lines; it is on disk when this returns.
-
-    Raises:
-        ValueError: The data holds a NaN or an infinity, which JSON has not.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(content, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[Any]:
-    """Read a file of JSON lines, which need not exist; a last line that was torn by a SIGKILL is taken out of it."""
-    if not path.exists():
-        return []
-    whole, newline, torn = path.read_text(errors="replace").rpartition("\n")
-    if torn:
-        atomic_write(path, whole + newline)
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def canonical_digest(content: Any) -> str:
@@ -136,9 +84,11 @@ def pack(folder: Path, tar_path: Path) -> str:
     """
     tar_path.parent.mkdir(parents=True, exist_ok=True)
     temporary = tar_path.with_name(f".{tar_path.name}.{os.getpid()}")
+    files = tree_files(folder)
     try:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for name, path in tree_files(folder).items():
+        wanted = sum(path.stat().st_size for path in files.values())
+        with room(tar_path, wanted), tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for name, path in files.items():
                 member = tarfile.TarInfo(name)
                 member.size, member.mode, member.mtime = path.stat().st_size, 0o644, 0
                 with path.open("rb") as file:
@@ -156,6 +106,7 @@ class _Member:
     is_folder: bool = False
     link: str | None = None
     open: Callable[[], IO[bytes] | None] | None = None
+    size: int | None = None
 
 
 def extract(archive: Path, into: Path, *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
@@ -242,7 +193,7 @@ class _Extraction:
                     elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                         raise self._error(_Member(info.filename), "a device", "pack files and folders only")
                     else:
-                        yield _Member(info.filename, info.is_dir(), open=partial(file.open, info))
+                        yield _Member(info.filename, info.is_dir(), None, partial(file.open, info), info.file_size)
             return
         try:
             tar = tarfile.open(self.archive)  # noqa: SIM115 - entered below, once it is known to be one
@@ -255,23 +206,24 @@ class _Extraction:
                 elif entry.islnk():
                     yield _Member(entry.name, link=entry.linkname)
                 elif entry.isdir() or entry.isreg():
-                    yield _Member(entry.name, entry.isdir(), open=partial(tar.extractfile, entry))
+                    yield _Member(entry.name, entry.isdir(), None, partial(tar.extractfile, entry), entry.size)
                 else:
                     raise self._error(_Member(entry.name), "a device or a pipe", "pack files and folders only")
 
     def _inside(self, member: _Member, name: str, linked: bool = False) -> Path:
-        what = "a link that leaves" if linked else "would be written outside"
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or (path.parts and path.parts[0].endswith(":")):
-            raise self._error(member, f"{what} the folder (absolute path)", "pack with relative paths")
+        what = "a link that leaves the folder" if linked else "would be written outside the folder"
+        written = name.replace("\\", "/")  # by an archiver of Windows
         parts: list[str] = []
-        for part in path.parts:
-            if part != "..":
-                parts.append(part)
-            elif parts and linked:
+        for part in written.split("/")[written.startswith("/") :]:
+            if part == ".." and linked and parts and parts[-1] != "..":
                 parts.pop()
-            else:
-                raise self._error(member, f"{what} the folder ('..' in its path)", "pack without '..'")
+            elif part not in ("", "."):
+                parts.append(part)
+        if not parts and not written.startswith("/"):
+            return self.into  # the folder itself
+        shortest = "/".join([*([""] if written.startswith("/") else []), *parts])
+        if why := names.fault(shortest):
+            raise self._error(member, f"{what} ({why})", "pack with relative paths, without '..'")
         return self.into.joinpath(*parts)
 
     def _write(self, member: _Member, target: Path) -> None:
@@ -279,7 +231,7 @@ class _Extraction:
         if stream is None:
             raise self._error(member, "has no content", "pack it again")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with stream as source, target.open("wb") as sink:
+        with stream as source, room(target, member.size), target.open("wb") as sink:
             while chunk := source.read(_CHUNK):
                 self.bytes += len(chunk)
                 if self.bytes > self.max_bytes:
@@ -293,7 +245,7 @@ class _Extraction:
                 sink.write(chunk)
 
     def _error(self, member: _Member, fault: str, remedy: str) -> ArchiveError:
-        return ArchiveError(f"{self.archive}: member {member.name!r}: {fault}; {remedy}")
+        return ArchiveError(f"{self.archive}: member {names.shown(member.name)}: {fault}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -328,6 +280,44 @@ class Manifest:
     peak_rss_mib: float = 0.0
     peak_rss_child_mib: float = 0.0
 
+    @classmethod
+    def parse(cls, content: Any, stage: str, key: str, source: str) -> Manifest:
+        """A manifest that was read, checked: whoever may write to the store may have written it.
+
+        Args:
+            content: Plain data.
+            stage: The stage whose result it should be of; a manifest of another place vouches for nothing here.
+            key: The key, likewise.
+            source: Where it was read, for the message.
+
+        Raises:
+            InputError: It is of another form or of another result, or a name or a digest in it is refused.
+        """
+        if not isinstance(content, Mapping):
+            raise InputError(f"{source}: not a manifest")
+        known = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+        if other := sorted(set(content) - set(known)):
+            raise InputError(f"{source}: not a manifest of this release ({names.shown(other[0])} in it)")
+        for name, kind in _MANIFEST_FORM.items():
+            if not isinstance(known.get(name), kind) or isinstance(known[name], bool):
+                raise InputError(f"{source}: not a manifest ({name} is missing or of another form)")
+        if (known["stage"], known["key"]) != (stage, key):
+            raise InputError(f"{source}: the manifest of another result, {names.shown(known['key'])}")
+        names.files(known["outputs"], source)
+        return cls(**known)
+
+
+_MANIFEST_FORM: Final[dict[str, Any]] = {
+    "stage": str,
+    "version": int,
+    "key": str,
+    "settings": dict,
+    "inputs": dict,
+    "outputs": dict,
+    "digest": str,
+    "seconds": int | float,
+}
+
 
 class Entry:
     """The folder of one key."""
@@ -338,6 +328,7 @@ class Entry:
         self.partial = folder / "partial"
         self.scratch = folder / "scratch"
         self.manifest_file = folder / "manifest.json"
+        self._told_so_far: set[str] = set()
 
     @contextlib.contextmanager
     def lock(self, waiting: Callable[[], None]) -> Iterator[None]:
@@ -352,23 +343,83 @@ class Entry:
             yield
 
     @property
+    def stage(self) -> str:
+        """Name of the stage."""
+        return self.folder.parent.name
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return self.folder.name
+
+    @property
     def manifest(self) -> Manifest | None:
-        """The manifest, or nothing where the key is not done (or its manifest is unreadable)."""
+        """The manifest, or nothing where the key is not done (or its manifest cannot be used, which is told)."""
         try:
-            return Manifest(**read_json(self.manifest_file))
-        except (FileNotFoundError, ValueError, TypeError):
+            return self._read(self.manifest_file)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            self._tell(f"{error}; the result does not count")
             return None
 
-    def damage(self, manifest: Manifest) -> str | None:
-        """What is wrong with the outputs of a finished key, or nothing."""
+    def _read(self, file: Path) -> Manifest:
+        """A manifest that is on this machine.
+
+        Raises:
+            ValueError: It cannot be used.
+            FileNotFoundError: There is none.
+        """
+        return Manifest.parse(read_json(file), self.stage, self.key, str(file))
+
+    def _tell(self, message: str) -> None:
+        """Print something once."""
+        if message not in self._told_so_far:
+            self._told_so_far.add(message)
+            print(message, flush=True)
+
+    def damage(self, manifest: Manifest, only: Sequence[str] = ()) -> str | None:
+        """What is wrong with the outputs of a finished key, or nothing.
+
+        Args:
+            manifest: What they should be.
+            only: Names of the files that are wanted, where not all are.
+        """
+        for path in self.outputs.rglob("*"):
+            if path.is_symlink():
+                return f"{path.relative_to(self.outputs)} is a link, which no result has"
+            if not path.is_dir() and not path.is_file():
+                return f"{path.relative_to(self.outputs)} is no plain file, as all of a result are"
         files = tree_files(self.outputs)
         for name, digest in manifest.outputs.items():
+            if only and name not in only:
+                continue
             if name not in files:
                 return f"{name} is missing"
             if file_sha256(files[name]) != digest:
                 return f"{name} has changed since it was written"
         extra = files.keys() - manifest.outputs.keys()
         return f"{min(extra)} does not belong to it" if extra else None
+
+    def require_whole(self, only: Sequence[str] = ()) -> None:
+        """See that what a finished key holds is what its manifest says. One that is not done has nothing to be held to.
+
+        Args:
+            only: Names of the files that are wanted, where not all are.
+
+        Raises:
+            StageError: It is not, or the manifest cannot be used.
+        """
+        manifest = self.manifest
+        if manifest is not None:
+            fault = self.damage(manifest, only)
+        else:
+            fault = "its manifest cannot be used" if self.manifest_file.exists() else None
+        if fault:
+            raise StageError(
+                f"{self.folder}: {fault}, so it is not used; run the same again, which computes it anew, or restore "
+                "the store"
+            )
 
     def clear(self, *, partial: bool) -> None:
         """Remove what a try left behind; `partial` says whether its checkpoints go too."""
@@ -410,17 +461,30 @@ class Store:
 
     def entry(self, stage: str, key: str) -> Entry:
         """The folder of a key, which need not exist."""
-        return Entry(self.root / stage / key)
+        return Entry(self.place(stage, key))
+
+    def place(self, stage: str, key: str) -> Path:
+        """The folder of a key on this machine.
+
+        Raises:
+            InputError: The names come from a record that somebody else wrote, and would lead out of the store.
+        """
+        return self.root / names.part(stage, "a stage") / names.part(key, "a key")
 
     def result(self, stage: str, key: str, only: Sequence[str] = ()) -> Entry:
-        """The entry of a key that a run has worked on, to read what it came to.
+        """The entry of a key that a run has worked on, to read what it came to; of a finished one, checked.
 
         Args:
             stage: Name of the stage.
             key: The key.
             only: Names of the files that are wanted, where not all are.
+
+        Raises:
+            StageError: The result is not what its manifest says.
         """
-        return self.entry(stage, key)
+        entry = self.entry(stage, key)
+        entry.require_whole(only)
+        return entry
 
     def runs(self) -> list[str]:
         """Names of the runs that have records, the one with the newest first."""
@@ -429,11 +493,11 @@ class Store:
 
     def run_folder(self, run_id: str) -> Path:
         """The folder of a run's records, to read them."""
-        return self.root / "runs" / run_id
+        return self.root / "runs" / names.part(run_id, "a run")
 
     def record(self, run_id: str, name: str, content: Any) -> None:
         """Write one of a run's records, as JSON."""
-        write_json(self.run_folder(run_id) / name, content)
+        write_json(names.below(Store.run_folder(self, run_id), name, "a record"), content)
 
     def lay(self, folder: str, last: str) -> None:
         """Make a folder that was written below `root` part of the store; the file `last` says that it is whole."""
@@ -444,3 +508,7 @@ class Store:
     def remove(self, folder: str) -> None:
         """Remove a folder below `root` from the store."""
         shutil.rmtree(self.root / folder)
+
+    def lose(self, folder: str) -> None:
+        """Set a folder below `root` aside that is torn; whatever its content is, it is not looked for again."""
+        print(set_aside(self.root / folder, "the file that says what it is cannot be read"), flush=True)

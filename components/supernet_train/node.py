@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from yolov8_nas.errors import StageError
 from yolov8_nas.remote_store import RemoteEntry
 from yolov8_nas.stages.stage import PARENT_VARIABLE, StageContext, open_store
 from yolov8_nas.stages.supernet_train import FAILURE, KEPT, STAGE, kept_at
-from yolov8_nas.store import Manifest, canonical_digest, file_sha256, read_json, tree_files, write_json
+from yolov8_nas.store import Entry, Manifest, Store, canonical_digest, file_sha256, read_json, tree_files, write_json
 
 ENTRIES: Final = "supernet-nodes"
 REQUEST: Final = "request.json"
@@ -49,7 +50,8 @@ def carry_out(ctx: StageContext, run_id: str, on_nodes: Callable[[Sequence[str]]
     """
     assert ctx.store is not None
     store, key = ctx.store, ctx.partial.parent.name
-    if (done := store.result(ENTRIES, key)).manifest is None:
+    done = _finished(store, key)
+    if done is None:
         job = f"{ENTRIES}/{key}/job"
         (store.root / job).mkdir(parents=True, exist_ok=True)
         store.remove(job)  # what a step that was killed has left
@@ -73,6 +75,16 @@ def carry_out(ctx: StageContext, run_id: str, on_nodes: Callable[[Sequence[str]]
         raise ConnectionError(f"{store.address}/{ENTRIES}/{key}: the nodes' result is not whole: {fault}")
     shutil.copytree(done.outputs, ctx.out, dirs_exist_ok=True)
     return 0
+
+
+def _finished(store: Store, key: str) -> Entry | None:
+    """The result of nodes that have ended well, if there is one that is whole."""
+    try:
+        done = store.result(ENTRIES, key)
+    except StageError as damaged:
+        print(f"{damaged}; training it again", flush=True)
+        return None
+    return done if done.manifest else None
 
 
 def main(address: str, key: str) -> int:
@@ -102,7 +114,7 @@ def main(address: str, key: str) -> int:
     with sigterm_as_exit(), entry.lock(_waits) if first else contextlib.nullcontext():
         if not first:
             entry.bring_partial()
-        elif entry.manifest is not None:
+        elif (manifest := entry.manifest) is not None and entry.damage(manifest) is None:
             return 0
         else:
             entry.clear(partial=False)

@@ -18,6 +18,7 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 from yolov8_nas.deploy import packaging
 from yolov8_nas.deploy.artifact import build_engine, write_network
+from yolov8_nas.deploy.onnx_file import check_one_file
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware.checkpoint import load_checkpoint
 from yolov8_nas.hardware.runtime import RUNTIMES, Runtime
@@ -158,9 +159,12 @@ def load_onnx(file: Path) -> onnx.ModelProto:
     if not file.is_file():
         raise InputError(f"{file}: no such file; give the path of a detector (.pt or .onnx)")
     try:
-        graph = onnx.load(file)
+        graph = onnx.load(file, load_external_data=False)
+        check_one_file(file, graph)
         onnx.checker.check_model(graph)
         return onnx.shape_inference.infer_shapes(graph)
+    except InputError:
+        raise
     except Exception as error:  # of protobuf, onnx and the system; a damaged file can cause any
         why = str(error).strip().splitlines()
         raise InputError(

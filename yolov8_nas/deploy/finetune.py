@@ -8,7 +8,6 @@ killed and goes on ends, on a CPU with as many threads, with the same bits as an
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import time
@@ -29,7 +28,7 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import PROTOCOL, DetectionImages, ProtocolValidator
-from yolov8_nas.store import atomic_write
+from yolov8_nas.files import keep, read_kept
 from yolov8_nas.supernet.learner import distillation
 
 CHECKPOINT: Final = "checkpoint.pt"
@@ -226,11 +225,11 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
         self.recipe = recipe
         self.report = report
         self.checkpoint = work / CHECKPOINT
-        self.state: dict[str, Any] | None = None
+        self.state: dict[str, Any] | None
         self.best: dict[str, Any] = {"epoch": 0, "map50_95": -1.0, "state": {}}
         self.curves: list[dict[str, float]] = []
-        if self.checkpoint.exists():
-            self.state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.state = read_kept(self.checkpoint, lambda file: torch.load(file, map_location="cpu", weights_only=True))
+        if self.state is not None:
             self.best, self.curves = self.state["best"], self.state["curves"]
 
     @property
@@ -288,19 +287,15 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
         if smooth >= self.best["map50_95"]:
             state = {name: tensor.clone() for name, tensor in self.ema.ema.state_dict().items()}
             self.best = {"epoch": row["epoch"], "map50_95": smooth, "state": state}
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "ema": self.ema.ema.state_dict(),
-                "updates": self.ema.updates,
-                "optimizer": self.optimizer.state_dict(),
-                "best": self.best,
-                "curves": self.curves,
-            },
-            buffer,
-        )
-        atomic_write(self.checkpoint, buffer.getvalue())
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.ema.state_dict(),
+            "updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "curves": self.curves,
+        }
+        keep(self.checkpoint, partial(torch.save, state))
         self.report(self.epochs_done, self.best["map50_95"])
         return True
 

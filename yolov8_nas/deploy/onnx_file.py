@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from yolov8_nas import names
 from yolov8_nas.errors import InputError
 
 
@@ -21,13 +23,53 @@ def read_onnx(source: Path) -> tuple[bytes, onnx.ModelProto]:
     try:
         data = source.read_bytes()
         model = onnx.load_from_string(data)
+        check_one_file(source, model)
         onnx.checker.check_model(model)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror}); give the path of an ONNX file") from None
     except Exception as error:  # protobuf's DecodeError and the checker's ValidationError have no common base
         reason = " ".join(str(error).split())
         raise InputError(f"{source}: no valid ONNX file: {reason}; export it again") from None
     return data, model
+
+
+def check_one_file(source: Path, model: onnx.ModelProto) -> None:
+    """Refuse a graph that keeps tensors in other files, which could be any file that this process may read.
+
+    No file that this package writes does so, and only the one file is hashed, signed and shipped.
+
+    Raises:
+        InputError: A tensor lies elsewhere.
+    """
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            places = [entry.value for entry in tensor.external_data if entry.key == "location"]
+            raise InputError(
+                f"{source}: it keeps tensor {names.shown(tensor.name)} in another file "
+                f"({', '.join(map(names.shown, places)) or 'unnamed'}), which is not read; export it as one file"
+            )
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that a model holds, wherever in it."""
+    graphs = [model.graph, *(g for info in model.training_info for g in (info.initialization, info.algorithm))]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            sparse = list(graph.sparse_initializer)
+            nodes += graph.node
+        else:
+            sparse = []
+            for attribute in nodes.pop().attribute:
+                yield from (attribute.t, *attribute.tensors)
+                sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+                graphs += [attribute.g, *attribute.graphs]
+        for one in sparse:
+            yield from (one.values, one.indices)
 
 
 def read_metadata(source: Path, model: onnx.ModelProto) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.files import replace
 from yolov8_nas.space import Architecture
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def export(
             verify_onnx(network, written, **shape)
         if nms and format == "onnx":  # now, since what can be compared is boxes and scores
             put_nms(written, NmsOptions())
-        written.replace(onnx)
+        replace(written, onnx)
     if format == "onnx":
         return onnx
     return _build_engine(onnx, path, size, batch, dynamic, nms)

@@ -26,6 +26,7 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils.torch_utils import is_qat, qat_state, strip_qat
 
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import replace, room
 from yolov8_nas.space import BLOCKS, CONVS, PARTS
 from yolov8_nas.supernet.derive import save_checkpoint
 
@@ -210,8 +211,9 @@ def save_qat_checkpoint(model: DetectionModel, path: Path, *, names: Sequence[st
     partial = path.with_name(f".{path.name}.tmp")
     save_checkpoint(plain, partial, names=names, imgsz=imgsz)
     checkpoint = torch.load(partial, weights_only=False)  # a second ago it was ours
-    torch.save({**checkpoint, "modelopt": qat_state(model)}, partial)
-    partial.replace(path)
+    with room(path):
+        torch.save({**checkpoint, "modelopt": qat_state(model)}, partial)
+    replace(partial, path)
 
 
 def load_network(path: Path) -> DetectionModel:

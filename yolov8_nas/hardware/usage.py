@@ -17,7 +17,7 @@ from typing import Any, Final
 import psutil
 import pynvml
 
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.files import read_json, read_kept, write_json
 
 FILE: Final = "usage.json"
 
@@ -38,7 +38,7 @@ def recorded(result: Path, partial: Path) -> Iterator[None]:
         partial: Folder of checkpoints: what an earlier try has recorded there is gone on with.
     """
     kept = partial / f".{FILE}"  # of this machine alone, so it is not sent to a remote store again and again
-    record: dict[str, Any] = read_json(kept) if kept.is_file() else {"every_s": EVERY, "rows": []}
+    record: dict[str, Any] = read_kept(kept, read_json) or {"every_s": EVERY, "rows": []}
     end, gpus = threading.Event(), _gpus()
 
     def sample() -> None:

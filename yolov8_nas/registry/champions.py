@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from yolov8_nas.errors import InputError
 from yolov8_nas.registry.tracking import repeated_on_conflict
 
 if TYPE_CHECKING:
@@ -115,9 +116,22 @@ def challenge(client: MlflowClient, name: str, purpose: str, version: int, becau
 
 
 def history(client: MlflowClient, name: str) -> list[Change]:
-    """Every change of a champion of a registered model, the oldest first."""
+    """Every change of a champion of a registered model, the oldest first.
+
+    Raises:
+        InputError: A record of one is not of its form.
+    """
     tags: Mapping[str, str] = client.get_registered_model(name).tags
-    return [Change(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_CHANGE)]
+    changes = []
+    for key in sorted(tags):
+        if key.startswith(_CHANGE):
+            try:
+                changes.append(Change(**json.loads(tags[key])))
+            except (ValueError, TypeError, RecursionError):
+                raise InputError(
+                    f"{name}: its tag {key!r} is no record of a change of champion; remove the tag in MLflow"
+                ) from None
+    return changes
 
 
 def predecessors(changes: Sequence[Change], holder: int) -> list[int]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import room
+from yolov8_nas.names import digest as checked_digest
+from yolov8_nas.names import files as checked_files
 from yolov8_nas.registry.query import RegisteredVersion, find_version
 from yolov8_nas.registry.register import CONTENT, SCORES, SCORES_FILE, content_digest
 from yolov8_nas.registry.tracking import opened
@@ -83,7 +86,11 @@ def fetch_scores(version: RegisteredVersion, folder: Path) -> Path | None:
     """
     if SCORES not in version.tags:
         return None
-    return _fetch_file(version, SCORES_FILE, version.tags[SCORES], folder)
+    try:
+        expected = checked_digest(version.tags[SCORES], f"{version}: {SCORES}")
+    except InputError as error:
+        raise StageError(f"{error}; the version is refused") from None
+    return _fetch_file(version, SCORES_FILE, expected, folder)
 
 
 def _fetch_file(version: RegisteredVersion, name: str, digest: str, folder: Path) -> Path:
@@ -92,7 +99,7 @@ def _fetch_file(version: RegisteredVersion, name: str, digest: str, folder: Path
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(_TRIES):
-        with tempfile.TemporaryDirectory() as temporary:
+        with room(file), tempfile.TemporaryDirectory() as temporary:
             shutil.move(download_artifacts(f"{version.artifacts}/{name}", dst_path=temporary), file)
         found = file_sha256(file)
         if found == digest:
@@ -112,10 +119,10 @@ def _check_hashes(version: RegisteredVersion) -> None:
             f"{version}: its tags with hashes, device or limits are not those that it was registered with; somebody "
             "changed them, so it is refused: register the model again"
         )
-    for name in files:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise StageError(f"{version}: the file name {name!r} would leave the folder; it is refused")
+    try:
+        checked_files(files, str(version))
+    except InputError as error:
+        raise StageError(f"{error}; the version is refused") from None
 
 
 def _holds(folder: Path, version: RegisteredVersion) -> bool:

@@ -76,7 +76,10 @@ class RegisteredVersion:
         Raises:
             InputError: They are not recorded.
         """
-        limits: list[dict[str, Any]] = json.loads(self.tag(LIMITS))
+        try:
+            limits: list[dict[str, Any]] = json.loads(self.tag(LIMITS))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self}: its tag {LIMITS!r} is not JSON ({error}); register it again") from None
         return limits
 
     @property
@@ -259,6 +262,8 @@ def _versions(client: MlflowClient, name: str | None = None) -> dict[str, list[M
     while True:
         page = client.search_model_versions(" AND ".join(filters), max_results=_PAGE, page_token=token)
         for version in page:
+            if MODEL_ID not in version.tags:  # somebody tagged a version complete that is none of ours
+                continue
             found.setdefault(version.name, []).append(version)
         token = page.token
         if not token:

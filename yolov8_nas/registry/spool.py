@@ -12,12 +12,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from yolov8_nas import names
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import read_kept, room, sync_folder, sync_tree
 from yolov8_nas.registry.closing import StageRun, close_killed, close_run, stage_runs
 from yolov8_nas.registry.submission import Submission, submit
 from yolov8_nas.registry.tracking import (
@@ -126,7 +128,10 @@ def waiting(store: Store) -> list[Waiting]:
     store.bring(FOLDER)
     for folder in (store.root / FOLDER).glob("*"):
         if not folder.name.startswith(".") and (folder / _ENTRY).is_file():
-            entry = read_json(folder / _ENTRY)
+            entry = read_kept(folder / _ENTRY, _checked)
+            if entry is None:  # there is nothing to send without it
+                store.lose(f"{FOLDER}/{folder.name}")
+                continue
             found.append(Waiting(folder, entry["what"], entry["tracking_uri"], entry["why"], entry["since"]))
     return sorted(found, key=lambda one: one.since)
 
@@ -175,26 +180,58 @@ def send_everywhere(store: Store, note: Callable[[str], None] = lambda _: None) 
     left: list[Waiting] = []
     named = os.environ.get(URI_VARIABLE, "")
     for address in sorted({entry.tracking_uri for entry in waiting(store)}):
+        if "://" in store.address and without_credentials(named) != address:
+            # Whoever may write to the bucket would choose whom this machine's credentials are sent to.
+            why = f"an address that a store in S3 names is not called unless {URI_VARIABLE} names it, too"
+            left += [replace(entry, why=why) for entry in waiting(store) if entry.tracking_uri == address]
+            continue
         done = send(store, named if without_credentials(named) == address else address, note)
         sent += done.sent
         left += [entry for entry in done.waiting if entry.tracking_uri == address]
     return Sent(tuple(sent), tuple(left))
 
 
+def _checked(file: Path) -> dict[str, Any]:
+    """What an entry says, if it is of the form that `_keep` writes.
+
+    Raises:
+        InputError: It is not, or a name or a digest in it is refused.
+    """
+    entry = read_json(file)
+    texts = ("kind", "what", "tracking_uri", "why", "since")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in texts):
+        raise InputError(f"{file}: not an entry of the spool")
+    if entry["kind"] not in (_BRANCH, _CLOSING, _KILLED) or not isinstance(entry.get("content"), dict):
+        raise InputError(f"{file}: not an entry of the spool")
+    return {**entry, "files": names.files(entry.get("files"), str(file))}
+
+
 def _send(waiting: Waiting, tracking_uri: str) -> None:
-    entry = read_json(waiting.folder / _ENTRY)
-    files = tree_files(waiting.folder / "files") if (waiting.folder / "files").is_dir() else {}
+    entry = _checked(waiting.folder / _ENTRY)
+    folder = waiting.folder / "files"
+    there = tree_files(folder) if folder.is_dir() else {}
+    if extra := there.keys() - entry["files"].keys():
+        raise StageError(f"{folder / min(extra)}: does not belong to the entry; remove it")
     for name, digest in entry["files"].items():
-        if name not in files or file_sha256(files[name]) != digest:
-            raise StageError(f"{waiting.folder / 'files' / name}: missing or damaged; run the pipeline again")
+        if name not in there or (folder / name).is_symlink() or file_sha256(there[name]) != digest:
+            raise StageError(f"{folder / name}: missing or damaged; run the pipeline again")
+    content = entry["content"]
+    try:
+        if entry["kind"] == _CLOSING:
+            stages = [StageRun(**stage) for stage in content["stages"]]
+            arguments = content["mlflow_run"], content["summary"], folder, stages
+        elif entry["kind"] == _KILLED:
+            killed = {name: content[name] for name in ("experiment", "run_id", "killed_at")}
+        else:
+            submission = Submission.from_dict(content, there)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StageError(f"{waiting.folder}: not of the form that a run keeps ({error}); remove it") from None
     if entry["kind"] == _CLOSING:
-        content = entry["content"]
-        stages = [StageRun(**stage) for stage in content["stages"]]
-        close_run(tracking_uri, content["mlflow_run"], content["summary"], waiting.folder / "files", stages)
+        close_run(tracking_uri, *arguments)
     elif entry["kind"] == _KILLED:
-        close_killed(tracking_uri, **entry["content"])
+        close_killed(tracking_uri, **killed)
     else:
-        submit(connect(tracking_uri), Submission.from_dict(entry["content"], files))
+        submit(connect(tracking_uri), submission)
 
 
 def _keep(
@@ -218,11 +255,14 @@ def _keep(
     for file, path in files.items():
         copy = half / "files" / file
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        with room(copy, path.stat().st_size):
+            shutil.copyfile(path, copy)
     since = datetime.now(UTC).isoformat(timespec="milliseconds")
     write_json(half / _ENTRY, {**identity, "what": what, "why": said(error, tracking_uri), "since": since})
+    sync_tree(half)
     try:
         half.rename(folder)
+        sync_folder(folder.parent)
     except OSError:  # another process has kept the same
         shutil.rmtree(half)
     else:

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from yolov8_nas.errors import InputError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware.target import Target, resolve
 from yolov8_nas.host import HostLock
+from yolov8_nas.names import shown
 from yolov8_nas.registry import pull
 from yolov8_nas.registry.query import RegisteredVersion
 from yolov8_nas.search.constraint import STATISTICS, Constraint, Figures
@@ -90,10 +91,17 @@ def entrant(version: RegisteredVersion, work: Path) -> Entrant:
 
     Raises:
         StageError: A file is not the one that was registered.
+        InputError: The network is not whole in its file.
     """
+    from yolov8_nas.deploy.onnx_file import read_onnx
+
     folder = work / f"{version.model}-{version.version}"
     files = pull.fetch(version, folder)
-    runs = files[version.tag("file")]
+    if (named := version.tag("file")) not in files:
+        raise StageError(f"{version}: its tag file = {shown(named)} names none of its files; register it again")
+    runs = files[named]
+    if runs.suffix == ".onnx":
+        read_onnx(runs)
     for file in sorted(folder.glob(f"{runs.name}*")):  # an engine has a file beside it that describes it
         shutil.copyfile(file, work / f"{folder.name}{file.name.removeprefix(runs.stem)}")
     return Entrant(version, work / f"{folder.name}{runs.suffix}")

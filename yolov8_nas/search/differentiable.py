@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import read_kept
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.store import read_json, write_json
@@ -158,8 +159,8 @@ def learn_prior(
 
     worth, logits = ([torch.zeros(len(d.options), dtype=torch.float64) for d in space.dimensions] for _ in range(2))
     trajectory: list[PriorStep] = []
-    if (checkpoint := partial / CHECKPOINT).is_file():
-        saved = read_json(checkpoint)
+    checkpoint = partial / CHECKPOINT
+    if saved := read_kept(checkpoint, read_json):
         worth, logits = ([torch.tensor(x, dtype=torch.float64) for x in saved[name]] for name in ("worth", "logits"))
         trajectory = [_step(row) for row in saved["trajectory"]]
 

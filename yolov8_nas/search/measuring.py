@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from yolov8_nas.config import TargetConfig
+from yolov8_nas.files import read_json, read_kept, write_json
 from yolov8_nas.hardware import benchmark, bundle
 from yolov8_nas.hardware.benchmark import Measurement, Protocol
 from yolov8_nas.hardware.runtime import Runtime
 from yolov8_nas.host import HostLock
 from yolov8_nas.space import Architecture
-from yolov8_nas.store import read_json, write_json
 
 AGAIN: Final = 2
 """Times that networks are measured again at most where the device is slower than when it was probed."""
@@ -69,8 +69,9 @@ class Bench:
             WaitingError: The networks have to be measured elsewhere first.
         """
         kept = self.folder / "measured" / f"{name}.json"
-        if kept.exists():
-            return [Measurement.from_dict(row) for row in read_json(kept)]
+        before = read_kept(kept, lambda file: [Measurement.from_dict(row) for row in read_json(file)])
+        if before is not None:
+            return before
         self.note(f"measuring {len(architectures)} networks on the device ({name})")
         files = [self.export(architecture) for architecture in architectures]
         legs = kept.with_suffix(".legs.jsonl")

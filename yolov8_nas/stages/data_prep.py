@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.errors import StageError
 from yolov8_nas.stages.stage import TOLD, Stage, StageContext, key_of
 from yolov8_nas.store import Store, read_json
 
@@ -36,7 +37,10 @@ def known_classes(config: RunConfig, store: Store) -> tuple[str, ...] | None:
         InputError: As `settings`.
         ConnectionError: The dataset is at an address, and nothing answers there.
     """
-    entry = store.result(STAGE.name, key_of(STAGE, settings(config, None), {}), TOLD[STAGE.name])
+    try:
+        entry = store.result(STAGE.name, key_of(STAGE, settings(config, None), {}), TOLD[STAGE.name])
+    except StageError:  # it is damaged, and prepared anew
+        return None
     file = entry.outputs / "dataset.json"
     return tuple(read_json(file)["classes"]) if file.is_file() else None
 
@@ -59,7 +63,7 @@ def find_classes(config: RunConfig, store: Store) -> tuple[str, ...]:
     found = settings(config, None)
     entry = store.entry(STAGE.name, key_of(STAGE, found, {}))
     with entry.lock(lambda: print(f"{config.data}: another run works on it; waiting for it", flush=True)):
-        if entry.manifest:
+        if (manifest := entry.manifest) and entry.damage(manifest, TOLD[STAGE.name]) is None:
             return tuple(read_json(entry.outputs / "dataset.json")["classes"])
         entry.partial.mkdir(parents=True, exist_ok=True)
         with checked(config.data, scratch=entry.partial, digest=found["source_digest"]) as dataset:

@@ -160,6 +160,7 @@ def _deployable(ctx: StageContext) -> Deployable:
             "architecture": architecture.digest,
             "file": shipped["file"],
             "supernet": file_sha256(ctx.inputs["supernet-train"] / "supernet.safetensors"),
+            "supernet_details": file_sha256(ctx.inputs["supernet-train"] / "supernet.json"),
             "imgsz": str(ctx.settings["imgsz"]),
             "run_id": ctx.settings["run_id"],
             "target": ctx.settings["label"],
@@ -173,4 +174,4 @@ def _deployable(ctx: StageContext) -> Deployable:
     )
 
 
-STAGE = Stage(name="register", version=2, settings=settings, run=run, always_run=True)
+STAGE = Stage(name="register", version=3, settings=settings, run=run, always_run=True)

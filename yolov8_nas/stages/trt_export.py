@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import StageError
+from yolov8_nas.files import read_kept
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.stages.stage import Settings, Stage, StageContext
@@ -304,8 +305,8 @@ class _Export:
         from yolov8_nas.evaluation import Evaluation
 
         kept = self.ctx.partial / "evaluation" / f"{name}.npz"
-        if kept.exists():
-            return Evaluation.load(kept)
+        if (before := read_kept(kept, Evaluation.load)) is not None:
+            return before
         evaluation = evaluator.evaluate(model)
         evaluation.save(kept)
         return evaluation

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolov8_nas.files import replace, room
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, Block, is_backbone
 
 if TYPE_CHECKING:
@@ -255,5 +256,6 @@ def save_checkpoint(model: DetectionModel, path: Path, *, names: Sequence[str], 
         "license": "AGPL-3.0",
     }
     partial = path.with_name(f".{path.name}.tmp")
-    torch.save(checkpoint, partial)
-    partial.replace(path)
+    with room(path):
+        torch.save(checkpoint, partial)
+    replace(partial, path)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.files import atomic_write, room
 from yolov8_nas.space import Architecture, SearchSpace, is_backbone
 from yolov8_nas.supernet.derive import Row, model_rows
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticPSA, ElasticSPPF, State
@@ -155,9 +156,11 @@ class Supernet(nn.Module):
 
     def save(self, folder: Path, details: Mapping[str, Any]) -> None:
         """Write `supernet.safetensors` and `supernet.json` (the space, the classes and `details`) into a folder."""
-        save_file({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        with room(folder / WEIGHTS, sum(tensor.nbytes for tensor in tensors.values())):
+            save_file(tensors, folder / WEIGHTS)
         known = {"space": self.space.to_dict(), "num_classes": self.num_classes, "names": list(self.names)}
-        (folder / DETAILS).write_text(json.dumps({**known, **details}, indent=1))
+        atomic_write(folder / DETAILS, json.dumps({**known, **details}, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Supernet:

@@ -16,8 +16,10 @@ the same work, stock YOLOv8n's mAP50-95 with the supernet's weights was 0.54 wit
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -25,6 +27,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 
+from yolov8_nas import files
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import DetectionImages, Evaluator
 from yolov8_nas.progress import Progress
@@ -142,7 +145,8 @@ def train(
         images = train_split(data_yaml, recipe.imgsz, augment=True)
     processes.copy_first(list(supernet.state_dict().values()))
     learner = Learner(supernet, processes, imgsz=recipe.imgsz, accumulate=recipe.accumulate, amp=recipe.amp)
-    saved = _checkpoint(partial / CHECKPOINT, recipe, processes.device)
+    with processes.first_alone():  # a torn one is set aside once
+        saved = _checkpoint(partial / CHECKPOINT, recipe, processes.device, progress.note)
     first = saved["epoch"] if saved else 0
     if processes.agree(first) != first:
         raise RuntimeError(f"{partial}: a checkpoint of epoch {first}, but the first process has another; start again")
@@ -205,23 +209,30 @@ def train(
         curves.append(processes.agree(point))
         progress.note(_line(curves[-1], recipe.epochs))
         if processes.first:
-            fresh = (partial / CHECKPOINT).with_suffix(".tmp")
             state = {"learner": learner.state_dict(), "epoch": epoch + 1, "curves": curves}
-            torch.save({"recipe": asdict(recipe), "batch": batch, **state}, fresh)
-            fresh.replace(partial / CHECKPOINT)
+            state |= {"recipe": asdict(recipe), "batch": batch}
+            files.keep(partial / CHECKPOINT, functools.partial(torch.save, state))
     processes.wait()  # for the last checkpoint
     return learner.average, curves
 
 
-def _checkpoint(file: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] | None:
-    """The checkpoint, if there is one. As the number of processes, that of parts may have changed.
+def _checkpoint(file: Path, recipe: Recipe, device: torch.device, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest whole checkpoint, if there is one. As the number of processes, that of parts may have changed.
 
     Raises:
         InputError: It is of another recipe.
     """
-    if not file.is_file():
+
+    def read(kept: Path) -> dict[str, Any]:
+        found: dict[str, Any] = torch.load(kept, map_location=device, weights_only=True)
+        missing = {"learner", "epoch", "curves", "batch"} - found.keys()
+        if missing:
+            raise InputError(f"no {min(missing)} in it")
+        return found
+
+    saved = files.read_kept(file, read, note)
+    if saved is None:
         return None
-    saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     before, now = saved.get("recipe", {}), asdict(recipe)
     if other := [name for name in now if name != "accumulate" and before.get(name) != now[name]]:
         differences = ", ".join(f"{name} {before.get(name)} instead of {now[name]}" for name in other)
