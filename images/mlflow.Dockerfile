@@ -19,6 +19,7 @@ COPY --from=build /sbom.cdx.json /sbom.cdx.json
 ENV PATH=/opt/mlflow/bin:$PATH \
     HOME=/tmp \
     MLFLOW_DISABLE_TELEMETRY=true \
+    DO_NOT_TRACK=true \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 VOLUME ["/tmp"]

@@ -12,11 +12,12 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from yolov8_nas import terminal
 from yolov8_nas.cli import Commands
 from yolov8_nas.errors import InputError
+from yolov8_nas.terminal import Terminal
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs in Kubeflow."
@@ -57,12 +58,12 @@ def compile_(
     if manifests is not None:
         compile.require_digests()
     compile.compile_pipeline(out)
-    typer.echo(f"wrote {out}")
+    terminal.say(f"wrote {out}")
     if manifests is not None:
-        typer.echo(f"wrote {compile.write_manifest(out, manifests, namespace)}")
+        terminal.say(f"wrote {compile.write_manifest(out, manifests, namespace)}")
     if floating := compile.floating_images():
-        typer.echo(
-            f"warning: image {', '.join(floating)}: not named by digest; submit and schedule refuse this", err=True
+        terminal.say(
+            f"warning: image {', '.join(floating)}: not named by digest; submit and schedule refuse this", error=True
         )
 
 
@@ -94,16 +95,16 @@ def submit(
         return _would_send(asked, experiment, service_account)
     server = Server(Access(host, namespace, token_file, token_env, ca))
     if unknown := nodes.check(asked.branches, asked.parameters.get("training_labels", {})):
-        typer.echo(f"node labels not checked: {unknown}", err=True)
+        terminal.say(f"node labels not checked: {unknown}", error=True)
     with server.told("open the experiment"):
         place = server.experiment(experiment or to.EXPERIMENT, create_experiment or experiment is None)
     version = to.upload(server)
     run = to.submit(server, asked, version, place, service_account)
-    typer.echo(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
-    typer.echo(f"run      {to.link(server, run.run_id, ui)}")
+    terminal.say(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
+    terminal.say(f"run      {to.link(server, run.run_id, ui)}")
     if watch:
-        state = to.watch(server, run.run_id, typer.echo, poll)
-        typer.echo(f"run {state.lower()}; its report is an artifact of the step Report and verdict")
+        state = to.watch(server, run.run_id, terminal.say, poll)
+        terminal.say(f"run {state.lower()}; its report is an artifact of the step Report and verdict")
         if state != "SUCCEEDED":
             raise typer.Exit(1)
     return None
@@ -141,8 +142,8 @@ def schedule(
         place = server.experiment(experiment or to.EXPERIMENT, create_experiment or experiment is None)
     version = to.upload(server)
     done = to.schedule(server, asked, version, place, service_account, wanted)
-    typer.echo(f"schedule {wanted.name}: {done}, {wanted.cron} (second minute hour day month weekday, UTC)")
-    typer.echo(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
+    terminal.say(f"schedule {wanted.name}: {done}, {wanted.cron} (second minute hour day month weekday, UTC)")
+    terminal.say(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
     return None
 
 
@@ -172,7 +173,7 @@ def plan(
             json.dumps({"steps": rows, "pools": [asdict(pool) for pool in pools], "assumptions": told}, indent=1)
         )
         return
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
         console.width = _WIDTH  # in a file nothing is to be cut off
     table = _table("step", "target", "pool", "GPUs", "work", "seconds each", "hours", "known from", right=(3, 5, 6))

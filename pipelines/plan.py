@@ -13,13 +13,14 @@ from typing import Any, Final
 
 from components.placement import is_gpu, pool_name
 from pipelines.request import Request
-from yolov8_nas.config import RunConfig, TargetConfig, read_yaml
+from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.deploy.halving import Rung, epochs_of, schedule
 from yolov8_nas.errors import InputError
 from yolov8_nas.stages.qat_finetune import QAT_COST
 from yolov8_nas.stages.stage import STAGES, open_store, target_labels
 from yolov8_nas.store import Store, read_json
 from yolov8_nas.summary import RUN_FILE
+from yolov8_nas.yaml_text import read_yaml
 
 TRAINING: Final = "training"
 LIGHT: Final = "light"

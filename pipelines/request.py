@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
 from components.placement import Branch, branches, training_nodes
@@ -17,6 +16,7 @@ from pipelines.pods import GPU_TOLERATION, STORE, STORE_PATH
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.lifecycle import requested
+from yolov8_nas.yaml_text import parse_yaml
 
 _ASKED: Final = ("data", "targets", "constraints", "precision", "budget")
 _OURS: Final = ("config", "run_id", "workdir")
@@ -71,8 +71,8 @@ def _parameter(text: str) -> tuple[str, Any]:
         names = ", ".join(sorted(set(known) - set(_OURS)))
         raise InputError(f"--param {text!r}: write NAME=VALUE with one of {names}")
     try:
-        value = yaml.safe_load(written)
-    except yaml.YAMLError:
+        value = parse_yaml(written, f"--param {name}")
+    except InputError:
         raise InputError(f"--param {text!r}: the value is no YAML; quote it for the shell") from None
     form = _FORMS[known[name].parameter_type]
     if form is str:

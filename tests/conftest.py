@@ -11,13 +11,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from yolov8_nas import quiet
+
 # The same examples each time: whether a change passes must not depend on luck.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 # Before anything imports them: both read the environment when they are imported.
-os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolov8-nas-tests-")
-os.environ["YOLO_AUTOINSTALL"] = "false"
+os.environ.update(quiet.ultralytics(Path(tempfile.mkdtemp(prefix="yolov8-nas-tests-"))))
 # Tests neither wait for a run on this machine nor hold it up.
 os.environ["YOLOV8_NAS_HOST_LOCK"] = str(Path(tempfile.mkdtemp(prefix="yolov8-nas-host-")) / "lock")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -13,8 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
+    ("credentials", "foreign", "quiet"),
     ("errors",),
-    ("files", "names", "space", "store"),
+    ("reading",),
+    ("yaml_text",),
+    ("files", "names", "space", "store", "terminal"),
     ("search.constraint", "config", "host", "progress", "remote_store", "s3"),
     ("checkpoint", "supernet.derive"),
     ("data", "hardware"),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from yolov8_nas.quiet import hush
+
 if TYPE_CHECKING:
     from yolov8_nas.hardware.gpu import get_gpu_info
     from yolov8_nas.nas import NAS, Subnet
 
 __all__ = ["NAS", "Subnet", "get_gpu_info"]
+
+
+hush()  # before anything of this package imports a library that reads the environment
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
+from yolov8_nas import quiet
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
 from yolov8_nas.stages.stage import PARENT_VARIABLE, die_with_parent
@@ -61,8 +62,7 @@ def call(
         request.write_bytes(pickle.dumps((function, arguments, log)))
         everything = {
             **os.environ,
-            "YOLO_CONFIG_DIR": folder,
-            "YOLO_AUTOINSTALL": "false",
+            **quiet.ultralytics(Path(folder)),
             **(environment or {}),
             PARENT_VARIABLE: str(os.getpid()),
         }
@@ -89,12 +89,13 @@ def call_and_tell(function: str, doing: str, otherwise: str, **arguments: Any) -
         otherwise: What is told where the line is empty.
         arguments: Its other arguments by name.
     """
-    from rich.console import Console
+
+    from yolov8_nas.terminal import Terminal  # here, since the process that is called shows nothing
 
     with (
         tempfile.TemporaryDirectory() as folder,
         log_file(function.rpartition(":")[2]) as log,
-        Console(stderr=True).status(doing) as status,
+        Terminal(stderr=True).status(doing) as status,
     ):
         progress = Path(folder) / "progress"
         progress.write_text(doing)

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from yolov8_nas import cli_analyze, cli_models, cli_sensitivity
+from yolov8_nas import cli_analyze, cli_models, cli_sensitivity, terminal
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
-from yolov8_nas.store import ArchiveError
+from yolov8_nas.store import ArchiveError, read_json
+from yolov8_nas.terminal import Terminal
 
 if TYPE_CHECKING:
     from yolov8_nas.deploy.serving import Place
@@ -34,13 +35,13 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(context)
         except (InputError, SpaceError, ArchiveError) as error:
-            typer.echo(f"error: {error}", err=True)
+            terminal.say(f"error: {error}", error=True)
             raise typer.Exit(2) from None
         except StageError as error:
-            typer.echo(f"failed: {error}", err=True)
+            terminal.say(f"failed: {error}", error=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on from here", err=True)
+            terminal.say("stopped; the same command goes on from here", error=True)
             raise typer.Exit(130) from None
 
 
@@ -129,7 +130,7 @@ def search(
     asked = _asked(config, data, hardware, constraint, precision, overrides)
     workdir = workdir or Path("runs") / asked.name
     _check(asked, workdir)
-    console = Console()
+    console = Terminal()
     session = nas.Session(asked, workdir.absolute(), console=console)
     failures = []
     for label in target_labels(asked):
@@ -170,7 +171,7 @@ def export(
     file = out or checkpoint.with_suffix(SUFFIXES[format])
     if not file.absolute().parent.is_dir():
         raise InputError(f"{file}: there is no folder {file.parent}; make it first")
-    with apart.log_file("export") as log, Console(stderr=True).status(f"exporting {checkpoint}"):
+    with apart.log_file("export") as log, Terminal(stderr=True).status(f"exporting {checkpoint}"):
         apart.call(
             "yolov8_nas.deploy.packaging:export",
             log=log,
@@ -183,7 +184,7 @@ def export(
             half=half,
             nms=nms,
         )
-    typer.echo(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    terminal.say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
 
 
 @app.command()
@@ -208,9 +209,9 @@ def package(
     written = serving.package(
         file, out, name=title, storage_uri=storage_uri, max_batch=max_batch, instances=instances, place=place
     )
-    typer.echo(f"wrote {out} ({', '.join(written.parts)}): model {title}")
+    terminal.say(f"wrote {out} ({', '.join(written.parts)}): model {title}")
     for note in written.notes:
-        typer.echo(f"note: {note}")
+        terminal.say(f"note: {note}")
 
 
 @app.command()
@@ -237,12 +238,12 @@ def probe(
             "probe: give --info, or a configuration with --bundle FILE or --import FILE; a device of this machine is "
             "measured by a run (stage hw-probe)"
         )
-    with Console(stderr=True).status("looking at this machine") as status:
+    with Terminal(stderr=True).status("looking at this machine") as status:
         found = machine.look(measure=not quick, note=lambda text: status.update(f"{text} (--quick leaves this out)"))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
-        Console().print(machine.table(found), highlight=False)
+        Terminal().print(machine.table(found), highlight=False)
     return None
 
 
@@ -254,8 +255,8 @@ def doctor() -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     checks = findings()
     for check in checks:
-        table.add_row("[green]ok[/]" if check.ok else "[red]fault[/]", check.what, check.found)
-    Console().print(table)
+        table.add_row(Text("ok", "green") if check.ok else Text("fault", "red"), check.what, check.found)
+    Terminal().print(table)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
@@ -286,7 +287,7 @@ def data_check(path: Annotated[str, typer.Argument(help="A folder, a data.yaml, 
     from yolov8_nas.data.check import check_source
 
     dataset = check_source(path)
-    console = Console()
+    console = Terminal()
     table = Table(box=None, pad_edge=False)
     for column in ("split", "images", *dataset.names):
         table.add_column(column, justify="left" if column == "split" else "right")
@@ -312,7 +313,7 @@ def data_make_demo(
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty; give a new folder")
     make_demo(folder, images=images, size=size, seed=seed)
-    typer.echo(f"wrote {images} images to {folder}")
+    terminal.say(f"wrote {images} images to {folder}")
 
 
 def _probe_elsewhere(
@@ -335,7 +336,7 @@ def _probe_elsewhere(
     with (
         tempfile.TemporaryDirectory() as folder,
         apart.log_file("probe") as log,
-        Console(stderr=True).status("exporting networks, or fitting a model"),
+        Terminal(stderr=True).status("exporting networks, or fitting a model"),
     ):
         if bundle is not None:
             if not bundle.absolute().parent.is_dir():
@@ -347,9 +348,11 @@ def _probe_elsewhere(
             request |= {"results": results.absolute(), "store": store}
             apart.call("yolov8_nas.stages.hw_probe:import_results", log=log, **request)
     if bundle is not None:
-        typer.echo(f"wrote {bundle} ({bundle.stat().st_size / 2**20:.0f} MiB); its README.txt says what to do with it")
+        terminal.say(
+            f"wrote {bundle} ({bundle.stat().st_size / 2**20:.0f} MiB); its README.txt says what to do with it"
+        )
     else:
-        typer.echo(f"took in {results} for target {chosen[0]}; the next run measures nothing there")
+        terminal.say(f"took in {results} for target {chosen[0]}; the next run measures nothing there")
 
 
 def _asked(
@@ -372,7 +375,7 @@ def _check(config: RunConfig, workdir: Path) -> None:
     """What can be told before a run begins."""
     from yolov8_nas import local, preflight
 
-    console = Console()
+    console = Terminal()
     store = local.store_of(config, workdir)
     dataset = preflight.check(config, workdir, store)
     for warning in dataset.warnings:
@@ -399,7 +402,7 @@ def _check_retraining(config: RunConfig, workdir: Path, store: str, classes: Seq
     from yolov8_nas import apart
     from yolov8_nas.registry.tracking import resolve_uri
 
-    with Console(stderr=True).status("asking the registry"):
+    with Terminal(stderr=True).status("asking the registry"):
         apart.call(
             "yolov8_nas.retraining:check",
             log=workdir / "logs" / "check.log",
@@ -416,7 +419,7 @@ def _run(config: RunConfig, workdir: Path) -> None:
     from yolov8_nas.stages.stage import open_store
 
     _check(config, workdir)
-    console = Console()
+    console = Terminal()
     with local.held(workdir):
         summary = local.run_pipeline(config, workdir, console)
     console.print(verdict(summary))
@@ -434,7 +437,7 @@ def _run(config: RunConfig, workdir: Path) -> None:
     if summary["run"]["status"] == "failed":
         for stage in summary["stages"]:
             if stage["status"] == "failed" and not stage["error"].startswith("not run"):
-                typer.echo(f"failed: {stage['name']}: {stage['error']}", err=True)
+                terminal.say(f"failed: {stage['name']}: {stage['error']}", error=True)
         raise typer.Exit(1)
 
 
@@ -471,7 +474,7 @@ def _shipped_target(workdir: Path, instead: str) -> dict[str, Any]:
         raise InputError(
             f"{workdir}: no finished run in this folder (no summary.json); give the path of a {suffix} file"
         )
-    targets: list[dict[str, Any]] = [target for target in json.loads(summary.read_text())["targets"] if target["model"]]
+    targets: list[dict[str, Any]] = [target for target in read_json(summary)["targets"] if target["model"]]
     if len(targets) != 1:
         found = ", ".join(str(workdir / target["model"]["files"][instead]) for target in targets)
         raise InputError(f"{workdir}: the run ships {len(targets)} models; give the path of one: {found or 'none'}")

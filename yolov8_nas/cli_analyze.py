@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from yolov8_nas import terminal
 from yolov8_nas.errors import InputError
+from yolov8_nas.terminal import Terminal
 
 
 def analyze(
@@ -63,15 +64,15 @@ def analyze(
     else:
         from yolov8_nas.analysis.terminal import render
 
-        Console().print(render(found), highlight=False)
+        Terminal().print(render(found), highlight=False)
         if as_json is not None:
             as_json.write_text(content + "\n")
-            typer.echo(f"wrote {as_json}")
+            terminal.say(f"wrote {as_json}")
     if html is not None:
         from yolov8_nas.analysis.page import write_page
 
         write_page(found, html)
-        typer.echo(f"wrote {html}", err=as_json == Path("-"))
+        terminal.say(f"wrote {html}", error=as_json == Path("-"))
 
 
 def _numbers(option: str, text: str) -> list[int]:

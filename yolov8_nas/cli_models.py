@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from yolov8_nas import terminal
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.terminal import Terminal
 
 if TYPE_CHECKING:
     from yolov8_nas.registry.query import RegisteredVersion
@@ -58,7 +59,7 @@ def list_(
             _number(version.metrics.get("latency_p50_ms")),
             ", ".join(version.aliases),
         )
-    Console().print(table)
+    Terminal().print(table)
     return None
 
 
@@ -147,7 +148,7 @@ def promote(
         _print_promotion(result)
     if not result["promoted"]:
         if not as_json:
-            typer.echo(f"failed: {model} is not promoted: {'; '.join(result['reasons'])}", err=True)
+            terminal.say(f"failed: {model} is not promoted: {'; '.join(result['reasons'])}", error=True)
         raise typer.Exit(1)
 
 
@@ -166,7 +167,7 @@ def rollback(
     version, change = restore(_uri(workdir, tracking), model, by=by, because=because)
     if as_json:
         return _json({"model": version.model, "version": version.version, "change": change.to_dict()})
-    typer.echo(f"{version} is champion-{change.purpose} again, instead of version {change.before}")
+    terminal.say(f"{version} is champion-{change.purpose} again, instead of version {change.before}")
     return None
 
 
@@ -190,7 +191,7 @@ def history(
         before = "" if change.before is None else str(change.before)
         when = change.at.replace("+00:00", "Z")
         table.add_row(when, change.purpose, before, str(change.version), change.action, change.by, change.because)
-    Console().print(table)
+    Terminal().print(table)
     return None
 
 
@@ -209,8 +210,8 @@ def pull(
     if as_json:
         return _json({**version.to_dict(), "folder": str(made), "files": version.files})
     for name, digest in version.files.items():
-        typer.echo(f"{digest[:16]}  {made / name}")
-    typer.echo(f"{version}: {len(version.files)} files, all with the SHA-256 that they were registered with")
+        terminal.say(f"{digest[:16]}  {made / name}")
+    terminal.say(f"{version}: {len(version.files)} files, all with the SHA-256 that they were registered with")
     return None
 
 
@@ -243,7 +244,7 @@ def sync(
     from yolov8_nas.stages.stage import open_store
 
     def note(text: str) -> None:
-        typer.echo(text, err=True)
+        terminal.say(text, error=True)
 
     if store is None and (workdir / local.LAST_RUN).is_file():
         with suppress(local.OccupiedError), local.held(workdir):
@@ -260,9 +261,9 @@ def sync(
         _json({"sent": list(done.sent), "waiting": waiting})
     else:
         for what in done.sent:
-            typer.echo(f"sent {what}")
+            terminal.say(f"sent {what}")
         if not done.sent and not done.waiting:
-            typer.echo(f"nothing waits in {opened.address}/{spool.FOLDER}")
+            terminal.say(f"nothing waits in {opened.address}/{spool.FOLDER}")
     if done.waiting:
         left = "; ".join(f"{entry.what} for {entry.tracking_uri} ({entry.why})" for entry in done.waiting)
         raise StageError(f"not sent: {left}; the folders are in {opened.address}/{spool.FOLDER}")
@@ -295,7 +296,7 @@ def _apart(function: str, doing: str, **arguments: Any) -> Any:
     """Call a function of the registry in a process of its own, as it loads networks."""
     from yolov8_nas import apart
 
-    with apart.log_file("models") as log, Console(stderr=True).status(doing):
+    with apart.log_file("models") as log, Terminal(stderr=True).status(doing):
         return apart.call(f"yolov8_nas.registry.{function}", log=log, **arguments)
 
 
@@ -325,7 +326,7 @@ def _short(value: Any) -> str:
 
 def _print_comparison(found: Mapping[str, Any]) -> None:
     first, second = (f"{found[side]['model']}/{found[side]['version']}" for side in ("first", "second"))
-    console = Console()
+    console = Terminal()
     console.print(f"accuracy on {found['scored_on']}", highlight=False, style="bold")
     table = _table("", first, second, "difference", "95% interval", "")
     for row in found["accuracy"]:
@@ -351,7 +352,7 @@ def _print_comparison(found: Mapping[str, Any]) -> None:
     _print_differing(console, "origin", found["origin"], first, second)
 
 
-def _print_differing(console: Console, title: str, rows: Sequence[Mapping[str, Any]], first: str, second: str) -> None:
+def _print_differing(console: Terminal, title: str, rows: Sequence[Mapping[str, Any]], first: str, second: str) -> None:
     console.print(f"\n{title}", style="bold")
     if rows:
         table = _table("", first, second)
@@ -361,7 +362,7 @@ def _print_differing(console: Console, title: str, rows: Sequence[Mapping[str, A
 
 
 def _print_promotion(result: Mapping[str, Any]) -> None:
-    console = Console()
+    console = Terminal()
     if "copy" in result:
         console.print(result["copy"]["said"], highlight=False, soft_wrap=True)
     if result.get("challenger"):
@@ -415,13 +416,13 @@ def _print_recheck(rows: Sequence[Mapping[str, Any]]) -> None:
                 now["runtime"],
                 kept + (" (other load on the host)" if now["disturbed"] else ""),
             )
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _show(version: RegisteredVersion, as_json: bool) -> None:
     if as_json:
         return _json(version.to_dict())
-    console = Console()
+    console = Terminal()
     console.print(f"{version}: {version.description}", style="bold", highlight=False)
     lines: dict[str, Mapping[str, Any]] = {
         "": {

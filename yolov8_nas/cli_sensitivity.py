@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from yolov8_nas import terminal
+from yolov8_nas.terminal import Terminal
 
 if TYPE_CHECKING:
     from yolov8_nas.deploy.sensitivity import Sensitivity, Variant
@@ -45,11 +47,11 @@ def sensitivity(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
         return
-    console = Console()
+    console = Terminal()
     console.print(_table(checkpoint, found), highlight=False)
     console.print(f"\n{_suggestion(found)}", markup=False, highlight=False)
     if found.suggested is not None:
-        typer.echo(f"\nquantization:\n  keep_float: [{', '.join(found.suggested.keep_float)}]")
+        terminal.say(f"\nquantization:\n  keep_float: [{', '.join(found.suggested.keep_float)}]")
 
 
 def _table(checkpoint: Path, found: Sensitivity) -> Table:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from yolov8_nas import credentials
 from yolov8_nas.errors import InputError
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.space import PARTS
+from yolov8_nas.yaml_text import parse_yaml, read_yaml
 
 Precision = Literal["fp32", "fp16", "int8", "best"]
 Positive = Annotated[int, Field(ge=1)]
@@ -24,7 +25,7 @@ _BUDGETED: Final = {"supernet": ("epochs",), "search": ("generations",), "finetu
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SupernetConfig(_Section):
@@ -316,6 +317,12 @@ class RunConfig(_Section):
     retrain: RetrainConfig | None = None
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, data: Any) -> Any:
+        """However a configuration comes in: from here on, its addresses show no user, password or query."""
+        return credentials.hide_all(data) if isinstance(data, dict) else data
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.finetune.candidates > self.search.candidates:
@@ -351,7 +358,11 @@ class RunConfig(_Section):
             InputError: A key is unknown or a value is not of its form; every fault is named.
         """
         try:
-            return cls.model_validate(data)
+            bare = credentials.hide_all(data)  # here, too, since faults are told with what is wrong
+        except ValueError as error:
+            raise InputError(f"{source}: {error}") from None
+        try:
+            return cls.model_validate(bare)
         except ValidationError as error:
             faults = []
             for fault in error.errors():
@@ -363,7 +374,7 @@ class RunConfig(_Section):
                 if fault["type"] == "extra_forbidden":
                     faults.append(f"unknown key {where}{_known_keys(fault['loc'])}")
                 else:
-                    faults.append(f"{where or 'configuration'} = {fault['input']!r}: {fault['msg']}")
+                    faults.append(f"{where or 'configuration'} = {fault['input']!r:.200}: {fault['msg']}")
             raise InputError(f"{source}: " + "; ".join(faults)) from None
 
     def retrained_from(self, weights: str | None) -> RunConfig:
@@ -393,24 +404,6 @@ class RunConfig(_Section):
     def digest(self) -> str:
         """Twelve hexadecimal digits that name this configuration."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """The content of a YAML file.
-
-    Args:
-        path: The file.
-        what: What it should be, for people.
-
-    Raises:
-        InputError: It cannot be read, or is not YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of {what}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
 
 
 def lay_over(
@@ -462,7 +455,7 @@ def _override(data: dict[str, Any], text: str) -> None:
             data = below
         else:
             raise InputError(f"--set {text!r}: {parent} has no keys of its own")
-    data[last] = yaml.safe_load(value)
+    data[last] = parse_yaml(value, f"--set {key}")
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:

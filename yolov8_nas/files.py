@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 from yolov8_nas.errors import NoRoomError
+from yolov8_nas.reading import parse_json
+from yolov8_nas.reading import read_json as read_json  # what reads belongs to what writes
 
 T = TypeVar("T")
 
@@ -245,18 +247,6 @@ def write_json(path: Path, content: Any) -> None:
     atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        ValueError: The file is not JSON; the message names it.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one, too
-        raise ValueError(f"{path}: not JSON ({error})") from None
-
-
 def append_line(path: Path, content: Any) -> None:
     """Add plain data to a file of JSON lines; it is on disk when this returns.
 
@@ -287,7 +277,7 @@ def read_lines(path: Path) -> list[Any]:
         try:
             if not line.endswith("\n"):
                 break
-            whole.append(json.loads(line))
+            whole.append(parse_json(line, str(path)))
         except ValueError:
             break
         length += len(line)

@@ -9,13 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError
 from yolov8_nas.stages.stage import STAGES, TOLD, open_store, target_labels
 from yolov8_nas.store import Store, read_json, write_json
 from yolov8_nas.summary import RUN_FILE
+from yolov8_nas.yaml_text import parse_yaml
 
 CONFIG_FILE: Final = "config.json"
 
@@ -31,10 +30,7 @@ def requested(config: str, **asked: Any) -> RunConfig:
         InputError: It is no mapping, a key is unknown, a value is not of its form.
     """
     text = config.strip() or resources.files("yolov8_nas").joinpath("demo.yaml").read_text()
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"config: neither YAML nor JSON: {error}") from None
+    settings = parse_yaml(text, "config")
     if not isinstance(settings, dict):
         raise InputError(f"config: expected a mapping of settings, got {type(settings).__name__}")
     return RunConfig.parse(lay_over(settings, **asked), "config")

@@ -37,6 +37,7 @@ from yolov8_nas.search.constraint import UNITS, Constraint
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace
 from yolov8_nas.stages.stage import find_target, target_labels
 from yolov8_nas.store import read_json
+from yolov8_nas.terminal import Terminal
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
@@ -254,7 +255,7 @@ class Session:
 
     def run(self, last: str, target: str | None = None) -> dict[str, Path]:
         """`local.run_stages` of this session."""
-        console = self.console or Console(stderr=True)
+        console = self.console or Terminal(stderr=True)
         return run_stages(self.config, self.workdir, last, target, console, self.environment)
 
     def call(self, function: str, **arguments: Any) -> Any:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolov8_nas import quiet
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.host import HostLock
@@ -167,7 +168,7 @@ def check_limits_apart(config: RunConfig, names: Sequence[str]) -> list[LimitChe
     """
     request = json.dumps({"config": config.model_dump(mode="json"), "names": list(names)})
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "YOLO_CONFIG_DIR": folder, "YOLO_AUTOINSTALL": "false"}
+        environment = {**os.environ, **quiet.ultralytics(Path(folder))}
         command = [sys.executable, "-m", "yolov8_nas.preflight"]
         done = subprocess.run(command, input=request, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 2:

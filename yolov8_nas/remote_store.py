@@ -38,6 +38,7 @@ from yolov8_nas import names, s3
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import room
 from yolov8_nas.host import default_path
+from yolov8_nas.reading import parse_json
 from yolov8_nas.store import Entry, Manifest, Store, atomic_write, file_sha256, tree_files
 
 CACHE_VARIABLE: Final = "YOLOV8_NAS_CACHE"
@@ -425,10 +426,7 @@ def _plain(content: bytes, source: str) -> Any:
     Raises:
         InputError: It is not JSON.
     """
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source}: not JSON ({error})") from None
+    return parse_json(content, source)
 
 
 def _make_way(folder: Path, name: str) -> None:

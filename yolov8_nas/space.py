@@ -5,7 +5,7 @@ A detector of the space has YOLOv8's topology: a stem and four down-sampling con
 width of every convolution, and depth, width, expansion and operator of every C2f block. After SPPF, where cells are
 fewest, a light attention block (Ultralytics' C2PSA) can be had.
 
-This module imports nothing of this package and nothing heavy: it is safe to use anywhere.
+This module imports nothing heavy: it is safe to use anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import yaml
+
+from yolov8_nas.errors import InputError, Said
+from yolov8_nas.yaml_text import read_yaml
 
 CONVS: Final = ("stem", "down_p2", "down_p3", "down_p4", "down_p5", "neck_down_p4", "neck_down_p5")
 """The stride-2 convolutions, in the order of the network."""
@@ -70,7 +72,7 @@ _STOCK_BLOCKS: Final = ((3, 128), (6, 256), (6, 512), (3, 1024), (3, 512), (3, 2
 _STOCK_SPPF: Final = 1024
 
 
-class SpaceError(ValueError):
+class SpaceError(Said, ValueError):
     """A space or an architecture that cannot be used: the message says where, what and what would be right."""
 
 
@@ -222,9 +224,11 @@ class SearchSpace:
             known = ", ".join(sorted(p.stem for p in builtin.parent.glob("*.yaml")))
             raise SpaceError(f"no space {str(name)!r}: give one of {known}, or the path of a YAML file")
         try:
-            return cls.from_dict(yaml.safe_load(path.read_text()))
-        except yaml.YAMLError as error:
-            raise SpaceError(f"{path}: not YAML: {error}") from None
+            data = read_yaml(path, "a search space")
+        except InputError as error:
+            raise SpaceError(str(error)) from None
+        try:
+            return cls.from_dict(data)
         except SpaceError as error:
             raise SpaceError(f"{path}: {error}") from None
 

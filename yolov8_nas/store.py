@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 import yolov8_nas.names as names
-from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.errors import InputError, Said, StageError
 from yolov8_nas.files import append_line as append_line
 from yolov8_nas.files import atomic_write as atomic_write
 from yolov8_nas.files import read_json as read_json
@@ -48,7 +48,7 @@ RATIO_FROM: Final = 256 * 2**20
 _CHUNK: Final = 2**20
 
 
-class ArchiveError(ValueError):
+class ArchiveError(Said, ValueError):
     """An archive that cannot be unpacked safely; the message names the archive, the member and the remedy."""
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,10 @@ FETCHED: Final = ".fetched"
 
 _LEAST_SIDE = 10  # pixels; Ultralytics drops smaller images
 _FORMATS = frozenset({"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
+_MOST_BYTES: Final = 256 * 2**20  # of a file
+_PIXELS: Final = 32_000_000  # of an image in any case: decoded, they take 128 MB
+_PIXELS_A_BYTE: Final = 50  # of a larger image's file: photographs have fewer than 20, a bomb has hundreds
+_LARGE: Final = 4_000_000  # pixels of an image that is decoded while no other large one is
 _NAMED = 10  # images that one warning names
 _QUICK = 2000  # up to so many images are opened even where labels are at fault already, to name everything at once
 
@@ -226,6 +230,7 @@ def _check(
     return CheckedDataset(dataset.source, dataset.names, dataset.splits, (*warnings, *absent))
 
 
+_one_large = threading.Lock()
 _Pairs = list[tuple[Sample, CheckedImage]]
 
 
@@ -250,21 +255,31 @@ def _inspect(
 def _open(sample: Sample) -> CheckedImage | tuple[str, str]:
     """Decode an image as a whole: the image, or what is wrong with it and what to do about it."""
     try:
-        data = sample.image.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format not in _FORMATS:
-                return f"is a {image.format} image", f"save it as one of {', '.join(sorted(_FORMATS))}"
-            image.load()
-            width, height = image.size
-            if image.getexif().get(0x0112) in {5, 6, 7, 8}:  # EXIF orientation: turned by a quarter
-                width, height = height, width
+        size = sample.image.stat().st_size
+        if size > _MOST_BYTES:
+            return f"{size:,} bytes, more than {_MOST_BYTES:,}", "save it smaller"
+        with sample.image.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            with Image.open(file) as image:
+                if image.format not in _FORMATS:
+                    return f"is a {image.format} image", f"save it as one of {', '.join(sorted(_FORMATS))}"
+                width, height = image.size
+                if width * height > max(_PIXELS, min(Image.MAX_IMAGE_PIXELS or 0, size * _PIXELS_A_BYTE)):
+                    return f"{width} x {height} pixels in {size:,} bytes", "save it smaller"
+                with _one_large if width * height > _LARGE else nullcontext():
+                    image.load()
+                if image.getexif().get(0x0112) in {5, 6, 7, 8}:  # EXIF orientation: turned by a quarter
+                    width, height = height, width
+    except Image.DecompressionBombError:
+        return "has more pixels than any image is to have", "save it smaller"
     except Exception as error:  # decoders raise whatever they meet in a damaged file
         return f"unreadable or truncated image ({error or type(error).__name__})", "replace it or take it out"
     if min(width, height) < _LEAST_SIDE:
         return f"{width} x {height} pixels", f"give images of at least {_LEAST_SIDE} pixels a side"
     if sample.pixels not in (None, (width, height)):
         return f"{width} x {height} pixels, but its annotation says {sample.pixels}", "correct the annotation"
-    return CheckedImage(sample.image, hashlib.sha256(data).hexdigest(), width, height, sample.boxes)
+    return CheckedImage(sample.image, digest, width, height, sample.boxes)
 
 
 def _once(split: str, pairs: _Pairs, warnings: list[str]) -> _Pairs:

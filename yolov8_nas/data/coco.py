@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from yolov8_nas.data.faults import Faults
-from yolov8_nas.data.sample import SPLITS, Box, Listing, Sample, clipped
+from yolov8_nas.data.sample import IMAGE_SUFFIXES, SPLITS, Box, Listing, Sample, clipped
 from yolov8_nas.data.text import checked_names, shown
 from yolov8_nas.errors import InputError
+from yolov8_nas.reading import read_json
 
 PIXEL_TOLERANCE: Final = 1.0
 """How far a COCO box may reach out of its image, in pixels: boxes that count their last pixel or not, clipped."""
+
+
+_BYTES: Final = (8 * 2**20, 256 * 2**10)
+_VALUES: Final = (1_000_000, 20_000)
+"""Bytes and values of a file of annotations: so many in any case, and so many more for each image that there is."""
 
 
 @dataclass
@@ -62,9 +67,10 @@ class CocoReader:
     def _content(self, file: Path) -> dict[str, Any] | None:
         where_file = shown(file, self.root)
         try:
-            content = json.loads(file.read_bytes())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            self.faults.add(where_file, f"not JSON ({error})", "correct it or export it again")
+            bytes_, values = self._bounds(file)
+            content = read_json(file, most_bytes=bytes_, most_values=values)
+        except InputError as error:
+            self.faults.add(where_file, str(error).removeprefix(f"{file}: "), "correct it or export it again")
             return None
         except OSError as error:
             self.faults.add(where_file, f"cannot be read ({error.strerror})", "make it readable")
@@ -75,6 +81,13 @@ class CocoReader:
                 self.faults.add(where_file, f"no list {key!r}", "give it COCO's images, annotations and categories")
                 return None
         return dict(content)
+
+    def _bounds(self, file: Path) -> tuple[int, int]:
+        """Most bytes and values of a file: annotations grow with the images, and a bomb has none."""
+        images = 0
+        if file.stat().st_size > _VALUES[0]:  # a value has a byte at least, so that most files are not worth a count
+            images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in self.root.rglob("*"))
+        return _BYTES[0] + images * _BYTES[1], _VALUES[0] + images * _VALUES[1]
 
     def _categories(self, content: dict[str, Any], file: Path | None) -> dict[int, str]:
         assert file is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from yolov8_nas import foreign
 from yolov8_nas.errors import InputError
 
 _SHOWN = 10
@@ -18,7 +19,7 @@ class Faults:
         """Note a fault: file (and line), value, and what to do about it."""
         self.count += 1
         if self.count <= _SHOWN:
-            self._shown.append(f"{where}: {what}; {remedy}")
+            self._shown.append("{}: {}; {}".format(*map(foreign.plain, (where, what, remedy))))
 
     def raise_any(self, source: str) -> None:
         """Raise what was noted.

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from yolov8_nas.errors import InputError
 
+IMAGE_SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS: Final = ("train", "val")
 
 ROUNDING: Final = 1e-9

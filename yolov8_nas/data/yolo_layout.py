@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from yolov8_nas.data.faults import Faults
-from yolov8_nas.data.sample import SPLITS, Box, Listing, Sample
-from yolov8_nas.data.text import checked_names, lines, shown
+from yolov8_nas.data.sample import IMAGE_SUFFIXES, SPLITS, Box, Listing, Sample
+from yolov8_nas.data.text import MOST_CLASSES, checked_names, lines, shown
 from yolov8_nas.data.yolo_rows import parse_row
 from yolov8_nas.errors import InputError
+from yolov8_nas.yaml_text import read_yaml
 
-IMAGE_SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_LISTS: Final = 32 * 2**20
+"""Bytes of a text file that lists images."""
 
 
 @dataclass
@@ -55,15 +55,12 @@ class YoloReader:
 
     def _description(self) -> dict[str, Any] | None:
         try:
-            data = yaml.safe_load(self.description.read_text(encoding="utf-8-sig"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            self.faults.add(self.description.name, f"not YAML ({' '.join(str(error).split())})", "correct it")
-            return None
-        except OSError as error:
-            self.faults.add(self.description.name, f"cannot be read ({error.strerror})", "make it readable")
+            data = read_yaml(self.description, "a dataset's description")
+        except InputError as error:
+            self.faults.add(self.description.name, str(error).removeprefix(f"{self.description}: "), "correct the file")
             return None
         if not isinstance(data, dict):
-            self.faults.add(self.description.name, f"holds {data!r}", "give it the keys train, val and names")
+            self.faults.add(self.description.name, f"holds {data!r:.200}", "give it the keys train, val and names")
             return None
         return data
 
@@ -72,14 +69,16 @@ class YoloReader:
         if isinstance(names, dict):
             wanted = list(range(len(names)))
             if sorted(names, key=str) != sorted(wanted, key=str):
-                self.faults.add(where, f"names has the keys {list(names)}", "number the classes from 0, without gaps")
+                self.faults.add(
+                    where, f"names has the keys {list(names)!s:.200}", "number the classes from 0, without gaps"
+                )
                 return ()
             names = [names[i] for i in wanted]
-        if names is None and isinstance(count, int) and count > 0:
+        if names is None and isinstance(count, int) and 0 < count <= MOST_CLASSES:
             names = [f"class_{i}" for i in range(count)]
             self.warnings.append(f"{where}: no names; the {count} classes are called class_0, class_1, ...")
         if not isinstance(names, list) or not names:
-            self.faults.add(where, f"names = {names!r}", "list the class names")
+            self.faults.add(where, f"names = {names!r:.200}", "list the class names")
             return ()
         if isinstance(count, int) and count != len(names):
             self.faults.add(
@@ -131,7 +130,7 @@ class YoloReader:
 
     def _listed(self, file: Path, base: Path) -> Iterator[Path]:
         """The images that a text file names, one a line: absolute, or relative to the file or to the dataset."""
-        for number, line in lines(file, shown(file, self.root), self.faults):
+        for number, line in lines(file, shown(file, self.root), self.faults, _LISTS):
             name = line.strip()
             candidates = [file.parent / name, base / name]
             path = next((path for path in candidates if path.is_file()), None)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.reading import parse_json
 from yolov8_nas.store import atomic_write, file_sha256, read_json, write_json
 
 SCHEMA: Final = 1
@@ -128,7 +129,7 @@ def split_header(engine: Path) -> tuple[dict[str, Any], bytes]:
     data = _read(engine)
     end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
     try:
-        metadata = json.loads(data[_LENGTH:end])
+        metadata = parse_json(data[_LENGTH:end], str(engine))
     except ValueError:
         metadata = None
     if not isinstance(metadata, dict) or end >= len(data):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
-import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from yolov8_nas.hardware.counters import why_not
 from yolov8_nas.hardware.profile import Profile, available_cores, cpu_profile, regime, slug
 from yolov8_nas.hardware.runtime import Runtime, find
 from yolov8_nas.host import HostLock
-from yolov8_nas.store import canonical_digest, write_json
+from yolov8_nas.store import canonical_digest, read_json, write_json
 
 FORMAT: Final = 1
 """Version of bundles and results; raised when either changes so that older ones mean something else."""
@@ -47,11 +46,11 @@ def unsealed(source: Path) -> dict[str, Any]:
         InputError: It is missing, damaged or changed, or of another format.
     """
     try:
-        content = json.loads(source.read_text())
+        content = read_json(source)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{source}: damaged, not JSON ({error}); copy it again") from None
+    except InputError as error:
+        raise InputError(f"{source}: damaged, {str(error).removeprefix(f'{source}: ')}; copy it again") from None
     return check_seal(content, source)
 
 

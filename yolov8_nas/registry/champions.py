@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.reading import parse_json
 from yolov8_nas.registry.tracking import repeated_on_conflict
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ def history(client: MlflowClient, name: str) -> list[Change]:
     for key in sorted(tags):
         if key.startswith(_CHANGE):
             try:
-                changes.append(Change(**json.loads(tags[key])))
-            except (ValueError, TypeError, RecursionError):
+                changes.append(Change(**parse_json(tags[key], key)))
+            except (ValueError, TypeError):
                 raise InputError(
                     f"{name}: its tag {key!r} is no record of a change of champion; remove the tag in MLflow"
                 ) from None

@@ -6,13 +6,13 @@ with the versions since they were scored on the same state of a dataset, or foun
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from yolov8_nas.reading import parse_json
 from yolov8_nas.registry import trial
 from yolov8_nas.registry.pull import fetch_scores
 from yolov8_nas.registry.query import RegisteredVersion, find_version
@@ -156,7 +156,10 @@ def _architecture(one: RegisteredVersion, other: RegisteredVersion) -> Iterator[
     """The parts of the network, and whether each is the same in both."""
     keys = ("space", "imgsz", "batch")
     parts = [
-        {**{key: version.params.get(key) for key in keys}, **_parts(json.loads(version.params["architecture"]))}
+        {
+            **{key: version.params.get(key) for key in keys},
+            **_parts(parse_json(version.params["architecture"], "parameter architecture")),
+        }
         for version in (one, other)
     ]
     for what in {**parts[0], **parts[1]}:

@@ -7,7 +7,6 @@ Only complete versions exist here: one whose registration was cut short is not s
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.reading import parse_json
 from yolov8_nas.registry.champions import alias_holders
 from yolov8_nas.registry.register import COMPLETE, HASH, LIMITS, MODEL_ID, PURPOSE, STATE
 from yolov8_nas.registry.tracking import opened
@@ -77,8 +77,8 @@ class RegisteredVersion:
             InputError: They are not recorded.
         """
         try:
-            limits: list[dict[str, Any]] = json.loads(self.tag(LIMITS))
-        except (ValueError, RecursionError) as error:
+            limits: list[dict[str, Any]] = parse_json(self.tag(LIMITS), LIMITS)
+        except ValueError as error:
             raise InputError(f"{self}: its tag {LIMITS!r} is not JSON ({error}); register it again") from None
         return limits
 

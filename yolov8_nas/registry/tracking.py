@@ -121,7 +121,6 @@ def connect(uri: str) -> MlflowClient:
 
     MLflow's own log lines go to Python's root logger instead of the terminal.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for variable, value in _SETTINGS.items():
         os.environ.setdefault(variable, value)
     import mlflow

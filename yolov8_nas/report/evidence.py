@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from yolov8_nas.reading import parse_json
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Outputs:
         """Content of a JSON file, or nothing where it is absent or broken."""
         text = self._text(name)
         try:
-            return None if text is None else json.loads(text)
+            return None if text is None else parse_json(text, name)
         except ValueError:
             return None
 
@@ -41,7 +42,7 @@ class Outputs:
         records = []
         for line in (self._text(name) or "").splitlines():
             try:
-                records.append(json.loads(line))
+                records.append(parse_json(line, name))
             except ValueError:
                 continue
         return records

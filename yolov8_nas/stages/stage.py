@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from yolov8_nas import quiet
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.host import HostLock
@@ -611,10 +612,7 @@ def _unexpected(error: Exception) -> str:
 
 def _tame_ultralytics(folder: Path) -> None:
     """Give this process Ultralytics settings of its own: no integrations, no telemetry, no installing."""
-    os.environ["YOLO_CONFIG_DIR"] = str(folder)
-    os.environ["YOLO_AUTOINSTALL"] = "false"
-    integrations = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "sync")
-    write_json(folder / "Ultralytics" / "settings.json", dict.fromkeys(integrations, False))
+    os.environ.update(quiet.ultralytics(folder))
 
 
 def _peak_rss_mib() -> tuple[float, float]:

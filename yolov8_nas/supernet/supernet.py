@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from yolov8_nas.errors import InputError
 from yolov8_nas.files import atomic_write, room
 from yolov8_nas.space import Architecture, SearchSpace, is_backbone
+from yolov8_nas.store import read_json
 from yolov8_nas.supernet.derive import Row, model_rows
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticPSA, ElasticSPPF, State
 
@@ -170,7 +171,7 @@ class Supernet(nn.Module):
             InputError: A file is missing, damaged or of another space.
         """
         try:
-            details = json.loads((folder / DETAILS).read_text())
+            details = read_json(folder / DETAILS)
             supernet = cls(SearchSpace.from_dict(details["space"]), details["num_classes"], details["names"])
             supernet.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
