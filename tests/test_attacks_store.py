@@ -417,9 +417,7 @@ STORE = [
     Attack("manifest: version is true", _changed_manifest(lambda m: {**m, "version": True}), "version", False),
     Attack("manifest: of another key", _changed_manifest(lambda m: {**m, "key": "0" * 64}), "another result", False),
     Attack("manifest: of another stage", _changed_manifest(lambda m: {**m, "stage": "x"}), "another result", False),
-    Attack(
-        "manifest: nesting", _changed_manifest(lambda m: json.loads("[" * 900 + "]" * 900)), "not a manifest", False
-    ),
+    Attack("manifest: nesting", _changed_manifest(lambda m: json.loads("[" * 900 + "]" * 900)), "nested deeper", False),
     Attack(
         "local manifest: a file up",
         _changed_manifest(lambda m: {**m, "outputs": {"../x": DIGEST}}, "here"),
@@ -434,7 +432,10 @@ STORE = [
         False,
     ),
     Attack(
-        "local manifest: nesting", _altered(lambda f: (f / "manifest.json").write_text("[" * 10**5)), "not JSON", False
+        "local manifest: nesting",
+        _altered(lambda f: (f / "manifest.json").write_text("[" * 10**5)),
+        "nested deeper",
+        False,
     ),
     Attack("a manifest laid over another key's", _moved, "another result", False),
     # Lists of checkpoints and of what a failure left.
