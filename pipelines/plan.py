@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from components.placement import is_gpu, pool_name
 from pipelines.request import Request
@@ -126,14 +126,22 @@ def units(stage: str, config: RunConfig, target: TargetConfig | None) -> int:
             int8 = target is not None and target.precision in ("int8", "best")
             quantized = QAT_COST * tuning.qat_epochs if int8 else 0
             whole = config.supernet.epochs + tuning.epochs
-            rungs = schedule(
-                config.search.candidates,
-                tuning.candidates,
-                whole if tuning.from_scratch else tuning.epochs,
-                "auto" if tuning.rungs == "auto" else [Rung(rung.networks, rung.epochs) for rung in tuning.rungs],
-            )
-            candidates = epochs_of(rungs) + rungs[-1].networks * quantized
-            return candidates + _STOCK[tuning.baseline] * (whole + quantized)
+            short: Sequence[Rung] | Literal["auto"] = "auto"
+            if tuning.rungs != "auto":
+                short = [Rung(rung.networks, rung.epochs) for rung in tuning.rungs]
+
+            def rungs(epochs: int) -> tuple[Rung, ...]:
+                return schedule(config.search.candidates, tuning.candidates, epochs, short)
+
+            candidates = rungs(whole if tuning.from_scratch else tuning.epochs)
+            work = epochs_of(candidates) + candidates[-1].networks * quantized
+            if tuning.baseline in ("stock", "both"):
+                work += candidates[-1].networks * whole + quantized
+            elif tuning.distill:
+                work += whole
+            if tuning.baseline in ("rescaled", "both"):
+                work += epochs_of(rungs(whole)) + quantized
+            return work
         case "trt-export":
             return config.finetune.candidates + _STOCK[config.finetune.baseline]
         case _:

@@ -28,8 +28,8 @@ from yolov8_nas.deploy.quantization import load_network, quantize
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
-from yolov8_nas.space import SearchSpace
-from yolov8_nas.stages.qat_finetune import STAGE
+from yolov8_nas.space import SearchSpace, rescale
+from yolov8_nas.stages.qat_finetune import STAGE, rivals_of
 from yolov8_nas.stages.stage import StageContext
 from yolov8_nas.store import Store, read_json, write_json
 from yolov8_nas.supernet.batchnorm import calibration_batches
@@ -142,7 +142,7 @@ def stage_context(
             "space": "tiny",
             "imgsz": 64,
             "supernet": {"epochs": 1} | (supernet or {}),
-            "search": {"candidates": 1},
+            "search": {"candidates": 3},
             "finetune": {"epochs": 2, "candidates": 1, "batch": 8} | finetune,
             "targets": [{"hardware": "cpu-1t", "constraints": ["latency<=50ms"]}],
         },
@@ -293,7 +293,7 @@ def test_short_trainings_choose_what_is_trained_to_the_end(
 
     def trained(network: DetectionModel, data: Path, recipe: Recipe, *, work: Path, **_: Any) -> Trained:
         begun.append(work.name)
-        if len(begun) == 7:
+        if len(begun) == 8:
             raise Interrupted
         recipes[work.name] = recipe
         images = {
@@ -323,7 +323,8 @@ def test_short_trainings_choose_what_is_trained_to_the_end(
     context.out.mkdir()
     STAGE.run(context)
     rungs = [f"rung-1-candidate-{i}" for i in range(4)] + ["rung-2-candidate-3", "rung-2-candidate-2"]
-    assert begun == [*rungs, "candidate-3", "candidate-3", "stock"]  # what was scored is not trained again
+    # What was scored is not trained again; of a whole training the checkpoint is there.
+    assert begun == ["stock", *rungs, "candidate-3", "stock", "candidate-3"]
     assert [(rungs[0], r.epochs, r.seed, r.lr) for r in (recipes[rungs[0]],)] == [(rungs[0], 4, 1000, 1e-3)]
     assert (recipes[rungs[4]].epochs, recipes[rungs[4]].seed) == (8, 2000)
     assert recipes["candidate-3"] == dataclasses.replace(recipes[rungs[0]], epochs=12, seed=0)
@@ -342,11 +343,95 @@ def test_short_trainings_choose_what_is_trained_to_the_end(
     assert summary["halving"]["ranking"][0]["seconds"] == 4 + 8 + 12
     assert summary["candidates"][0]["expected"] == pytest.approx(summary["candidates"][0]["average"])
     assert summary["halving"]["budget"]["epochs"] == 4 * 4 + 2 * 8 + 12
-    assert "4 networks for 4 epochs, then 2 networks for 8 epochs, then 1 networks for 12 epochs" in notes[0]
+    assert notes[0].startswith("real trainings choose: 4 for 4 epochs, then 2 for 8 epochs, then 1 for 12 epochs; at")
     told = read_json(context.out / "rungs" / "1" / "0.json")
     assert told["architecture"] == entrants[0].to_dict() and len(told["curves"]) == 4
     assert not list((context.partial / "trainings").glob(f"rung*/{CHECKPOINT}"))
     assert (context.out / "candidates" / "3" / "best.pt").exists()
+
+
+def test_what_candidates_are_compared_with_gets_as_many_trainings_and_the_same_teacher(
+    stage_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    for name in ("data-prep", "supernet-train"):
+        (inputs / name).symlink_to(stage_inputs / name)
+    rng = np.random.default_rng(0)
+    entrants = [TINY.sample(rng) for _ in range(3)]
+    rows = [{"architecture": one.to_dict(), "measured": {"latency_ms": {"p50": 2.0}}} for one in entrants]
+    write_json(inputs / "search" / "candidates.json", rows)
+    narrow, narrower = (rescale(TINY.stock, factor) for factor in (0.7, 0.6))
+    rescaled = [
+        {"architecture": one.to_dict(), "latency_ms": 2.0, "for": entrant.digest}
+        for one, entrant in ((TINY.stock, entrants[0]), (narrow, entrants[2]), (narrower, entrants[2]))
+    ]
+    write_json(inputs / "search" / "rescaled.json", rescaled)
+    begun: dict[str, tuple[Recipe, DetectionModel | None, DetectionModel]] = {}
+    scores = {"rung-1-candidate-2": 0.9, "candidate-2": 0.8, "stock-trial-2": 0.7, "rung-1-rescaled-trial-2": 0.9}
+
+    def trained(
+        network: DetectionModel, data: Path, recipe: Recipe, *, work: Path, teacher: DetectionModel | None, **_: Any
+    ) -> Trained:
+        begun[work.name] = recipe, teacher, network
+        curves = [{"epoch": 1, "seconds": 1.0, "map50_95": scores.get(work.name, 0.5)}]
+        return Trained(network, 1, curves)
+
+    monkeypatch.setattr(finetune, "train", trained)
+    asked = {"epochs": 6, "candidates": 2, "rungs": [{"networks": 3, "epochs": 2}], "baseline": "both"}
+    STAGE.run(stage_context(tmp_path / "run", inputs, distill=True, **asked))
+    short = [f"rung-1-candidate-{i}" for i in range(3)], [f"rung-1-rescaled{t}" for t in ("", "-trial-2", "-trial-3")]
+    assert list(begun) == [
+        *("stock", "stock-trial-2", *short[0], "candidate-2", "candidate-0"),
+        *(*short[1], "rescaled-trial-2", "rescaled"),
+    ]
+    seeds = {name: recipe.seed for name, (recipe, _, _) in begun.items()}
+    assert (seeds["stock"], seeds["stock-trial-2"]) == (0, 100)
+    # Two roundings that take as long, and the first again with another seed.
+    assert [seeds[name] for name in short[1]] == [1000, 1000, 1100]
+    shapes = [sum(p.numel() for p in begun[name][2].parameters()) for name in short[1]]
+    assert shapes[0] == shapes[2] > shapes[1]
+    teacher = begun["stock-trial-2"][2]  # the better one of stock's trainings
+    for name, (_, taught_by, _) in begun.items():
+        whole = name in ("candidate-2", "candidate-0", "rescaled-trial-2", "rescaled")
+        assert taught_by is (teacher if whole else None), name
+    summary = read_json(tmp_path / "run" / "out" / "finetune.json")
+    assert summary["rescaled"]["architecture"] == narrower.to_dict()
+    assert summary["rescaled"]["equal_latency"] == {"latency_ms": [2.0, 2.0], "for": entrants[2].digest, "for_ms": 2.0}
+    assert [row["scores"] for row in summary["baseline"]["halving"]["ranking"]] == [[0.7], [0.5]]
+    told = {name: row["distilled"] for name, row in summary.items() if name in ("baseline", "rescaled")}
+    assert told == {"baseline": False, "rescaled": True} and summary["candidates"][0]["distilled"]
+    begun.clear()
+    context = stage_context(tmp_path / "alone", inputs, distill=True, **asked | {"baseline": "none"})
+    notes: list[str] = []
+    monkeypatch.setattr(context.progress, "note", notes.append)
+    STAGE.run(context)
+    assert list(begun) == ["stock", *short[0], "candidate-2", "candidate-0"]
+    assert "finetune.distill takes a training of stock for 7 epochs" in notes[1]
+    assert read_json(context.out / "finetune.json")["baseline"] is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("a", 2.0, "mine"), ("b", 2.01, "mine"), ("c", 2.0, "other")], ["a", "b"]),
+        ([("a", 2.0, "mine"), ("a", 2.01, "mine")], ["a"]),
+        ([("a", 2.02, "other"), ("b", 1.99, "other"), ("c", 2.2, "other")], ["a", "b"]),
+        ([("a", 2.3, "other"), ("b", 1.8, "other")], ["b"]),
+        ([("a", 3.0, None)], ["a"]),
+    ],
+)
+def test_rivals_are_those_of_the_candidates_latency(
+    rows: list[tuple[str, float, str | None]], expected: list[str], tmp_path: Path
+) -> None:
+    named = dict(zip("abc", (rescale(TINY.stock, factor) for factor in (0.8, 0.7, 0.6)), strict=True))
+    content = [
+        {"architecture": named[name].to_dict(), "latency_ms": ms, **({"for": whose} if whose else {})}
+        for name, ms, whose in rows
+    ]
+    write_json(tmp_path / "rescaled.json", content if rows[0][2] else content[0])
+    found = rivals_of(tmp_path / "rescaled.json", "mine", 2.0)
+    assert [architecture for architecture, _ in found] == [named[name] for name in expected]
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,10 @@ class FinetuneConfig(_Section):
             epochs as the supernet and the fine-tuning together.
         baseline: What is trained beside the candidates for comparison: `stock` (YOLOv8 of the size), `rescaled` (the
             same with its width rescaled to the best candidate's measured latency), `both` or `none`. True stands for
-            `stock`, false for `none`.
+            `stock`, false for `none`. Each gets as many trainings as the candidates: stock as many whole ones,
+            rescaled stock the same rungs.
+        distill: Whether the candidates, and rescaled stock as well, learn from trained stock beside the labels, where
+            they are trained to the end. Stock is trained first, with `baseline: none` for this alone.
         nms_free: Whether all of them learn Ultralytics' NMS-free head and ship with it: a branch beside YOLOv8's head
             that finds each object once (one-to-one), so that nothing has to suppress overlapping boxes.
     """
@@ -173,6 +176,7 @@ class FinetuneConfig(_Section):
     lr: float = Field(1e-3, gt=0)
     from_scratch: bool = False
     baseline: Literal["none", "stock", "rescaled", "both"] = "stock"
+    distill: bool = False
     nms_free: bool = False
 
     @field_validator("baseline", mode="before")
@@ -391,7 +395,7 @@ class RunConfig(_Section):
         shorter = {"epochs": epochs, "largest_first": 0.0, "weights": weights}
         changes = {
             "supernet": self.supernet.model_copy(update=shorter),
-            "finetune": self.finetune.model_copy(update={"baseline": "none"}),
+            "finetune": self.finetune.model_copy(update={"baseline": "none", "distill": False}),
             "retrain": None,
         }
         return self.model_copy(update=changes)

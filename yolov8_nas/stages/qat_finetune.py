@@ -13,8 +13,10 @@ part of its own in the store: it is the same for every target, so the first one 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
     from yolov8_nas.deploy.finetune import Recipe, Trained
-    from yolov8_nas.deploy.halving import Result
+    from yolov8_nas.deploy.halving import Result, Rung, Standing
     from yolov8_nas.space import Architecture
 
 Start: TypeAlias = Literal["supernet", "weights", "scratch"]
@@ -46,6 +48,9 @@ FOLDS: Final = 4
 
 RUNG_SEED: Final = 1000
 """By how much the seeds of one rung and the next lie apart: their luck shall not be the same."""
+
+TRIAL_SEED: Final = 100
+"""By how much the seeds of two trainings of one network lie apart."""
 
 QAT_COST: Final = 3
 """What an epoch with fake quantization counts in progress; one without counts 1."""
@@ -85,6 +90,38 @@ def run(ctx: StageContext) -> None:
 STAGE = Stage(name="qat-finetune", version=5, settings=settings, run=run, watched=True)
 
 
+@dataclass(frozen=True)
+class _Entrant:
+    """A network that is trained.
+
+    Attributes:
+        name: Of its trainings.
+        architecture: What it is.
+        seed: Of its whole training; those of short ones follow from it.
+    """
+
+    name: str
+    architecture: Architecture
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """Networks that are trained alike, and among which one is chosen.
+
+    Attributes:
+        kind: Whose they are.
+        entrants: The networks.
+        rungs: Of their halving; the last one is whole trainings.
+        recipe: Of whole trainings, but for the seed.
+    """
+
+    kind: Literal["candidates", "baseline", "rescaled"]
+    entrants: tuple[_Entrant, ...]
+    rungs: tuple[Rung, ...]
+    recipe: Recipe
+
+
 class _Finetuning:
     """One run of the stage."""
 
@@ -92,7 +129,7 @@ class _Finetuning:
         import torch
 
         from yolov8_nas.data.dataset import data_yaml
-        from yolov8_nas.deploy.halving import Rung, epochs_of, schedule
+        from yolov8_nas.deploy.halving import Rung, epochs_of
         from yolov8_nas.hardware.profile import available_cores
         from yolov8_nas.space import Architecture
         from yolov8_nas.supernet.batchnorm import calibration_batches
@@ -110,84 +147,74 @@ class _Finetuning:
         self.calibration = calibration_batches(
             self.data, self.imgsz, CALIBRATION_IMAGES, self.options["batch"], self.seed
         )
-        found = read_json(ctx.inputs["search"] / "candidates.json")
-        self.candidates = [Architecture.from_dict(candidate["architecture"]) for candidate in found]
+        self.found: list[dict[str, Any]] = read_json(ctx.inputs["search"] / "candidates.json")
+        found = [Architecture.from_dict(candidate["architecture"]) for candidate in self.found]
         # What does not start from the supernet (stock, and the candidates where that is asked for) learns for as many
         # epochs as the supernet and the fine-tuning together, so that none has seen the data more often than another,
         # and with the supernet's learning rate.
         whole = ctx.settings["supernet"]
         self.from_scratch = self._recipe(whole["epochs"] + self.options["epochs"], whole["lr"])
         fine = self._recipe(self.options["epochs"], self.options["lr"])
-        self.tuning = self.from_scratch if self.options["from_scratch"] else fine
+        tuning = self.from_scratch if self.options["from_scratch"] else fine
         self.qat = self._recipe(self.options["qat_epochs"], QAT_LR * self.options["lr"], mosaic=False)
-        asked_for = self.options["rungs"]
-        self.rungs = schedule(
-            len(self.candidates),
-            self.options["candidates"],
-            self.tuning.epochs,
-            "auto" if asked_for == "auto" else [Rung(**rung) for rung in asked_for],
-        )
+        entrants = tuple(_Entrant(f"candidate {i}", one, self.seed) for i, one in enumerate(found))
+        self.candidates = _Arm("candidates", entrants, self._rungs(tuning), tuning)
+        asked: str = self.options["baseline"]
+        self.distilled: bool = self.options["distill"]
+        self.with_stock, self.with_rescaled = asked in ("stock", "both"), asked in ("rescaled", "both")
+        # Stock gets as many whole trainings as the candidates: the best of several is luck that it must have, too.
+        trials = self.candidates.rungs[-1].networks if self.with_stock else int(self.distilled)
+        stock = self._trials("stock", [self.supernet.space.stock], trials)
+        self.stock = _Arm("baseline", stock, (Rung(trials, self.from_scratch.epochs),), self.from_scratch)
+
         qat_cost = QAT_COST * self.qat.epochs if ctx.settings["int8"] else 0
-        self.total = epochs_of(self.rungs) + self.rungs[-1].networks * qat_cost
-        # The networks that are trained for comparison, by the name of their folder.
-        asked = self.options["baseline"]
-        self.rivals: dict[str, Architecture] = {}
-        if asked in ("stock", "both"):
-            self.rivals["baseline"] = self.supernet.space.stock
-        if asked in ("rescaled", "both"):
-            rescaled = read_json(ctx.inputs["search"] / "rescaled.json")
-            self.rivals["rescaled"] = Architecture.from_dict(rescaled["architecture"])
-        self.total += len(self.rivals) * (self.from_scratch.epochs + qat_cost)
+        self.total = epochs_of(self.candidates.rungs) + self.candidates.rungs[-1].networks * qat_cost
+        self.total += epochs_of(self.stock.rungs) + self.with_stock * qat_cost
+        if self.with_rescaled:
+            self.total += epochs_of(self._rungs(self.from_scratch)) + qat_cost
         self.done = 0.0
 
     def run(self) -> None:
         """Train everything, one after the other."""
-        from yolov8_nas.deploy.halving import Result, halve
-
-        rows: dict[int, dict[str, Any]] = {}
-
-        def trained(entrant: int, rung: int) -> Result:
-            if rung < len(self.rungs) - 1:
-                return self._short(entrant, rung)
-            rows[entrant] = self._candidate(entrant)
-            return Result(rows[entrant]["average"], {"seconds": rows[entrant]["seconds"]})
-
-        budget = self._budget()
-        if len(self.rungs) > 1:
-            steps = [f"{rung.networks} networks for {rung.epochs} epochs" for rung in self.rungs]
-            self.ctx.progress.note(
-                f"real trainings choose: {', then '.join(steps)}; at most the computing of "
-                f"{budget['stock_trainings']:.3g} trainings of stock"
-            )
-        ranking = halve(len(self.candidates), self.rungs, trained)
-        finalists = [standing for standing in ranking if standing.rungs == len(self.rungs)]
-        result: dict[str, Any] = {
-            "candidates": [{**rows[one.entrant], "expected": one.expected} for one in finalists],
-            "baseline": None,
-            "rescaled": None,
-            "qat": asdict(self.qat),
-            "halving": {
-                "budget": budget,
-                "rungs": [{**asdict(rung), "folds": FOLDS} for rung in self.rungs[:-1]] + [asdict(self.rungs[-1])],
-                "ranking": [
-                    {
-                        "index": one.entrant,
-                        "architecture": self.candidates[one.entrant].to_dict(),
-                        "scores": [told.score for told in one.results],
-                        "lead": one.lead,
-                        "expected": one.expected,
-                        "seconds": round(sum(told.told["seconds"] for told in one.results), 1),
-                    }
-                    for one in ranking
-                ],
-            },
-        }
-        for name, architecture in self.rivals.items():
-            result[name] = self._rival(name, architecture)
+        result: dict[str, Any] = {"candidates": [], "baseline": None, "rescaled": None, "qat": asdict(self.qat)}
+        budget = self._tell_budget()
+        teacher: DetectionModel | None = None
+        if self.stock.entrants:  # first: it teaches the others
+            ranking, trained = self._halve(self.stock)
+            if self.with_stock:
+                result["baseline"] = self._rival(self.stock, ranking, trained)
+            if self.distilled:
+                teacher = trained[ranking[0].entrant].network
+        ranking, trained = self._halve(self.candidates, teacher)
+        result["candidates"] = [self._candidate(one, trained[one.entrant]) for one in ranking if one.entrant in trained]
+        result["halving"] = {"budget": budget, **_table(self.candidates, ranking)}
+        if self.with_rescaled:
+            rescaled, told = self._rescaled(ranking[0].entrant)
+            ranking, trained = self._halve(rescaled, teacher)
+            result["rescaled"] = {**self._rival(rescaled, ranking, trained), **told}
         write_json(self.ctx.out / "finetune.json", result)
 
-    def _budget(self) -> dict[str, float]:
-        """What the halving takes at most: epochs, and computing as a multiple of a training of stock.
+    def _rungs(self, recipe: Recipe) -> tuple[Rung, ...]:
+        """The trainings among which one is chosen, of candidates or of what they are compared with."""
+        from yolov8_nas.deploy.halving import Rung, schedule
+
+        asked = self.options["rungs"]
+        short: Sequence[Rung] | Literal["auto"] = "auto" if asked == "auto" else [Rung(**rung) for rung in asked]
+        return schedule(len(self.found), self.options["candidates"], recipe.epochs, short)
+
+    def _trials(self, name: str, architectures: Sequence[Architecture], count: int) -> tuple[_Entrant, ...]:
+        """So many trainings: of each network one after the other, then of all of them again with another seed."""
+        return tuple(
+            _Entrant(
+                f"{name}, trial {i + 1}" if i else name,
+                architectures[i % len(architectures)],
+                self.seed + TRIAL_SEED * (i // len(architectures)),
+            )
+            for i in range(count)
+        )
+
+    def _tell_budget(self) -> dict[str, float]:
+        """What the choice takes at most: epochs, and computing as a multiple of a training of stock.
 
         Computing is multiply-accumulates times images; which networks go on is not known yet, so the largest are
         reckoned with.
@@ -198,37 +225,57 @@ class _Finetuning:
         def macs(architecture: Architecture) -> float:
             return cost(architecture, len(self.names), self.imgsz).macs
 
-        entrants = [macs(architecture) for architecture in self.candidates]
-        entering, *later = self.rungs
-        work = sum(entrants[: entering.networks]) * entering.epochs
-        largest = sorted(entrants[: entering.networks], reverse=True)
-        work += sum(sum(largest[: rung.networks]) * rung.epochs for rung in later)
+        rungs = self.candidates.rungs
+        entering = [macs(one.architecture) for one in self.candidates.entrants[: rungs[0].networks]]
+        largest = sorted(entering, reverse=True)
+        work = sum(sum(largest[: rung.networks]) * rung.epochs for rung in rungs)
         whole = macs(self.supernet.space.stock) * self.from_scratch.epochs
-        return {"epochs": epochs_of(self.rungs), "stock_trainings": round(work / whole, 3)}
+        trainings = round(work / whole, 3)
+        if len(rungs) > 1:
+            steps = ", then ".join(f"{rung.networks} for {rung.epochs} epochs" for rung in rungs)
+            self.ctx.progress.note(
+                f"real trainings choose: {steps}; at most the computing of {trainings:.3g} trainings of stock"
+            )
+        if self.distilled and not self.with_stock:
+            self.ctx.progress.note(
+                f"finetune.distill takes a training of stock for {self.from_scratch.epochs} epochs, which "
+                f"finetune.baseline = {self.options['baseline']} does not ask for"
+            )
+        return {"epochs": epochs_of(rungs), "stock_trainings": trainings, "taught_by_stock": float(self.distilled)}
 
-    def _candidate(self, i: int) -> dict[str, Any]:
-        """Train a candidate to the end."""
-        from yolov8_nas.supernet.batchnorm import recalibrate
-        from yolov8_nas.supernet.derive import derive, save_checkpoint
+    def _halve(self, arm: _Arm, teacher: DetectionModel | None = None) -> tuple[list[Standing], dict[int, Trained]]:
+        """Train the networks of an arm, rung by rung; returns their ranking, and those that were trained to the end.
 
-        architecture = self.candidates[i]
-        folder = self.ctx.out / "candidates" / str(i)
-        folder.mkdir(parents=True)
-        subnet = derive(self.supernet, architecture)
-        recalibrate(subnet, self.calibration)
-        save_checkpoint(subnet, folder / "subnet.pt", names=self.names, imgsz=self.imgsz)
-        network, start = self._start(architecture)
-        tuned = self._train(f"candidate {i}", network, architecture, start, self.tuning, folder)
-        return {"index": i, "architecture": architecture.to_dict(), **tuned}
+        A teacher teaches whole trainings only: short ones have to tell networks apart, which they do as well without
+        the time that it takes.
+        """
+        from yolov8_nas.deploy.finetune import average
+        from yolov8_nas.deploy.halving import Result, halve
 
-    def _short(self, i: int, rung: int) -> Result:
-        """Train a candidate for a while, without a fold of the images; the score is that of the fold and the rest."""
+        whole: dict[int, Trained] = {}
+
+        def train(i: int, rung: int) -> Result:
+            if rung < len(arm.rungs) - 1:
+                return self._short(arm, i, rung)
+            entrant = arm.entrants[i]
+            recipe = replace(arm.recipe, seed=entrant.seed)
+            network = self._start(arm, entrant)
+            carry_out = self._shared if arm is self.stock else self._carry_out
+            whole[i] = carry_out(entrant.name, self._headed(network), recipe, teacher=teacher)
+            score = average(whole[i].curves[: whole[i].epoch], recipe.window)
+            return Result(score, {"seconds": sum(row["seconds"] for row in whole[i].curves)})
+
+        return halve(len(arm.entrants), arm.rungs, train), whole
+
+    def _short(self, arm: _Arm, i: int, rung: int) -> Result:
+        """Train a network for a while, without a fold of the images; the score is that of the fold and the rest."""
         from yolov8_nas.data.dataset import data_yaml
         from yolov8_nas.deploy.finetune import CHECKPOINT, average
         from yolov8_nas.deploy.halving import Result
 
-        recipe = replace(self.tuning, epochs=self.rungs[rung].epochs, seed=self.seed + RUNG_SEED * (rung + 1))
-        name = f"rung {rung + 1}, candidate {i}"
+        entrant = arm.entrants[i]
+        recipe = replace(arm.recipe, epochs=arm.rungs[rung].epochs, seed=entrant.seed + RUNG_SEED * (rung + 1))
+        name = f"rung {rung + 1}, {entrant.name}"
         work = self._work(name)
         kept = work / "scored.json"
         if kept.exists():
@@ -238,12 +285,12 @@ class _Finetuning:
             data = data_yaml(
                 self.ctx.inputs["data-prep"], self.ctx.partial, validate_on="search", held_out=(rung % FOLDS, FOLDS)
             )
-            network, start = self._start(self.candidates[i])
+            network = self._start(arm, entrant)
             trained = self._carry_out(name, self._headed(network), recipe, data=data)
             told = {
                 "index": i,
-                "architecture": self.candidates[i].to_dict(),
-                "start": start,
+                "architecture": entrant.architecture.to_dict(),
+                "start": self._begun(arm),
                 "recipe": asdict(recipe),
                 "score": average(trained.curves, recipe.window),
                 "seconds": round(sum(row["seconds"] for row in trained.curves), 1),
@@ -251,19 +298,71 @@ class _Finetuning:
             }
             write_json(kept, told)
             (work / CHECKPOINT).unlink(missing_ok=True)  # all that is asked of it is known
-        write_json(self.ctx.out / "rungs" / str(rung + 1) / f"{i}.json", told)
+        folder = self.ctx.out if arm is self.candidates else self.ctx.out / arm.kind
+        write_json(folder / "rungs" / str(rung + 1) / f"{i}.json", told)
         return Result(told["score"], {"seconds": told["seconds"]})
 
-    def _start(self, architecture: Architecture) -> tuple[DetectionModel, Start]:
-        """A candidate at the start of a training: the same in every rung."""
+    def _candidate(self, standing: Standing, trained: Trained) -> dict[str, Any]:
+        """Write a candidate that was trained to the end; returns its row of the summary."""
+        from yolov8_nas.supernet.batchnorm import recalibrate
+        from yolov8_nas.supernet.derive import derive, save_checkpoint
+
+        entrant = self.candidates.entrants[standing.entrant]
+        folder = self.ctx.out / "candidates" / str(standing.entrant)
+        folder.mkdir(parents=True)
+        subnet = derive(self.supernet, entrant.architecture)
+        recalibrate(subnet, self.calibration)
+        save_checkpoint(subnet, folder / "subnet.pt", names=self.names, imgsz=self.imgsz)
+        tuned = self._write(self.candidates, entrant, trained, folder)
+        return {"index": standing.entrant, "expected": standing.expected, **tuned}
+
+    def _rival(self, arm: _Arm, ranking: Sequence[Standing], trained: Mapping[int, Trained]) -> dict[str, Any]:
+        """Write the best stock network, as it is or rescaled; returns its row of the summary."""
+        best = ranking[0].entrant
+        entrant, stock = arm.entrants[best], self.supernet.space.stock
+        folder = self.ctx.out / arm.kind
+        folder.mkdir(exist_ok=True)
+        known_as = f"YOLOv8{self.supernet.space.scale}"
+        if entrant.architecture != stock:
+            known_as += f" at {entrant.architecture.sppf_width / stock.sppf_width:.2f} of its width"
+        tuned = self._write(arm, entrant, trained[best], folder)
+        # Unrolled, C2f is the same function in the form in which the candidates ship: like is compared with like.
+        return {"name": known_as, "form": "unrolled", **tuned, "halving": _table(arm, ranking)}
+
+    def _rescaled(self, winner: int) -> tuple[_Arm, dict[str, Any]]:
+        """Rescaled stock at the latency of the best candidate, with as many trainings as the candidates had.
+
+        What they have is other architectures; what rescaled stock has is other roundings of its widths, as far as they
+        take as long, and other seeds.
+        """
+        candidate = self.found[winner]
+        latency_ms: float | None = (candidate.get("measured") or {}).get("latency_ms", {}).get("p50")
+        digest = self.candidates.entrants[winner].architecture.digest
+        rows = rivals_of(self.ctx.inputs["search"] / "rescaled.json", digest, latency_ms)
+        rungs = self._rungs(self.from_scratch)
+        entrants = self._trials("rescaled", [architecture for architecture, _ in rows], rungs[0].networks)
+        told = {"latency_ms": [ms for _, ms in rows], "for": digest, "for_ms": latency_ms}
+        return _Arm("rescaled", entrants, rungs, self.from_scratch), {"equal_latency": told}
+
+    def _begun(self, arm: _Arm) -> Start:
+        """What the networks of an arm start from."""
+        if arm is self.stock and self.ctx.settings["supernet"]["weights"]:
+            return "weights"
+        return "scratch" if arm is not self.candidates or self.options["from_scratch"] else "supernet"
+
+    def _start(self, arm: _Arm, entrant: _Entrant) -> DetectionModel:
+        """A network at the start of a training: the same in every rung."""
         from yolov8_nas.supernet.batchnorm import recalibrate
         from yolov8_nas.supernet.derive import derive
 
-        if self.options["from_scratch"]:
-            return self._fresh(architecture), "scratch"
-        network = derive(self.supernet, architecture)
+        match self._begun(arm):
+            case "weights":
+                return self._as_the_supernet_began(Path(self.ctx.settings["supernet"]["weights"]["path"]))
+            case "scratch":
+                return self._fresh(entrant.architecture, entrant.seed)
+        network = derive(self.supernet, entrant.architecture)
         recalibrate(network, self.calibration)
-        return network, "supernet"
+        return network
 
     def _headed(self, network: DetectionModel) -> DetectionModel:
         """A network with the head that was asked for."""
@@ -273,31 +372,13 @@ class _Finetuning:
             add_one_to_one(network)
         return network
 
-    def _rival(self, name: str, architecture: Architecture) -> dict[str, Any]:
-        """Train a stock network, as it is or rescaled."""
-        stock = self.supernet.space.stock
-        folder = self.ctx.out / name
-        folder.mkdir()
-        weights = self.ctx.settings["supernet"]["weights"]
-        start: Start = "weights" if weights and architecture == stock else "scratch"
-        network = self._fresh(architecture)
-        if start == "weights":
-            network = self._as_the_supernet_began(Path(weights["path"]))
-        known_as = f"YOLOv8{self.supernet.space.scale}"
-        if architecture != stock:
-            known_as += f" at {architecture.sppf_width / stock.sppf_width:.2f} of its width"
-        kind = "stock" if name == "baseline" else name
-        tuned = self._train(kind, network, architecture, start, self.from_scratch, folder)
-        # Unrolled, C2f is the same function in the form in which the candidates ship: like is compared with like.
-        return {"name": known_as, "form": "unrolled", "architecture": architecture.to_dict(), **tuned}
-
-    def _fresh(self, architecture: Architecture) -> DetectionModel:
+    def _fresh(self, architecture: Architecture, seed: int) -> DetectionModel:
         """A network with random weights."""
         import torch
 
         from yolov8_nas.supernet.derive import build
 
-        torch.manual_seed(self.seed)
+        torch.manual_seed(seed)
         return build(architecture, len(self.names), self.names)
 
     def _as_the_supernet_began(self, weights: Path) -> DetectionModel:
@@ -316,23 +397,12 @@ class _Finetuning:
         recalibrate(network, self.calibration)
         return network
 
-    def _train(
-        self,
-        name: str,
-        network: DetectionModel,
-        architecture: Architecture,
-        start: Start,
-        recipe: Recipe,
-        folder: Path,
-    ) -> dict[str, Any]:
-        """Train a network in floating point, then for INT8 where that is asked for; returns its row of the summary."""
+    def _write(self, arm: _Arm, entrant: _Entrant, tuned: Trained, folder: Path) -> dict[str, Any]:
+        """Write a trained network, and train it for INT8 where that is asked for; returns its row of the summary."""
         from yolov8_nas.deploy.finetune import average
         from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
         from yolov8_nas.supernet.derive import save_checkpoint
 
-        network = self._headed(network)
-        carry_out = self._shared if name == "stock" else self._carry_out
-        tuned = carry_out(name, network, recipe)
         save_checkpoint(tuned.network, folder / "best.pt", names=self.names, imgsz=self.imgsz)
         score = {"fp32": tuned.curves[tuned.epoch - 1]["map50_95"]}
         best_epoch = {"fp32": tuned.epoch}
@@ -342,27 +412,29 @@ class _Finetuning:
             observed = quantize(deepcopy(tuned.network), self.calibration, keep_float)
             # What INT8 costs without training for it: what the training is compared with.
             save_qat_checkpoint(observed, folder / "ptq.pt", names=self.names, imgsz=self.imgsz)
-            quantized = self._carry_out(f"{name}, INT8", observed, self.qat, teacher=tuned.network)
+            quantized = self._carry_out(f"{entrant.name}, INT8", observed, self.qat, teacher=tuned.network)
             save_qat_checkpoint(quantized.network, folder / "qat.pt", names=self.names, imgsz=self.imgsz)
             score["int8"] = quantized.curves[quantized.epoch - 1]["map50_95"]
             best_epoch["int8"] = quantized.epoch
+        recipe = replace(arm.recipe, seed=entrant.seed)
         row = {
             "map50_95": score,
             "average": average(tuned.curves[: tuned.epoch], recipe.window),
             "best_epoch": best_epoch,
-            "start": start,
+            "start": self._begun(arm),
+            "distilled": self.distilled and arm is not self.stock,
             "epochs": recipe.epochs,
             "recipe": asdict(recipe),
             "seconds": round(sum(r["seconds"] for t in (tuned, quantized) if t for r in t.curves), 1),
         }
-        tuning = {"architecture": architecture.to_dict(), "curves": tuned.curves, **row}
+        tuning = {"architecture": entrant.architecture.to_dict(), "curves": tuned.curves, **row}
         if quantized:
             tuning["qat_curves"] = quantized.curves
         write_json(folder / "tuning.json", tuning)
-        return row
+        return {"architecture": entrant.architecture.to_dict(), **row}
 
-    def _shared(self, name: str, network: DetectionModel, recipe: Recipe) -> Trained:
-        """Train stock in floating point, or find it trained."""
+    def _shared(self, name: str, network: DetectionModel, recipe: Recipe, *, teacher: None = None) -> Trained:
+        """Train stock in floating point, or find it trained; nothing teaches it."""
         from yolov8_nas.deploy.finetune import Trained
         from yolov8_nas.deploy.quantization import load_network
         from yolov8_nas.supernet.derive import save_checkpoint
@@ -381,7 +453,7 @@ class _Finetuning:
             save_checkpoint(trained.network, part.out / "best.pt", names=self.names, imgsz=self.imgsz)
             write_json(part.out / "training.json", {"epoch": trained.epoch, "curves": trained.curves})
 
-        found = self.ctx.partial / ".stock"
+        found = self.ctx.partial / f".{self._work(name).name}"
         found.mkdir(exist_ok=True)
         done = self.done + recipe.epochs
         replace(self.ctx, out=found).share(STOCK, STAGE.version, settings, make)
@@ -426,3 +498,55 @@ class _Finetuning:
         from yolov8_nas.deploy.finetune import Recipe
 
         return Recipe(epochs, self.options["batch"], lr, self.imgsz, self.seed, mosaic)
+
+
+def rivals_of(file: Path, digest: str, latency_ms: float | None) -> list[tuple[Architecture, float]]:
+    """The rescaled stock networks that are as fast as a candidate, with their latency in milliseconds.
+
+    `rescaled.json` is a list of `{"architecture": ..., "latency_ms": ..., "for": digest of a candidate}`, several for
+    each candidate: stock with its widths multiplied by one factor, within `search.baseline.TOLERANCE` of the
+    candidate's measured latency where any is. A single such mapping, without `for`, is a list of one.
+
+    Args:
+        file: The file.
+        digest: Digest of the candidate's architecture.
+        latency_ms: Its measured latency.
+
+    Returns:
+        Those that were made for it. Without any, those within the tolerance that were made for others, and if there are
+        none, the nearest.
+    """
+    from yolov8_nas.search.baseline import TOLERANCE
+    from yolov8_nas.space import Architecture
+
+    content = read_json(file)
+    rows = content if isinstance(content, list) else [content]
+    mine = [row for row in rows if row.get("for") == digest]
+    if not mine and latency_ms:
+
+        def distance(row: Mapping[str, Any]) -> float:
+            return abs(math.log(row["latency_ms"] / latency_ms))
+
+        near = [row for row in rows if distance(row) <= math.log(1 + TOLERANCE)]
+        mine = near or [min(rows, key=distance)]
+    found = {Architecture.from_dict(row["architecture"]): float(row["latency_ms"]) for row in mine or rows[:1]}
+    return list(found.items())
+
+
+def _table(arm: _Arm, ranking: Sequence[Standing]) -> dict[str, Any]:
+    """What the halving of an arm did, as it stands in `finetune.json`."""
+    return {
+        "rungs": [{**asdict(rung), "folds": FOLDS} for rung in arm.rungs[:-1]] + [asdict(arm.rungs[-1])],
+        "ranking": [
+            {
+                "index": one.entrant,
+                "seed": arm.entrants[one.entrant].seed,
+                "architecture": arm.entrants[one.entrant].architecture.to_dict(),
+                "scores": [told.score for told in one.results],
+                "lead": one.lead,
+                "expected": one.expected,
+                "seconds": round(sum(told.told["seconds"] for told in one.results), 1),
+            }
+            for one in ranking
+        ],
+    }
