@@ -356,6 +356,42 @@ def test_an_exhausted_list_is_a_failed_verdict(
     assert not (tmp_path / "out" / "model").exists()
 
 
+@pytest.mark.parametrize("baseline", [True, False])
+@pytest.mark.parametrize(
+    ("stock_ms", "candidate_ms", "outcomes"),
+    [
+        (4.0, 3.1, [(1, "shipped"), (0, "limit missed")]),  # as slow an hour as stock's
+        (2.5, 2.3, [(1, "limit missed"), (0, "limit missed")]),  # what was enough by the probe's stock is not beside it
+    ],
+)
+def test_a_share_of_stock_is_held_against_stock_of_the_same_rounds(
+    only_fp32: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    baseline: bool,
+    stock_ms: float,
+    candidate_ms: float,
+    outcomes: list[tuple[int, str]],
+) -> None:
+    row = Constraint.parse("latency<=80%stock").resolve(3.0).to_row()
+    (only_fp32 / "hw-probe" / "constraints.json").write_text(json.dumps([row]))
+    if not baseline:
+        file = only_fp32 / "qat-finetune" / "finetune.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "baseline": None}))
+    stock = "stock-fp32" if baseline else "beside-fp32"
+    latency = {stock: stock_ms, "candidate-1-fp32": candidate_ms, "candidate-0-fp32": 3.9}
+    if outcomes[0][1] == "shipped":
+        run_export(only_fp32, tmp_path, monkeypatch, latency, precision="fp32")
+    else:
+        with pytest.raises(StageError, match="none of 2 exported files"):
+            run_export(only_fp32, tmp_path, monkeypatch, latency, precision="fp32")
+    verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert [(tried["candidate"], tried["outcome"]) for tried in verdict["tried"]] == outcomes
+    (held,) = verdict["tried"][0]["constraints"]
+    assert (held["share"], held["stock"], held["limit"]) == pytest.approx((0.8, stock_ms, 0.8 * stock_ms))
+    assert len(verdict["baselines"]) == baseline  # what is only measured beside is no network to compare with
+
+
 def test_limits_with_nms_and_on_energy_are_held_against_what_ships(
     only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

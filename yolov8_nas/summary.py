@@ -99,7 +99,10 @@ class Runtime(_Model):
 
 
 class Limit(_Model):
-    """A limit and what was measured of the file that ships."""
+    """A limit and what was measured of the file that ships.
+
+    A limit that was asked for as a `share` of stock's value is held against `stock` as measured in the same rounds.
+    """
 
     metric: str
     statistic: str
@@ -108,6 +111,8 @@ class Limit(_Model):
     unit: str
     measured: float | None = None
     met: bool | None = None
+    share: float | None = None
+    stock: float | None = None
 
 
 class Latency(_Model):

@@ -165,7 +165,7 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
         The version that holds this content, now complete.
     """
     digests = deployable.digests()
-    limits = [{key: limit[key] for key in _LIMIT} for limit in deployable.resolved]
+    limits = [{key: limit[key] for key in _LIMIT if key in limit} for limit in deployable.resolved]
     content = content_digest(digests, deployable.hardware_id, limits)
     tags = {
         **deployable.tags,
@@ -213,13 +213,21 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
 
 
 def content_digest(files: Mapping[str, str], hardware_id: str, limits: Sequence[Mapping[str, Any]]) -> str:
-    """What tells one deployable from another: the SHA-256 of its files, its device and its limits."""
-    return canonical_digest({"files": dict(files), "hardware": hardware_id, "constraints": list(limits)})
+    """What tells one deployable from another: the SHA-256 of its files, its device and its limits.
+
+    A limit that is a share of stock is that share: what it comes to in an hour's milliseconds is no part of it, so that
+    the same files registered again are the same version.
+    """
+    asked = [
+        {key: value for key, value in limit.items() if not ("share" in limit and key in ("limit", "stock"))}
+        for limit in limits
+    ]
+    return canonical_digest({"files": dict(files), "hardware": hardware_id, "constraints": asked})
 
 
 _LARGEST_EXAMPLE: Final = 4_000_000  # bytes: an image of 640 pixels takes 2.5 million
 
-_LIMIT: Final = ("metric", "statistic", "scope", "limit", "unit")
+_LIMIT: Final = ("metric", "statistic", "scope", "limit", "unit", "share", "stock")
 
 
 def _plain(number: float) -> str:

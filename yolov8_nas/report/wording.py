@@ -110,9 +110,13 @@ def quantity(constraint: Mapping[str, Any]) -> str:
 
 
 def limit(constraint: Mapping[str, Any]) -> str:
-    """The bound of a limit, e.g. `≤ 3.91 ms`."""
+    """The bound of a limit, e.g. `≤ 3.91 ms`, or `≤ 2.39 ms (80% of stock's 2.99 ms)`."""
     relation = "≥" if constraint.get("metric") == "throughput" else "≤"
-    return f"{relation}\N{NO-BREAK SPACE}{with_unit(constraint.get('limit'), str(constraint.get('unit', '')))}"
+    unit, share = str(constraint.get("unit", "")), constraint.get("share")
+    bound = f"{relation}\N{NO-BREAK SPACE}{with_unit(constraint.get('limit'), unit)}"
+    if not is_number(share):
+        return bound
+    return f"{bound} ({percent(share, 0)} of stock's {with_unit(constraint.get('stock'), unit)})"
 
 
 def stock_name(name: Any) -> str:

@@ -6,9 +6,10 @@ A limit is kept in one unit per metric (`UNITS`), so that what is compared is al
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -50,6 +51,7 @@ class Constraint:
         scope: `engine` (the network alone) or `with_nms`.
         limit: In the metric's unit; for a relative limit, the share of stock YOLOv8's value.
         relative: Whether `limit` is a share of the stock network's measured value.
+        share: Of a limit that was relative and is absolute now: the share of stock's value that it stands for.
     """
 
     metric: str
@@ -57,6 +59,7 @@ class Constraint:
     scope: str
     limit: float
     relative: bool
+    share: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Constraint:
@@ -99,7 +102,12 @@ class Constraint:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Constraint:
         """An absolute limit as hw-probe writes it to `constraints.json`."""
-        return cls(row["metric"], row["statistic"], row["scope"], row["limit"], relative=False)
+        return cls(row["metric"], row["statistic"], row["scope"], row["limit"], relative=False, share=row.get("share"))
+
+    def to_row(self) -> dict[str, Any]:
+        """An absolute limit as it stands in files; one that was relative with its share, and stock's value for it."""
+        row = {name: getattr(self, name) for name in ("metric", "statistic", "scope", "limit", "unit")}
+        return row if self.share is None else {**row, "share": self.share, "stock": self.limit / self.share}
 
     @property
     def quantity(self) -> str:
@@ -116,7 +124,17 @@ class Constraint:
         """This limit as an absolute one, given the stock network's measured value in the metric's unit."""
         if not self.relative:
             return self
-        return Constraint(self.metric, self.statistic, self.scope, self.limit * stock, relative=False)
+        return replace(self, limit=self.limit * stock, relative=False, share=self.limit)
+
+    def beside(self, stock: float) -> Constraint:
+        """This absolute limit for networks that were measured beside stock, in the same rounds.
+
+        A share of stock is a ratio of two times of one hour: a device is some per cent faster or slower in another one.
+
+        Args:
+            stock: What was measured of stock there, in the metric's unit; NaN where it was not.
+        """
+        return self if self.share is None or math.isnan(stock) else replace(self, limit=self.share * stock)
 
     def met(self, value: float) -> bool:
         """Whether a measured value keeps the limit.

@@ -154,6 +154,7 @@ class CostModel:
         num_classes: Number of classes of the detection head.
         imgsz: Side of the square input in pixels.
         batch: Images per inference.
+        stock_ms: Median latency of stock when the device was probed: what shares of stock in `limits` go by.
     """
 
     limits: tuple[Constraint, ...]
@@ -165,6 +166,7 @@ class CostModel:
     num_classes: int
     imgsz: int
     batch: int
+    stock_ms: float | None = None
 
     @classmethod
     def from_probe(
@@ -205,7 +207,9 @@ class CostModel:
             for percentile in STATISTICS
         }
         unknown = dict.fromkeys(STATISTICS, math.nan)
-        return cls(tuple(limits), latency, tail, memory, energy, nms_ms or unknown, num_classes, imgsz, batch)
+        stock_ms = next((row["latency_ms"]["p50"] for row in rows if row.get("role") == "stock"), None)
+        unit = num_classes, imgsz, batch
+        return cls(tuple(limits), latency, tail, memory, energy, nms_ms or unknown, *unit, stock_ms)
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimate:
         """Predict what networks cost."""
@@ -228,14 +232,22 @@ class CostModel:
         return Estimate(self.limits, latency, upper, values, self.violation(values))
 
     def measured(self, architecture: Architecture, measurement: Measurement) -> Floats:
-        """What each limit is about, as measured of one network: (limits,). NMS is that of the probe."""
-        known = figures(
-            measurement,
-            cost(architecture, self.num_classes, self.imgsz),
-            batch=self.batch,
-            with_nms_ms=with_nms(asdict(measurement.latency_ms), self.nms_ms),
-        )
-        return np.array([known.value(limit) for limit in self.limits])
+        """What each limit is about, as measured of one network: (limits,). NMS is that of the probe.
+
+        Where a limit is a share of stock, times are brought to the level of the probe, by stock's time in the same
+        rounds: then their ratio to the limit is that of both as measured now.
+        """
+
+        def known(measurement: Measurement) -> Figures[float]:
+            return figures(
+                measurement,
+                cost(architecture, self.num_classes, self.imgsz),
+                batch=self.batch,
+                with_nms_ms=with_nms(asdict(measurement.latency_ms), self.nms_ms),
+            )
+
+        now, then = known(measurement), known(measurement.at_level(self.stock_ms))
+        return np.array([(now if limit.share is None else then).value(limit) for limit in self.limits])
 
     def violation(self, values: Floats) -> Floats:
         """How far values miss their limits, as shares of the limits; 0 where a value is unknown: (n, limits)."""

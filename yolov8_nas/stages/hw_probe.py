@@ -174,6 +174,9 @@ def _require_counter(target: TargetConfig, no_counter: str | None) -> None:
 def run(ctx: StageContext) -> None:
     """Write the table's files (see `measure_table`) and `constraints.json`, the limits as absolute ones.
 
+    A relative limit keeps its share of stock (`share`): whoever measures networks later measures stock beside them, and
+    holds them against that.
+
     Raises:
         StageError: No network of the space keeps the limits, or latency is predicted too badly.
     """
@@ -191,7 +194,7 @@ def measure_table(ctx: StageContext) -> None:
     _Table(ctx).run()
 
 
-STAGE = Stage(name="hw-probe", version=4, settings=settings, run=run)
+STAGE = Stage(name="hw-probe", version=5, settings=settings, run=run)
 
 
 def write_bundle(config: RunConfig, label: str, num_classes: int, path: Path, work: Path) -> None:
@@ -663,17 +666,8 @@ class _Limits:
         Raises:
             StageError: None was found that does.
         """
-        rows = [
-            {
-                "metric": limit.metric,
-                "statistic": limit.statistic,
-                "scope": limit.scope,
-                "limit": limit.limit,
-                "unit": limit.unit,
-                "text": text,
-            }
-            for limit, text in zip(self.limits, self.ctx.settings["constraints"], strict=True)
-        ]
+        texts = self.ctx.settings["constraints"]
+        rows = [{**limit.to_row(), "text": text} for limit, text in zip(self.limits, texts, strict=True)]
         write_json(self.ctx.out / "constraints.json", rows)
         alone = [limit for limit in self.limits if not self._kept([limit])]
         if alone:

@@ -22,6 +22,7 @@ from yolov8_nas.errors import StageError
 from yolov8_nas.files import read_kept
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
+from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages.stage import Settings, Stage, StageContext
 from yolov8_nas.store import read_json, write_json
 
@@ -38,6 +39,12 @@ BATCH: Final = 16
 WANTED: Final = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",), "best": ("fp32", "int8")}
 """Precisions that may ship, by the precision asked for."""
 
+PROBED: Final = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "best": "fp32"}
+"""Precision in which the device was probed, and so that of the stock network whose shares limits are."""
+
+STOCK: Final = "stock"
+"""Name of the files of stock."""
+
 CHECKPOINTS: Final = {"fp32": "best.pt", "fp16": "best.pt", "int8": "qat.pt"}
 """What a file of each precision is exported from."""
 
@@ -50,6 +57,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "precision": target.precision,
         "batch": target.batch,
         "imgsz": config.imgsz,
+        "scale": SearchSpace.load(config.space).scale,
         "seed": config.seed,
         **config.quantization.settings(int8=target.precision in ("int8", "best")),
         **config.finetune.head(),
@@ -66,7 +74,7 @@ def run(ctx: StageContext) -> None:
     _Export(ctx).run()
 
 
-STAGE = Stage(name="trt-export", version=7, settings=settings, run=run)
+STAGE = Stage(name="trt-export", version=8, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,8 @@ class _Export:
         self.runtime = next(iter(self.runtimes.values()))
         objective = read_json(ctx.inputs["search"] / "search.json")["objective"]
         self.preference = Preference(**objective) if objective else MOST_ACCURATE
+        self.scale: str = ctx.settings["scale"]
+        self.stock: Path | None = None
         self.nms: dict[str, Any] = {}
         self.evaluators: dict[str, Evaluator] = {}
         self.steps = 0
@@ -169,7 +179,7 @@ class _Export:
             (f"candidate-{row['index']}", row["index"], self.tuned / "candidates" / str(row["index"]), row)
             for row in self.summary["candidates"]
         ]
-        for stem, rival in (("stock", "baseline"), ("rescaled", "rescaled")):
+        for stem, rival in ((STOCK, "baseline"), ("rescaled", "rescaled")):
             if row := self.summary.get(rival):
                 rows.append((stem, None, self.tuned / rival, row))
         files = []
@@ -203,8 +213,9 @@ class _Export:
         from yolov8_nas.hardware.benchmark import PROBE, VERIFY, measure
         from yolov8_nas.hardware.nms import NMS_FREE, SETTINGS, boxes, frames, measure_with_nms
 
+        self.stock, extra = self._stock_beside(files)
         runs = [file.runs for file in files]
-        reference = next((f.runs for f in files if f.candidate is None), runs[0])
+        reference = self.stock or next((f.runs for f in files if f.candidate is None), runs[0])
         pictures = sorted((self.ctx.inputs["data-prep"] / "dataset" / "images" / "search").iterdir())
         images = frames(pictures, imgsz=self.imgsz, batch=self.batch)
         self.nms = {**(NMS_FREE if self.nms_free else SETTINGS), "images": len(images) * self.batch, "split": "search"}
@@ -215,11 +226,11 @@ class _Export:
             self.ctx.progress.update(self.steps + share, self.total, "measuring on the target")
 
         if "elsewhere" in self.ctx.settings:
-            return self._measured_there(files, reference, images)
+            return self._measured_there(files, extra, reference, images)
 
         with self.ctx.host.measuring():
             measurements = measure(
-                runs,
+                [*runs, *extra],
                 threads=self.threads,
                 runtime=self.runtime,
                 batch=self.batch,
@@ -240,6 +251,7 @@ class _Export:
                 checkpoint=self.ctx.partial / "frames.jsonl",
             )
             self._step("measured with non-maximum suppression", len(files))
+        self._hold_beside_stock([*runs, *extra], measurements, timings)
         return [
             {
                 **vars(file),
@@ -247,11 +259,66 @@ class _Export:
                 "frame": timing,
                 "found": boxes(file.runs, images, threads=self.threads, runtime=self.runtime),
             }
-            for file, measurement, timing in zip(files, measurements, timings, strict=True)
+            for file, measurement, timing in zip(files, measurements[: len(files)], timings, strict=True)
         ]
 
+    def _stock_beside(self, files: Sequence[_Exported]) -> tuple[Path | None, list[Path]]:
+        """Stock's file, where a limit is a share of it, and what has to be measured beside the exported files for it.
+
+        It is in the precision in which the device was probed. Stock that was trained for comparison is that network;
+        without it one with random weights takes as long.
+        """
+        import torch
+
+        from yolov8_nas.deploy.artifact import write_network
+        from yolov8_nas.space import stock_architecture
+        from yolov8_nas.supernet.derive import build
+
+        if all(limit.share is None for limit in self.limits):
+            return None, []
+        precision = PROBED[self.ctx.settings["precision"]]
+        runtime = self.runtimes[precision]
+        trained = next((f.runs for f in files if f.name == f"{STOCK}-{precision}"), None)
+        if trained is None:
+            trained = self.ctx.partial / f"beside-{precision}{runtime.suffix}"
+            if not trained.exists():
+                write_network(
+                    build(stock_architecture(self.scale), len(self.classes)).eval(),
+                    trained,
+                    runtime=runtime,
+                    imgsz=self.imgsz,
+                    batch=self.batch,
+                    calibration=[torch.rand(2, 3, self.imgsz, self.imgsz)],  # ranges have no influence on speed
+                    keep_float=self.keep_float,
+                    nms_free=self.nms_free,
+                )
+            return trained, [trained]
+        return trained, []
+
+    def _hold_beside_stock(
+        self, runs: Sequence[Path], measurements: Sequence[Measurement], timings: Sequence[Timing | None]
+    ) -> None:
+        """Hold limits that are shares of stock against what stock took in the same rounds."""
+        from yolov8_nas.hardware.cost import cost
+        from yolov8_nas.search.objective import figures, with_nms
+        from yolov8_nas.space import stock_architecture
+
+        at = next((i for i, file in enumerate(runs) if file == self.stock), None)
+        if at is None:
+            return
+        own = timings[at] if at < len(timings) else None
+        latency_ms = asdict(measurements[at].latency_ms)
+        nms_file = self.ctx.inputs["hw-probe"] / "nms.json"
+        if own:
+            both = asdict(own.latency_ms)
+        else:  # with random weights there is nothing to suppress: as the probe has it
+            both = with_nms(latency_ms, read_json(nms_file)["latency_ms"]) if nms_file.exists() else None
+        paper = cost(stock_architecture(self.scale), len(self.classes), self.imgsz)
+        stock = figures(measurements[at], paper, batch=self.batch, with_nms_ms=both)
+        self.limits = [limit.beside(stock.value(limit)) for limit in self.limits]
+
     def _measured_there(
-        self, files: Sequence[_Exported], reference: Path, images: Sequence[Images]
+        self, files: Sequence[_Exported], extra: Sequence[Path], reference: Path, images: Sequence[Images]
     ) -> list[dict[str, Any]]:
         """What a device elsewhere tells of each file; what is found in images needs no device.
 
@@ -262,8 +329,9 @@ class _Export:
         from yolov8_nas.hardware.bundle import measured_there
         from yolov8_nas.hardware.nms import boxes
 
+        runs = [*(file.runs for file in files), *extra]
         measurements = measured_there(
-            [file.runs for file in files],
+            runs,
             target=TargetConfig(**self.ctx.settings["elsewhere"]),
             stage="trt-export",
             protocol=VERIFY,
@@ -271,9 +339,10 @@ class _Export:
             bundle=self.ctx.partial / "bundle.tar",
         )
         self._step("measured elsewhere", 2 * len(files))
+        self._hold_beside_stock(runs, measurements, [None] * len(runs))
         return [
             {**vars(file), "measurement": measurement, "frame": None, "found": boxes(file.onnx, images, threads=1)}
-            for file, measurement in zip(files, measurements, strict=True)
+            for file, measurement in zip(files, measurements[: len(files)], strict=True)
         ]
 
     def _score(self, measured: Sequence[dict[str, Any]]) -> list[_File]:
@@ -358,11 +427,7 @@ class _Export:
             measured = figures.value(limit)
             rows.append(
                 {
-                    "metric": limit.metric,
-                    "statistic": limit.statistic,
-                    "scope": limit.scope,
-                    "limit": limit.limit,
-                    "unit": limit.unit,
+                    **limit.to_row(),
                     "measured": None if math.isnan(measured) else measured,
                     "met": limit.met(measured),
                 }
