@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 from detection import CLASSES, make_dataset
-from torch import Tensor, nn
+from stock_weights import assert_close, image, raw, stock_network
+from torch import nn
 from torch.nn import functional as F
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules import SPPF, Bottleneck, C2f, Concat, Conv, Detect
@@ -36,19 +37,6 @@ TINY = SearchSpace.load("tiny")
 BIG = [pytest.param(name, marks=pytest.mark.slow) for name in ("yolov8m", "yolov8l")]
 
 
-def stock_network(scale: str, classes: int = 4) -> DetectionModel:
-    """Stock YOLOv8 in float64 whose weights, and statistics above all, are all different."""
-    torch.manual_seed(0)
-    network = DetectionModel(f"yolov8{scale}.yaml", nc=classes, verbose=False).double()
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in network.state_dict().items():
-        if name.endswith(("running_var", "bn.weight")):
-            tensor.uniform_(0.5, 2.0, generator=generator)
-        elif name.endswith(("bias", "running_mean")):
-            tensor.normal_(0, 0.3, generator=generator)
-    return network.eval()
-
-
 @pytest.fixture(scope="module")
 def stock() -> DetectionModel:
     return stock_network("n")
@@ -56,22 +44,6 @@ def stock() -> DetectionModel:
 
 def states(network: DetectionModel) -> list[State]:
     return [module.state_dict() for module in unroll(network).model]
-
-
-def raw(network: nn.Module, x: Tensor) -> Tensor:
-    """Raw outputs of the head, all in one tensor."""
-    with torch.no_grad():
-        outputs = network.eval()(x)
-    outputs = outputs[1] if isinstance(outputs, tuple) else outputs
-    return torch.cat([outputs["boxes"], outputs["scores"]], 1)
-
-
-def image(size: int = 64) -> Tensor:
-    return torch.rand(1, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def assert_close(found: Tensor, wanted: Tensor) -> None:
-    assert (found - wanted).abs().max() <= 1e-9 * wanted.abs().max()
 
 
 # The stock network as a point of the space ----------------------------------------------------------------------------

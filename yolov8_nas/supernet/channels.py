@@ -79,30 +79,50 @@ def wiring(architecture: Architecture) -> Iterator[Wire]:
 
 
 def importance_orders(wires: Sequence[Wire], states: Sequence[State]) -> dict[str, Tensor]:
-    """For every axis its channels from the most important on; see the module.
+    """For every axis its channels from the most important on.
+
+    Importance of a channel is how much of it reaches the layers that read it: its spread, which follows from its
+    BatchNorm (Network Slimming, arXiv:1708.06519, takes the factor alone; here SiLU is counted), times the L1 norm of
+    the weights that read it, with their BatchNorm folded in, so that weights of different layers compare.
 
     Args:
         wires: `wiring` of the network.
         states: Of each row, the state of the stock module.
     """
+    sizes = axis_sizes(wires, states)
     spread: dict[str, Tensor] = {}
     for wire in wires:
         if wire.output:  # of channels that are added, the spreads are added
-            norm = (states[wire.row][f"{wire.norm}{name}"] for name in ("weight", "bias"))
-            _, own = mean_and_spread(*norm)
+            own = spread_of(wire, states)
             spread[wire.output] = spread.get(wire.output, torch.zeros_like(own)) + own
     read = {axis: torch.zeros_like(own) for axis, own in spread.items()}
     for wire in wires:
-        if wire.inputs != ("image",):
-            state = states[wire.row]
-            weight = state[wire.weight].abs().sum((2, 3))
-            if wire.norm:
-                variance = state[f"{wire.norm}running_var"]
-                weight = weight * (state[f"{wire.norm}weight"].abs() / (variance + EPS).sqrt())[:, None]
-            sizes = [len(spread[axis]) for axis in wire.inputs]
-            for axis, part in zip(wire.inputs, torch.split(weight.sum(0), sizes), strict=True):
-                read[axis] += part
+        for axis, part in zip(wire.inputs, reading(wire, states, sizes), strict=False):  # the image has no axis
+            read[axis] += part
     return {axis: (own * read[axis]).argsort(descending=True, stable=True) for axis, own in spread.items()}
+
+
+def axis_sizes(wires: Sequence[Wire], states: Sequence[State]) -> dict[str, int]:
+    """For every axis its number of channels."""
+    return {wire.output: len(states[wire.row][wire.weight]) for wire in wires if wire.output}
+
+
+def spread_of(wire: Wire, states: Sequence[State]) -> Tensor:
+    """Standard deviation of every output of a convolution behind its BatchNorm and SiLU."""
+    _, spread = mean_and_spread(*(states[wire.row][f"{wire.norm}{name}"] for name in ("weight", "bias")))
+    return spread
+
+
+def reading(wire: Wire, states: Sequence[State], sizes: Mapping[str, int]) -> list[Tensor]:
+    """How much a convolution reads of every channel of every member of its input; nothing of the image."""
+    if wire.inputs == ("image",):
+        return []
+    state = states[wire.row]
+    weight = state[wire.weight].abs().sum((2, 3))
+    if wire.norm:
+        variance = state[f"{wire.norm}running_var"]
+        weight = weight * (state[f"{wire.norm}weight"].abs() / (variance + EPS).sqrt())[:, None]
+    return list(torch.split(weight.sum(0), [sizes[axis] for axis in wire.inputs]))
 
 
 def reordered(wires: Sequence[Wire], states: Sequence[State], orders: Mapping[str, Tensor]) -> list[State]:
@@ -115,7 +135,7 @@ def reordered(wires: Sequence[Wire], states: Sequence[State], orders: Mapping[st
         states: Of each row, the state of the stock module.
         orders: For every axis, which channel comes first, second and so on.
     """
-    sizes = {wire.output: len(states[wire.row][wire.weight]) for wire in wires}
+    sizes = axis_sizes(wires, states)
     moved = [dict(state) for state in states]
     for wire in wires:
         state = moved[wire.row]

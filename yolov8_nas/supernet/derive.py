@@ -167,6 +167,35 @@ def add_one_to_one(model: DetectionModel) -> DetectionModel:
     return model
 
 
+def architecture_of(stock: DetectionModel) -> Architecture:
+    """The architecture of a detection network with the modules of Ultralytics' `yolov8.yaml`, of any size."""
+    convs, c2fs, sppf, _ = _stock_modules(stock)
+
+    def block(c2f: Any) -> Block:
+        width = c2f.cv2.conv.out_channels
+        return Block(depth=len(c2f.m), width=width, expansion=c2f.c / width, operator="conv3")
+
+    return Architecture(
+        convs=tuple(conv.conv.out_channels for conv in convs.values()),
+        blocks=tuple(block(c2f) for c2f in c2fs.values()),
+        sppf_kernel=sppf.m.kernel_size,
+        sppf_width=sppf.cv2.conv.out_channels,
+        attention=0,
+    )
+
+
+def _stock_modules(stock: DetectionModel) -> tuple[dict[str, Any], dict[str, Any], Any, Any]:
+    """The convolutions and the C2f blocks by name, SPPF and Detect."""
+    from ultralytics.nn.modules import SPPF, C2f, Conv, Detect
+
+    def modules(kind: type) -> list[Any]:
+        return [module for module in stock.model if type(module) is kind]
+
+    convs, c2fs = dict(zip(CONVS, modules(Conv), strict=True)), dict(zip(BLOCKS, modules(C2f), strict=True))
+    (sppf,), (detect,) = modules(SPPF), modules(Detect)
+    return convs, c2fs, sppf, detect
+
+
 def unroll(stock: DetectionModel) -> DetectionModel:
     """The same network as stock YOLOv8 with its C2f blocks unrolled into the rows of `model_rows`.
 
@@ -176,25 +205,8 @@ def unroll(stock: DetectionModel) -> DetectionModel:
     Returns:
         A new network with copied weights; its outputs are the same.
     """
-    from ultralytics.nn.modules import SPPF, C2f, Conv, Detect
-
-    def modules(kind: type) -> list[Any]:
-        return [module for module in stock.model if type(module) is kind]
-
-    convs, c2fs = dict(zip(CONVS, modules(Conv), strict=True)), dict(zip(BLOCKS, modules(C2f), strict=True))
-    (sppf,), (detect,) = modules(SPPF), modules(Detect)
-
-    def block(c2f: Any) -> Block:
-        width = c2f.cv2.conv.out_channels
-        return Block(depth=len(c2f.m), width=width, expansion=c2f.c / width, operator="conv3")
-
-    architecture = Architecture(
-        convs=tuple(conv.conv.out_channels for conv in convs.values()),
-        blocks=tuple(block(c2f) for c2f in c2fs.values()),
-        sppf_kernel=sppf.m.kernel_size,
-        sppf_width=sppf.cv2.conv.out_channels,
-        attention=0,
-    )
+    convs, c2fs, sppf, detect = _stock_modules(stock)
+    architecture = architecture_of(stock)
     model = build(architecture, detect.nc, [stock.names[i] for i in range(detect.nc)])
     model.to(next(stock.parameters()))
     for (name, _), module in zip(model_rows(architecture), model.model, strict=True):
