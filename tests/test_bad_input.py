@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from yolov8_nas import local, preflight, store
+from yolov8_nas import local, preflight, remote_store, store
 from yolov8_nas.cli import app
+from yolov8_nas.config import RunConfig
 from yolov8_nas.hardware import counters
 
 SETTINGS: dict[str, Any] = {
@@ -52,6 +54,10 @@ class Case:
 
     def configure(self, **changes: Any) -> None:
         self.config.write_text(yaml.safe_dump({**SETTINGS, "data": str(self.data), **changes}))
+
+    def encode(self, encoding: str) -> None:
+        """The configuration in another encoding than UTF-8, with a letter that shows it."""
+        self.config.write_bytes(f"# Müller\n{self.config.read_text()}".encode(encoding))
 
     def target(self, **changes: Any) -> None:
         self.configure(targets=[{**SETTINGS["targets"][0], **changes}])
@@ -132,6 +138,16 @@ def _bomb(c: Case) -> None:
     c.archive(("data/zeros", bytes(64 * 2**20)))
 
 
+LIMITS = [f"latency_p{p}{scope}<=12345.678us" for p in (50, 90, 99) for scope in ("", "(with_nms)")]
+LIMITS += [
+    "throughput>=3.125fps",
+    "throughput(with_nms)>=2.125fps",
+    "memory<=90GiB",
+    "params<=99.125M",
+    "flops<=99.125G",
+]
+LIMITS += ["power<=900W", "energy<=9000J"]
+
 BAD: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
     # dataset
     "no data.yaml": (lambda c: (c.data / "data.yaml").unlink(), ("data.yaml", "data")),
@@ -147,6 +163,52 @@ BAD: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
     "not YAML": (lambda c: c.config.write_text("a: [1"), ("config.yaml", "not YAML")),
     "unknown key": (lambda c: c.configure(epoch=3), ("config.yaml", "unknown key epoch", "imgsz")),
     "unknown key inside": (lambda c: c.configure(supernet={"epoch": 3}), ("supernet.epoch", "epochs")),
+    "in UTF-16": (lambda c: c.encode("utf-16"), ("config.yaml", "UTF-16", "save it as UTF-8")),
+    "in UTF-16 without a mark": (lambda c: c.encode("utf-16-le"), ("config.yaml", "UTF-16", "UTF-8")),
+    "in Latin-1": (lambda c: c.encode("latin-1"), ("config.yaml", "line 1", "Latin-1", "save the file as UTF-8")),
+    "nested without end": (lambda c: c.config.write_text("[" * 5000), ("config.yaml", "nested too deeply")),
+    "a day that is none": (lambda c: c.config.write_text("name: 2026-02-31"), ("config.yaml", "in quotes")),
+    "a key twice": (lambda c: c.config.write_text("seed: 1\nseed: 2\n"), ("config.yaml", "'seed' stands twice")),
+    "a key that is a number": (lambda c: c.config.write_text("3: x"), ("config.yaml", "3", "not a name")),
+    "a zero byte": (lambda c: c.configure(data="data\0x"), ("config.yaml", "data", "remove it")),
+    "data of an empty variable": (lambda c: c.configure(data=""), ("config.yaml", "data", "at least 1 character")),
+    "store of an empty variable": (lambda c: c.configure(store=""), ("config.yaml", "store", "at least 1 character")),
+    "an infinite rate": (lambda c: c.configure(supernet={"lr": float("inf")}), ("supernet.lr", "finite")),
+    "a folder": (lambda c: (c.config.unlink(), c.config.mkdir()), ("config.yaml", "cannot be read", "directory")),
+    "a link to itself": (lambda c: (c.config.unlink(), c.config.symlink_to(c.config)), ("config.yaml", "links")),
+    "a name of 300 letters": (lambda c: c.configure(name="n" * 300), ("name", "nnn")),
+    "data of 300 letters": (lambda c: c.configure(data="d" * 300), ("ddd",)),
+    "a store of 300 letters": (lambda c: c.configure(store="s" * 300), ("store", "too long")),
+    "weights of 300 letters": (lambda c: c.configure(supernet={"weights": "w" * 300}), ("www",)),
+    "space of 300 letters": (lambda c: c.configure(space="s" * 300 + ".yaml"), ("sss", "too long")),
+    "limits without end": (lambda c: c.target(constraints=LIMITS), ("13 limits", "alias", "255")),
+    "MLflow's folder": (lambda c: c.configure(tracking={"uri": "./mlruns"}), ("tracking.uri = ./mlruns", "sqlite:///")),
+    "MLflow's folder by address": (
+        lambda c: c.configure(tracking={"uri": "file:///srv/mlruns"}), ("file://", "sqlite:///"),
+    ),
+    "a tracking server that is not there": (
+        lambda c: c.configure(tracking={"uri": "http://127.0.0.1:9"}), ("http://127.0.0.1:9", "refused", "start it"),
+    ),
+    "a tracking server without a name": (lambda c: c.configure(tracking={"uri": "http://"}), ("names no server",)),
+    "a tracking database that is none": (
+        lambda c: ((c.folder / "x.db").write_text("text"), c.configure(tracking={"uri": f"sqlite:///{c.folder}/x.db"})),
+        ("x.db", "no SQLite database"),
+    ),
+    "a tracking database below a file": (
+        lambda c: c.configure(tracking={"uri": f"sqlite:///{c.config}/mlflow.db"}), ("config.yaml is a file",),
+    ),
+    "a tracking database without a driver": (
+        lambda c: c.configure(tracking={"uri": "mysql+pymysql://u:geheim@db/x"}), ("pymysql", "install it"),
+    ),
+    "a store that is a file": (lambda c: c.configure(store=str(c.config)), ("store", "is a file")),
+    "a store below a file": (lambda c: c.configure(store=str(c.config / "store")), ("store", "is a file")),
+    "a store that may not be written": (lambda c: c.configure(store="/proc/self/store"), ("/proc", "writable")),
+    "a store that is a link to nothing": (
+        lambda c: ((c.folder / "s").symlink_to("nowhere"), c.configure(store=str(c.folder / "s"))),
+        ("leads nowhere",),
+    ),
+    "far of 300 letters": (lambda c: c.target(far="f" * 300), ("fff",)),
+    "no such user": (lambda c: c.configure(data="~nobody-of-this-name/data"), ("~nobody", "HOME")),
     "no targets": (lambda c: c.configure(targets=[]), ("targets",)),
     "input size": (lambda c: c.configure(imgsz=100), ("imgsz", "100", "32")),
     "name": (lambda c: c.configure(name="a b/c"), ("name", "a b/c")),
@@ -195,7 +257,8 @@ def test_bad_input_is_told_before_anything_is_done(case: Case, name: str, monkey
     assert result.exit_code == 2, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert result.stderr.startswith("error: ")
-    assert result.stderr.count("error: ") == 1
+    assert result.stderr.count("error: ") == 1 and len(result.stderr.splitlines()) == 1
+    assert "geheim" not in result.output
     assert "Traceback" not in result.output
     for part in told:
         assert part in result.stderr, result.stderr
@@ -210,6 +273,9 @@ def test_bad_input_is_told_before_anything_is_done(case: Case, name: str, monkey
         ("--precision", "fp17", "fp17"),
         ("--set", "supernet.epochs", "KEY=VALUE"),
         ("--set", "supernet.epochs=none", "supernet.epochs"),
+        ("--set", "supernet.epochs=[1", "not YAML"),
+        ("--set", "name.of.all=1", "has no keys of its own"),
+        ("--constraint", "map>=0.5", "is no limit"),
         ("--data", "/no/such/data", "/no/such/data"),
     ],
 )
@@ -241,6 +307,49 @@ def test_a_work_folder_that_is_not_writable(case: Case) -> None:
     result = case.run()
     assert result.exit_code == 2
     assert "not writable" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("workdir", "told"),
+    [("w" * 300, "too long"), ("missing/" + "w" * 300, "too long"), ("/dev/null/work", "is a file"), ("d/" * 2000, "")],
+)
+def test_a_work_folder_that_cannot_be(case: Case, workdir: str, told: str) -> None:
+    result = case.run("--workdir", workdir)
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr and "--workdir" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and len(result.stderr) < 600
+
+
+def test_mlflows_variable_with_a_folder(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    result = case.run()
+    assert result.exit_code == 2
+    assert "error: MLFLOW_TRACKING_URI = ./mlruns: give the address" in result.stderr
+
+
+def test_another_run_in_the_folder_is_told_before_anything_is_measured(case: Case) -> None:
+    with local.held(case.work):
+        result = case.run()
+    assert result.exit_code == 2
+    assert "another run is in it" in result.stderr
+
+
+def test_a_home_that_nobody_knows_is_no_fault(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv(remote_store.CACHE_VARIABLE, raising=False)
+    assert remote_store.cache_folder().is_relative_to(tempfile.gettempdir())
+    monkeypatch.setattr(preflight, "check_limits_apart", lambda *_: [])
+    monkeypatch.setattr(local, "run_pipeline", lambda *_: {"run": {"status": "met"}, "stages": [], "targets": []})
+    assert case.run().exit_code == 0
+
+
+def test_a_byte_order_mark_is_no_fault(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.config.write_bytes(b"\xef\xbb\xbf" + case.config.read_bytes())
+    assert RunConfig.load(case.config).name == "x"
 
 
 def test_a_work_folder_on_a_read_only_file_system(case: Case) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.search.constraint import STATISTICS, UNITS, Constraint, Figures
+from yolov8_nas.search.constraint import _MEANT, STATISTICS, UNITS, Constraint, Figures
 
 amounts = st.floats(1e-3, 1e6, allow_nan=False).map(lambda x: float(f"{x:.6g}"))
 
@@ -104,6 +106,57 @@ def test_what_does_not_parse_is_told_with_its_text(text: str, told: str) -> None
     with pytest.raises(InputError, match=told) as error:
         Constraint.parse(text)
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("map>=0.5", "map is no limit, because the search finds the most accurate network"),
+        ("mAP50-95>=0.5", "map50-95 is no limit"),
+        ("map@0.5>=60%", "is no limit"),
+        ("accuracy>0.9", "is no limit"),
+        ("fps>=30", "unknown metric 'fps'; did you mean throughput>=30fps?"),
+        ("FPS >= 30", "did you mean throughput>=30fps?"),
+        ("speed>=30fps", "did you mean throughput>=30fps?"),
+        ("speed<=8ms", "did you mean latency<=8ms?"),
+        ("latncy<=8ms", "did you mean latency<=8ms?"),
+        ("latency_p99ms<=8", "did you mean latency<=8ms?"),
+        ("latency=8ms", "did you mean latency<=8ms?"),
+        ("latency≤8ms", "did you mean latency<=8ms?"),
+        ("latency=<8ms", "did you mean latency<=8ms?"),
+        ("latency<=8,5ms", "did you mean latency<=8.5ms?"),
+        ("latency<=8", "has no unit; did you mean latency<=8ms?; the units of latency are us, ms, s"),
+        ("latency<=80%", "did you mean 80%stock?"),
+        ("latency<=8MS", "unknown unit 'MS' for latency; use us, ms, s"),
+        ("vram<=2GB", "did you mean memory<=2GB?"),
+        ("memory<=500mb", "did you mean 500MB?"),
+        ("gflops<=5", "did you mean flops<=5G?"),
+        ("parameters<=3M", "did you mean params<=3M?"),
+        ("zebra<=3M", "unknown metric 'zebra'; the metrics are latency (us, ms, s); throughput (img/s, fps)"),
+        ("", "does not parse"),
+        ("8ms", "write METRIC<=NUMBERUNIT"),
+    ],
+)
+def test_what_is_meant_is_told_with_metrics_and_units(text: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        Constraint.parse(text)
+    assert told in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_every_suggestion_parses() -> None:
+    for names in (*_MEANT.values(), tuple(UNITS)):
+        for name in names:
+            for amount in ("8", "30fps", "2.5ms", "80%", "1GB", "3M"):
+                try:
+                    Constraint.parse(f"{name}<={amount}")
+                except InputError as error:
+                    if meant := re.search(r"did you mean ([a-z]+[<>]=\S+)\?", str(error)):
+                        Constraint.parse(meant[1])
+
+
+def test_a_metric_may_be_written_large() -> None:
+    assert Constraint.parse("Latency<=8ms") == Constraint.parse("latency<=8ms")
 
 
 def test_every_quantity_is_found_among_the_figures_in_the_unit_of_its_limit() -> None:

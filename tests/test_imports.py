@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("credentials", "foreign", "quiet"),
     ("errors",),
-    ("reading",),
+    ("paths", "reading"),
     ("yaml_text",),
     ("files", "names", "space", "store", "terminal"),
     ("search.constraint", "config", "host", "progress", "remote_store", "s3"),

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
-from yolov8_nas import quiet
+from yolov8_nas import paths, quiet
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
 from yolov8_nas.stages.stage import PARENT_VARIABLE, die_with_parent
@@ -152,7 +152,8 @@ def _main(request: Path, result: Path) -> None:
         error = foreseen
     except Exception as unexpected:
         traceback.print_exc()
-        error = StageError(f"{function}: {type(unexpected).__name__}: {unexpected}; see {log}")
+        told = paths.told(unexpected) if isinstance(unexpected, OSError) else None
+        error = told or StageError(f"{function}: {type(unexpected).__name__}: {unexpected}; see {log}")
     result.with_suffix(".tmp").write_bytes(pickle.dumps((value, error)))
     result.with_suffix(".tmp").replace(result)
 

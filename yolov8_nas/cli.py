@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
 from rich.table import Table
 from rich.text import Text
 
-from yolov8_nas import cli_analyze, cli_models, cli_sensitivity, terminal
+from yolov8_nas import cli_analyze, cli_models, cli_sensitivity, paths, terminal
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
@@ -35,14 +36,23 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(context)
         except (InputError, SpaceError, ArchiveError) as error:
-            terminal.say(f"error: {error}", error=True)
-            raise typer.Exit(2) from None
+            _unusable(error)
+        except OSError as error:
+            if (told := paths.told(error)) is None:
+                raise
+            _unusable(told)
         except StageError as error:
             terminal.say(f"failed: {error}", error=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             terminal.say("stopped; the same command goes on from here", error=True)
             raise typer.Exit(130) from None
+
+
+def _unusable(error: Exception) -> NoReturn:
+    one_line = re.sub(r"\s*\n\s*", " ", str(error))
+    terminal.say(f"error: {one_line}", error=True)
+    raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -377,6 +387,8 @@ def _check(config: RunConfig, workdir: Path) -> None:
 
     console = Terminal()
     store = local.store_of(config, workdir)
+    preflight.check_folder(workdir)
+    local.check_free(workdir)
     dataset = preflight.check(config, workdir, store)
     for warning in dataset.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)

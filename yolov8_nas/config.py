@@ -19,6 +19,8 @@ from yolov8_nas.yaml_text import parse_yaml, read_yaml
 
 Precision = Literal["fp32", "fp16", "int8", "best"]
 Positive = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+"""Text that is there: an empty one, as of a variable that was not set, must not stand for a default."""
 
 _BUDGETED: Final = {"supernet": ("epochs",), "search": ("generations",), "finetune": ("epochs", "qat_epochs")}
 """What `lay_over` scales by the budget: what a run takes the longest for."""
@@ -47,7 +49,7 @@ class SupernetConfig(_Section):
 
     epochs: Positive = 300
     batch: Positive | Literal["auto"] = "auto"
-    weights: str | None = None
+    weights: Text | None = None
     lr: float = Field(2e-3, gt=0)
     random_networks: int = Field(2, ge=0)
     largest_first: float = Field(0.4, ge=0, lt=1)
@@ -248,12 +250,17 @@ class TargetConfig(_Section):
             measured there.
     """
 
-    hardware: str = "auto"
+    hardware: Text = "auto"
     runtime: Literal["tensorrt", "onnxruntime", "onnxruntime-tensorrt", "torch"] = "onnxruntime"
     precision: Precision = "fp32"
     constraints: tuple[str, ...] = Field(min_length=1)
     batch: Positive = 1
-    far: str | None = None
+    far: Text | None = None
+
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _several(cls, constraints: Any) -> Any:
+        return (constraints,) if isinstance(constraints, str) else constraints
 
     @field_validator("constraints")
     @classmethod
@@ -276,8 +283,8 @@ class TrackingConfig(_Section):
         experiment: MLflow experiment.
     """
 
-    uri: str | None = None
-    experiment: str = "yolov8-nas"
+    uri: Text | None = None
+    experiment: str = Field("yolov8-nas", min_length=1, max_length=500)  # what MLflow takes
 
 
 class RetrainConfig(_Section):
@@ -307,9 +314,9 @@ class RunConfig(_Section):
     """
 
     name: str = Field("inspection-demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
-    data: str | None = None
-    space: str = "yolov8n"
-    imgsz: int = Field(640, ge=32, multiple_of=32)
+    data: Text | None = None
+    space: Text = "yolov8n"
+    imgsz: int = Field(640, ge=32, le=8192, multiple_of=32)
     supernet: SupernetConfig = SupernetConfig()
     probe: ProbeConfig = ProbeConfig()
     search: SearchConfig = SearchConfig()
@@ -317,9 +324,9 @@ class RunConfig(_Section):
     quantization: QuantizationConfig = QuantizationConfig()
     targets: tuple[TargetConfig, ...] = Field(min_length=1)
     tracking: TrackingConfig = TrackingConfig()
-    store: str | None = None
+    store: Text | None = None
     retrain: RetrainConfig | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
     @classmethod
@@ -361,6 +368,8 @@ class RunConfig(_Section):
         Raises:
             InputError: A key is unknown or a value is not of its form; every fault is named.
         """
+        if (fault := _unusable(data)) is not None:
+            raise InputError(f"{source}: {fault}")
         try:
             bare = credentials.hide_all(data)  # here, too, since faults are told with what is wrong
         except ValueError as error:
@@ -432,19 +441,30 @@ def lay_over(
     Raises:
         InputError: The budget is no positive number.
     """
-    if not budget > 0:
+    if not 0 < budget < float("inf"):
         raise InputError(f"budget {budget}: give a positive number, for example 0.1 for a tenth of the epochs")
     changed = {**settings}
     if data:
         changed["data"] = data
-    first = (settings.get("targets") or [{}])[0]
+    given = settings.get("targets") or []
+    if not isinstance(given, list | tuple) or not all(isinstance(target, dict) for target in given):
+        raise InputError(
+            f"targets = {given!r}: give a list of mappings, for example [{{hardware: cpu, constraints: [...]}}]"
+        )
+    if not all(isinstance(target, str | dict) for target in targets):
+        raise InputError(f"targets = {targets!r}: give a list of names of devices, or of mappings")
+    first = given[0] if given else {}
     asked = [{**first, "hardware": target} if isinstance(target, str) else target for target in targets]
     changes: dict[str, Any] = {"constraints": list(constraints)} if constraints else {}
     changes |= {"precision": precision} if precision else {}
-    changed["targets"] = [{**target, **changes} for target in asked or settings.get("targets", [])]
+    changed["targets"] = [{**target, **changes} for target in asked or given]
     for section, keys in _BUDGETED.items() if budget != 1 else ():
-        effort = RunConfig.model_fields[section].default.model_dump(include=set(keys)) | changed.get(section, {})
-        changed[section] = effort | {key: max(1, round(effort[key] * budget)) for key in keys}
+        asked_for = changed.get(section) or {}
+        if not isinstance(asked_for, dict):
+            continue  # what is not of its form, `parse` tells
+        effort = RunConfig.model_fields[section].default.model_dump(include=set(keys)) | asked_for
+        numbers = {key: effort[key] for key in keys if isinstance(effort[key], int | float)}
+        changed[section] = effort | {key: max(1, round(number * budget)) for key, number in numbers.items()}
     return changed
 
 
@@ -459,7 +479,24 @@ def _override(data: dict[str, Any], text: str) -> None:
             data = below
         else:
             raise InputError(f"--set {text!r}: {parent} has no keys of its own")
+    if not isinstance(data, dict):
+        raise InputError(f"--set {text!r}: {'.'.join(parents)} has no keys of its own")
     data[last] = parse_yaml(value, f"--set {key}")
+
+
+def _unusable(data: Any, where: str = "") -> str | None:
+    """What no setting can hold, wherever it stands: keys that are no names, and text that no path or name may have."""
+    if isinstance(data, str):
+        bad = next((letter for letter in data if letter == "\0" or 0xD800 <= ord(letter) < 0xE000), None)
+        return None if bad is None else f"{where} = {data!r}: holds {bad!r}, which no text may; remove it"
+    if isinstance(data, dict):
+        for key in data:
+            if not isinstance(key, str):
+                place = f"{where}.{key}" if where else str(key)
+                return f"{place}: the key is {key!r}, not a name; put quotes around it or correct it"
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list | tuple) else ()
+    faults = (_unusable(value, f"{where}.{key}" if where else str(key)) for key, value in items)
+    return next((fault for fault in faults if fault is not None), None)
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:

@@ -29,7 +29,7 @@ def requested(config: str, **asked: Any) -> RunConfig:
     Raises:
         InputError: It is no mapping, a key is unknown, a value is not of its form.
     """
-    text = config.strip() or resources.files("yolov8_nas").joinpath("demo.yaml").read_text()
+    text = config.strip() or resources.files("yolov8_nas").joinpath("demo.yaml").read_text(encoding="utf-8")
     settings = parse_yaml(text, "config")
     if not isinstance(settings, dict):
         raise InputError(f"config: expected a mapping of settings, got {type(settings).__name__}")

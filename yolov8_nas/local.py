@@ -27,6 +27,7 @@ from yolov8_nas.display import Display
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_kept
 from yolov8_nas.names import part
+from yolov8_nas.paths import expanded
 from yolov8_nas.progress import FILE_VARIABLE
 from yolov8_nas.stages.stage import (
     LOGS_VARIABLE,
@@ -75,15 +76,15 @@ def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
     changed = dict(settings)
     for key in ("data", "store"):
         if changed.get(key) and "://" not in changed[key]:
-            changed[key] = str(Path(changed[key]).expanduser().absolute())
-    space = Path(changed.get("space", "")).expanduser()
+            changed[key] = str(expanded(changed[key]).absolute())
+    space = expanded(changed.get("space", ""))
     if space.suffix in (".yaml", ".yml") and space.is_file():  # else it is a name
         changed["space"] = str(space.absolute())
     supernet = changed.get("supernet") or {}
     if isinstance(supernet, dict) and supernet.get("weights"):
-        changed["supernet"] = {**supernet, "weights": str(Path(supernet["weights"]).expanduser().absolute())}
+        changed["supernet"] = {**supernet, "weights": str(expanded(supernet["weights"]).absolute())}
     changed["targets"] = [
-        {**target, "far": str(Path(target["far"]).expanduser().absolute())} if target.get("far") else target
+        {**target, "far": str(expanded(target["far"]).absolute())} if target.get("far") else target
         for target in changed.get("targets", [])
     ]
     return changed
@@ -105,6 +106,17 @@ def held(workdir: Path) -> Iterator[None]:
                 f"work folder {workdir}: another run is in it; wait for it or take another one"
             ) from None
         yield
+
+
+def check_free(workdir: Path) -> None:
+    """Look whether a run is in a work folder, before anything is measured for another one there.
+
+    Raises:
+        OccupiedError: One is.
+    """
+    if (workdir / ".lock").is_file():
+        with held(workdir):
+            pass
 
 
 def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from yolov8_nas import quiet
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.host import HostLock
+from yolov8_nas.paths import check_writable, expanded
 from yolov8_nas.search.constraint import STATISTICS, Figures
 from yolov8_nas.space import SearchSpace, SpaceError, stock_architecture
 from yolov8_nas.stages.stage import find_stage, open_store, target_labels
@@ -52,7 +53,7 @@ class LimitCheck:
 
 
 def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
-    """Check everything that needs no network to be built. Nothing is written.
+    """Check everything that needs no network to be built. Nothing that is written stays.
 
     Of a dataset at an address only its being there is checked, and it has names of classes only where it has been
     prepared before: open-run downloads it.
@@ -66,8 +67,7 @@ def check(config: RunConfig, workdir: Path, store: str) -> CheckedDataset:
     from yolov8_nas.hardware.target import resolve
 
     check_folder(workdir)
-    opened_store = open_store(store)
-    opened_store.check()
+    opened_store = check_places(config, store)
     SearchSpace.load(config.space)
     for target in config.targets:
         if target.far is None:
@@ -95,22 +95,45 @@ def _look(config: RunConfig, store: Store) -> CheckedDataset:
         raise InputError(str(error)) from None
 
 
+def check_places(config: RunConfig, store: str) -> Store:
+    """Check that results, runs and models can be kept where they are to be kept.
+
+    Args:
+        config: The run configuration.
+        store: The stage store.
+
+    Returns:
+        The stage store.
+
+    Raises:
+        InputError: One of the places can't be reached or written, or an alias would be too long.
+    """
+    from yolov8_nas.registry import service, tracking
+    from yolov8_nas.registry.register import check_aliases
+
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise InputError(f"{error.strerror}; make room there, or set TMPDIR to a folder that can be written") from None
+    check_writable(temporary, "folder for temporary files", "set TMPDIR to one that can be written")
+    opened_store = open_store(store)
+    if "://" in store:
+        check_writable(opened_store.root, "working folder of the store", "set YOLOV8_NAS_CACHE to another folder")
+    else:
+        check_writable(Path(store), "store", "choose another folder (--set store=FOLDER)")
+    opened_store.check(writing=True)
+    check_aliases(config)
+    service.check(tracking.resolve_uri(config.tracking.uri, store), config.tracking.experiment)
+    return opened_store
+
+
 def check_folder(folder: Path) -> None:
     """Check that a folder can be made or written to, without making it.
 
     Raises:
         InputError: It cannot.
     """
-    path = folder.absolute()
-    if "python3" in str(path):
-        # kfp.local puts the interpreter's path in place of this word wherever it stands in a task's arguments.
-        raise InputError(f"work folder {folder}: its path contains 'python3', which breaks local runs; choose another")
-    while not path.exists():
-        path = path.parent
-    if not path.is_dir():
-        raise InputError(f"work folder {folder}: {path} is a file; choose another folder with --workdir")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"work folder {folder}: {path} is not writable; choose another folder with --workdir")
+    check_writable(folder, "work folder", "choose another folder with --workdir")
 
 
 def check_weights(config: RunConfig, names: Sequence[str]) -> None:
@@ -122,7 +145,7 @@ def check_weights(config: RunConfig, names: Sequence[str]) -> None:
     if config.supernet.weights is not None:
         from yolov8_nas.supernet import warmstart
 
-        warmstart.check(Path(config.supernet.weights).expanduser(), SearchSpace.load(config.space), len(names))
+        warmstart.check(expanded(config.supernet.weights), SearchSpace.load(config.space), len(names))
 
 
 def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:

@@ -38,6 +38,7 @@ from yolov8_nas import names, s3
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import room
 from yolov8_nas.host import default_path
+from yolov8_nas.paths import expanded
 from yolov8_nas.reading import parse_json
 from yolov8_nas.store import Entry, Manifest, Store, atomic_write, file_sha256, tree_files
 
@@ -64,6 +65,19 @@ Files = Mapping[str, str]
 """SHA-256 of files, by name."""
 
 
+def cache_folder() -> Path:
+    """The folder for working folders of remote stores, which need not exist.
+
+    Where nobody knows a home folder, as in a container whose user has none, it lies among the temporary files.
+    """
+    if named := os.environ.get(CACHE_VARIABLE):
+        return expanded(named)
+    try:
+        return Path.home() / ".cache" / "yolov8-nas"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"yolov8-nas-{os.getuid()}"
+
+
 class RemoteStore(Store):
     """A stage store in S3.
 
@@ -76,19 +90,23 @@ class RemoteStore(Store):
 
     def __init__(self, address: str) -> None:
         address = address.rstrip("/")
-        cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "yolov8-nas").expanduser()
-        super().__init__(cache / "stores" / hashlib.sha256(address.encode()).hexdigest()[:16])
+        super().__init__(cache_folder() / "stores" / hashlib.sha256(address.encode()).hexdigest()[:16])
         self.address = address
         self.objects = _Objects(self.address)
 
-    def check(self) -> None:
-        """Look whether the bucket is there and may be read.
+    def check(self, *, writing: bool = False) -> None:
+        """Look whether the bucket is there and may be read and, if asked, whether it may be written.
 
         Raises:
             InputError: It is not, or nothing answers.
         """
+        objects = _Objects(self.address, attempts=2)
         try:
-            _Objects(self.address, attempts=2).read("manifest.json")  # which no store has at its root
+            objects.read("manifest.json")  # which no store has at its root
+            if writing:
+                name = f"check-{secrets.token_hex(8)}"
+                objects.write(name, b"0")
+                objects.delete([name])
         except ConnectionError as error:
             raise InputError(str(error)) from None
 

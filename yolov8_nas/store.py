@@ -456,8 +456,8 @@ class Store:
         self.root = root.absolute()
         self.address = str(self.root)
 
-    def check(self) -> None:
-        """Look whether the store can be reached; a folder is made when it is needed."""
+    def check(self, *, writing: bool = False) -> None:
+        """Look whether the store can be reached and, if asked, written; a folder is made when it is needed."""
 
     def entry(self, stage: str, key: str) -> Entry:
         """The folder of a key, which need not exist."""

@@ -6,12 +6,14 @@ into itself. The events of the text are counted before anything is built of them
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.paths import decoded
 from yolov8_nas.reading import DEEPEST, LONGEST_INTEGER, read_bytes
 
 MOST_BYTES: Final = 4 * 2**20
@@ -21,7 +23,18 @@ MOST_REPEATED: Final = 16 * 2**20
 
 
 class _Loader(yaml.CSafeLoader):
-    """PyYAML's safe loader, with integers of 64 bits."""
+    """PyYAML's safe loader, with integers of 64 bits, and with each key once: YAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands twice in a mapping; remove one", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         # The text first: its digits, in bases 2, 8, 16 and 60, too, take time that grows with their square.
@@ -69,11 +82,7 @@ def read_yaml(path: Path, what: str) -> Any:
     Raises:
         InputError: It cannot be read, is no YAML, or breaks a bound.
     """
-    try:
-        text = read_bytes(path, MOST_BYTES, what).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not YAML: no text in UTF-8 ({error.reason} at byte {error.start:,})") from None
-    return parse_yaml(text, str(path))
+    return parse_yaml(decoded(read_bytes(path, MOST_BYTES, what), str(path)), str(path))
 
 
 def _check(text: str, source: str) -> None:

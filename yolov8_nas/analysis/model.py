@@ -108,7 +108,7 @@ def _read_checkpoint(file: Path, imgsz: int | None) -> Detector:
     rows = network.yaml.get("backbone")
     return Detector(
         file=file,
-        imgsz=imgsz or int((content.get("train_args") or {}).get("imgsz", 640)),
+        imgsz=packaging.side_of((content.get("train_args") or {}).get("imgsz"), file, imgsz),
         batch=None,
         classes=head.nc,
         precision="int8" if content.get("modelopt") else None,

@@ -10,13 +10,14 @@ from typing import Final
 
 from yolov8_nas import store
 from yolov8_nas.errors import InputError
+from yolov8_nas.paths import expanded
 
 ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
 def local_path(source: str | Path) -> Path:
     """The absolute path of a source."""
-    return Path(source).expanduser().absolute()
+    return expanded(source).absolute()
 
 
 def source_name(source: Path) -> str:

@@ -5,6 +5,7 @@ What the Python API and the command line have in common; either calls these in a
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def export(
             f"{path.name}: the network's head is NMS-free, so what it gives are detections and no boxes to suppress; "
             "export it without nms"
         )
-    size = _side(network, checkpoint, imgsz)
+    size = side_of(network.args.get("imgsz"), checkpoint, imgsz)
     quantized = is_qat(network)
     for_gpu = quantized and format == "engine"
     shape: dict[str, Any] = {"imgsz": size, "batch": batch, "dynamic": dynamic, "half": half and not for_gpu}
@@ -200,11 +201,30 @@ def _read(checkpoint: Path) -> DetectionModel:
     return network
 
 
-def _side(network: DetectionModel, checkpoint: Path, imgsz: int | None) -> int:
-    side = network.args.get("imgsz", 640) if imgsz is None else imgsz
-    if not isinstance(side, int) or side < 32 or side % 32:
-        raise InputError(f"{checkpoint}: imgsz = {side!r}; give the side of a square in pixels, a multiple of 32")
-    return side
+def side_of(trained: Any, checkpoint: Path, imgsz: int | None) -> int:
+    """The side of the square input that a checkpoint is exported or looked at with.
+
+    Args:
+        trained: The size that it was trained at, as the checkpoint says; nothing where it doesn't.
+        checkpoint: The checkpoint.
+        imgsz: What was asked for instead.
+
+    Raises:
+        InputError: It is no side of a square that the network takes.
+    """
+    if imgsz is not None:
+        if imgsz < 32 or imgsz % 32:
+            raise InputError(f"{checkpoint}: imgsz = {imgsz}; give the side of a square in pixels, a multiple of 32")
+        return imgsz
+    sides = list(trained) if isinstance(trained, list | tuple) else [640 if trained is None else trained]
+    numbers = [side for side in sides if isinstance(side, int | float) and math.isfinite(side) and side >= 1]
+    if len(set(sides)) == 1 and numbers == sides and sides[0] % 32 == 0:
+        return int(sides[0])
+    near = 32 * math.ceil(max(numbers) / 32) if numbers else 640
+    raise InputError(
+        f"{checkpoint}: was trained at {trained!r}, and the input has to be a square with a multiple of 32 pixels as "
+        f"its side; choose one, for example --imgsz {near}"
+    )
 
 
 def _require_tensorrt() -> None:

@@ -23,6 +23,7 @@ from yolov8_nas.hardware import catalogue
 from yolov8_nas.hardware.benchmark import Measurement, Protocol
 from yolov8_nas.hardware.far import FORMAT, MANIFEST, check_seal, sealed, unsealed
 from yolov8_nas.hardware.runtime import OnnxRuntime, Runtime, find
+from yolov8_nas.paths import expanded
 from yolov8_nas.store import file_sha256, pack, write_json
 
 PROGRAM: Final = "measure.pyz"
@@ -251,7 +252,7 @@ def read_kept(target: TargetConfig) -> Kept:
         InputError: There is no such file yet, or it is damaged or of another device.
     """
     assert target.far is not None
-    path = Path(target.far).expanduser()
+    path = expanded(target.far)
     if not path.is_file():
         raise InputError(
             f"target {target.hardware} elsewhere: there are no results in {path} yet. Pack a bundle (yolov8-nas probe "
@@ -273,7 +274,7 @@ def keep(results: Mapping[str, Any], target: TargetConfig) -> None:
         InputError: They are of single networks, and the device or its software is not what the file is of.
     """
     assert target.far is not None
-    path = Path(target.far).expanduser()
+    path = expanded(target.far)
     if results["bundle"]["purpose"] == TABLE:
         everything = [results]
     else:

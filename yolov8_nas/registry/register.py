@@ -8,6 +8,7 @@ complete versions, so a registration that was killed half-way is invisible until
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -19,10 +20,13 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from yolov8_nas.config import RunConfig
+from yolov8_nas.errors import InputError
 from yolov8_nas.registry import tracking
 from yolov8_nas.registry.champions import CHALLENGER, CHAMPION, alias, alias_holders, challenge, crown
 from yolov8_nas.registry.tracking import repeated_on_conflict
 from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.space import SearchSpace
 from yolov8_nas.store import canonical_digest, file_sha256, write_json
 
 if TYPE_CHECKING:
@@ -149,7 +153,27 @@ def limit_slug(text: str, scale: str) -> str:
 
 def purpose(hardware_id: str, precision: str, limits: Sequence[str], scale: str) -> str:
     """What follows `champion-` in an alias: hardware, precision and limits, in letters, digits, `_` and `-`."""
+    if len(hardware_id) > _HARDWARE_LETTERS:
+        told_apart = hashlib.sha256(hardware_id.encode()).hexdigest()[:8]
+        hardware_id = f"{hardware_id[: _HARDWARE_LETTERS - 9]}-{told_apart}"
     return _slug("-".join([hardware_id, precision, *sorted(limit_slug(text, scale) for text in limits)]))
+
+
+def check_aliases(config: RunConfig) -> None:
+    """Check that the alias of each target's models is one that MLflow takes, whatever its device is called.
+
+    Raises:
+        InputError: The names of its limits come to too much.
+    """
+    scale = SearchSpace.load(config.space).scale
+    for target in config.targets:
+        ours = len(alias(CHALLENGER, purpose("x" * _HARDWARE_LETTERS, "int8", target.constraints, scale)))
+        if ours > ALIAS_LETTERS:
+            count = len(target.constraints)
+            raise InputError(
+                f"target {target.hardware}: its {count} limits make an alias of up to {ours} letters in the registry, "
+                f"which takes {ALIAS_LETTERS}; leave out those that others imply"
+            )
 
 
 @repeated_on_conflict
@@ -224,6 +248,11 @@ def content_digest(files: Mapping[str, str], hardware_id: str, limits: Sequence[
     ]
     return canonical_digest({"files": dict(files), "hardware": hardware_id, "constraints": asked})
 
+
+ALIAS_LETTERS: Final = 255
+"""Letters of an alias in MLflow."""
+
+_HARDWARE_LETTERS: Final = 64  # of an alias
 
 _LARGEST_EXAMPLE: Final = 4_000_000  # bytes: an image of 640 pixels takes 2.5 million
 

@@ -41,7 +41,11 @@ BRANCH_TAG: Final = "yolov8_nas.branch"
 URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 """Environment variable of MLflow with the server."""
 _SQLITE: Final = "sqlite:///"
-_ANSWER_WITHIN: Final = 5.0  # seconds in which a tracking server has to answer before a run starts
+DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
+"""Kinds of databases that MLflow tracks in."""
+
+ANSWER_WITHIN: Final = 5.0
+"""Seconds in which a tracking server has to answer before a run starts."""
 
 _SETTINGS: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
@@ -86,11 +90,10 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
         InputError: It is no URI; or there is neither a URI nor a folder to put a database beside, because the store is
             remote.
     """
-    uri = uri or os.environ.get(URI_VARIABLE)
-    if uri and "://" not in uri:
-        raise InputError(
-            f"tracking.uri = {uri}: give the address of a server (http://...) or a database (sqlite:///...)"
-        )
+    if uri:
+        check_form(uri, "tracking.uri")
+    elif uri := os.environ.get(URI_VARIABLE):
+        check_form(uri, URI_VARIABLE)
     if not uri:
         if "://" in str(store):
             raise InputError(
@@ -101,6 +104,32 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
     if uri.startswith(_SQLITE):
         return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).resolve()}"
     return uri
+
+
+def check_form(uri: str, source: str) -> None:
+    """Check that a tracking URI is of a kind that runs and models can be kept at, without asking there.
+
+    Args:
+        uri: The URI.
+        source: Where it was given.
+
+    Raises:
+        InputError: It is a folder, which MLflow's older versions took, or of another kind.
+    """
+    remedy = "give the address of a server (http://...) or a database (sqlite:///...)"
+    if "://" not in uri:
+        raise InputError(f"{source} = {uri}: {remedy}; models can't be kept in a folder such as ./mlruns")
+    shown = without_credentials(uri)
+    kind = urlsplit(uri).scheme.split("+")[0]
+    if kind not in ("http", "https", "databricks", *DATABASES):
+        raise InputError(f"{source} = {shown}: runs and models can't be kept at {kind}://; {remedy}")
+    if kind in ("http", "https"):
+        try:
+            named = bool(urlsplit(uri).hostname) and urlsplit(uri).port != 0
+        except ValueError:
+            named = False
+        if not named:
+            raise InputError(f"{source} = {shown}: names no server; write http://HOST:PORT")
 
 
 def database(uri: str) -> Path | None:
@@ -384,7 +413,7 @@ def check_server(uri: str) -> None:
         return
     address = without_credentials(uri)
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=_ANSWER_WITHIN):
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=ANSWER_WITHIN):
             pass
     except urllib.error.HTTPError:
         pass  # something answers; whether it lets us in, MLflow's first call tells

@@ -6,6 +6,7 @@ A limit is kept in one unit per metric (`UNITS`), so that what is compared is al
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -35,10 +36,28 @@ COUNTED: Final = ("power", "energy")
 
 STATISTICS: Final = ("p50", "p90", "p99")
 
+LOWER: Final = ("throughput",)
+"""Metrics whose limits are lower ones."""
+
+_MEANT: Final[Mapping[str, tuple[str, ...]]] = {
+    "latency": ("time", "speed", "delay", "inference", "ms", "lat", "runtime", "duration"),
+    "throughput": ("fps", "ips", "qps", "hz", "rate", "framerate", "images", "img/s"),
+    "memory": ("ram", "vram", "mem", "gpu_mem", "footprint"),
+    "power": ("watt", "watts", "tdp", "w"),
+    "energy": ("joule", "joules", "mj", "j"),
+    "params": ("parameters", "parameter", "param", "size", "weights", "model_size"),
+    "flops": ("flop", "gflops", "gflop", "macs", "gmacs", "mac", "ops", "gops", "flops_g"),
+}
+"""What people write where they mean a metric."""
+
+_SCORES: Final = re.compile(r"m?ap([_@-]?\d+([_:.-]*\d+)?)?|accuracy|acc|precision|recall|f1|score|fitness|loss")
+"""What people write where they mean how good a detector is."""
+
 _PATTERN: Final = re.compile(
-    r"(?P<metric>[a-z]+?)(_(?P<statistic>p\d+))?(\((?P<scope>\w+)\))?(?P<relation>[<>]=?)"
-    r"(?P<number>[-+]?\d+(\.\d+)?([eE][-+]?\d+)?)(?P<unit>%stock|[A-Za-z/]+)"
+    r"(?P<metric>[A-Za-z][A-Za-z/]*?)(_(?P<statistic>p\d+))?(\((?P<scope>\w+)\))?(?P<relation>[<>]=?)"
+    r"(?P<number>[-+]?\d+(\.\d+)?([eE][-+]?\d+)?)(?P<unit>%stock|[^\d\s.,]+)?"
 )
+_ROUGHLY: Final = re.compile(r"(?P<name>[^<>=≤≥]*)(?P<relation>[<>=≤≥]*)(?P<amount>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -69,14 +88,9 @@ class Constraint:
             InputError: It does not parse, is not positive, or names a metric, unit or statistic that does not exist.
         """
         match = _PATTERN.fullmatch(re.sub(r"\s+", "", text))
-        if not match:
-            raise InputError(
-                f"constraint {text!r} does not parse: write METRIC<=NUMBERUNIT, "
-                "for example latency<=8ms, latency_p99<=12ms, memory<=1GiB or latency<=80%stock"
-            )
-        metric, unit = match["metric"], match["unit"]
-        if metric not in UNITS:
-            raise InputError(f"constraint {text!r}: unknown metric {metric!r}; the metrics are {', '.join(UNITS)}")
+        if not match or match["metric"].lower() not in UNITS or not match["unit"]:
+            raise InputError(f"constraint {text!r}{_fault(text)}")
+        metric, unit = match["metric"].lower(), match["unit"]
         statistic, scope = match["statistic"] or "p50", match["scope"] or "engine"
         if match["statistic"] and metric != "latency":
             raise InputError(f"constraint {text!r}: only latency has percentiles; write {metric}")
@@ -86,7 +100,7 @@ class Constraint:
             raise InputError(f"constraint {text!r}: unknown scope {scope!r}; use engine or with_nms")
         if scope != "engine" and metric not in ("latency", "throughput"):
             raise InputError(f"constraint {text!r}: {metric} has no scope; write {metric}")
-        wanted = ">" if metric == "throughput" else "<"
+        wanted = ">" if metric in LOWER else "<"
         if match["relation"][0] != wanted:
             raise InputError(f"constraint {text!r}: a limit on {metric} is written {metric}{wanted}=...")
         limit = float(match["number"])
@@ -96,7 +110,14 @@ class Constraint:
             return cls(metric, statistic, scope, limit / 100, relative=True)
         factors = UNITS[metric][1]
         if unit not in factors:
-            raise InputError(f"constraint {text!r}: unknown unit {unit!r} for {metric}; use {', '.join(factors)}")
+            written = {known.lower(): known for known in factors}
+            alike = difflib.get_close_matches(unit.lower(), [*written], n=1, cutoff=0.5)
+            alike = ["%stock"] if unit.startswith("%") else alike
+            near = f"; did you mean {match['number']}{written.get(alike[0], alike[0])}?" if alike else ""
+            raise InputError(
+                f"constraint {text!r}: unknown unit {unit!r} for {metric}; use {', '.join(factors)}, or %stock for a "
+                f"share of stock YOLOv8's{near}"
+            )
         return cls(metric, statistic, scope, limit * factors[unit], relative=False)
 
     @classmethod
@@ -144,17 +165,66 @@ class Constraint:
         """
         if self.relative:
             raise ValueError(f"{self} is relative to stock: resolve it first")
-        return value >= self.limit if self.metric == "throughput" else value <= self.limit
+        return value >= self.limit if self.metric in LOWER else value <= self.limit
 
     def violation(self, value: Value) -> Value:
         """How far a value, or each of an array, misses the limit, as a share of it; 0 or less where it keeps it."""
         excess = (value - self.limit) / self.limit
-        return -excess if self.metric == "throughput" else excess
+        return -excess if self.metric in LOWER else excess
 
     def __str__(self) -> str:
-        relation = ">=" if self.metric == "throughput" else "<="
+        relation = ">=" if self.metric in LOWER else "<="
         amount = f"{100 * self.limit:g}%stock" if self.relative else f"{self.limit:.6g}{self.unit}"
         return f"{self.quantity}{relation}{amount}"
+
+
+def _fault(text: str) -> str:
+    """What is wrong with a limit whose form or metric is none, and what was probably meant."""
+    parts = _ROUGHLY.fullmatch("".join(text.split()))
+    name = re.sub(r"(_p\d+)?(\(\w*\))?$", "", parts["name"]).lower() if parts else ""
+    known = "; ".join(f"{metric} ({', '.join(units)})" for metric, (_, units) in UNITS.items())
+    if _SCORES.fullmatch(name):
+        return (
+            f": {name} is no limit, because the search finds the most accurate network within the limits; "
+            f"what can be limited: {known}"
+        )
+    metric = _meant(name)
+    meant = _suggestion(metric, parts["amount"]) if parts and metric else None
+    hint = f"; did you mean {meant}?" if meant else ""
+    if name not in UNITS and parts and parts["relation"] and name:
+        return f": unknown metric {name!r}{hint}; the metrics are {known}"
+    if name in UNITS and parts and re.fullmatch(r"[-+]?\d+(\.\d+)?", parts["amount"]):
+        return f" has no unit{hint}; the units of {name} are {', '.join(UNITS[name][1])}, or %stock"
+    return (
+        f" does not parse: write METRIC<=NUMBERUNIT, for example latency<=8ms, latency_p99<=12ms, throughput>=30fps, "
+        f"memory<=1GiB or latency<=80%stock{hint}; the metrics are {known}"
+    )
+
+
+def _meant(name: str) -> str | None:
+    """The metric that a name means, or the nearest."""
+    names = {name: metric for metric, others in _MEANT.items() for name in (metric, *others)}
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
+    return names[near[0]] if near else None
+
+
+def _suggestion(metric: str, amount: str) -> str | None:
+    """A limit on a metric, as it is written; nothing where the amount says too little."""
+    number = re.match(r"\d+([.,]\d+)?", amount)
+    if number is None or float(number[0].replace(",", ".")) == 0:
+        return None
+    rest = amount[number.end() :]
+    having = [other for other, (_, units) in UNITS.items() if _as_written(rest, units)]
+    if len(having) == 1:
+        (metric,) = having  # a unit says more than a name: speed>=30fps
+    units = UNITS[metric][1]
+    unit = "%stock" if rest.startswith("%") else _as_written(rest, units) or {"throughput": "fps"}.get(metric)
+    return f"{metric}{'>' if metric in LOWER else '<'}={number[0].replace(',', '.')}{unit or UNITS[metric][0]}"
+
+
+def _as_written(unit: str, units: Mapping[str, float]) -> str | None:
+    """A unit in the case that it is written in."""
+    return next((known for known in units if known.lower() == unit.lower()), None)
 
 
 @dataclass(frozen=True)

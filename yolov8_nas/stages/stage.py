@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from yolov8_nas import quiet
+from yolov8_nas import paths, quiet
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.host import HostLock
@@ -607,6 +607,8 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _unexpected(error: Exception) -> str:
+    if isinstance(error, OSError) and (told := paths.told(error)) is not None:
+        return str(told)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

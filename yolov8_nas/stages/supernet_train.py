@@ -24,6 +24,7 @@ from typing import Any, Final
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.host import HostLock
+from yolov8_nas.paths import expanded
 from yolov8_nas.progress import Progress
 from yolov8_nas.stages.stage import PARENT_VARIABLE, Settings, Stage, StageContext, die_with_parent
 from yolov8_nas.store import canonical_digest, file_sha256, read_json, write_json
@@ -223,7 +224,7 @@ def _weights(path: str | None) -> dict[str, str] | None:
         return None
     if kept := re.fullmatch(f"{_KEPT_AT}([0-9a-f]{{64}})", path):
         return {"path": path, "sha256": kept[1]}
-    file = Path(path).expanduser().absolute()
+    file = expanded(path).absolute()
     if file.name == "supernet.safetensors":
         file = file.parent
     files = [file / name for name in ("supernet.json", "supernet.safetensors")] if file.is_dir() else [file]
