@@ -9,6 +9,7 @@ from typing import Any
 
 from kfp import dsl
 
+from yolov8_nas.lifecycle import tell_failure
 from yolov8_nas.report.step import tell
 from yolov8_nas.stages.stage import StageContext, find_stage, run_stage
 
@@ -46,18 +47,22 @@ def run_step(
     """
     artifacts = inputs or {}
     found = find_stage(stage)
-    outcome = run_stage(
-        replace(found, run=run) if run else found,
-        config=config,
-        target=target,
-        inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
-        digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
-        parameters=parameters,
-        output=Path(output.path),
-        store=store,
-        run_id=run_id,
-        gpus=int(gpus),
-    )
+    try:
+        outcome = run_stage(
+            replace(found, run=run) if run else found,
+            config=config,
+            target=target,
+            inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
+            digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
+            parameters=parameters,
+            output=Path(output.path),
+            store=store,
+            run_id=run_id,
+            gpus=int(gpus),
+        )
+    except Exception as error:
+        tell_failure(error, stage, store=store, run_id=run_id, target=target)
+        raise
     output.metadata["sha256"] = outcome.digest
     told = tell(stage, target, outcome, Path(output.path))
     for name, value in told.figures.items():

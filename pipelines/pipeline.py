@@ -39,10 +39,14 @@ from components.register.component import register
 from components.search.component import search
 from components.supernet_train.component import supernet_train
 from components.trt_export.component import trt_export
+from components.verdict.component import verdict
 from pipelines.pods import GPU_TOLERATION, STORE, Light, Placed, light, placed
 
 PROBES: Final = "probes"
 """Name of the loop that measures the devices."""
+
+VERDICT: Final = "Give the verdict"
+"""What people call the last step, which fails where nothing came of the run."""
 
 _SHORT: Final = Light(cpu="1", memory="4Gi", hours=2)
 _DATA: Final = Light(cpu="4", memory="8Gi", hours=12, cpu_request="1", memory_request="2Gi")
@@ -416,7 +420,7 @@ def yolov8_nas(
     """
     job: Final = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # only in the place of a task's argument does Kubeflow fill it in
     end = close_run(store=store, run_id=run_id, job_id=job, workdir=workdir)
-    with dsl.ExitHandler(light(end, "Report and verdict", _SHORT), name="Search for all targets"):
+    with dsl.ExitHandler(light(end, "Write the report", _SHORT), name="Search for all targets") as everything_else:
         opened = open_run(
             config=config,
             data=data,
@@ -449,3 +453,5 @@ def yolov8_nas(
             run=opened.outputs["run"],
         )
         _uncached(everything, "If anything is new")
+    told = verdict(store=store, run_id=run_id, job_id=job)
+    light(told, VERDICT, _SHORT).after(everything_else)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 import components
 from components.close_run.component import close_run
 from components.placement import branches
+from components.verdict.component import verdict
 from pipelines import plan
 from pipelines.cli import app
 from pipelines.compile import version_of
@@ -28,8 +30,8 @@ from pipelines.pipeline import yolov8_nas
 from yolov8_nas import lifecycle
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, WaitingError
-from yolov8_nas.report.step import tell, tell_run
-from yolov8_nas.stages.stage import Outcome, Stage, require_gpus, run_stage
+from yolov8_nas.report.step import Told, tell, tell_run
+from yolov8_nas.stages.stage import Outcome, Stage, open_store, require_gpus, run_stage
 from yolov8_nas.store import pack, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +178,7 @@ def test_the_name_of_the_run_is_filled_in_where_kubeflow_does_it(
         for _, task, _ in _steps(spec)
         if "job_id" in task["inputs"]["parameters"]
     ]
-    assert filled == [dsl.PIPELINE_JOB_ID_PLACEHOLDER] * 2
+    assert filled == [dsl.PIPELINE_JOB_ID_PLACEHOLDER] * 3
 
 
 def test_every_parameter_has_a_default_and_a_description(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -340,7 +342,7 @@ def _summary(*met: bool) -> dict[str, Any]:
         }
         for number, good in enumerate(met)
     ]
-    return {"run": {"name": "two", "error": None}, "targets": targets}
+    return {"run": {"name": "two", "error": None}, "targets": targets, "stages": []}
 
 
 def test_the_verdict_names_every_target() -> None:
@@ -349,6 +351,21 @@ def test_the_verdict_names_every_target() -> None:
     assert "# 1 of 2 targets of two have a model" in told.markdown
     assert "| target-0 | 0.500 | 2 | int8 | two version 3 |" in told.markdown
     assert "**none**: search: no network keeps a \\| b |" in told.markdown
+
+
+def test_no_figure_that_is_no_number_leaves_a_step(tmp_path: Path) -> None:
+    """kfp writes bare NaN, which is no JSON, and the launcher then fails a step that is done."""
+    assert Told({"a": 1.0, "b": math.nan, "c": math.inf, "d": -math.inf}, "").figures == {"a": 1.0}
+    curves = [{"epoch": 0, "box": 1.5, "cls": float("nan")}]
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "curves.json").write_text(json.dumps(curves))
+    write_json(tmp_path / "done" / "supernet.json", {"seconds": 3.0})
+    pack(tmp_path / "done", tmp_path / "done.tar")
+    told = tell("supernet-train", None, Outcome("done", "", "abc", 1.0), tmp_path / "done.tar")
+    assert "last_loss_cls" not in told.figures and told.figures["last_loss_box"] == 1.5
+    summary = _summary(True)
+    summary["targets"][0]["model"]["map50_95"] = math.nan
+    json.dumps(dict(tell_run(summary).figures), allow_nan=False)
 
 
 def test_a_model_that_waits_for_its_registry_is_a_model(tmp_path: Path) -> None:
@@ -363,22 +380,43 @@ def test_a_model_that_waits_for_its_registry_is_a_model(tmp_path: Path) -> None:
     assert "| target-0 | 0.500 | 2 | int8 | not registered yet |" in told.markdown
 
 
-@pytest.mark.parametrize(("met", "fails"), [((True, False), False), ((False, False), True)])
-def test_the_run_fails_where_no_target_has_a_model(
+@pytest.mark.parametrize(("met", "fails"), [((True, False), False), ((False, False), True), ((), False)])
+def test_the_run_fails_where_no_target_has_a_model_and_its_report_is_kept(
     met: tuple[bool, ...], fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "close_run", lambda **_: _summary(*met))
+    summary = _summary(*met)
+    store = str(tmp_path / "store")
+
+    def close(**_: Any) -> dict[str, Any]:
+        open_store(store).record("r", lifecycle.CLOSED_FILE, lifecycle._closed(summary))
+        return summary
+
+    monkeypatch.setattr(lifecycle, "close_run", close)
     artifacts = {name: dsl.Artifact(uri=str(tmp_path / name)) for name in ("summary", "report", "verdict")}
     status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "job", "task", None, None)
-    arguments = {"store": "s", "run_id": "r", "job_id": "j", "workdir": "", "status": status, **artifacts}
+    arguments = {"store": store, "run_id": "r", "job_id": "j", "workdir": "", "status": status, **artifacts}
     metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
+    close_run.python_func(**arguments, metrics=metrics)  # it ends green in any case
+    assert (tmp_path / "verdict").read_text().startswith(f"# {sum(met)} of {len(met)}")
+    assert metrics.metadata["targets"] == len(met)
     if fails:
-        with pytest.raises(SystemExit, match="no target has a model"):
-            close_run.python_func(**arguments, metrics=metrics)
+        with pytest.raises(SystemExit, match="no target has a model: target-0: search: no network"):
+            verdict.python_func(store=store, run_id="r", job_id="j")
     else:
-        close_run.python_func(**arguments, metrics=metrics)
-    assert (tmp_path / "verdict").read_text().startswith(f"# {sum(met)} of 2")
-    assert metrics.metadata["targets"] == 2
+        verdict.python_func(store=store, run_id="r", job_id="j")
+
+
+def test_a_verdict_waits_for_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "_CLOSED_WITHIN", 0.0)
+    monkeypatch.setattr(lifecycle, "_ASK_EVERY", 0.0)
+    with pytest.raises(SystemExit, match="was not closed"):
+        verdict.python_func(store=str(tmp_path), run_id="", job_id="j")
+    monkeypatch.setattr(lifecycle, "_CLOSED_WITHIN", 60.0)
+    closed = {"targets": 1, "with_a_model": 1, "lost": {}, "error": None}
+    monkeypatch.setattr(
+        lifecycle.time, "sleep", lambda _: open_store(str(tmp_path)).record("j", lifecycle.CLOSED_FILE, closed)
+    )
+    verdict.python_func(store=str(tmp_path), run_id="", job_id="j")
 
 
 def test_a_plan_knows_what_a_store_or_a_file_tells_and_nothing_else(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_watch_tells_each_step_once_and_ends_as_the_run(config: Path, cluster: C
         ("PENDING", {}),
         ("RUNNING", {"Check and open the run": "RUNNING", "root-driver": "SUCCEEDED"}),
         ("RUNNING", {"Check and open the run": "RUNNING"}),
-        (end, {"Check and open the run": "SUCCEEDED", "Report and verdict": end}),
+        (end, {"Check and open the run": "SUCCEEDED", "Write the report": end}),
     ]
     told = _invoke("submit", config, "--host", cluster.host, "--watch", "--poll", "0.05", status=status)
     assert told.count("Check and open the run: running") == 1

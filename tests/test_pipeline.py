@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 from fabricated import write_outputs
+from kfp import dsl
+from kfp import local as kfp_local
+from kfp.local import subprocess_task_handler
 
 from components.close_run.component import close_run
 from components.data_prep.component import data_prep
@@ -22,15 +25,20 @@ from components.register.component import register
 from components.search.component import search
 from components.supernet_train.component import supernet_train
 from components.trt_export.component import trt_export
+from components.verdict.component import verdict
 from pipelines.compile import compile_pipeline
-from pipelines.local import one_at_a_time
+from pipelines.local import one_at_a_time, with_this_interpreter
 from pipelines.pipeline import yolov8_nas
 from yolov8_nas.config import RunConfig
-from yolov8_nas.errors import StageError
-from yolov8_nas.lifecycle import CONFIG_FILE
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.lifecycle import CONFIG_FILE, telling
 from yolov8_nas.lifecycle import close_run as end_run
+from yolov8_nas.lifecycle import verdict as say
+from yolov8_nas.local import _last_words
+from yolov8_nas.report.step import tell_run
 from yolov8_nas.stages.stage import STAGES, Stage, StageContext, open_store, run_stage, target_labels
-from yolov8_nas.store import write_json
+from yolov8_nas.store import append_line, write_json
+from yolov8_nas.summary import summarise
 
 ROOT = Path(__file__).parents[1]
 COMPONENTS = (
@@ -44,6 +52,7 @@ COMPONENTS = (
     register,
     promote,
     close_run,
+    verdict,
 )
 
 
@@ -57,7 +66,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_stage_is_a_component_of_the_pipeline(compiled: dict[str, Any]) -> None:
     names = {re.sub(r"^exec-|-2$", "", name) for name in compiled["deploymentSpec"]["executors"]}
-    assert names == {*STAGES, "open-run", "promote", "close-run"}
+    assert names == {*STAGES, "open-run", "promote", "close-run", "verdict"}
 
 
 def test_kubeflow_caches_nothing(compiled: dict[str, Any]) -> None:
@@ -77,6 +86,36 @@ def test_no_output_parameter_enters_a_loop(compiled: dict[str, Any]) -> None:
         for task in component.get("dag", {}).get("tasks", {}).values():
             if "parameterIterator" in task:
                 assert "taskOutputParameter" not in json.dumps(task["inputs"]["parameters"])
+
+
+def test_the_step_that_may_fail_comes_after_the_report_and_hands_nothing_on(compiled: dict[str, Any]) -> None:
+    """Kubeflow uploads nothing of a failed step."""
+    tasks = compiled["root"]["dag"]["tasks"]
+    assert tasks["close-run"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert tasks["verdict"]["dependentTasks"] == tasks["close-run"]["dependentTasks"] == ["exit-handler-1"]
+    assert "outputDefinitions" not in compiled["components"]["comp-verdict"]
+    source = compiled["deploymentSpec"]["executors"]["exec-close-run"]["container"]["command"][-1]
+    assert "SystemExit" not in source
+
+
+def test_arguments_of_a_step_are_not_rewritten() -> None:
+    """kfp.local 2.17 writes the interpreter's path wherever python3 stands."""
+    container = yolov8_nas.pipeline_spec.deployment_spec["executors"]["exec-data-prep"]["container"]
+    command = [*container["command"], "--executor_input", '{"store": "/opt/python3/store"}', "--x", "python3"]
+    given = with_this_interpreter(command, "/venv/bin/python")
+    assert "/venv/bin/python -m kfp.dsl.executor_main" in given[2] and "python3" not in given[2]
+    assert given[3:] == command[3:]
+    with pytest.MonkeyPatch.context() as changed:  # where kfp looks for it
+        changed.setattr(subprocess_task_handler, "replace_python_executable", with_this_interpreter)
+        ran: list[list[str]] = []
+        changed.setattr(
+            subprocess_task_handler,
+            "run_local_subprocess",
+            lambda full_command, env_vars: ran.append(full_command) or 0,
+        )
+        runner = kfp_local.SubprocessRunner(use_venv=False)
+        subprocess_task_handler.SubprocessTaskHandler("python", command, "root", runner).run()
+    assert ran[0][3:] == command[3:]
 
 
 def test_on_one_machine_targets_follow_each_other_and_training_waits_for_the_probes() -> None:
@@ -148,6 +187,94 @@ def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
     assert {row["status"] for row in summary["stages"] if row["target"] in (None, kept)} == {"done"}
     report = (tmp_path / "report.html").read_text()
     assert "hw-probe: nothing keeps the limit" in report and "weld-seams, version 3" in report
+
+
+def _open(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    config = {"name": "x", "space": "tiny", "imgsz": 64, "targets": [{"constraints": ["latency<=9ms"]}], **changes}
+    store = str(tmp_path / "store")
+    arguments: dict[str, Any] = {"config": yaml.safe_dump(config), "store": store, "run_id": "run", "job_id": ""}
+    nothing: dict[str, Any] = {"data": "", "targets": [], "constraints": [], "precision": "", "budget": 1.0}
+    nothing |= {"target_pools": {}, "tolerations": [], "training_nodes": "1", "training_gpus": "0"}
+    output = dsl.Artifact(uri=str(tmp_path / "run.json"))
+    with pytest.raises(InputError):
+        open_run.python_func(**arguments, **nothing, run=output)
+    return end_run(
+        store=store,
+        run_id="run",
+        workdir=tmp_path / "work",
+        summary_file=tmp_path / "summary.json",
+        report_file=tmp_path / "report.html",
+        pipeline_error="a task failed",
+    )
+
+
+def test_why_a_run_could_not_be_opened_stands_where_people_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLOV8_NAS_LOGS", str(tmp_path / "logs"))
+    summary = _open(tmp_path, tracking={"uri": "http://127.0.0.1:9"})
+    assert summary["run"]["status"] == "failed"
+    for told in (
+        summary["run"]["error"],
+        summary["targets"][0]["error"],
+        (tmp_path / "report.html").read_text(),
+        tell_run(summary).markdown,
+        (tmp_path / "logs" / "failures.jsonl").read_text(),
+    ):
+        assert "open-run" in told and "http://127.0.0.1:9: no MLflow server answers there" in told
+    with pytest.raises(StageError, match=r"no target has a model: auto-fp32: .*no MLflow server answers"):
+        say(store=str(tmp_path / "store"), run_id="run")
+
+
+def test_a_run_whose_configuration_is_none_has_a_report_that_says_so(tmp_path: Path) -> None:
+    summary = _open(tmp_path, epoch=3)
+    assert "open-run: config: unknown key epoch" in summary["run"]["error"]
+    assert "unknown key epoch" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert "unknown key epoch" in tell_run(summary).markdown
+
+
+def test_a_reason_is_forgotten_when_a_later_try_goes_well(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    with pytest.raises(OSError), telling("open-run", store=str(tmp_path), run_id="run"):
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+    file = store.run_folder("run") / "failure.all.open-run.json"
+    assert "x: no space left on device; make room" in json.loads(file.read_text())["error"]
+    with telling("open-run", store=str(tmp_path), run_id="run"):
+        pass
+    assert json.loads(file.read_text())["error"] is None
+
+
+def test_a_stage_that_was_killed_is_named(tmp_path: Path) -> None:
+    config = RunConfig.parse(
+        {"space": "tiny", "targets": [{"hardware": "cpu-1t", "constraints": ["latency<=9ms"]}]}, ""
+    )
+    store = open_store(str(tmp_path / "store"))
+    (label,) = target_labels(config)
+
+    class Killed(BaseException):
+        pass
+
+    def die(ctx: StageContext) -> None:
+        raise Killed
+
+    stage = Stage("hw-probe", 1, lambda config, target: {}, die)
+    tar = {"inputs": {}, "output": tmp_path / "out.tar", "store": tmp_path / "store", "run_id": "run"}
+    with pytest.raises(Killed):
+        run_stage(stage, config=config, target=label, **tar)
+    summary = summarise(store, "run", tmp_path / "work", config)
+    assert summary["run"]["status"] == "failed"
+    assert f"hw-probe of {label}: ended from outside" in summary["run"]["error"]
+    assert "hw-probe" in summary["targets"][0]["error"] and "out of memory" in summary["targets"][0]["error"]
+    run_stage(Stage("hw-probe", 1, lambda config, target: {}, lambda ctx: None), config=config, target=label, **tar)
+    assert summarise(store, "run", tmp_path / "work", config)["run"]["error"] is None
+
+
+def test_a_pipeline_that_ends_without_a_summary_says_its_last_words(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.log").write_text("Traceback\nModuleNotFoundError: no kfp\n\n")
+    assert _last_words(tmp_path) == "ModuleNotFoundError: no kfp"
+    append_line(tmp_path / "failures.jsonl", {"task": "open-run", "error": "the store is full"})
+    assert _last_words(tmp_path) == "open-run: the store is full"
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)

@@ -447,9 +447,13 @@ def _run(config: RunConfig, workdir: Path) -> None:
         advice = f"yolov8-nas models sync --store {store.address}"
         console.print(f"not registered yet: {entry.what} ({entry.why}); later: {advice}", soft_wrap=True, markup=False)
     if summary["run"]["status"] == "failed":
-        for stage in summary["stages"]:
-            if stage["status"] == "failed" and not stage["error"].startswith("not run"):
-                terminal.say(f"failed: {stage['name']}: {stage['error']}", error=True)
+        lost = [stage for stage in summary["stages"] if stage["status"] == "failed"]
+        told = [f"{stage['name']}: {stage['error']}" for stage in lost if not stage["error"].startswith("not run")]
+        if (why := summary["run"].get("error")) and why not in told:
+            told.append(why)
+        for line in told or ["the pipeline ended early"]:
+            terminal.say(f"failed: {line}", error=True)
+        terminal.say(f"logs        {workdir / 'logs'}", error=True)
         raise typer.Exit(1)
 
 

@@ -368,8 +368,8 @@ class RunConfig(_Section):
         Raises:
             InputError: A key is unknown or a value is not of its form; every fault is named.
         """
-        if (fault := _unusable(data)) is not None:
-            raise InputError(f"{source}: {fault}")
+        if (unusable := _unusable(data)) is not None:
+            raise InputError(f"{source}: {unusable}")
         try:
             bare = credentials.hide_all(data)  # here, too, since faults are told with what is wrong
         except ValueError as error:

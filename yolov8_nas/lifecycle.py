@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import html
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from yolov8_nas import paths
 from yolov8_nas.config import RunConfig, lay_over
-from yolov8_nas.errors import InputError
-from yolov8_nas.stages.stage import STAGES, TOLD, open_store, target_labels
-from yolov8_nas.store import Store, read_json, write_json
-from yolov8_nas.summary import RUN_FILE
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.preflight import check_places
+from yolov8_nas.space import SpaceError
+from yolov8_nas.stages.stage import LOGS_VARIABLE, STAGES, TOLD, open_store, target_labels
+from yolov8_nas.store import ArchiveError, Store, append_line, read_json, write_json
+from yolov8_nas.summary import FAILURES, RUN_FILE
 from yolov8_nas.yaml_text import parse_yaml
 
 CONFIG_FILE: Final = "config.json"
+
+CLOSED_FILE: Final = "closed.json"
+"""Record of a run with what it came to, written when it is closed."""
+
+_CLOSED_WITHIN: Final = 900.0  # seconds
+_ASK_EVERY: Final = 5.0  # seconds
+
+FAILURES_LOG: Final = "failures.jsonl"
+"""File beside the logs of a run on this machine: why tasks failed, a line each."""
 
 
 def requested(config: str, **asked: Any) -> RunConfig:
@@ -62,6 +78,7 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
     opened_store = open_store(store)
     opened_store.record(run_id, CONFIG_FILE, config.model_dump(mode="json"))
     SearchSpace.load(config.space)
+    check_places(config, store)
     classes = find_classes(config, opened_store)
     uri = tracking.resolve_uri(config.tracking.uri, store)
     recorded = opened_store.run_folder(run_id) / RUN_FILE
@@ -105,8 +122,8 @@ def close_run(
         report_file: Where a copy of the report goes.
         pipeline_error: What the pipeline says went wrong, if anything.
 
-    Raises:
-        InputError: The run was never opened.
+    Returns:
+        The summary; of a run that was never opened, one without targets that says why.
     """
     from yolov8_nas.registry import spool
     from yolov8_nas.report.build import build_report
@@ -115,7 +132,7 @@ def close_run(
     opened_store = open_store(store)
     folder = opened_store.run_folder(run_id)
     if not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"run {run_id} was never opened in {store}; the log of open-run says why")
+        return _never_opened(run_id, folder, summary_file, report_file)
     config = RunConfig.parse(read_json(folder / CONFIG_FILE), "run configuration")
     with tempfile.TemporaryDirectory() as temporary:
         out = workdir or Path(temporary)
@@ -124,10 +141,98 @@ def close_run(
         for source, copy in ((out / "summary.json", summary_file), (report, report_file)):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
+        opened_store.record(run_id, CLOSED_FILE, _closed(summary))
         if (folder / RUN_FILE).is_file():
             known = read_json(folder / RUN_FILE)
             spool.close_or_keep(opened_store, known["tracking_uri"], known["mlflow_run"], summary, out)
     return summary
+
+
+def _closed(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What `verdict` has to know of a summary."""
+    lost = {target["id"]: target["error"] for target in summary["targets"] if target["status"] == "failed"}
+    count = len(summary["targets"])
+    return {"targets": count, "with_a_model": count - len(lost), "lost": lost, "error": summary["run"]["error"]}
+
+
+def _never_opened(run_id: str, folder: Path, summary_file: Path, report_file: Path) -> dict[str, Any]:
+    """Summary and report of a run of which nothing is known but why it could not be opened."""
+    told = [read_json(file) for file in sorted(folder.glob(f"{FAILURES}*.json"))]
+    why = "; ".join(f"{failure['task']}: {failure['error']}" for failure in told if failure["error"])
+    error = why or "open-run left no word in the stage store; its log says why"
+    run = {"id": run_id, "name": run_id, "status": "failed", "error": error}
+    summary: dict[str, Any] = {"schema": 1, "run": run, "dataset": None, "stages": [], "targets": []}
+    write_json(summary_file, summary)
+    report_file.parent.mkdir(parents=True, exist_ok=True)
+    page = f"<!doctype html><meta charset=utf-8><title>{run_id}</title><h1>The run was never opened</h1><p>"
+    report_file.write_text(page + html.escape(error), encoding="utf-8")
+    return summary
+
+
+def verdict(*, store: str, run_id: str) -> None:
+    """Say as the last of a run whether it came to anything.
+
+    What closes a run hangs on the end of its other steps like a hook, so it need not be done when this begins.
+
+    Raises:
+        StageError: No target has a model, and there were some; the message says why of each.
+    """
+    opened_store = open_store(store)
+    until = time.monotonic() + _CLOSED_WITHIN
+    while not (file := opened_store.run_folder(run_id) / CLOSED_FILE).is_file():
+        if time.monotonic() > until:
+            raise StageError(f"run {run_id} was not closed; the log of close-run says why")
+        time.sleep(_ASK_EVERY)
+    closed = read_json(file)
+    if closed["targets"] and not closed["with_a_model"]:
+        lost = "; ".join(f"{label}: {why}" for label, why in closed["lost"].items())
+        raise StageError(f"no target has a model: {lost}")
+    if closed["error"] and not closed["with_a_model"]:
+        raise StageError(closed["error"])
+
+
+@contextmanager
+def telling(task: str, *, store: str, run_id: str, target: str | None = None) -> Iterator[None]:
+    """Around a task of the pipeline that is no stage: should it fail, its reason stands where people look.
+
+    Args:
+        task: Name of the task.
+        store: The stage store.
+        run_id: Name of the run.
+        target: Label of the target that it serves, if it is one.
+    """
+    try:
+        yield
+    except Exception as error:
+        tell_failure(error, task, store=store, run_id=run_id, target=target)
+        raise
+    record = open_store(store).run_folder(run_id) / _failure_file(task, target)
+    if record.is_file():  # of an earlier try
+        open_store(store).record(run_id, record.name, {"task": task, "target": target, "error": None})
+
+
+def tell_failure(error: Exception, task: str, *, store: str, run_id: str, target: str | None = None) -> None:
+    """Keep the reason why a task failed: in the run's records, from which the summary and the report are made.
+
+    On this machine it stands beside the logs, too, for when not even the store can be written.
+    """
+    told = paths.told(error) if isinstance(error, OSError) else None
+    foreseen = isinstance(told or error, InputError | StageError | SpaceError | ArchiveError)
+    said = " ".join(str(told or error).split())
+    reason = said if foreseen else f"{type(error).__name__}: {said}"
+    content = {"task": task, "target": target, "error": reason, "at": round(time.time(), 3)}
+    print(f"{task} failed: {reason}", flush=True)
+    if logs := os.environ.get(LOGS_VARIABLE):
+        with suppress(OSError):
+            append_line(Path(logs) / FAILURES_LOG, content)
+    try:
+        open_store(store).record(run_id, _failure_file(task, target), content)
+    except Exception as another:  # the store is perhaps what the task failed for
+        print(f"this could not be recorded in {store}: {another}", flush=True)
+
+
+def _failure_file(task: str, target: str | None) -> str:
+    return f"{FAILURES}{target or 'all'}.{task}.json"
 
 
 def close_killed_run(*, store: str, run_id: str, killed_at: int, final: bool) -> str | None:

@@ -26,6 +26,7 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.display import Display
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_kept
+from yolov8_nas.lifecycle import FAILURES_LOG
 from yolov8_nas.names import part
 from yolov8_nas.paths import expanded
 from yolov8_nas.progress import FILE_VARIABLE
@@ -40,7 +41,7 @@ from yolov8_nas.stages.stage import (
     open_store,
     target_labels,
 )
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.store import read_json, read_lines, write_json
 
 SHARED_STAGES: Final = ("data-prep", "supernet-train")
 
@@ -139,7 +140,7 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
         console.print(told, markup=False, highlight=False, soft_wrap=True)
     run_id = _run_id(config, workdir)
     labels = target_labels(config)
-    for stale in (summary_file, workdir / "report.html", logs / "progress.jsonl"):
+    for stale in (summary_file, workdir / "report.html", logs / "progress.jsonl", logs / FAILURES_LOG):
         stale.unlink(missing_ok=True)
     request = {
         "pipeline_root": str(workdir / "kfp"),
@@ -168,10 +169,21 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
             display.poll()
             time.sleep(0.2)
     if not summary_file.is_file():
-        raise StageError(f"the pipeline ended without a summary; see {logs / 'pipeline.log'}")
+        raise StageError(f"the pipeline ended without a summary: {_last_words(logs)}; see {logs / 'pipeline.log'}")
     _finish(workdir)
     summary: dict[str, Any] = read_json(summary_file)
     return summary
+
+
+def _last_words(logs: Path) -> str:
+    """Why a pipeline ended without a summary, as far as it says so: what its tasks told, or its log's last line."""
+    told = [f"{failure['task']}: {failure['error']}" for failure in read_lines(logs / FAILURES_LOG)]
+    if told:
+        return "; ".join(dict.fromkeys(told))
+    with (logs / "pipeline.log").open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"
 
 
 def close_killed(workdir: Path, config: RunConfig | None = None) -> str | None:
@@ -287,6 +299,8 @@ def _environment(logs: Path) -> dict[str, str]:
         # Threads that wait for each other spin: with GNU OpenMP's default for so long that training crawls on a machine
         # in use, with none at all it takes twice as long on a quiet one. This many turns cost little on either.
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+        # What a step prints is read and printed again: with another encoding a name could break the pipeline.
+        "PYTHONUTF8": "1",
         FILE_VARIABLE: str(logs / "progress.jsonl"),
         LOGS_VARIABLE: str(logs),
     }

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.registry.tracking import without_credentials
 from yolov8_nas.search.constraint import Constraint
-from yolov8_nas.stages.stage import STAGES, TOLD, target_labels
+from yolov8_nas.stages.stage import STAGES, TOLD, begun_file, target_labels
 from yolov8_nas.store import Store, read_json, tree_files, write_json
 
 MODELS: Final = "models"
@@ -25,6 +25,12 @@ MODELS: Final = "models"
 
 RUN_FILE: Final = "run.json"
 """Record of a run with what was found out when it was opened."""
+
+FAILURES: Final = "failure."
+"""What the names of a run's records begin with that say why a task failed; the task's name follows."""
+
+KILLED: Final = "ended from outside before it was done (out of memory, a lost node, or stopped)"
+"""Why a stage failed that could not say so itself."""
 
 _ALL: Final = "all"  # stands for the target in the records of stages that serve all of them
 
@@ -216,12 +222,17 @@ def summarise(store: Store, run_id: str, out: Path, config: RunConfig, error: st
         The content of `summary.json`.
     """
     records = _records(store, run_id)
+    failures = list(_failures(store, run_id, records))
+    shared = [record for (label, _), record in records.items() if label == _ALL and record["status"] == "failed"]
+    failures += [f"{record['stage']}: {record['error']}" for record in shared]
+    if failures:
+        error = "; ".join(failures)
     labels = target_labels(config)
     rows = [_row(record) for record in _in_order(records, labels)]
     opened = _read(store.run_folder(run_id), RUN_FILE) or {}
     retraining = opened.get("retraining")
     targets = [
-        _Branch(store, run_id, records, label, target).summary(out)
+        _Branch(store, run_id, records, label, target, failures).summary(out)
         for label, target in zip(labels, config.targets, strict=True)
         if retraining is None or retraining["new"]
     ]
@@ -265,7 +276,9 @@ class _Branch:
         records: Mapping[tuple[str, str], dict[str, Any]],
         label: str,
         target: TargetConfig,
+        failures: Sequence[str] = (),
     ) -> None:
+        self.failures = failures
         self.gate = _read(store.run_folder(run_id), gate_file(label))
         self.label = label
         self.target = target
@@ -316,6 +329,8 @@ class _Branch:
             if record["status"] == "failed":
                 return f"{stage}: {record['error']}"
         missing = [stage for stage in STAGES if stage not in self.records]
+        if missing and self.failures:
+            return "; ".join(self.failures)
         if missing:
             return f"{missing[0]}: the run ended before it; start the same command again to go on"
         return None
@@ -368,6 +383,25 @@ def _records(store: Store, run_id: str) -> dict[tuple[str, str], dict[str, Any]]
         if "stage" in content:
             records[content["target"] or _ALL, content["stage"]] = content
     return records
+
+
+def _failures(store: Store, run_id: str, records: Mapping[tuple[str, str], Mapping[str, Any]]) -> Iterable[str]:
+    """Why the run failed beside what its stages' own records say: tasks that are no stages, and what was ended."""
+    folder = store.run_folder(run_id)
+    for file in sorted(folder.glob(f"{FAILURES}*.json")):
+        told = read_json(file)
+        key = (told["target"] or _ALL, told["task"])
+        if told["error"] and key not in records:  # a stage's own record says it, or that a later try went well
+            yield f"{told['task']}{_of(told['target'])}: {told['error']}"
+    for file in sorted(folder.glob(begun_file("*", "*"))):
+        begun = read_json(file)
+        record = records.get((begun["target"] or _ALL, begun["begun"]))
+        if record is None or record.get("ended", math.inf) < begun["at"]:
+            yield f"{begun['begun']}{_of(begun['target'])}: {KILLED}; start the same command again to go on"
+
+
+def _of(target: str | None) -> str:
+    return f" of {target}" if target else ""
 
 
 def _in_order(records: Mapping[tuple[str, str], dict[str, Any]], labels: list[str]) -> Iterable[dict[str, Any]]:

@@ -59,15 +59,18 @@ def open_run(
 
     from components.placement import branches
     from components.placement import training_nodes as checked_nodes
-    from yolov8_nas.lifecycle import open_run, requested
+    from yolov8_nas.lifecycle import open_run, requested, telling
 
-    asked = requested(config, data=data, targets=targets, constraints=constraints, precision=precision, budget=budget)
-    placed = [asdict(branch) for branch in branches(asked, target_pools, tolerations)]
-    supernet_gpus = "0" if checked_nodes(training_nodes, training_gpus) > 1 else training_gpus
-    print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}", flush=True)
     Opened = namedtuple("Opened", "settings branches name work supernet_gpus")
     name = run_id or job_id
-    opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
+    with telling("open-run", store=store, run_id=name):
+        asked = requested(
+            config, data=data, targets=targets, constraints=constraints, precision=precision, budget=budget
+        )
+        placed = [asdict(branch) for branch in branches(asked, target_pools, tolerations)]
+        supernet_gpus = "0" if checked_nodes(training_nodes, training_gpus) > 1 else training_gpus
+        print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}", flush=True)
+        opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
     work = "all"
     if retraining := opened["retraining"]:
         print(retraining["says"], flush=True)

@@ -33,19 +33,21 @@ def promote(
     import json
     from pathlib import Path
 
+    from yolov8_nas.lifecycle import telling
     from yolov8_nas.report.wording import gate
     from yolov8_nas.retraining import challenge
 
-    opened = json.loads(Path(run.path).read_text())
-    said = challenge(
-        store=store,
-        run_id=run_id,
-        label=target,
-        gpus=int(gpus),
-        tracking_uri=opened["tracking_uri"],
-        tolerance=opened["retraining"]["tolerance"],
-        registered=Path(registered.path),
-        dataset=Path(dataset.path),
-    )
+    with telling("promote", store=store, run_id=run_id, target=target):
+        opened = json.loads(Path(run.path).read_text())
+        said = challenge(
+            store=store,
+            run_id=run_id,
+            label=target,
+            gpus=int(gpus),
+            tracking_uri=opened["tracking_uri"],
+            tolerance=opened["retraining"]["tolerance"],
+            registered=Path(registered.path),
+            dataset=Path(dataset.path),
+        )
     print(gate(said), flush=True)
     Path(verdict.path).write_text(f"# {target}\n\n{gate(said)}\n")

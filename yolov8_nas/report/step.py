@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +23,17 @@ class Told:
     """What one step shows.
 
     Attributes:
-        figures: Numbers by name; a name ends with its unit.
+        figures: Numbers by name; a name ends with its unit. Only finite ones stay: kfp writes others as bare NaN, which
+            is no JSON, and Kubeflow's launcher then fails a step that has done its work.
         markdown: A page for people.
     """
 
     figures: Mapping[str, float]
     markdown: str
+
+    def __post_init__(self) -> None:
+        finite = {name: value for name, value in self.figures.items() if math.isfinite(value)}
+        object.__setattr__(self, "figures", finite)
 
 
 def tell(stage: str, target: str | None, outcome: Outcome, result: Path) -> Told:
@@ -81,7 +87,11 @@ def tell_run(summary: Mapping[str, Any]) -> Told:
         lines += ["", retraining["says"]]
     lines += [f"\n{target['id']}: {wording.gate(target['gate'])}" for target in targets if target.get("gate")]
     if summary["run"]["error"]:
-        lines += ["", f"The pipeline failed: {summary['run']['error']}"]
+        lines += ["", f"The run failed: {summary['run']['error']}"]
+    lost = [stage for stage in summary["stages"] if stage["status"] == "failed"]
+    if lost:
+        lines += ["", "| stage | target | why it failed |", "|---|---|---|"]
+        lines += [f"| {stage['name']} | {stage['target'] or 'all'} | {_cell(stage['error'] or '')} |" for stage in lost]
     return Told(figures, "\n".join(lines) + "\n")
 
 

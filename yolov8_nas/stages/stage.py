@@ -192,6 +192,11 @@ class Outcome:
     error: str | None = None
 
 
+def begun_file(stage: str, target: str | None) -> str:
+    """Name of the record of a run that a stage has begun to compute."""
+    return f"begun.{target or 'all'}.{stage}.json"
+
+
 def find_stage(name: str) -> Stage:
     """The stage of a name.
 
@@ -404,6 +409,7 @@ class _Run:
 
     def _compute(self, entry: Entry, key: str, settings: Settings, digests: Mapping[str, str]) -> Outcome:
         print(f"settings: {json.dumps(settings, sort_keys=True)}", flush=True)
+        self._patiently(lambda: self.store.record(self.run_id, begun_file(self.stage.name, self.target), self._begun()))
         self._patiently(lambda: self._try(entry, settings))
         digest = pack(entry.outputs, self.output)
         own, child = _peak_rss_mib()
@@ -446,6 +452,10 @@ class _Run:
 
         with usage.recorded(ctx.out, ctx.partial):
             self.stage.run(ctx)
+
+    def _begun(self) -> dict[str, Any]:
+        """What a stage leaves that is ended from outside, and so can say nothing."""
+        return {"begun": self.stage.name, "target": self.target, "at": round(time.time(), 3)}
 
     def _pass_on(self, name: str, failure: Mapping[str, Any]) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:

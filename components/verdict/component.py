@@ -1,0 +1,25 @@
+"""verdict as a Kubeflow component."""
+
+from kfp import dsl
+
+from components.images import CPU
+
+
+@dsl.component(base_image=CPU, install_kfp_package=False)
+def verdict(store: str, run_id: str, job_id: str) -> None:
+    """Fail where no target has a model, after the run is closed and its report is kept.
+
+    A retraining that found nothing new has no targets, and nothing to fail for.
+
+    Args:
+        store: The stage store.
+        run_id: Name of the run, where not empty.
+        job_id: Name of the run otherwise: Kubeflow's own.
+    """
+    from yolov8_nas.errors import StageError
+    from yolov8_nas.lifecycle import verdict
+
+    try:
+        verdict(store=store, run_id=run_id or job_id)
+    except StageError as error:
+        raise SystemExit(str(error)) from None
