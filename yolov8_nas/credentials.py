@@ -146,7 +146,8 @@ def _spellings() -> Iterator[tuple[str, str]]:
         wholes = dict(_known())
     except ValueError:
         return
-    if named := os.environ.get(TRACKING_VARIABLE):
+    named = os.environ.get(TRACKING_VARIABLE, "")
+    if _ADDRESS.fullmatch(named):  # a path such as ./mlruns hides nothing
         try:
             wholes.setdefault(without(named), named)
         except ValueError:
