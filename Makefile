@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RTX := $(VENV)/.rtx
 
 .PHONY: demo test test-fast test-gpu test-images lint bench images images-pin manifests clean
 
@@ -12,10 +13,10 @@ demo: $(READY)
 
 # Two at a time: tests of one file stay together, the longest file comes first, and each process has a host lock of its
 # own (tests/conftest.py).
-test: $(READY)
+test: $(READY) $(RTX)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(READY)
+test-fast: $(READY) $(RTX)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # On a machine with an NVIDIA GPU, after TensorRT was installed into .venv (docs/tensorrt.md).
@@ -59,6 +60,14 @@ $(READY): requirements/dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
+
+# NVIDIA's compiler (95 MB, under NVIDIA's licence), for tests only: where it can't be had they say so and are skipped.
+# Tried again each time, since the file that says it is there is not made.
+.PHONY: rtx
+rtx: $(RTX)
+$(RTX): requirements/rtx.txt | $(READY)
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 15 --no-deps --require-hashes -r requirements/rtx.txt; \
+	  then touch $@; else echo "TensorRT for RTX can't be installed here: tests that need it are skipped" >&2; fi
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache

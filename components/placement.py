@@ -19,7 +19,7 @@ from typing import Any, Final
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import catalogue
-from yolov8_nas.hardware.target import names_cpu
+from yolov8_nas.hardware.target import names_cpu, require_runtime_supports
 from yolov8_nas.stages.stage import target_labels
 
 PRODUCT: Final = "nvidia.com/gpu.product"
@@ -105,7 +105,7 @@ def branches(
 
     Raises:
         InputError: A pool is none of the run's, has unknown keys or a value that Kubernetes would refuse; or a GPU has
-            neither an entry in the catalogue nor node labels.
+            neither an entry in the catalogue nor node labels, or its runtime does not support it.
     """
     names = {pool_name(target) for target in config.targets}
     for name in target_pools.keys() - names:
@@ -120,6 +120,7 @@ def _branch(label: str, target: TargetConfig, asked: Any, tolerations: Sequence[
     name = pool_name(target)
     if not isinstance(asked, Mapping) or asked.keys() - set(_KEYS):
         raise InputError(f"target_pools: {name}: {asked!r}: give a mapping with some of {', '.join(_KEYS)}")
+    require_runtime_supports(target.hardware, target.runtime, target.precision)
     gpu = is_gpu(target)
     labels = {key: value if isinstance(value, list) else [value] for key, value in asked.get("node_labels", {}).items()}
     if gpu and not labels:

@@ -459,21 +459,21 @@ def test_a_file_without_our_header_is_no_engine(tmp_path: Path, content: bytes) 
     [
         ({"gpu": "NVIDIA A10"}, ["the GPU Tesla T4 (here: NVIDIA A10)"]),
         ({"compute_capability": "8.6"}, ["compute capability 7.5 (here: 8.6)"]),
-        ({"tensorrt": "10.16.1.11"}, ["TensorRT 11.4.0.106 (here: 10.16.1.11)"]),
+        ({"tensorrt": "10.16.1.11"}, ["TensorRT 11.4.0.106 (here: TensorRT 10.16.1.11)"]),
         ({"gpu": "NVIDIA A10", "tensorrt": "11.5.0"}, ["NVIDIA A10), TensorRT 11.4"]),
+        ({"compiler": "TensorRT for RTX", "tensorrt": "1.7"}, ["TensorRT 11.4.0.106 (here: TensorRT for RTX 1.7)"]),
         ({"driver": "590.1", "cuda": "13.1"}, []),
     ],
 )
 def test_an_engine_of_another_machine_is_refused_before_tensorrt_is_asked(
     engine: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], words: list[str]
 ) -> None:
-    monkeypatch.setattr(runner, "bindings", lambda: None)
     monkeypatch.setattr(runner, "environment", lambda trt: replace(T4, **change))
     if not words:
-        assert runner.check_engine(engine).built_on == T4
+        assert runner.check_engine(engine, None).built_on == T4
         return
     with pytest.raises(InputError) as caught:
-        runner.check_engine(engine)
+        runner.check_engine(engine, None)
     assert all(word in str(caught.value) for word in ["model.engine", "build it here from model.onnx", *words])
 
 

@@ -163,12 +163,16 @@ def search(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A checkpoint (.pt) of a detector, or the work folder of a run.")],
-    format: Annotated[str, typer.Option(help="onnx, or engine for TensorRT.")] = "onnx",
+    format: Annotated[str, typer.Option(help="onnx, engine for TensorRT, or rtx for TensorRT for RTX.")] = "onnx",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Take other numbers of images and other sizes.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Compute in FP16.")] = False,
     nms: Annotated[bool, typer.Option("--nms", help="Suppress overlapping boxes in the file.")] = False,
     imgsz: Annotated[int | None, typer.Option(help="Side of the input in pixels; that of the training.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="What an engine of TensorRT for RTX is for, for example NVIDIA_L4; built anywhere."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; beside the model.")] = None,
 ) -> None:
     """Export a detector as a file that needs no PyTorch, and compare the two."""
@@ -193,6 +197,7 @@ def export(
             dynamic=dynamic,
             half=half,
             nms=nms,
+            gpu=gpu,
         )
     terminal.say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
 

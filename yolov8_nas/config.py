@@ -251,7 +251,7 @@ class TargetConfig(_Section):
     """
 
     hardware: Text = "auto"
-    runtime: Literal["tensorrt", "onnxruntime", "onnxruntime-tensorrt", "torch"] = "onnxruntime"
+    runtime: Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "onnxruntime-tensorrt", "torch"] = "onnxruntime"
     precision: Precision = "fp32"
     constraints: tuple[str, ...] = Field(min_length=1)
     batch: Positive = 1

@@ -35,7 +35,17 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Look at Python, packages, memory, disk and devices."""
-    return [_python(), *_packages(), _memory(), _disk(), _temporary_folder(), _cpu(), *_gpus(), _tensorrt()]
+    return [
+        _python(),
+        *_packages(),
+        _memory(),
+        _disk(),
+        _temporary_folder(),
+        _cpu(),
+        *_gpus(),
+        _tensorrt(),
+        _tensorrt_rtx(),
+    ]
 
 
 def _python() -> Finding:
@@ -108,3 +118,16 @@ def _tensorrt() -> Finding:
     if lacking := missing():
         return Finding(True, "TensorRT", f"not available: {' and '.join(lacking)}; CPUs with ONNX Runtime do without")
     return Finding(True, "TensorRT", f"{bindings().__version__}: engines can be built and run here")
+
+
+def _tensorrt_rtx() -> Finding:
+    from yolov8_nas.hardware.tensorrt_rtx import compiler, missing, missing_to_build
+
+    what = "TensorRT for RTX"
+    if lacking := missing_to_build():
+        return Finding(True, what, f"not available: {' and '.join(lacking)}; only runtime: tensorrt-rtx needs it")
+    version = compiler().__version__
+    if lacking := missing():
+        why = " and ".join(lacking)
+        return Finding(True, what, f"{version}: engines can be built here, for GPUs elsewhere; none can be run: {why}")
+    return Finding(True, what, f"{version}: engines can be built and run here")

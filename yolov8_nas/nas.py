@@ -438,7 +438,7 @@ class Subnet:
             raise InputError(f"format {format!r} is unknown; use one of {', '.join(SUFFIXES)}")
         if int8 is None:
             # In an engine, FP16 is for the layers that are not quantized; an ONNX file is the one or the other.
-            int8 = self._target.precision == "int8" and (format == "engine" or not half)
+            int8 = self._target.precision == "int8" and (format != "onnx" or not half)
         kind = "-int8" * int8 + "-fp16" * half + "-dynamic" * dynamic + "-nms" * nms
         default = self._session.workdir / "exports" / f"{self.name}{kind}{SUFFIXES[format]}"
         exported: Path = self._session.call(

@@ -241,7 +241,9 @@ def files(detector: Detector, runtime: Runtime, batches: Sequence[int], folder: 
     found = {}
     for batch in batches:
         file = detector.file if detector.batch else _fixed(detector, batch, folder)
-        found[batch] = file if runtime.suffix == ".onnx" else build_engine(file, folder / f"batch{batch}.engine")
+        found[batch] = (
+            file if runtime.suffix == ".onnx" else build_engine(file, folder / f"batch{batch}.engine", runtime)
+        )
     return found
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.deploy import tensorrt
+from yolov8_nas.deploy import tensorrt, tensorrt_rtx
 from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
 from yolov8_nas.deploy.onnx import export_onnx
 from yolov8_nas.deploy.quantization import quantize
-from yolov8_nas.hardware.runtime import Runtime
+from yolov8_nas.hardware.runtime import Runtime, TensorRTForRTX
+from yolov8_nas.hardware.tensorrt_rtx import capability_here
 from yolov8_nas.supernet.derive import add_one_to_one, save_checkpoint
 
 
@@ -62,7 +63,7 @@ def write_network(
         return write_onnx(model, file, runtime=runtime, imgsz=imgsz, batch=batch)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         onnx = write_onnx(model, Path(folder) / f"{file.stem}.onnx", runtime=runtime, imgsz=imgsz, batch=batch)
-        return build_engine(onnx, file)
+        return build_engine(onnx, file, runtime)
 
 
 def write_onnx(model: DetectionModel, file: Path, *, runtime: Runtime, imgsz: int, batch: int = 1) -> Path:
@@ -81,14 +82,22 @@ def write_onnx(model: DetectionModel, file: Path, *, runtime: Runtime, imgsz: in
     return file
 
 
-def build_engine(onnx: Path, engine: Path) -> Path:
-    """Build a TensorRT engine of an ONNX file; networks measured together share a timing cache.
+def build_engine(onnx: Path, engine: Path, runtime: Runtime) -> Path:
+    """Build the engine of an ONNX file for the GPU that is here; networks measured together share a timing cache.
 
     One build: how much builds of one network differ is part of what the latency model has to live with.
 
+    Args:
+        onnx: The file.
+        engine: The engine to write.
+        runtime: What will run it.
+
     Raises:
-        InputError: There is no TensorRT here.
-        StageError: TensorRT cannot build it.
+        InputError: The runtime's compiler is not here, or no GPU that it is for.
+        StageError: It cannot build it.
     """
+    if isinstance(runtime, TensorRTForRTX):
+        tensorrt_rtx.build_ahead(onnx, engine, capabilities=[capability_here()])
+        return engine
     tensorrt.build_engine(onnx, engine, measure=lambda _: 0.0, timing_cache=engine.parent / "timing.cache", builds=1)
     return engine

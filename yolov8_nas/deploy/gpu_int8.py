@@ -32,8 +32,8 @@ _SMALLEST: Final = float(np.finfo(np.float16).smallest_normal)
 def int8_for_gpu(source: Path, path: Path, *, half: bool = True) -> Path:
     """Write an INT8 file for TensorRT.
 
-    With FP16 scales become FP16 too. One below FP16's normal numbers, which belongs to weights that are all but zero,
-    is raised to the smallest of them, and its weights are rounded anew.
+    With FP16 scales become FP16 too. One below FP16's normal numbers, which belongs to weights or activations that are
+    all but zero, is raised to the smallest of them, and weights are rounded anew.
 
     Compare what it writes with ONNX Runtime's optimizations switched off: with them, ONNX Runtime on a CPU computes
     FP16 Q/DQ graphs far less exactly (seen with 1.31).
@@ -89,18 +89,26 @@ def _signed(graph: onnx.GraphProto) -> None:
 
 
 def _raise_scales(graph: onnx.GraphProto) -> None:
-    """Raise scales of weights below FP16's normal numbers, and round the weights anew."""
+    """Raise scales below FP16's normal numbers, and round the weights that they belong to anew.
+
+    A scale of activations so small belongs to a tensor that is all but zero. In FP16 it would become zero itself, which
+    TensorRT refuses; raised, what it rounds is wrong by at most half of it.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    raised: dict[str, NDArray[Any]] = {}
     for node in graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
+        if node.op_type not in _QUANTIZERS:
             continue
-        weight, scale = (constants[name] for name in node.input[:2])
-        before = numpy_helper.to_array(scale)
-        after = np.maximum(before, np.float32(_SMALLEST))
-        integers = numpy_helper.to_array(weight)
-        ratio = (before / after).reshape(-1, *[1] * (integers.ndim - 1))
-        weight.CopyFrom(numpy_helper.from_array(np.rint(integers * ratio).astype(np.int8), weight.name))
-        scale.CopyFrom(numpy_helper.from_array(after, scale.name))
+        scale = constants[node.input[1]]
+        if scale.name not in raised:
+            before = numpy_helper.to_array(scale)
+            after = np.maximum(before, np.float32(_SMALLEST))
+            raised[scale.name] = before / after
+            scale.CopyFrom(numpy_helper.from_array(after, scale.name))
+        if weight := constants.get(node.input[0]):
+            integers = numpy_helper.to_array(weight)
+            ratio = raised[scale.name].reshape(-1, *[1] * (integers.ndim - 1))
+            weight.CopyFrom(numpy_helper.from_array(np.rint(integers * ratio).astype(np.int8), weight.name))
 
 
 def _halve(graph: onnx.GraphProto, floats: set[str], source: Path) -> None:

@@ -19,7 +19,9 @@ from yolov8_nas.space import Architecture
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-SUFFIXES: Final = {"onnx": ".onnx", "engine": ".engine"}
+    from yolov8_nas.deploy.tensorrt import Profile
+
+SUFFIXES: Final = {"onnx": ".onnx", "engine": ".engine", "rtx": ".engine"}
 """Formats, and the suffixes of their files."""
 
 BATCH: Final = 16
@@ -66,8 +68,9 @@ def export(
     dynamic: bool = False,
     half: bool = False,
     nms: bool = False,
+    gpu: str | None = None,
 ) -> Path:
-    """Write the detector of a checkpoint as an ONNX file or as a TensorRT engine.
+    """Write the detector of a checkpoint as an ONNX file, as a TensorRT engine, or as one of TensorRT for RTX.
 
     The ONNX file is compared with the network before it gets its name, unless it is quantized. A quantized network's
     engine is built from INT8 as TensorRT reads it; `half` then is about its other layers.
@@ -82,6 +85,8 @@ def export(
         half: Whether it computes in FP16.
         nms: Whether it suppresses overlapping boxes itself: ONNX's operator in an ONNX file, TensorRT's plugin in an
             engine. A network with an NMS-free head has none.
+        gpu: What an engine of TensorRT for RTX is for, which needs no GPU to be built: a name of the catalogue or a
+            compute capability; the portable ones unless given.
 
     Raises:
         InputError: The checkpoint is no detector, or what is asked does not go together.
@@ -97,8 +102,12 @@ def export(
 
     if format not in SUFFIXES:
         raise InputError(f"format {format!r} is unknown; use one of {', '.join(SUFFIXES)}")
+    if gpu is not None and format != "rtx":
+        raise InputError(f'gpu {gpu!r}: only format "rtx" builds for a GPU that is elsewhere; leave gpu out')
     if format == "engine":
         _require_tensorrt()
+    elif format == "rtx":
+        _require_rtx(path, nms)
     network = _read(checkpoint)
     if nms and network.end2end:
         raise InputError(
@@ -107,7 +116,7 @@ def export(
         )
     size = side_of(network.args.get("imgsz"), checkpoint, imgsz)
     quantized = is_qat(network)
-    for_gpu = quantized and format == "engine"
+    for_gpu = quantized and format != "onnx"
     shape: dict[str, Any] = {"imgsz": size, "batch": batch, "dynamic": dynamic, "half": half and not for_gpu}
     onnx = path if format == "onnx" else path.with_suffix(SUFFIXES["onnx"])
     onnx.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +131,8 @@ def export(
         replace(written, onnx)
     if format == "onnx":
         return onnx
+    if format == "rtx":
+        return _build_ahead(onnx, path, size, batch, dynamic, gpu)
     return _build_engine(onnx, path, size, batch, dynamic, nms)
 
 
@@ -237,10 +248,40 @@ def _require_tensorrt() -> None:
         )
 
 
+def _require_rtx(path: Path, nms: bool) -> None:
+    from yolov8_nas.hardware.tensorrt_rtx import missing_to_build
+
+    if lacking := missing_to_build():
+        raise EngineUnavailable(f'format "rtx": {" and ".join(lacking)}; or use format "onnx"')
+    if nms:
+        raise InputError(
+            f"{path.name}: TensorRT for RTX has no kernel that suppresses boxes; export it without nms, and suppress "
+            "them on the host or train an NMS-free head (finetune.nms_free)"
+        )
+
+
+def _profile(imgsz: int, batch: int, dynamic: bool) -> Profile | None:
+    from yolov8_nas.deploy.tensorrt import Profile
+
+    largest = (batch, imgsz, imgsz)
+    return Profile(min=(1, 32, 32), opt=largest, max=largest) if dynamic else None
+
+
+def _build_ahead(onnx: Path, engine: Path, imgsz: int, batch: int, dynamic: bool, gpu: str | None) -> Path:
+    """Build an engine of an ONNX file for GPUs that need not be here."""
+    from yolov8_nas.deploy.tensorrt import EngineOptions
+    from yolov8_nas.deploy.tensorrt_rtx import build_ahead
+    from yolov8_nas.hardware.tensorrt_rtx import capabilities
+
+    options = EngineOptions(profile=_profile(imgsz, batch, dynamic))
+    build_ahead(onnx, engine, options=options, capabilities=capabilities(gpu))
+    return engine
+
+
 def _build_engine(onnx: Path, engine: Path, imgsz: int, batch: int, dynamic: bool, nms: bool) -> Path:
     """Build an engine of an ONNX file, the fastest of a few builds."""
     from yolov8_nas.deploy.nms_in_graph import NmsOptions
-    from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine
+    from yolov8_nas.deploy.tensorrt import EngineOptions, build_engine
     from yolov8_nas.hardware.tensorrt import TensorRTRunner
     from yolov8_nas.host import HostLock
 
@@ -249,9 +290,7 @@ def _build_engine(onnx: Path, engine: Path, imgsz: int, batch: int, dynamic: boo
         runner.gpu_times(WARM_UP)
         return statistics.median(runner.gpu_times(REPETITIONS))
 
-    largest = (batch, imgsz, imgsz)
-    profile = Profile(min=(1, 32, 32), opt=largest, max=largest) if dynamic else None
     with HostLock().measuring():  # TensorRT chooses by timings of its own, too
-        options = EngineOptions(profile=profile, nms=NmsOptions() if nms else None)
+        options = EngineOptions(profile=_profile(imgsz, batch, dynamic), nms=NmsOptions() if nms else None)
         build_engine(onnx, engine, measure=median_ms, options=options)
     return engine

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from yolov8_nas.deploy.onnx_file import dimensions, precision, read_metadata, read_onnx
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.engine_file import EngineManifest, read_manifest, split_header
+from yolov8_nas.hardware.engine_file import RTX, EngineManifest, read_manifest, split_header
 from yolov8_nas.store import file_sha256
 
 TYPES: Final = {TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16"}
@@ -144,6 +144,11 @@ def _read_onnx(file: Path) -> Servable:
 
 def _read_engine(file: Path) -> Servable:
     manifest = read_manifest(file)
+    if manifest.built_on.compiler == RTX:
+        raise InputError(
+            f"{file}: an engine of {RTX}, which neither Triton nor DeepStream opens; give the file that it was built "
+            f"from, {manifest.source}"
+        )
     metadata, plan = split_header(file)
     ((name, shapes),) = manifest.inputs.items()
     ((output, shape),) = manifest.outputs.items()

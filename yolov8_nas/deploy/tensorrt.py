@@ -15,7 +15,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +28,7 @@ from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_efficient_nms
 from yolov8_nas.deploy.onnx_file import check_zero_points, dimensions, precision, read_metadata, read_onnx
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, digest, with_header, write_engine
-from yolov8_nas.hardware.tensorrt import bindings, environment, load_engine, major, missing, open_log, told
+from yolov8_nas.hardware.tensorrt import bindings, environment, load_engine, major, missing, open_log, product, told
 from yolov8_nas.store import atomic_write
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def build_engine(
         raise ValueError(f"builds = {builds}: an engine is built at least once")
     trt = bindings()
     here = environment(trt)
-    network = _read_network(source, options, here)
+    network = read_network(source, options, [here.compute_capability], here.gpu)
     found = timing_cache.read_bytes() if timing_cache and timing_cache.exists() else b""
     measured: list[float] = []
     plan = cache = b""
@@ -146,8 +146,21 @@ def build_engine(
 
 
 @dataclass(frozen=True)
-class _Network:
-    """An ONNX file, checked, as TensorRT gets it."""
+class Network:
+    """An ONNX file, checked, as a compiler gets it; `read_network` gives it.
+
+    Attributes:
+        source: The file.
+        sha256: Its digest.
+        data: What is parsed: its bytes, or those of the graph with suppression appended.
+        opset: Its opset.
+        precision: The lowest in the graph.
+        input: Name of the input.
+        shapes: Smallest, best and largest shape of the input.
+        dynamic: Whether they differ.
+        outputs: Shape of each output.
+        metadata: Ultralytics' metadata, for the engine's header.
+    """
 
     source: Path
     sha256: str
@@ -161,9 +174,20 @@ class _Network:
     metadata: Mapping[str, Any]
 
 
-def _read_network(source: Path, options: EngineOptions, here: GpuEnvironment) -> _Network:
+def read_network(source: Path, options: EngineOptions, capabilities: Sequence[str], gpu: str) -> Network:
+    """Read and check an ONNX file that is to become an engine.
+
+    Args:
+        source: A file of `export_onnx`, or of `int8_for_gpu`.
+        options: How it is to be built.
+        capabilities: Compute capabilities that the engine is for.
+        gpu: What has them, for messages.
+
+    Raises:
+        InputError: It cannot become an engine on these, or options do not fit it.
+    """
     data, model = read_onnx(source)
-    _check_weights(source, model, here)
+    _check_weights(source, model, capabilities, gpu)
     check_zero_points(source, model)
     metadata = read_metadata(source, model)
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
@@ -183,7 +207,7 @@ def _read_network(source: Path, options: EngineOptions, here: GpuEnvironment) ->
         "dynamic": -1 in open_shape,
         "nms": bool(options.nms) or arguments.get("nms"),
     }
-    return _Network(
+    return Network(
         source=source,
         sha256=digest(data),
         data=model.SerializeToString() if options.nms else data,
@@ -197,15 +221,15 @@ def _read_network(source: Path, options: EngineOptions, here: GpuEnvironment) ->
     )
 
 
-def _check_weights(source: Path, model: onnx.ModelProto, here: GpuEnvironment) -> None:
+def _check_weights(source: Path, model: onnx.ModelProto, capabilities: Sequence[str], gpu: str) -> None:
     """Refuse weights that are not numbers, and types that the GPU lacks."""
-    capability = tuple(int(part) for part in here.compute_capability.split("."))
+    lowest = min(capabilities, key=_numbers)
     for tensor in model.graph.initializer:
         name, needed = _NEEDS.get(tensor.data_type, ("", (0, 0)))
-        if capability < needed:
+        if _numbers(lowest) < needed:
             raise InputError(
                 f"{source}: {tensor.name!r} is {name}, which needs compute capability {needed[0]}.{needed[1]}, and "
-                f"{here.gpu} has {here.compute_capability}; export it in FP16"
+                f"{gpu} has {lowest}; export it in FP16"
             )
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
             bad = int(np.isnan(numpy_helper.to_array(tensor)).sum())
@@ -213,6 +237,10 @@ def _check_weights(source: Path, model: onnx.ModelProto, here: GpuEnvironment) -
                 raise InputError(
                     f"{source}: {bad} weights of {tensor.name!r} are NaN; export a network that has learnt"
                 )
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))
 
 
 def _check_has_no_nms(source: Path, model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
@@ -249,29 +277,16 @@ def _shapes(source: Path, open_shape: list[int], profile: Profile | None, stride
 
 
 def _build(
-    trt: Any, network: _Network, options: EngineOptions, found: bytes, timing_cache: Path | None
+    trt: Any, network: Network, options: EngineOptions, found: bytes, timing_cache: Path | None
 ) -> tuple[bytes, bytes]:
     """One build: the engine's bytes, and the timing cache after it."""
     log = open_log(trt)
-    trt.init_libnvinfer_plugins(log, "")
-    try:
-        builder = trt.Builder(log)
-    except TypeError:  # what the bindings raise where the library gives them nothing
-        raise StageError(f"TensorRT {trt.__version__} does not start: {told(log)}") from None
+    builder = start_builder(trt, log)
     # From 11 on every network is strongly typed: the flag is ignored there, and its number is another.
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     definition = builder.create_network(strongly_typed if major(trt.__version__) < 11 else 0)
-    parser = trt.OnnxParser(definition, log)
-    if not parser.parse(network.data, str(network.source)):
-        raise _parser_error(trt, parser, network, log)
-    config = builder.create_builder_config()
-    _configure(trt, config, options)
-    if network.dynamic:
-        profile = builder.create_optimization_profile()
-        low, best, high = (tuple(network.shapes[name]) for name in ("min", "opt", "max"))
-        profile.set_shape(network.input, low, best, high)
-        if config.add_optimization_profile(profile) < 0:
-            raise InputError(f"{network.source}: TensorRT refuses options.profile = {options.profile}: {told(log)}")
+    parse(trt, definition, network, log)
+    config = configure(trt, builder, network, options, log)
     cache = config.create_timing_cache(found)
     if cache is None or not config.set_timing_cache(cache, False):
         raise InputError(
@@ -280,11 +295,41 @@ def _build(
         )
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
-        raise _build_error(network, options, log)
+        raise build_error(trt, network, options, log)
     return bytes(plan), bytes(config.get_timing_cache().serialize())
 
 
-def _configure(trt: Any, config: trt.IBuilderConfig, options: EngineOptions) -> None:
+def start_builder(trt: Any, log: Any) -> trt.Builder:
+    """A builder of TensorRT, or of TensorRT for RTX.
+
+    Raises:
+        StageError: The library does not start.
+    """
+    trt.init_libnvinfer_plugins(log, "")
+    try:
+        return trt.Builder(log)
+    except TypeError:  # what the bindings raise where the library gives them nothing
+        raise StageError(f"{product(trt)} {trt.__version__} does not start: {told(log)}") from None
+
+
+def parse(trt: Any, definition: trt.INetworkDefinition, network: Network, log: Any) -> None:
+    """Read an ONNX file into a network definition.
+
+    Raises:
+        InputError: The parser refuses it; its layers are named.
+    """
+    parser = trt.OnnxParser(definition, log)
+    if not parser.parse(network.data, str(network.source)):
+        raise _parser_error(trt, parser, network, log)
+
+
+def configure(trt: Any, builder: trt.Builder, network: Network, options: EngineOptions, log: Any) -> trt.IBuilderConfig:
+    """The configuration of a build: options, and the shapes of a dynamic network.
+
+    Raises:
+        InputError: A tactic source is unknown, or shapes are refused.
+    """
+    config = builder.create_builder_config()
     config.builder_optimization_level = options.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector would know names only
     if options.workspace_gib is not None:
@@ -299,9 +344,16 @@ def _configure(trt: Any, config: trt.IBuilderConfig, options: EngineOptions) -> 
             )
         # By name: the numbers are others in 11.
         config.set_tactic_sources(sum(1 << int(known[name]) for name in set(options.tactic_sources)))
+    if network.dynamic:
+        profile = builder.create_optimization_profile()
+        low, best, high = (tuple(network.shapes[name]) for name in ("min", "opt", "max"))
+        profile.set_shape(network.input, low, best, high)
+        if config.add_optimization_profile(profile) < 0:
+            raise InputError(f"{network.source}: TensorRT refuses options.profile = {options.profile}: {told(log)}")
+    return config
 
 
-def _parser_error(trt: Any, parser: trt.OnnxParser, network: _Network, log: Any) -> InputError:
+def _parser_error(trt: Any, parser: trt.OnnxParser, network: Network, log: Any) -> InputError:
     """What the parser complains of, with the operators that it lacks by name."""
     lacking = (
         trt.ErrorCode.UNSUPPORTED_NODE,
@@ -315,31 +367,35 @@ def _parser_error(trt: Any, parser: trt.OnnxParser, network: _Network, log: Any)
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         where = f"operator {error.node_operator()} ({error.node_name()})" if error.node_operator() else "the graph"
-        verdict = "is not supported" if error.code() in lacking else "cannot be read"
-        faults.append(f"{where} {verdict}: {error.desc()}")
+        described = error.desc()
+        # An operator that it does not know is looked for among plugins, and that is what TensorRT for RTX 1.7 tells.
+        unknown = error.code() in lacking or "Plugin not found" in described
+        verdict = "is not supported" if unknown else "cannot be read"
+        faults.append(f"{where} {verdict}: {described}")
     return InputError(
-        f"{network.source}: TensorRT {trt.__version__} cannot build it (opset {network.opset}): "
+        f"{network.source}: {product(trt)} {trt.__version__} cannot build it (opset {network.opset}): "
         f"{'; '.join(dict.fromkeys(faults)) or told(log)}; "
         "export it with a lower opset or without that operator, or use runtime: onnxruntime"
     )
 
 
-def _build_error(network: _Network, options: EngineOptions, log: Any) -> StageError:
+def build_error(trt: Any, network: Network, options: EngineOptions, log: Any) -> StageError:
+    """What is told of a build that gave nothing; TensorRT's own messages name the layer."""
     if any(_NO_MEMORY.search(message) for message in log.errors):
         limit = "no limit" if options.workspace_gib is None else f"{options.workspace_gib} GiB"
         return StageError(
-            f"{network.source}: memory ran out while TensorRT built it (workspace: {limit}, largest input: "
+            f"{network.source}: memory ran out while {product(trt)} built it (workspace: {limit}, largest input: "
             f"{network.shapes['max']}): {told(log)}; free memory of the GPU, raise options.workspace_gib, or lower "
             "options.profile.max"
         )
-    return StageError(f"{network.source}: TensorRT cannot build it: {told(log)}")
+    return StageError(f"{network.source}: {product(trt)} cannot build it: {told(log)}")
 
 
 def _write(
     trt: Any,
     engine: Path,
     plan: bytes,
-    network: _Network,
+    network: Network,
     options: EngineOptions,
     here: GpuEnvironment,
     measured: list[float],

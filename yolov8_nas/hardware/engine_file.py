@@ -24,6 +24,10 @@ from yolov8_nas.store import atomic_write, file_sha256, read_json, write_json
 
 SCHEMA: Final = 1
 
+TENSORRT: Final = "TensorRT"
+RTX: Final = "TensorRT for RTX"
+"""The compilers: an engine of one is nothing to the other."""
+
 _LENGTH: Final = 4
 
 
@@ -34,9 +38,10 @@ class GpuEnvironment:
     Attributes:
         gpu: The GPU's product name as the driver gives it; a MIG slice has its own.
         compute_capability: For example `8.6`.
-        tensorrt: Version of TensorRT.
+        tensorrt: Version of TensorRT, or of TensorRT for RTX.
         cuda: Version of the CUDA runtime in the process.
         driver: Version of the GPU's driver.
+        compiler: `TENSORRT` or `RTX`.
     """
 
     gpu: str
@@ -44,6 +49,7 @@ class GpuEnvironment:
     tensorrt: str
     cuda: str
     driver: str
+    compiler: str = TENSORRT
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ class EngineManifest:
         source_sha256: Digest of that file.
         options: Options of the build.
         builds_ms: What was measured of each build, in order; the engine is the fastest of them.
-        layers: Summary of what TensorRT's inspector tells: layers, fusions, reformats.
+        layers: Summary of what TensorRT's inspector tells: layers, fusions, reformats; of an engine built ahead of
+            time, what the builder told without a device.
+        built_for: Compute capabilities that an engine built ahead of time is for, on any GPU of one of them; empty for
+            one that belongs to the GPU that it was built on.
     """
 
     sha256: str
@@ -75,10 +84,16 @@ class EngineManifest:
     options: Mapping[str, Any]
     builds_ms: tuple[float, ...]
     layers: Mapping[str, Any]
+    built_for: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values for JSON."""
-        return {"schema": SCHEMA, **asdict(self), "builds_ms": list(self.builds_ms)}
+        return {
+            "schema": SCHEMA,
+            **asdict(self),
+            "builds_ms": list(self.builds_ms),
+            "built_for": list(self.built_for),
+        }
 
     def check_runs_on(self, here: GpuEnvironment, engine: Path) -> None:
         """Refuse a machine that the engine was not built for.
@@ -86,16 +101,20 @@ class EngineManifest:
         The driver and CUDA may be others: engines outlive their updates.
 
         Raises:
-            InputError: The GPU, its compute capability or the version of TensorRT is another.
+            InputError: The GPU, its compute capability, the compiler or its version is another.
         """
-        differences = [
-            f"{what} {then} (here: {now})"
-            for what, then, now in (
+        versions = [f"{one.compiler} {one.tensorrt}" for one in (self.built_on, here)]
+        if self.built_for:
+            suits = here.compute_capability in self.built_for
+            capabilities = " or ".join(self.built_for)
+            device = [("compute capability", capabilities, capabilities if suits else here.compute_capability)]
+        else:
+            device = [
                 ("the GPU", self.built_on.gpu, here.gpu),
                 ("compute capability", self.built_on.compute_capability, here.compute_capability),
-                ("TensorRT", self.built_on.tensorrt, here.tensorrt),
-            )
-            if then != now
+            ]
+        differences = [
+            f"{what} {then} (here: {now})".lstrip() for what, then, now in (*device, ("", *versions)) if then != now
         ]
         if differences:
             raise InputError(
@@ -168,6 +187,7 @@ def read_manifest(engine: Path) -> EngineManifest:
             raise ValueError("another schema")
         row["built_on"] = GpuEnvironment(**row["built_on"])
         row["builds_ms"] = tuple(row["builds_ms"])
+        row["built_for"] = tuple(row.get("built_for", ()))
         manifest = EngineManifest(**row)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         known = ", ".join(field.name for field in fields(EngineManifest))

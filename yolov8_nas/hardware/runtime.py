@@ -17,13 +17,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from yolov8_nas.errors import InputError
+
+if TYPE_CHECKING:
+    from yolov8_nas.hardware.tensorrt import TensorRTRunner
 
 _ERRORS_ONLY: Final = 3
 
@@ -191,13 +194,46 @@ class TensorRT(Runtime):
 
     def open(self, file: Path, threads: int, batch: int | None = None) -> Runner:
         """Open an engine."""
-        from yolov8_nas.hardware.tensorrt import TensorRTRunner
-
-        runner = TensorRTRunner(file)
+        runner = self._runner(file)
         if batch is None or all(spec.shape[0] == batch for spec in runner.get_inputs()):
             return runner
-        shapes = {spec.name: (batch, *spec.shape[1:]) for spec in runner.get_inputs()}
+        return self._runner(file, {spec.name: (batch, *spec.shape[1:]) for spec in runner.get_inputs()})
+
+    def _runner(self, file: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> TensorRTRunner:
+        from yolov8_nas.hardware.tensorrt import TensorRTRunner
+
         return TensorRTRunner(file, shapes=shapes)
+
+
+class TensorRTForRTX(TensorRT):
+    """TensorRT for RTX with engine files of our own, built ahead of time; see `hardware.tensorrt_rtx`."""
+
+    name = "tensorrt-rtx"
+    module = "tensorrt_rtx"
+
+    @property
+    def version(self) -> str:
+        """Version of the compiler."""
+        from yolov8_nas.hardware.tensorrt_rtx import compiler
+
+        return str(compiler().__version__)
+
+    def why_not(self) -> str | None:
+        """What is missing of the compiler, CUDA and a GPU that it supports in this precision."""
+        from yolov8_nas.hardware.tensorrt_rtx import missing
+
+        return " and ".join(missing(self.precision)) or None
+
+    def load(self) -> None:
+        """Import its bindings, which go by another name where they came alone."""
+        from yolov8_nas.hardware.tensorrt_rtx import compiler
+
+        compiler()
+
+    def _runner(self, file: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> TensorRTRunner:
+        from yolov8_nas.hardware.tensorrt_rtx import RtxRunner
+
+        return RtxRunner(file, shapes=shapes)
 
 
 class Torch(Runtime):
@@ -233,7 +269,7 @@ class Torch(Runtime):
 
 
 RUNTIMES: Final[Mapping[str, type[Runtime]]] = {
-    runtime.name: runtime for runtime in (OnnxRuntime, OnnxRuntimeTensorRT, Torch, TensorRT)
+    runtime.name: runtime for runtime in (OnnxRuntime, OnnxRuntimeTensorRT, Torch, TensorRT, TensorRTForRTX)
 }
 """Every runtime by its name."""
 

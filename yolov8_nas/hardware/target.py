@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import catalogue, gpu, profile
+from yolov8_nas.hardware import catalogue, gpu, profile, tensorrt_rtx
 from yolov8_nas.hardware.profile import Profile
 from yolov8_nas.hardware.runtime import find
 
@@ -91,6 +91,16 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
     return Target(f"cpu-{threads}t", "cpu", runtime, precision, threads)
 
 
+def require_runtime_supports(hardware: str, runtime: str, precision: str) -> None:
+    """See that a runtime supports a device, as far as names tell: nothing has to be here.
+
+    Raises:
+        InputError: It does not; what would do is named.
+    """
+    if runtime == tensorrt_rtx.RUNTIME and not names_cpu(hardware):
+        tensorrt_rtx.require_supported(hardware, precision)
+
+
 def names_cpu(hardware: str) -> bool:
     """Whether a configuration's name means a CPU, be it this machine's or a cluster node's."""
     name = hardware.strip().lower()
@@ -99,6 +109,7 @@ def names_cpu(hardware: str) -> bool:
 
 def _gpu_target(hardware: str, runtime: str, precision: str) -> Target:
     """A GPU of this machine on which networks can run."""
+    require_runtime_supports(hardware, runtime, precision)
     name = find_gpu(hardware)
     if why_not := find(runtime, "gpu", "int8" if precision == "best" else precision).why_not():
         raise InputError(f"runtime {runtime!r} on hardware {hardware!r}: {why_not}")

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware.cuda_events import event_times
-from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, read_manifest, split_header
+from yolov8_nas.hardware.engine_file import (
+    RTX,
+    TENSORRT,
+    EngineManifest,
+    GpuEnvironment,
+    read_manifest,
+    split_header,
+)
 from yolov8_nas.hardware.runtime import TensorSpec
 
 if TYPE_CHECKING:
@@ -66,6 +73,11 @@ def bindings() -> Any:
     return importlib.import_module("tensorrt")
 
 
+def product(trt: Any) -> str:
+    """Which of the two compilers a module is: `TENSORRT` or `RTX`."""
+    return RTX if "rtx" in getattr(trt, "__name__", "") else TENSORRT
+
+
 def major(version: str) -> int:
     """The first number of a version."""
     return int(version.partition(".")[0])
@@ -82,37 +94,50 @@ def environment(trt: Any) -> GpuEnvironment:
         gpu=gpu.name,
         compute_capability=f"{gpu.major}.{gpu.minor}",
         tensorrt=trt.__version__,
+        compiler=product(trt),
         cuda=torch.version.cuda or "unknown",
         driver=pynvml.nvmlSystemGetDriverVersion(),
     )
 
 
-def check_engine(engine: Path) -> EngineManifest:
+def check_engine(engine: Path, trt: Any) -> EngineManifest:
     """Whether an engine is whole and was built for this GPU and this TensorRT, asked before TensorRT is.
+
+    Args:
+        engine: The file.
+        trt: TensorRT's module, or that of TensorRT for RTX.
 
     Raises:
         InputError: It is missing, truncated, changed or not one of ours, was built for another GPU, compute capability
             or TensorRT, or this machine cannot run engines.
     """
     manifest = read_manifest(engine)
-    manifest.check_runs_on(environment(bindings()), engine)
+    manifest.check_runs_on(environment(trt), engine)
     return manifest
 
 
-def open_log(trt: Any) -> Any:
-    """A logger for TensorRT that keeps what it is told: `errors` and `warnings`, lists of messages."""
+def open_log(trt: Any, *, notes: bool = False) -> Any:
+    """A logger for TensorRT that keeps what it is told: `errors`, `warnings` and `notes`, lists of messages.
+
+    Args:
+        trt: TensorRT's module, or that of TensorRT for RTX.
+        notes: Whether what is neither is kept too; of a build, thousands of lines.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
             self.warnings: list[str] = []
+            self.notes: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(msg)
             elif severity == trt.ILogger.WARNING:
                 self.warnings.append(msg)
+            elif notes:
+                self.notes.append(msg)
 
     return Log()
 
@@ -145,7 +170,7 @@ def load_engine(trt: Any, plan: bytes, log: Any, name: str) -> trt.ICudaEngine:
     cuda_engine = runtime.deserialize_cuda_engine(plan)
     if cuda_engine is None:
         raise InputError(
-            f"{name}: TensorRT {trt.__version__} cannot open it: {told(log)}; build it anew on this machine"
+            f"{name}: {product(trt)} {trt.__version__} cannot open it: {told(log)}; build it anew on this machine"
         )
     return cuda_engine
 
@@ -187,12 +212,12 @@ class TensorRTRunner:
     def __init__(self, engine: Path, *, shapes: Mapping[str, Sequence[int]] | None = None, graph: bool = True) -> None:
         import torch
 
-        trt = bindings()
-        self.manifest = check_engine(engine)
+        trt = self._bindings()
+        self.manifest = check_engine(engine, trt)
         self.name = engine.name
         self._log = open_log(trt)
         self._engine = load_engine(trt, split_header(engine)[1], self._log, engine.name)
-        self._context = self._engine.create_execution_context()
+        self._context = self._open_context(engine)
         if self._context is None:
             raise InputError(f"{engine}: no room to run it: {told(self._log)}; free memory of the GPU")
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -202,6 +227,12 @@ class TensorRTRunner:
         self._stream.synchronize()
         if graph:
             self._graph = self._capture()
+
+    def _bindings(self) -> Any:
+        return bindings()
+
+    def _open_context(self, engine: Path) -> trt.IExecutionContext:
+        return self._engine.create_execution_context()
 
     @property
     def memory_mb(self) -> float:
@@ -256,7 +287,7 @@ class TensorRTRunner:
         assert self._graph is None
         runs = []
         for _ in range(repetitions):
-            times = _layer_times(bindings())
+            times = _layer_times(self._bindings())
             self._context.profiler = times
             self._launch()
             self._stream.synchronize()

@@ -204,7 +204,7 @@ class _Export:
                 if runtime.suffix == ".pt":
                     shutil.copyfile(checkpoint, runs)
                 elif runs != onnx:
-                    build_engine(onnx, runs)
+                    build_engine(onnx, runs, runtime)
                 files.append(_Exported(candidate, precision, folder, onnx, runs, row))
         return files
 
