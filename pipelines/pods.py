@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from kfp import dsl, kubernetes
 
+from yolov8_nas import credentials
+
 STORE_CLAIM: Final = "yolov8-nas-store"
 STORE_PATH: Final = "/store"
 STORE: Final = f"{STORE_PATH}/stages"
@@ -20,6 +22,9 @@ STORE: Final = f"{STORE_PATH}/stages"
 UID: Final = 10001
 SECRET: Final = "yolov8-nas-s3"
 SECRET_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+CREDENTIALS_SECRET: Final = "yolov8-nas-credentials"
+CREDENTIALS: Final = credentials.VARIABLE
+"""Key and environment variable with addresses that hold user, password or query; a run's parameters are no place."""
 CONFIG_MAP: Final = "yolov8-nas-config"
 CONFIG_KEYS: Final = (
     "MLFLOW_TRACKING_URI",
@@ -118,6 +123,7 @@ def _pod(task: dsl.PipelineTask, name: str, hours: int, *, shm: str, scratch: st
     kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=shm)
     kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=scratch)
     kubernetes.use_secret_as_env(task, SECRET, {key: key for key in SECRET_KEYS}, optional=True)
+    kubernetes.use_secret_as_env(task, CREDENTIALS_SECRET, {CREDENTIALS: CREDENTIALS}, optional=True)
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG_KEYS}, optional=True)
     kubernetes.set_image_pull_secrets(task, [PULL_SECRET])
     kubernetes.set_image_pull_policy(task, "IfNotPresent")

@@ -12,7 +12,8 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
 from components.placement import Branch, branches, training_nodes
 from pipelines.pipeline import yolov8_nas
-from pipelines.pods import GPU_TOLERATION, STORE, STORE_PATH
+from pipelines.pods import CREDENTIALS, CREDENTIALS_SECRET, GPU_TOLERATION, STORE, STORE_PATH
+from yolov8_nas import credentials
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.lifecycle import requested
@@ -56,8 +57,13 @@ def make(file: Path, overrides: Sequence[str], parameters: Sequence[str]) -> Req
     """
     config = RunConfig.load(file, overrides)
     given = dict(_parameter(text) for text in parameters)
+    try:
+        given = credentials.hide_all(given)
+    except ValueError as error:
+        raise InputError(f"--param: {error}") from None
     values = {"config": config.to_json(), "store": config.store or STORE, **given}
     whole = requested(values["config"], **{name: given[name] for name in _ASKED if name in given})
+    _check_addresses([whole.model_dump(mode="json"), given], str(file))
     _check_paths(whole, values["store"], str(file))
     training_nodes(given.get("training_nodes", "1"), given.get("training_gpus", "1"))
     placed = branches(whole, given.get("target_pools", {}), given.get("tolerations", [GPU_TOLERATION]))
@@ -83,6 +89,16 @@ def _parameter(text: str) -> tuple[str, Any]:
         what = {float: "a number", list: "a list, for example [a, b]", dict: "a mapping, for example {a: b}"}[form]
         raise InputError(f"--param {text!r}: {name} is {what}")
     return name, value
+
+
+def _check_addresses(asked: Any, source: str) -> None:
+    """Refuse what Kubeflow would show to everybody who may see the run."""
+    if bare := credentials.taken(asked):
+        raise InputError(
+            f"{source}: {', '.join(bare)}: user, password or query of an address would stand in Kubeflow's record of "
+            f"the run; give the bare address, and in the Secret {CREDENTIALS_SECRET} {CREDENTIALS}, a JSON object of "
+            "the bare address to the whole one"
+        )
 
 
 def _check_paths(config: RunConfig, store: str, source: str) -> None:

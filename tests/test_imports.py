@@ -18,7 +18,7 @@ LAYERS = (
     ("paths", "reading"),
     ("yaml_text",),
     ("files", "names", "space", "store", "terminal"),
-    ("search.constraint", "config", "host", "progress", "remote_store", "s3"),
+    ("search.constraint", "config", "host", "progress", "remote_store", "s3", "web"),
     ("checkpoint", "supernet.derive"),
     ("data", "hardware"),
     ("evaluation", "supernet"),

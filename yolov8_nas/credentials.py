@@ -8,7 +8,9 @@ from a Secret (`docs/kubeflow.md`).
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,6 +118,24 @@ def redacted(text: str) -> str:
     if "://" in text:
         text = _QUERY.sub(r"\1", _USER.sub(r"\1", text))
     return text
+
+
+def guard_logs() -> None:
+    """See that what libraries of this process log shows no secret either."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "guarded", False):
+        return
+
+    def bare(*parts: Any, **named: Any) -> logging.LogRecord:
+        record = make(*parts, **named)
+        with contextlib.suppress(TypeError, ValueError):  # a message that does not fit its arguments
+            record.msg, record.args = redacted(record.getMessage()), ()
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
+        return record
+
+    bare.guarded = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(bare)
 
 
 def _keep(bare: str, whole: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from yolov8_nas import paths
+from yolov8_nas import credentials, foreign, paths
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.preflight import check_places
@@ -33,6 +32,9 @@ _ASK_EVERY: Final = 5.0  # seconds
 
 FAILURES_LOG: Final = "failures.jsonl"
 """File beside the logs of a run on this machine: why tasks failed, a line each."""
+
+IN_CLUSTER: Final = "KUBERNETES_SERVICE_HOST"
+"""Environment variable that Kubernetes sets in every container."""
 
 
 def requested(config: str, **asked: Any) -> RunConfig:
@@ -74,6 +76,11 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
     from yolov8_nas.space import SearchSpace
     from yolov8_nas.stages.data_prep import find_classes
 
+    if os.environ.get(IN_CLUSTER) and (bare := credentials.taken(config.model_dump(mode="json"))):
+        raise InputError(
+            f"{', '.join(bare)}: user, password or query of an address stand in Kubeflow's record of this run: change "
+            f"them, give the bare address, and the whole in the pods' {credentials.VARIABLE} (docs/kubeflow.md)"
+        )
     # The task that closes the run has no inputs but the run's name, since it also runs when this one never ended.
     opened_store = open_store(store)
     opened_store.record(run_id, CONFIG_FILE, config.model_dump(mode="json"))
@@ -165,7 +172,7 @@ def _never_opened(run_id: str, folder: Path, summary_file: Path, report_file: Pa
     write_json(summary_file, summary)
     report_file.parent.mkdir(parents=True, exist_ok=True)
     page = f"<!doctype html><meta charset=utf-8><title>{run_id}</title><h1>The run was never opened</h1><p>"
-    report_file.write_text(page + html.escape(error), encoding="utf-8")
+    report_file.write_text(page + foreign.html(error), encoding="utf-8")
     return summary
 
 

@@ -16,6 +16,7 @@ from boto3.exceptions import RetriesExceededError, S3UploadFailedError
 from botocore import exceptions
 from botocore.config import Config
 
+from yolov8_nas.credentials import revealed
 from yolov8_nas.errors import InputError
 
 ATTEMPTS: Final = 5
@@ -40,7 +41,8 @@ def split(address: str) -> tuple[str, str]:
     Raises:
         InputError: It names no bucket.
     """
-    bucket, _, key = address.removeprefix("s3://").partition("/")
+    authority, _, key = revealed(address).removeprefix("s3://").partition("/")
+    bucket = authority.rpartition("@")[2]  # keys come from boto3's chain, never from an address
     if not address.startswith("s3://") or not bucket:
         raise InputError(f"{address}: names no bucket; write s3://BUCKET/KEY")
     return bucket, key

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from yolov8_nas import quiet
 from yolov8_nas.errors import StageError
 from yolov8_nas.remote_store import RemoteEntry
 from yolov8_nas.stages.stage import PARENT_VARIABLE, StageContext, open_store
@@ -105,7 +106,7 @@ def main(address: str, key: str) -> int:
     job = store.root / folder
     request = read_json(job / REQUEST)
     settings = request["settings"]
-    os.environ["YOLO_CONFIG_DIR"] = str(entry.scratch)
+    os.environ.update(quiet.ultralytics(entry.scratch))
     inputs = {"data-prep": str(store.result("data-prep", request["dataset"]).outputs)}
     if (weights := settings["weights"]) and weights["path"] == kept_at(weights["sha256"]):
         weights["path"] = str(store.result(KEPT, weights["sha256"]).outputs)

@@ -7,6 +7,7 @@ A download goes on where it was cut off, by parts of a fixed size.
 
 from __future__ import annotations
 
+import re
 import shutil
 import ssl
 import time
@@ -17,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path, PurePosixPath
 from typing import IO, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from yolov8_nas import store
+from yolov8_nas import credentials, store, web
 from yolov8_nas.errors import InputError
 
 PART: Final = 64 * 2**20
@@ -31,6 +32,8 @@ PART: Final = 64 * 2**20
 _AT_ONCE: Final = 8
 _PAUSES: Final = (1.0, 2.0, 4.0, 8.0)  # seconds before a part is tried again
 _TIMEOUT: Final = 30.0  # seconds
+_SLOWEST: Final = 10_000  # bytes per second
+_CHUNK: Final = 2**20
 
 T = TypeVar("T")
 
@@ -200,10 +203,24 @@ class _Download:
                 raise InputError(
                     f"{self.listing.address}: {part.file.name} was replaced meanwhile; start the run again"
                 )
-            shutil.copyfileobj(stream, file)
+            self._take(part, stream, file)
         if (size := arriving.stat().st_size) != part.size:
             raise ConnectionError(f"{self.listing.address}: {size:,} of {part.size:,} bytes of {part.file.name} came")
         arriving.replace(part.path)
+
+    def _take(self, part: _Part, stream: IO[bytes], file: IO[bytes]) -> None:
+        """Write what arrives of a part: no more than was announced, and no slower than anybody waits for."""
+        left, until = part.size, time.monotonic() + _TIMEOUT + part.size / _SLOWEST
+        while chunk := stream.read(min(_CHUNK, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise InputError(
+                    f"{self.listing.address}: more than the {part.size:,} bytes of {part.file.name} came that were "
+                    "announced; download the dataset and give its path"
+                )
+            if time.monotonic() > until:
+                raise ConnectionError(f"{self.listing.address}: comes slower than {_SLOWEST:,} bytes/s; try later")
+            file.write(chunk)
 
     def _join(self, parts: Sequence[_Part]) -> None:
         """Append the parts to the first; one that is gone was appended by a call that was cut off."""
@@ -252,6 +269,7 @@ class _Place(Protocol):
 
 
 def _place(address: str, patient: bool = True) -> _Place:
+    """Where an address leads to, which may be a bare one (`credentials`)."""
     if address.startswith("s3://"):
         return _S3(address, patient)
     if address.startswith("https://"):
@@ -275,8 +293,8 @@ class _S3:
         from yolov8_nas import s3  # here, since most datasets are local and boto3 takes its time
 
         self.s3 = s3
-        self.address = address
-        self.bucket, self.key = s3.split(address)
+        self.address = credentials.hidden(address)
+        self.bucket, self.key = s3.split(self.address)
         self.prefix = self.key[: self.key.rfind("/") + 1]
         self.client = s3.connect(address, s3.ATTEMPTS if patient else 2)
 
@@ -307,7 +325,11 @@ class _S3:
 
     def _folder(self) -> Iterator[RemoteFile]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
-        found = [entry for page in pages for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
+        found = []
+        for page in pages:
+            found += [entry for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
+            if len(found) > store.MAX_FILES:  # before the rest of a list that may have no end is read
+                break
         if not found:
             raise InputError(f"{self.address}: there is nothing; correct the address")
         names = {entry["Key"].removeprefix(self.prefix) for entry in found}
@@ -331,12 +353,17 @@ class _Web:
     """An archive on a web server."""
 
     def __init__(self, address: str) -> None:
-        if urlsplit(address).username is not None:
+        try:
+            self.address = credentials.hidden(address)  # what is shown and recorded
+        except ValueError as error:
+            raise InputError(f"data: {error}") from None
+        self.whole = credentials.revealed(address)
+        self.opener = web.opener(self.whole)
+        if urlsplit(self.whole).username is not None:
             raise InputError(
-                f"https://{urlsplit(address).hostname}: user and password in an address would be recorded; "
-                "download the dataset and give its path"
+                f"{self.address}: user and password in an address are not sent to a web server; download the dataset "
+                "and give its path, or give a signed address"
             )
-        self.address = address
 
     def look(self) -> Listing:
         name = _named(self.address, PurePosixPath(unquote(urlsplit(self.address).path)).name)
@@ -345,7 +372,7 @@ class _Web:
             ranges = answer.status == 206
             size = answer.headers["Content-Range"].rpartition("/")[2] if ranges else answer.headers["Content-Length"]
             version = _version(answer)
-        if not version or not size or not size.isdigit():
+        if not version or not size or not re.fullmatch("[0-9]{1,18}", size):
             raise InputError(
                 f"{self.address}: the server tells {'no size' if version else 'neither an ETag nor a time'} of it, so "
                 "a change could go unnoticed; download the dataset and give its path"
@@ -353,21 +380,19 @@ class _Web:
         return Listing(self.address, name, False, (RemoteFile(name, int(size), version),), ranges)
 
     def open(self, file: RemoteFile, span: tuple[int, int] | None) -> AbstractContextManager[tuple[str, IO[bytes]]]:
-        return self._opened({"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {})
+        return self._opened(span)
 
     @contextmanager
-    def _opened(self, asked: Mapping[str, str]) -> Iterator[tuple[str, IO[bytes]]]:
-        with self._answer(asked) as answer:
+    def _opened(self, span: tuple[int, int] | None) -> Iterator[tuple[str, IO[bytes]]]:
+        with self._answer({"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}) as answer:
+            if span and not (answer.headers["Content-Range"] or "").startswith(f"bytes {span[0]}-"):
+                raise ConnectionError(f"{self.address}: another part came than was asked for; try again later")
             yield _version(answer), answer
 
     @contextmanager
     def _answer(self, asked: Mapping[str, str]) -> Iterator[HTTPResponse]:
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(self.address, headers=dict(asked)), timeout=_TIMEOUT
-            ) as answer:
-                if not answer.url.startswith("https://"):
-                    raise InputError(f"{self.address}: leads to {answer.url}, which is not encrypted; give another one")
+            with self.opener.open(urllib.request.Request(self.whole, headers=dict(asked)), timeout=_TIMEOUT) as answer:
                 yield answer
         except urllib.error.HTTPError as error:
             if error.code >= 500 or error.code in (408, 429):
@@ -379,6 +404,8 @@ class _Web:
                     f"{self.address}: {error.reason}; name the authority's certificates in SSL_CERT_FILE"
                 ) from None
             raise ConnectionError(f"{self.address}: no answer ({error.reason}); check address and network") from None
+        except InvalidURL as error:
+            raise InputError(f"{self.address}: no address ({error}); correct it") from None
         except (HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             raise ConnectionError(f"{self.address}: no whole answer ({error}); try again later") from None
 

@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from yolov8_nas import credentials
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
 
@@ -83,8 +84,9 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
         store: Folder of the stage store.
 
     Returns:
-        `uri`; without one, the server that `MLFLOW_TRACKING_URI` names; without that, SQLite in `mlflow/` beside the
-        store. SQLite paths are made absolute, since not every process of a run has the same working folder.
+        `uri`, as it can be shown and recorded (`credentials`); without one, the server that `MLFLOW_TRACKING_URI`
+        names; without that, SQLite in `mlflow/` beside the store. SQLite paths are made absolute, since not every
+        process of a run has the same working folder.
 
     Raises:
         InputError: It is no URI; or there is neither a URI nor a folder to put a database beside, because the store is
@@ -94,6 +96,10 @@ def resolve_uri(uri: str | None, store: str | Path) -> str:
         check_form(uri, "tracking.uri")
     elif uri := os.environ.get(URI_VARIABLE):
         check_form(uri, URI_VARIABLE)
+    try:
+        uri = credentials.hidden(uri or "")
+    except ValueError as error:
+        raise InputError(f"tracking.uri: {error}") from None
     if not uri:
         if "://" in str(store):
             raise InputError(
@@ -139,10 +145,10 @@ def database(uri: str) -> Path | None:
 
 def without_credentials(uri: str) -> str:
     """A tracking URI that can be shown: no user, no password, no query."""
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    # A database's URI has no host, and would lose one of its slashes here.
-    return urlunsplit((parts.scheme, host, parts.path, "", "")) if host else uri
+    try:
+        return credentials.without(uri)
+    except ValueError:  # nothing of it can be told from a password
+        return f"{uri.partition('://')[0]}://..."
 
 
 def connect(uri: str) -> MlflowClient:
@@ -154,6 +160,7 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(variable, value)
     import mlflow
 
+    credentials.guard_logs()
     for name in ("mlflow", "alembic"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -161,11 +168,12 @@ def connect(uri: str) -> MlflowClient:
     # The registry of a database looks up logged models at the process's URI, not at the client's. The environment stays
     # as it is, though: `resolve_uri` reads it.
     before = os.environ.get(URI_VARIABLE)
-    mlflow.set_tracking_uri(uri)
+    whole = credentials.revealed(uri)
+    mlflow.set_tracking_uri(whole)
     os.environ.pop(URI_VARIABLE, None)
     if before is not None:
         os.environ[URI_VARIABLE] = before
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client = mlflow.MlflowClient(tracking_uri=whole, registry_uri=whole)
     file = database(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -403,6 +411,13 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere that a server leads to: that it answers at all is what is asked."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def check_server(uri: str) -> None:
     """Ask a server for its health, once: MLflow's own client would retry for minutes.
 
@@ -413,7 +428,7 @@ def check_server(uri: str) -> None:
         return
     address = without_credentials(uri)
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=ANSWER_WITHIN):
+        with urllib.request.build_opener(_Stay).open(f"{address.rstrip('/')}/health", timeout=ANSWER_WITHIN):
             pass
     except urllib.error.HTTPError:
         pass  # something answers; whether it lets us in, MLflow's first call tells

@@ -30,7 +30,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from yolov8_nas import paths, quiet
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.errors import InputError, StageError, WaitingError
+from yolov8_nas.errors import InputError, StageError, WaitingError, told
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress, duration
 from yolov8_nas.store import (
@@ -466,7 +466,7 @@ class _Run:
     def _failed(self, error: Exception, key: str, entry: Entry | None) -> Outcome:
         deterministic = isinstance(error, InputError | StageError)
         if not deterministic:
-            traceback.print_exception(error)
+            print(told("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
         failure = {
             "status": "failed",
             "stage": self.stage.name,
@@ -617,9 +617,9 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _unexpected(error: Exception) -> str:
-    if isinstance(error, OSError) and (told := paths.told(error)) is not None:
-        return str(told)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, OSError) and (of_a_path := paths.told(error)) is not None:
+        return str(of_a_path)
+    return told(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 def _tame_ultralytics(folder: Path) -> None:
