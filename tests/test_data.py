@@ -19,7 +19,7 @@ from PIL import Image
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset as normalised
 from yolov8_nas.data.check import check_source, checked, source_digest
-from yolov8_nas.data.sample import ROUNDING
+from yolov8_nas.data.sample import CLIPPED, EMPTY, ROUNDING
 from yolov8_nas.data.splits import LEAST, SHARE, position, search_split
 from yolov8_nas.data.yolo_layout import label_file
 from yolov8_nas.data.yolo_rows import TOLERANCE, parse_row
@@ -238,26 +238,31 @@ sides = st.floats(1e-6, 1.0)
 @given(label=st.integers(0, 79), width=sides, height=sides, x=st.floats(0, 1), y=st.floats(0, 1))
 def test_rows_survive_writing_and_reading(label: int, width: float, height: float, x: float, y: float) -> None:
     row = f"{label} {width / 2 + x * (1 - width)!r} {height / 2 + y * (1 - height)!r} {width!r} {height!r}"
-    box = parse_row(row, 80)
-    again = parse_row(normalised.format_row(box), 80)
-    assert again.label == box.label == label
+    box, outcome, what = parse_row(row, 80)
+    assert box is not None and outcome is None and what is None
+    again, *_ = parse_row(normalised.format_row(box), 80)
+    assert again is not None and again.label == box.label == label
     assert again == box, "what was normalised once stays as it is"
 
 
 @given(x=st.floats(-0.5, 1.5), width=st.floats(1e-3, 1.5))
-def test_boxes_are_clipped_within_the_tolerance_and_refused_beyond(x: float, width: float) -> None:
+def test_boxes_are_clipped_and_beyond_the_tolerance_it_is_said(x: float, width: float) -> None:
     low, high = x - width / 2, x + width / 2
-    row = f"0 {x!r} 0.5 {width!r} 0.5"
-    if low < -TOLERANCE or high > 1 + TOLERANCE:
-        with pytest.raises(InputError, match="reaches out of the image"):
-            parse_row(row, 1)
+    if low >= 1 + TOLERANCE or high <= -TOLERANCE:
+        with pytest.raises(InputError, match="lies outside its image"):
+            parse_row(f"0 {x!r} 0.5 {width!r} 0.5", 1)
         return
+    box, outcome, _ = parse_row(f"0 {x!r} 0.5 {width!r} 0.5", 1)
     if min(high, 1) - max(low, 0) <= 1e-8:
+        assert box is None or box.width <= 2e-8
+        assert box is not None or outcome == EMPTY
         return
-    box = parse_row(row, 1)
+    assert box is not None
+    if abs(low + TOLERANCE) > 1e-8 and abs(high - 1 - TOLERANCE) > 1e-8:
+        assert outcome == (CLIPPED if low < -TOLERANCE or high > 1 + TOLERANCE else None)
     assert box.x - box.width / 2 >= -ROUNDING and box.x + box.width / 2 <= 1 + ROUNDING
-    assert box.x - box.width / 2 == pytest.approx(max(low, 0), abs=2e-9)
-    assert box.x + box.width / 2 == pytest.approx(min(high, 1), abs=2e-9)
+    assert box.x - box.width / 2 == pytest.approx(max(low, 0), abs=1e-8)
+    assert box.x + box.width / 2 == pytest.approx(min(high, 1), abs=1e-8)
 
 
 @given(
@@ -267,10 +272,13 @@ def test_boxes_are_clipped_within_the_tolerance_and_refused_beyond(x: float, wid
 )
 def test_any_row_is_a_box_or_an_input_error(row: str) -> None:
     try:
-        box = parse_row(row, 3)
+        box, outcome, _ = parse_row(row, 3) if row.split() else (None, EMPTY, None)
     except InputError as error:
         assert "; " in str(error), "no remedy"
     else:
+        if box is None:
+            assert outcome == EMPTY
+            return
         assert 0 <= box.label < 3 and box.width > 0 and box.height > 0
 
 
@@ -317,9 +325,10 @@ BAD = {
     "no mapping": (put("data.yaml", b"- a"), ["data.yaml: holds ['a']"]),
     "no val": (lambda root: edit_yaml(root, val=...), ["data.yaml: val is missing", "add a line"]),
     "no train": (lambda root: edit_yaml(root, train=...), ["data.yaml: train is missing", "add a line"]),
-    "train is a number": (lambda root: edit_yaml(root, train=5), ["data.yaml: train = 5"]),
+    "train is a number": (lambda root: edit_yaml(root, train=5), ["data.yaml: train: 5 does not exist"]),
+    "train is a mapping": (lambda root: edit_yaml(root, train={"a": "b"}), ["data.yaml: train = {'a': 'b'}"]),
     "no such folder": (lambda root: edit_yaml(root, train="imgs"), ["data.yaml: train: imgs does not exist"]),
-    "no images": (empty("images/train"), ["train: images/train: no images", "put images there (bmp"]),
+    "no images": (empty("images/train"), ["train: images/train: no images", "put images there (apng, avif, "]),
     "empty validation split": (empty("images/val"), ["val: images/val: the validation split is empty"]),
     "no names": (lambda root: edit_yaml(root, names=...), ["data.yaml: names = None"]),
     "names with a gap": (lambda root: edit_yaml(root, names={0: "a", 2: "b"}), ["names has the keys [0, 2]"]),
@@ -338,16 +347,16 @@ BAD = {
     ),
     "negative class": (row("-1 0.5 0.5 0.1 0.1"), ["train_03.txt, line 2: class -1 is out of range"]),
     "class is a fraction": (row("0.5 0.5 0.5 0.1 0.1"), ["train_03.txt, line 2: class 0.5 is out of range"]),
-    "box outside": (row("0 0.99 0.5 0.1 0.1"), ["line 2: box 0 0.99 0.5 0.1 0.1 reaches out of the image", "clip it"]),
+    "box outside": (row("0 1.5 0.5 0.1 0.1"), ["line 2: box 0 1.5 0.5 0.1 0.1 lies outside its image", "take it out"]),
     "pixels": (row("0 16 12 8 8"), ["line 2: box 0 16 12 8 8 reaches out", "divide x and width"]),
     "nan": (row("0 nan 0.5 0.1 0.1"), ["line 2: '0 nan 0.5 0.1 0.1' holds a value that is not finite"]),
     "infinite": (row("0 0.5 0.5 inf 0.1"), ["line 2: ", "not finite"]),
     "no number": (row("0 0.5 x 0.1 0.1"), ["line 2: '0 0.5 x 0.1 0.1' holds something that is no number"]),
     "four columns": (row("0 0.5 0.5 0.1"), ["line 2: 4 columns", "class x y width height"]),
-    "polygon": (row("0 0.1 0.1 0.2 0.1 0.2 0.2"), ["line 2: 7 columns", "polygons are not read"]),
-    "no size": (row("0 0.5 0.5 0 0.1"), ["line 2: box 0 0.5 0.5 0 0.1 has no size", "take it out"]),
+    "confidence": (row("0 0.5 0.5 0.1 0.1 0.9"), ["line 2: 6 columns", "leave out a confidence"]),
+    "eight columns": (row("0 0.5 0.5 0.1 0.1 0.9 7 3"), ["line 2: 8 columns", "or a polygon"]),
     "negative size": (row("0 0.5 0.5 0.1 -0.1"), ["line 2: ", "has no size"]),
-    "labels are no text": (put("labels/val/val_01.txt", b"\xff\xfe\x00\x01"), ["labels/val/val_01.txt: not UTF-8"]),
+    "labels are no text": (put("labels/val/val_01.txt", b"\x93\xff\x00\x01"), ["labels/val/val_01.txt: not UTF-8"]),
     "unreadable image": (
         put("images/train/train_05.png", b"GIF89a nothing"),
         ["images/train/train_05.png: unreadable or truncated image", "replace it"],
@@ -397,7 +406,7 @@ BAD_COCO: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "category unknown": (lambda c: c["annotations"][3].update(category_id=[8]), "annotation 3: category_id = [8]"),
     "three numbers": (lambda c: c["annotations"][3].update(bbox=[1, 2, 3]), "annotation 3: bbox = [1, 2, 3]"),
     "nan": (lambda c: c["annotations"][3].update(bbox=[1, 2, 3, float("nan")]), "annotation 3: bbox = [1, 2, 3, nan]"),
-    "outside": (lambda c: c["annotations"][3].update(bbox=[28, 2, 8, 3]), "box [28, 2, 8, 3] reaches out"),
+    "outside": (lambda c: c["annotations"][3].update(bbox=[40, 2, 8, 3]), "box [40, 2, 8, 3] lies outside its image"),
     "other categories": (lambda c: c["categories"][0].update(name="gap"), "categories differ from train's"),
     "category ids twice": (lambda c: c["categories"][0].update(id=7), "categories without an id of their own"),
 }

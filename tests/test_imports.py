@@ -29,7 +29,7 @@ LAYERS = (
     ("stages",),
     ("lifecycle", "preflight", "doctor", "display", "apart", "analysis", "retraining"),
     ("local", "nas"),
-    ("cli_analyze", "cli_models", "cli_sensitivity"),
+    ("cli_analyze", "cli_data", "cli_models", "cli_sensitivity"),
     ("cli",),
 )
 """The modules of the library from the bottom up. A module may import from its own line and from those above it here,

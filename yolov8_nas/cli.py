@@ -17,7 +17,7 @@ import typer.core
 from rich.table import Table
 from rich.text import Text
 
-from yolov8_nas import cli_analyze, cli_models, cli_sensitivity, paths, terminal
+from yolov8_nas import cli_analyze, cli_data, cli_models, cli_sensitivity, paths, terminal
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import SpaceError
@@ -64,6 +64,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: check one, make the demo's.")
 app.add_typer(data_app, name="data")
+data_app.command("check")(cli_data.check)
+data_app.command("make-demo")(cli_data.make_demo)
 app.add_typer(cli_models.app, name="models")
 app.command()(cli_analyze.analyze)
 app.command()(cli_sensitivity.sensitivity)
@@ -296,41 +298,6 @@ for _name, _help in {
     )(_in_cluster)
 
 
-@data_app.command("check")
-def data_check(path: Annotated[str, typer.Argument(help="A folder, a data.yaml, an archive or an address.")]) -> None:
-    """Check a dataset as a run would, and tell what is in it."""
-    from yolov8_nas.data.check import check_source
-
-    dataset = check_source(path)
-    console = Terminal()
-    table = Table(box=None, pad_edge=False)
-    for column in ("split", "images", *dataset.names):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split, count in dataset.images.items():
-        table.add_row(split, str(count), *(str(boxes) for boxes in dataset.boxes[split].values()))
-    console.print(table)
-    for warning in dataset.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-@data_app.command("make-demo")
-def data_make_demo(
-    folder: Annotated[Path, typer.Argument(help="Folder to write to; it must not exist or be empty.")],
-    images: Annotated[int, typer.Option(min=8, help="Number of images.")] = 320,
-    size: Annotated[int, typer.Option(min=32, help="Side of an image in pixels.")] = 160,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other images.")] = 0,
-) -> None:
-    """Make the demo's dataset: industrial surfaces with defects."""
-    from yolov8_nas.data.demo import make_demo
-    from yolov8_nas.preflight import check_folder
-
-    check_folder(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: not empty; give a new folder")
-    make_demo(folder, images=images, size=size, seed=seed)
-    terminal.say(f"wrote {images} images to {folder}")
-
-
 def _probe_elsewhere(
     file: Path | None, bundle: Path | None, results: Path | None, label: str | None, workdir: Path | None
 ) -> None:
@@ -523,6 +490,7 @@ def _limits(config: RunConfig) -> list[Any]:
 
 def main() -> None:
     """Entry point of the command `yolov8-nas`."""
+    terminal.write_anything()
     app()
 
 

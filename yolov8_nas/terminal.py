@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,13 @@ from rich.status import Status
 from rich.text import Text
 
 from yolov8_nas import foreign
+
+
+def write_anything() -> None:
+    """Let the standard streams write what their encoding has no letters for, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: object, *, error: bool = False) -> None:

@@ -48,13 +48,14 @@ class _Loader(yaml.CSafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def parse_yaml(text: str, source: str, *, most_bytes: int = MOST_BYTES) -> Any:
+def parse_yaml(text: str, source: str, *, most_bytes: int = MOST_BYTES, as_written: bool = False) -> Any:
     """The content of YAML, which JSON is, too.
 
     Args:
         text: The YAML.
         source: What it is, for messages.
         most_bytes: Characters that it may have.
+        as_written: Whether values stay text: `on`, `null` and `1.0` may be names.
 
     Raises:
         InputError: It is no YAML or breaks a bound.
@@ -63,7 +64,7 @@ def parse_yaml(text: str, source: str, *, most_bytes: int = MOST_BYTES) -> Any:
         raise InputError(f"{source}: {len(text):,} characters of YAML, more than {most_bytes:,}; make it smaller")
     try:
         _check(text, source)
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=yaml.CBaseLoader if as_written else _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     except InputError:

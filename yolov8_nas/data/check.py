@@ -6,23 +6,24 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from PIL import Image
-
-from yolov8_nas.data import demo, layout, remote
-from yolov8_nas.data import sample as samples_of
+from yolov8_nas.data import demo, images, layout, ledger, remote
 from yolov8_nas.data.faults import Faults
-from yolov8_nas.data.sample import Box, Listing, Sample
-from yolov8_nas.data.source import local_path, opened, source_name
-from yolov8_nas.data.splits import search_split
+from yolov8_nas.data.images import Facts
+from yolov8_nas.data.known import Known, state
+from yolov8_nas.data.ledger import listed
+from yolov8_nas.data.sample import Boxes, Listing, Sample
+from yolov8_nas.data.source import is_archive, local_path, opened, source_name
+from yolov8_nas.data.splits import search_split, val_split
 from yolov8_nas.data.yolo_layout import label_file
 from yolov8_nas.errors import InputError
 
@@ -31,33 +32,45 @@ SPLITS: Final = ("train", "search", "val")
 FETCHED: Final = ".fetched"
 """Folder of a dataset that was downloaded, in the `scratch` of `checked`; of no use on another machine."""
 
-_LEAST_SIDE = 10  # pixels; Ultralytics drops smaller images
-_FORMATS = frozenset({"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
-_MOST_BYTES: Final = 256 * 2**20  # of a file
-_PIXELS: Final = 32_000_000  # of an image in any case: decoded, they take 128 MB
-_PIXELS_A_BYTE: Final = 50  # of a larger image's file: photographs have fewer than 20, a bomb has hundreds
-_LARGE: Final = 4_000_000  # pixels of an image that is decoded while no other large one is
-_NAMED = 10  # images that one warning names
 _QUICK = 2000  # up to so many images are opened even where labels are at fault already, to name everything at once
+_AHEAD = 32  # images that are read or decoded ahead of the one that is looked at
+
+Told = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CheckedImage:
     """An image that can be used.
 
     Attributes:
-        file: Where it lies.
-        sha256: Digest of its bytes.
-        width: Width in pixels, as it is to be shown (EXIF orientation applied).
-        height: Height in pixels.
+        path: Where its file lies.
         boxes: Its boxes, inside the image.
+        facts: What opening it told.
     """
 
-    file: Path
-    sha256: str
-    width: int
-    height: int
-    boxes: tuple[Box, ...]
+    path: str
+    boxes: Boxes
+    facts: Facts
+
+    @property
+    def file(self) -> Path:
+        """Where its file lies."""
+        return Path(self.path)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of its file's bytes."""
+        return self.facts.sha256
+
+    @property
+    def width(self) -> int:
+        """Width in pixels, as it is to be shown (EXIF orientation applied)."""
+        return self.facts.width
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.facts.height
 
 
 @dataclass(frozen=True)
@@ -70,12 +83,19 @@ class CheckedDataset:
         splits: The images of `train`, `search` and `val`, each image once. Their files are there as long as the
             source is open: those of an archive are gone once `check_source` has returned.
         warnings: What was mended or left out, and what may surprise later.
+        ledger: What became of every file, label and box (`Ledger.to_dict`); `train` is the user's, before the search
+            split is cut from it.
+        remarks: What is converted and how, and how many images.
+        ranges: The range of values that becomes black to white, for images of more than eight bits.
     """
 
     source: str
     names: tuple[str, ...]
     splits: Mapping[str, Sequence[CheckedImage]]
     warnings: tuple[str, ...]
+    ledger: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def images(self) -> dict[str, int]:
@@ -86,18 +106,19 @@ class CheckedDataset:
     def boxes(self) -> dict[str, dict[str, int]]:
         """Number of boxes per split and class name."""
         counts = {}
-        for split, images in self.splits.items():
-            counted = Counter(box.label for image in images for box in image.boxes)
+        for split, several in self.splits.items():
+            counted = Counter(box.label for image in several for box in image.boxes)
             counts[split] = {name: counted[i] for i, name in enumerate(self.names)}
         return counts
 
 
-def check_source(source: str | Path | None) -> CheckedDataset:
+def check_source(source: str | Path | None, progress: Told | None = None) -> CheckedDataset:
     """Check a dataset without keeping anything of it.
 
     Args:
         source: A folder, a data.yaml, an archive or the address of one (which is downloaded), in YOLO's layout or
             COCO's; nothing for the demo data, which is only named: its pictures are made when the run needs them.
+        progress: As for `checked`.
 
     Raises:
         InputError: It cannot be used; the message names every fault, or the first ten and their number.
@@ -105,7 +126,7 @@ def check_source(source: str | Path | None) -> CheckedDataset:
     if source is None:
         return CheckedDataset("demo", demo.CLASSES, {}, ())
     try:
-        with checked(source) as dataset:
+        with checked(source, progress=progress) as dataset:
             return dataset
     except ConnectionError as error:  # nobody tries again here
         raise InputError(str(error)) from None
@@ -116,7 +137,7 @@ def checked(
     source: str | Path | None,
     *,
     scratch: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Told | None = None,
     digest: str | None = None,
 ) -> Iterator[CheckedDataset]:
     """Open and check a dataset; its files are there until the context ends.
@@ -132,9 +153,9 @@ def checked(
         ConnectionError: The dataset is at an address, and nothing answers there.
     """
     if source is None:
-        with tempfile.TemporaryDirectory(dir=scratch, prefix="demo-") as folder:
-            demo.make_demo(Path(folder), progress=partial(progress, "drawing images") if progress else None)
-            yield _check(Path(folder), "demo", "demo", True, progress)
+        with tempfile.TemporaryDirectory(dir=scratch, prefix="demo-") as drawn:
+            demo.make_demo(Path(drawn), progress=partial(progress, "drawing images") if progress else None)
+            yield _check(Path(drawn), "demo", "demo", True, progress)
         return
     with ExitStack() as stack:
         if foreign := remote.is_address(source):
@@ -143,7 +164,8 @@ def checked(
         else:
             path = local_path(source)
         folder = stack.enter_context(opened(path, scratch, shown=str(source)))
-        yield _check(folder, str(source), source_name(path), foreign or folder != path, progress)
+        confined = foreign or folder != path
+        yield _check(folder, str(source), source_name(path), confined, progress, None if confined else path)
 
 
 def source_digest(source: str | Path) -> str:
@@ -159,21 +181,30 @@ def source_digest(source: str | Path) -> str:
     if remote.is_address(source):
         return remote.look(str(source)).digest
     path = local_path(source)
-    if path.is_file() and path.suffix not in {".yaml", ".yml"}:
+    if is_archive(path):
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    with opened(path) as folder:
+    with opened(path) as folder, Known.of(path) as known:
         faults = Faults()
         listing = _read(folder, str(source), faults, confined=False)
         faults.raise_any(str(source))
         assert listing is not None
         digest = hashlib.sha256(repr(listing.names).encode())
-        for split in samples_of.SPLITS:
-            for sample in listing.samples[split]:
-                with sample.image.open("rb") as file:
-                    content = hashlib.file_digest(file, "sha256").hexdigest()
-                digest.update(repr((split, sample.name, content, [tuple(box) for box in sample.boxes])).encode())
+        for split, samples in listing.samples.items():
+            for sample in samples:
+                try:
+                    facts = known.facts(sample.image, state(sample.image))
+                    content = facts.sha256 if facts else _sha256(sample.image)
+                except OSError as error:
+                    raise InputError(f"{source}: {sample.name}: cannot be read ({error.strerror})") from None
+                boxes = [tuple(box) for box in sample.boxes]
+                digest.update(repr((split, sample.name, content, boxes)).encode(errors="backslashreplace"))
         return digest.hexdigest()
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(folder: Path, source: str, faults: Faults, *, confined: bool) -> Listing | None:
@@ -184,118 +215,220 @@ def _read(folder: Path, source: str, faults: Faults, *, confined: bool) -> Listi
 
 
 def _check(
-    folder: Path, source: str, name: str, confined: bool, progress: Callable[[str, int, int], None] | None
+    folder: Path, source: str, name: str, confined: bool, progress: Told | None, remembered: Path | None = None
 ) -> CheckedDataset:
     faults = Faults()
     listing = _read(folder, source, faults, confined=confined)
     if listing is None or (faults.count and sum(map(len, listing.samples.values())) > _QUICK):
         faults.raise_any(source)
         raise AssertionError("a reader gave nothing and no reason")
-    warnings = list(listing.warnings)
-    train, val = _inspect(listing, faults, progress)
-    if not faults.count and not any(sample.boxes for sample in listing.samples["train"]):
-        expected = label_file(Path(listing.samples["train"][0].name))
-        faults.add("train", "no boxes in any image", f"put labels where they are looked for ({expected}, ...)")
-    if not faults.count and not any(sample.boxes for sample in listing.samples["val"]):
-        faults.add("val", "no boxes in any image, so nothing can be scored", "label the validation images")
+    with Known.of(remembered) as known:
+        found = _inspect(listing, faults, known, progress)
+    _judge(listing, faults)
     faults.raise_any(source)
 
-    train, val = _once("train", train, warnings), _once("val", val, warnings)
-    val_names = {image.sha256: sample.name for sample, image in val}
-    both = [(sample, image) for sample, image in train if image.sha256 in val_names]
-    if both:
-        pairs = [f"{sample.name} = {val_names[image.sha256]}" for sample, image in both]
-        warnings.append(f"{len(both)} image(s) of train are in val too and are left out of train: {_listed(pairs)}")
-        train = [(sample, image) for sample, image in train if image.sha256 not in val_names]
+    book, warnings = listing.ledger, list(listing.warnings)
+    found = {split: _once(split, images, book, warnings) for split, images in found.items()}
+    train = found["train"]
+    if "val" in found:
+        train, val = _apart(train, found["val"], book, warnings)
+    else:
+        chosen = val_split({image.sha256: bool(image.boxes) for _, image in train}, source)
+        val = [pair for pair in train if pair[1].sha256 in chosen]
+        train = [pair for pair in train if pair[1].sha256 not in chosen]
+    for split, pairs in (("train", train), ("val", val)):
+        seen = split if split in found else "train"  # what was cut from train was seen there
+        for sample, image in pairs:
+            outcome = ledger.WITH_BOXES if image.boxes else ledger.BACKGROUND if sample.labelled else ledger.UNLABELLED
+            book.add(seen, "files", outcome, "" if image.boxes else sample.name)
+    book.balance()
     try:
         chosen = search_split({image.sha256: bool(image.boxes) for _, image in train})
     except InputError as error:
-        left = " once those that are in val too are left out" if both else ""
+        left = " once those that are in val too are left out" if book.count("train", "files", ledger.IN_VAL) else ""
         raise InputError(f"{source}: {error}{left}") from None
-    dataset = CheckedDataset(
-        name,
-        listing.names,
-        {
-            "train": [image for _, image in train if image.sha256 not in chosen],
-            "search": [image for _, image in train if image.sha256 in chosen],
-            "val": [image for _, image in val],
-        },
-        tuple(warnings),
-    )
-    absent = [
-        f"{split} holds no box of {_listed([name for name, count in counts.items() if not count])}"
+    splits = {
+        "train": [image for _, image in train if image.sha256 not in chosen],
+        "search": [image for _, image in train if image.sha256 in chosen],
+        "val": [image for _, image in val],
+    }
+    facts = [image.facts for several in splits.values() for image in several]
+    ranges, remarks = images.ranges(facts), Counter(remark for fact in facts for remark in fact.remarks)
+    for kind, (low, high) in ranges.items():
+        count = sum(fact.depth == kind for fact in facts)
+        remarks[f"{kind} converted to 8 bits: {low:.6g} becomes black, {high:.6g} white, in all images alike"] = count
+        warnings.append(
+            f"{count} image(s) of {kind} values are converted to 8 bits: {low:.6g} becomes black, {high:.6g} white; a "
+            "deployed model needs its images converted alike"
+        )
+    dataset = CheckedDataset(name, listing.names, splits, ())
+    warnings += book.warnings()
+    warnings += [
+        f"{split} holds no box of {listed([name for name, count in counts.items() if not count])}"
         for split, counts in dataset.boxes.items()
         if not all(counts.values())
     ]
-    return CheckedDataset(dataset.source, dataset.names, dataset.splits, (*warnings, *absent))
+    return CheckedDataset(
+        name, listing.names, splits, tuple(warnings), book.to_dict(), dict(sorted(remarks.items())), ranges
+    )
 
 
-_one_large = threading.Lock()
+def _judge(listing: Listing, faults: Faults) -> None:
+    """What is wrong with a dataset as a whole, where each part of it can be read."""
+    if faults.count:
+        return
+    train = listing.samples["train"]
+    left = listing.ledger.count("train", "labels", "skipped: without an image")
+    if not any(sample.boxes for sample in train):
+        expected = label_file(Path(train[0].name))
+        seen = f" ({left} label files belong to no image)" if left else ""
+        faults.add("train", f"no boxes in any image{seen}", f"put labels where they are looked for ({expected}, ...)")
+    elif "val" in listing.samples and not any(sample.boxes for sample in listing.samples["val"]):
+        faults.add("val", "no boxes in any image, so nothing can be scored", "label the validation images")
+
+
 _Pairs = list[tuple[Sample, CheckedImage]]
 
 
-def _inspect(
-    listing: Listing, faults: Faults, progress: Callable[[str, int, int], None] | None
-) -> tuple[_Pairs, _Pairs]:
+def _inspect(listing: Listing, faults: Faults, known: Known, progress: Told | None) -> dict[str, _Pairs]:
     """Open every image; what cannot be used becomes a fault."""
-    samples = [(split, sample) for split in samples_of.SPLITS for sample in listing.samples[split]]
-    pairs: dict[str, _Pairs] = {split: [] for split in samples_of.SPLITS}
+    total, done = sum(map(len, listing.samples.values())), 0
+    pairs: dict[str, _Pairs] = {split: [] for split in listing.samples}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders work outside the interpreter's lock
-        found = pool.map(lambda item: _open(item[1]), samples)
-        for done, ((split, sample), image) in enumerate(zip(samples, found, strict=True), 1):
-            if isinstance(image, CheckedImage):
-                pairs[split].append((sample, image))
-            else:
-                faults.add(sample.name, *image)
-            if progress:
-                progress("checking images", done, len(samples))
-    return pairs["train"], pairs["val"]
+        for split, samples in listing.samples.items():
+            waiting = iter(samples)
+            coming = deque((sample, _start(pool, sample, known)) for sample in islice(waiting, _AHEAD))
+            while coming:
+                sample, result = coming.popleft()
+                if (following := next(waiting, None)) is not None:
+                    coming.append((following, _start(pool, following, known)))
+                outcome, mark = result()
+                if isinstance(outcome, Facts):
+                    if mark is not None:
+                        known.keep(sample.image, mark, outcome)
+                    outcome = _fitting(sample, outcome)
+                if isinstance(outcome, Facts):
+                    pairs[split].append((sample, CheckedImage(sample.image, sample.boxes, outcome)))
+                else:
+                    faults.add(sample.name, *outcome)
+                done += 1
+                if progress:
+                    progress("checking images", done, total)
+    return pairs
 
 
-def _open(sample: Sample) -> CheckedImage | tuple[str, str]:
-    """Decode an image as a whole: the image, or what is wrong with it and what to do about it."""
+class _Budget:
+    """Pixels that are decoded at once: as many as `most`, or those of one image that has more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._spent = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def spend(self, pixels: int) -> Iterator[None]:
+        """Wait until so many more may be decoded."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._spent == 0 or self._spent + pixels <= self._most)
+            self._spent += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._spent -= pixels
+                self._changed.notify_all()
+
+
+_budget = _Budget(images.SAFE_PIXELS)
+_Outcome = tuple[Facts | tuple[str, str], str | None]
+"""An image's facts or what is wrong with it and what to do; and the state of its file, where it was opened."""
+
+
+def _start(pool: ThreadPoolExecutor, sample: Sample, known: Known) -> Callable[[], _Outcome]:
+    """Look an image up, or begin to open it."""
     try:
-        size = sample.image.stat().st_size
-        if size > _MOST_BYTES:
-            return f"{size:,} bytes, more than {_MOST_BYTES:,}", "save it smaller"
-        with sample.image.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            with Image.open(file) as image:
-                if image.format not in _FORMATS:
-                    return f"is a {image.format} image", f"save it as one of {', '.join(sorted(_FORMATS))}"
-                width, height = image.size
-                if width * height > max(_PIXELS, min(Image.MAX_IMAGE_PIXELS or 0, size * _PIXELS_A_BYTE)):
-                    return f"{width} x {height} pixels in {size:,} bytes", "save it smaller"
-                with _one_large if width * height > _LARGE else nullcontext():
-                    image.load()
-                if image.getexif().get(0x0112) in {5, 6, 7, 8}:  # EXIF orientation: turned by a quarter
-                    width, height = height, width
-    except Image.DecompressionBombError:
-        return "has more pixels than any image is to have", "save it smaller"
-    except Exception as error:  # decoders raise whatever they meet in a damaged file
-        return f"unreadable or truncated image ({error or type(error).__name__})", "replace it or take it out"
-    if min(width, height) < _LEAST_SIDE:
-        return f"{width} x {height} pixels", f"give images of at least {_LEAST_SIDE} pixels a side"
-    if sample.pixels not in (None, (width, height)):
-        return f"{width} x {height} pixels, but its annotation says {sample.pixels}", "correct the annotation"
-    return CheckedImage(sample.image, digest, width, height, sample.boxes)
+        mark = state(sample.image)
+        if facts := known.facts(sample.image, mark):
+            return lambda: (facts, None)
+    except OSError:
+        mark = ""
+    return pool.submit(_open, sample, mark).result
 
 
-def _once(split: str, pairs: _Pairs, warnings: list[str]) -> _Pairs:
-    """Each image once: the first by name of those with the same bytes."""
-    kept: dict[str, tuple[Sample, CheckedImage]] = {}
+def _open(sample: Sample, mark: str) -> _Outcome:
+    try:
+        size = Path(sample.image).stat().st_size
+        if size > images.MOST_BYTES:
+            return (f"{size:,} bytes, more than {images.MOST_BYTES:,}", "save it smaller"), None
+        return images.look(Path(sample.image).read_bytes(), _budget.spend), mark
+    except OSError as error:
+        return (f"cannot be read ({error.strerror})", "make it readable, or take it out"), None
+    except InputError as error:
+        what, _, remedy = str(error).partition("; ")
+        return (what, remedy), None
+
+
+def _fitting(sample: Sample, facts: Facts) -> Facts | tuple[str, str]:
+    """Whether an image is as large as its annotation says."""
+    if sample.pixels in (None, (facts.width, facts.height)):
+        return facts
+    what = f"{facts.width} x {facts.height} pixels, but its annotation says {sample.pixels}"
+    if sample.pixels == (facts.height, facts.width):
+        return what, "correct the annotation (is its file turned, by EXIF or by a tool, since its boxes were drawn?)"
+    return what, "correct the annotation"
+
+
+def _once(split: str, pairs: _Pairs, book: ledger.Ledger, warnings: list[str]) -> _Pairs:
+    """Each image once: of those with the same bytes one that has boxes, and of these the first by name."""
+    kept: dict[str, int] = {}
+    chosen: list[tuple[Sample, CheckedImage]] = []
+    for pair in pairs:
+        place = kept.setdefault(pair[1].sha256, len(chosen))
+        if place == len(chosen):
+            chosen.append(pair)
+        elif pair[1].boxes and not chosen[place][1].boxes:
+            chosen[place] = pair
     doubles = []
     for sample, image in pairs:
-        first, _ = kept.setdefault(image.sha256, (sample, image))
-        if first is not sample:
-            labels = "" if first.boxes == sample.boxes else " (with other labels)"
-            doubles.append(f"{sample.name} = {first.name}{labels}")
+        stays = chosen[kept[image.sha256]][0]
+        if stays is not sample:
+            doubles.append(f"{sample.name} = {stays.name}{_difference(sample, stays)}")
+            book.add(split, "files", ledger.COPY, doubles[-1])
     if doubles:
-        warnings.append(f"{len(doubles)} image(s) of {split} are there twice and count once: {_listed(doubles)}")
-    return list(kept.values())
+        doubles.sort(key=lambda text: not text.endswith(")"))  # conflicts first
+        warnings.append(f"{len(doubles)} image(s) of {split} are there twice and count once: {listed(doubles)}")
+    return chosen
 
 
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more
+def _apart(train: _Pairs, val: _Pairs, book: ledger.Ledger, warnings: list[str]) -> tuple[_Pairs, _Pairs]:
+    """Each image in one split: in val, unless only train has boxes for it."""
+    of_train = {image.sha256: (sample, image) for sample, image in train}
+    of_val = {image.sha256: (sample, image) for sample, image in val}
+    both = of_train.keys() & of_val.keys()
+    in_train = {sha256 for sha256 in both if of_train[sha256][1].boxes and not of_val[sha256][1].boxes}
+    for split, out, other, outcome, gone in (
+        ("train", of_train, of_val, ledger.IN_VAL, both - in_train),
+        ("val", of_val, of_train, ledger.IN_TRAIN, in_train),
+    ):
+        pairs = []
+        for sha256, (sample, _) in out.items():
+            if sha256 in gone:
+                stays = other[sha256][0]
+                pairs.append(f"{sample.name} = {stays.name}{_difference(sample, stays)}")
+                book.add(split, "files", outcome, pairs[-1])
+        if pairs:
+            why = "" if split == "train" else " without boxes"
+            kept = "val" if split == "train" else "train"
+            pairs.sort(key=lambda text: not text.endswith(")"))
+            warnings.append(
+                f"{len(pairs)} image(s) of {split}{why} are in {kept} too and are left out of {split}: {listed(pairs)}"
+            )
+    return (
+        [pair for pair in train if pair[1].sha256 not in both - in_train],
+        [pair for pair in val if pair[1].sha256 not in in_train],
+    )
+
+
+def _difference(one: Sample, other: Sample) -> str:
+    """That two equal images are labelled differently."""
+    return "" if one.boxes == other.boxes else " (with other labels)"

@@ -1,186 +1,523 @@
-"""COCO's layout of a dataset."""
+"""COCO's layout of a dataset, in the dialects of the tools that write it."""
 
 from __future__ import annotations
 
 import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
+from yolov8_nas.data import images, ledger
 from yolov8_nas.data.faults import Faults
-from yolov8_nas.data.sample import IMAGE_SUFFIXES, SPLITS, Box, Listing, Sample, clipped
-from yolov8_nas.data.text import checked_names, shown
+from yolov8_nas.data.ledger import Ledger
+from yolov8_nas.data.sample import EMPTY, SPLITS, TWICE, Box, Boxes, Listing, Sample, fit
+from yolov8_nas.data.text import checked_names, json_content, shown
+from yolov8_nas.data.tree import Places, Walk, is_hidden, parts_of, walk
 from yolov8_nas.errors import InputError
-from yolov8_nas.reading import read_json
 
 PIXEL_TOLERANCE: Final = 1.0
-"""How far a COCO box may reach out of its image, in pixels: boxes that count their last pixel or not, clipped."""
+"""How far a box may reach out of its image without a word, in pixels: boxes that count their last pixel or not."""
 
+CROWD: Final = "left out: crowd regions"
+IGNORED: Final = "left out: marked to be ignored"
+MASK: Final = "used, of masks that are marked as crowds"
+ROTATED: Final = "used, upright around rotated ones"
+OUTLINE: Final = "used, around outlines without a box"
 
+_PARTS = ("images", "annotations", "categories")
+_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "minival"), "val"),
+    **dict.fromkeys(("test", "testing", "testdev"), "test"),
+}
 _BYTES: Final = (8 * 2**20, 256 * 2**10)
 _VALUES: Final = (1_000_000, 20_000)
 """Bytes and values of a file of annotations: so many in any case, and so many more for each image that there is."""
 
+_MANY = 50  # JSON files in one folder: a file for each image, as labelme has them, not COCO's
+_MOST_CROWDS = 0.5  # COCO's own files mark one box in a hundred as a crowd; tools that mark masks so mark most
+
+Id = int | str
+
+
+def json_files(root: Path) -> list[Path]:
+    """JSON files that may be COCO's: in a folder, its `annotations`, and its folders of splits."""
+    places = [root, root / "annotations"]
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)):
+        if _word(folder.name) or folder.name.lower() in ("annotations", "labels", "json"):
+            places += [folder, folder / "annotations", folder / "labels"]
+    found: dict[Path, None] = {}
+    for place in places:
+        if place.is_dir():
+            names = sorted(name for name in os.listdir(place) if name.lower().endswith(".json") and not is_hidden(name))
+            if len(names) <= _MANY:
+                found.update(dict.fromkeys(place / name for name in names))
+    return [path for path in found if path.is_file()]
+
+
+def split_of(file: Path, root: Path) -> str | None:
+    """The split that a file belongs to: by a word of its own name, or of a folder's."""
+    if split := _word(file.stem):
+        return split
+    stem = file.stem.lower()
+    within = {split for word, split in (("train", "train"), ("val", "val"), ("test", "test")) if word in stem}
+    if len(within) == 1:
+        return within.pop()
+    for folder in reversed(file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()):
+        if split := _word(folder):
+            return split
+    return None
+
+
+def _word(name: str) -> str | None:
+    found = {_WORDS[word] for word in re.findall("[a-z]+", name.lower()) if word in _WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def looks_like(content: object) -> bool:
+    """Whether a JSON file holds images and their categories as COCO's do."""
+    return isinstance(content, dict) and any(isinstance(content.get(key), list) for key in _PARTS)
+
+
+def _finds_objects(content: dict[str, Any]) -> bool:
+    """Whether the annotations are of objects: not captions, and not panoptic segments."""
+    annotations = content.get("annotations")
+    if not isinstance(content.get("categories"), list) or not isinstance(annotations, list):
+        return False
+    return not annotations or (isinstance(annotations[0], dict) and "category_id" in annotations[0])
+
+
+@dataclass
+class _File:
+    """A JSON file.
+
+    Attributes:
+        path: Where it lies.
+        where: How messages call it.
+        content: What it holds.
+        classes: Its categories, as they are numbered in the dataset.
+    """
+
+    path: Path
+    where: str
+    content: dict[str, Any]
+    categories: dict[Id, str] = field(default_factory=dict)
+    classes: dict[Id, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Image:
+    """An image as JSON files name it, by however many entries."""
+
+    path: str
+    width: int
+    height: int
+    boxes: dict[Box, None] = field(default_factory=dict)
+    by: dict[str, frozenset[Box]] = field(default_factory=dict)
+
 
 @dataclass
 class CocoReader:
-    """Reads COCO's layout: annotations in JSON, and folders of images."""
+    """Reads a dataset.
+
+    Attributes:
+        root: Its folder.
+        contents: Its JSON files, and what they hold.
+        faults: Takes what is wrong.
+    """
 
     root: Path
+    contents: Mapping[Path, Any]
     faults: Faults
+    ledger: Ledger = field(default_factory=Ledger)
     warnings: list[str] = field(default_factory=list)
 
     def read(self) -> Listing | None:
         """The listing, or nothing where the faults leave nothing to read."""
-        files = {split: self._file(split) for split in SPLITS}
-        contents = {split: self._content(file) for split, file in files.items() if file}
-        if len(contents) < len(SPLITS) or None in contents.values():
+        files = self._files()
+        if files is None:
             return None
-        train = contents["train"]
-        assert train is not None
-        categories = self._categories(train, files["train"])
-        if not categories:
+        names = self._classes(files)
+        if not names:
             return None
-        samples = {}
-        for split, content in contents.items():
-            file = files[split]
-            assert content is not None and file is not None
-            if self._categories(content, file) != categories:
-                self.faults.add(
-                    shown(file, self.root), "categories differ from train's", "use the same ids and names in both"
+        tree = walk(self.root)
+        places = Places(tree.files)
+        samples = {split: self._samples(split, files[split], places) for split in files}
+        self._leftover(tree, samples)
+        return Listing(names, samples, self.ledger, tuple(self.warnings))
+
+    # Files ---------------------------------------------------------------------------------------------------------
+
+    def _files(self) -> dict[str, list[_File]] | None:
+        """The files of each split; those of `train` alone where nothing tells splits apart."""
+        found: dict[str | None, list[Path]] = {}
+        for path in self.contents:
+            found.setdefault(split_of(path, self.root), []).append(path)
+        if not any(split in found for split in SPLITS):
+            chosen = self._chosen("train", found.get(None, []))
+            if chosen:
+                names = ", ".join(file.where for file in chosen)
+                self.warnings.append(
+                    f"{names}: no validation images; a fifth of the images is taken for it, chosen by their content "
+                    "(keep instances_train.json and instances_val.json to choose them yourself, above all where images "
+                    "are frames of one video: final figures need pictures that training never saw)"
                 )
-                return None
-            samples[split] = self._samples(split, file, content, {c: i for i, c in enumerate(sorted(categories))})
-        return Listing(tuple(categories[c] for c in sorted(categories)), samples, tuple(self.warnings))
+            return {"train": chosen} if chosen else None
+        files = {split: self._chosen(split, found.get(split, [])) for split in SPLITS}
+        return files if all(files.values()) else None
 
-    def _file(self, split: str) -> Path | None:
-        """The annotations of a split: the JSON whose name holds the split's, `instances_*` before others."""
-        files = sorted(path for path in (self.root / "annotations").glob("*.json") if split in path.stem.lower())
-        instances = [path for path in files if path.stem.lower().startswith("instances")]
-        files = instances or files
-        if len(files) == 1:
-            return files[0]
-        what = f"several for {split}: {', '.join(path.name for path in files)}" if files else f"none for {split}"
-        self.faults.add("annotations", what, f"keep one file instances_{split}.json")
-        return None
+    def _chosen(self, split: str, paths: Sequence[Path]) -> list[_File]:
+        """The files of a split that have objects: of several, those named `instances_*` before others."""
+        if not paths:
+            seen = ", ".join(sorted(shown(path, self.root) for path in self.contents))
+            self.faults.add(
+                "annotations", f"none for {split}", f"keep one file instances_{split}.json (there are: {seen})"
+            )
+            return []
+        fitting = [
+            path for path in paths if isinstance(self.contents[path], dict) and _finds_objects(self.contents[path])
+        ]
+        if len(fitting) > 1:
+            fitting = [path for path in fitting if path.stem.lower().startswith("instances")] or fitting
+        for path in paths if not fitting and len(paths) == 1 else fitting or paths[:1]:
+            if not self._is_whole(path):
+                return []
+        for path in set(paths) - set(fitting):
+            self.ledger.add(
+                split, "labels", "skipped: files without objects, or beside instances", shown(path, self.root)
+            )
+        return [_File(path, shown(path, self.root), self.contents[path]) for path in fitting]
 
-    def _content(self, file: Path) -> dict[str, Any] | None:
-        where_file = shown(file, self.root)
-        try:
-            bytes_, values = self._bounds(file)
-            content = read_json(file, most_bytes=bytes_, most_values=values)
-        except InputError as error:
-            self.faults.add(where_file, str(error).removeprefix(f"{file}: "), "correct it or export it again")
-            return None
-        except OSError as error:
-            self.faults.add(where_file, f"cannot be read ({error.strerror})", "make it readable")
-            return None
-        for key in ("images", "annotations", "categories"):
+    def _is_whole(self, path: Path) -> bool:
+        content = self.contents[path]
+        for key in _PARTS:
             part = content.get(key) if isinstance(content, dict) else None
             if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
-                self.faults.add(where_file, f"no list {key!r}", "give it COCO's images, annotations and categories")
-                return None
-        return dict(content)
+                self.faults.add(
+                    shown(path, self.root), f"no list {key!r}", "give it COCO's images, annotations and categories"
+                )
+                return False
+        return True
 
-    def _bounds(self, file: Path) -> tuple[int, int]:
-        """Most bytes and values of a file: annotations grow with the images, and a bomb has none."""
-        images = 0
-        if file.stat().st_size > _VALUES[0]:  # a value has a byte at least, so that most files are not worth a count
-            images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in self.root.rglob("*"))
-        return _BYTES[0] + images * _BYTES[1], _VALUES[0] + images * _VALUES[1]
+    # Classes -------------------------------------------------------------------------------------------------------
 
-    def _categories(self, content: dict[str, Any], file: Path | None) -> dict[int, str]:
-        assert file is not None
-        categories = {c["id"]: str(c.get("name", "")) for c in content["categories"] if isinstance(c.get("id"), int)}
-        if not categories or len(categories) != len(content["categories"]):
-            self.faults.add(shown(file, self.root), "categories without an id of their own", "give each an id and name")
-            return {}
+    def _classes(self, files: Mapping[str, Sequence[_File]]) -> tuple[str, ...]:
+        """The class names, in the order of train's ids; other files are matched by name."""
         before = self.faults.count
-        checked_names(list(categories.values()), shown(file, self.root), self.faults)
-        return categories if self.faults.count == before else {}
+        used: dict[str, set[str]] = {}
+        for split, several in files.items():
+            for file in several:
+                file.categories = self._categories(file)
+                ids = {_id(annotation.get("category_id")) for annotation in file.content["annotations"]}
+                used.setdefault(split, set()).update(name for i, name in file.categories.items() if i in ids)
+        if self.faults.count > before:
+            return ()
+        everything = [file for several in files.values() for file in several]
+        root = self._root_category(everything, set().union(*used.values()))
+        names: dict[str, int] = {}
+        for split, several in files.items():
+            for file in several:
+                for i in sorted(file.categories, key=lambda key: (isinstance(key, str), key)):
+                    name = file.categories[i]
+                    if name == root:
+                        continue
+                    if split == "val" and name not in names:
+                        if name in used[split]:
+                            self.faults.add(
+                                file.where,
+                                f"categories differ from train's: {name!r} is not among them",
+                                "use the same names in both",
+                            )
+                        continue
+                    file.classes[i] = names.setdefault(name, len(names))
+        return tuple(names) if self.faults.count == before else ()
 
-    def _samples(self, split: str, file: Path, content: dict[str, Any], labels: dict[int, int]) -> list[Sample]:
-        where_file = shown(file, self.root)
-        folders = self._folders(split, file)
-        boxes: dict[Any, list[Box]] = {}
-        images: dict[Any, tuple[str, Path, int, int]] = {}
-        for image in content["images"]:
-            where = f"{where_file}, image {image.get('id')!r}"
-            if not isinstance(image.get("id"), int | str) or image["id"] in boxes:
-                self.faults.add(where, f"id = {image.get('id')!r}", "give every image an id of its own")
-                continue
-            boxes[image["id"]] = []
-            name, width, height = image.get("file_name"), image.get("width"), image.get("height")
-            if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                self.faults.add(where, f"file_name = {name!r}", "give the image's path below the images folder")
-                continue
-            if not isinstance(width, int) or not isinstance(height, int) or width <= 0 or height <= 0:
-                self.faults.add(where, f"width = {width!r}, height = {height!r}", "give its size in pixels")
-                continue
-            path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-            if path is None:
-                looked = ", ".join(shown(folder, self.root) for folder in folders)
-                self.faults.add(where, f"{name!r} is not in {looked}", "add the image or take it out of the file")
-                continue
-            images[image["id"]] = (name, path, width, height)
-        crowds = empty = 0
-        for annotation in content["annotations"]:
-            image_id = annotation.get("image_id")
-            where = f"{where_file}, annotation {annotation.get('id')!r}"
-            if not isinstance(image_id, int | str) or image_id not in boxes:
-                self.faults.add(where, f"image_id = {image_id!r} is no image of the file", "correct it or take it out")
-            elif image_id in images and annotation.get("iscrowd"):
-                crowds += 1
-            elif image_id in images:
-                _, _, width, height = images[image_id]
-                try:
-                    box = _coco_box(annotation, labels, width, height)
-                except InputError as error:
-                    what, _, remedy = str(error).partition("; ")
-                    self.faults.add(where, what, remedy)
-                    continue
-                if box is None:
-                    empty += 1
-                elif box not in boxes[image_id]:
-                    boxes[image_id].append(box)
-        for count, what in ((crowds, "crowd regions"), (empty, "boxes without a size")):
-            if count:
-                self.warnings.append(f"{where_file}: {count} {what} left out")
-        if not content["images"]:
-            empty_split = "the validation split is empty" if split == "val" else "no images"
-            self.faults.add(where_file, empty_split, "add images to it")
+    def _categories(self, file: _File) -> dict[Id, str]:
+        categories: dict[Id, str] = {}
+        for category in file.content["categories"]:
+            i, name = _id(category.get("id")), str(category.get("name", "")).strip()
+            if i is None or categories.get(i, name) != name:
+                self.faults.add(file.where, "categories without an id of their own", "give each an id and name")
+                return {}
+            categories[i] = name
+        if not categories:
+            self.faults.add(file.where, "categories without an id of their own", "give each an id and name")
+        checked_names(list(categories.values()), file.where, self.faults)
+        return categories
+
+    def _root_category(self, files: Iterable[_File], used: set[str]) -> str | None:
+        """The category above all others that Roboflow adds, if no box has it."""
+        entries = [category for file in files for category in file.content["categories"]]
+        above = {str(entry.get("supercategory") or "none").strip() for entry in entries}
+        for entry in entries:
+            name = str(entry.get("name", "")).strip()
+            others = [other for other in entries if str(other.get("name", "")).strip() != name]
+            if (
+                name in above - {"none"} - used
+                and others
+                and str(entry.get("supercategory") or "none").strip() == "none"
+                and all(str(other.get("supercategory") or "").strip() == name for other in others)
+            ):
+                self.ledger.add("train", "labels", "skipped: the category above all others, without boxes", name)
+                return name
+        return None
+
+    # Images and boxes ----------------------------------------------------------------------------------------------
+
+    def _samples(self, split: str, files: Sequence[_File], places: Places) -> list[Sample]:
+        found: dict[str, _Image] = {}
+        sizeless = 0
+        for file in files:
+            named, without = self._images(split, file, places)
+            sizeless += without
+            mine: dict[str, _Image] = {}
+            for i, image in named.items():
+                if image is not None:
+                    named[i] = mine.setdefault(image.path, image)
+            self._boxes(split, file, named)
+            for path, image in mine.items():
+                self._merge(file, found, path, image)
+        if sizeless:
+            self.warnings.append(
+                f"{', '.join(file.where for file in files)}: {sizeless} images without width and height; "
+                "those of their files are taken"
+            )
+        if not any(file.content["images"] for file in files):
+            empty = "the validation split is empty" if split == "val" else "no images"
+            self.faults.add(", ".join(file.where for file in files), empty, "add images to it")
+        for what, text in ((CROWD, "crowd regions"), (EMPTY, "boxes without a size"), (IGNORED, "ignored regions")):
+            if count := self.ledger.count(split, "boxes", what):
+                self.warnings.append(f"{', '.join(file.where for file in files)}: {count} {text} left out")
+        self.ledger.see(split, len(found))
         return [
-            Sample(path, shown(path, self.root), tuple(boxes[i]), (width, height))
-            for i, (_, path, width, height) in sorted(images.items(), key=lambda item: item[1][0])
+            Sample(path, shown(path, self.root), Boxes(image.boxes), True, (image.width, image.height))
+            for path, image in sorted(found.items())
         ]
 
-    def _folders(self, split: str, file: Path) -> list[Path]:
-        """Where a split's images may lie: `images/train`, `images/train2017`, `train2017`, `images`, or the root."""
-        names = dict.fromkeys((split, file.stem.rpartition("_")[2]))
+    def _images(self, split: str, file: _File, places: Places) -> tuple[dict[Id, _Image | None], int]:
+        """The images of a file by id; nothing for one with a fault, so that its boxes are no faults, too."""
+        folders = self._folders(split, file)
+        found: dict[Id, _Image | None] = {}
+        sizeless = 0
+        for entry in file.content["images"]:
+            i, where = _id(entry.get("id")), f"{file.where}, image {entry.get('id')!r}"
+            if i is None or i in found:
+                self.faults.add(where, f"id = {entry.get('id')!r}", "give every image an id of its own")
+                continue
+            found[i] = None
+            name = next((entry[key] for key in ("file_name", "path", "filename", "coco_url") if entry.get(key)), None)
+            if not isinstance(name, str) or not parts_of(name):
+                self.faults.add(where, f"file_name = {name!r}", "give the image's path below the images folder")
+                continue
+            path = places.find(name, folders)
+            if path is None:
+                looked = ", ".join(shown(folder, self.root) for folder in folders)
+                self.faults.add(
+                    where, f"file_name = {name!r} is not in {looked}", "add the image or take it out of the file"
+                )
+                continue
+            sizes = entry.get("width"), entry.get("height")
+            width, height = (_whole(size) for size in sizes)
+            if sizes == (None, None) and (size := images.pixel_size(Path(path).read_bytes())):
+                (width, height), sizeless = size, sizeless + 1
+            if not width or not height or width < 0 or height < 0:
+                self.faults.add(where, f"width = {sizes[0]!r}, height = {sizes[1]!r}", "give its size in pixels")
+                continue
+            found[i] = _Image(path, width, height)
+        return found, sizeless
+
+    def _boxes(self, split: str, file: _File, named: Mapping[Id, _Image | None]) -> None:
+        annotations = file.content["annotations"]
+        masks = Counter(bool(_whole(annotation.get("iscrowd"))) for annotation in annotations)
+        all_masks = masks[True] > _MOST_CROWDS * len(annotations)
+        for annotation in annotations:
+            i, where = _id(annotation.get("image_id")), f"{file.where}, annotation {annotation.get('id')!r}"
+            if i is None or i not in named:
+                value = annotation.get("image_id")
+                self.faults.add(where, f"image_id = {value!r} is no image of the file", "correct it or take it out")
+                continue
+            image = named[i]
+            if image is None:
+                continue
+            remark = None
+            if _whole(annotation.get("iscrowd")):
+                if not all_masks and "attributes" not in annotation:
+                    self.ledger.add(split, "boxes", CROWD, where)
+                    continue
+                remark = MASK  # CVAT and Datumaro mark every mask as a crowd
+            if _whole(annotation.get("ignore")):
+                self.ledger.add(split, "boxes", IGNORED, where)
+                continue
+            try:
+                box, outcome, what = _box(annotation, file.classes, image.width, image.height)
+            except InputError as error:
+                fault, _, remedy = str(error).partition("; ")
+                self.faults.add(where, fault, remedy)
+                continue
+            if box is not None and box in image.boxes:
+                outcome = TWICE
+            elif box is not None:
+                image.boxes[box] = None
+            self.ledger.add(split, "boxes", outcome or what or remark or "used", where if outcome else "")
+
+    def _merge(self, file: _File, found: dict[str, _Image], path: str, image: _Image) -> None:
+        """Add an image that other files may name, too: with the same boxes, none, or those of other classes."""
+        known = found.setdefault(path, image)
+        mine = frozenset(image.boxes)
+        for other, boxes in known.by.items():
+            if boxes and mine and boxes != mine and {b.label for b in boxes} & {b.label for b in mine}:
+                self.faults.add(
+                    f"{file.where}, {shown(path, self.root)}",
+                    f"has other boxes than in {other}",
+                    "keep the file that is right, and give the other no split's name",
+                )
+                break
+        known.by[file.where] = mine
+        known.boxes.update(image.boxes)
+
+    def _folders(self, split: str, file: _File) -> list[str]:
+        """Where a split's images may lie: `images/train`, `images/train2017`, `train2017`, `images`, by the JSON."""
+        names = dict.fromkeys((split, file.path.stem.rpartition("_")[2]))
+        above = [file.path.parent, file.path.parent.parent]
+        bases = [folder for folder in above if folder.is_relative_to(self.root)] or [self.root]
         folders = [self.root / "images" / name for name in names] + [self.root / name for name in names]
-        return [folder for folder in [*folders, self.root / "images", self.root] if folder.is_dir()]
+        folders += [folder / "images" for folder in bases] + bases
+        folders += [self.root / name / "images" for name in names] + [
+            self.root / "images",
+            self.root / "data",
+            self.root,
+        ]
+        return list(dict.fromkeys(os.fspath(folder) for folder in folders if folder.is_dir()))
+
+    def _leftover(self, tree: Walk, samples: Mapping[str, Sequence[Sample]]) -> None:
+        """Account for images that no file names."""
+        used = {sample.image for several in samples.values() for sample in several}
+        others = [
+            parts_of(str(entry.get("file_name")))[-1:]
+            for path, content in self.contents.items()
+            if split_of(path, self.root) == "test" and isinstance(content, dict)
+            for entry in content.get("images", [])
+            if isinstance(entry, dict)
+        ]
+        tested = {name for names in others for name in names}
+        folders = {os.path.dirname(path) for path in used}
+        split = next(iter(samples))
+        for path in tree.files:
+            suffix = os.path.splitext(path)[1].lower()
+            if path in used or (suffix not in images.IMAGE_SUFFIXES and os.path.dirname(path) not in folders):
+                continue
+            parts = Path(path).relative_to(self.root).parts
+            place = next((word for part in reversed(parts[:-1]) if (word := _word(part))), None)
+            if place == "test" or (place is None and parts[-1] in tested):
+                self.ledger.add("test", "files", "skipped: of a split that is not used", shown(path, self.root))
+                continue
+            owner = place if place is not None and place in samples else split
+            self.ledger.see(owner, 1)
+            if suffix not in images.IMAGE_SUFFIXES:
+                what = images.UNREAD_SUFFIXES.get(suffix, "no images")
+                outcome = f"skipped: {what} ({suffix or 'without an ending'})"
+                self.ledger.add(owner, "files", outcome, shown(path, self.root))
+                continue
+            self.ledger.add(
+                owner,
+                "files",
+                "skipped: images that no JSON file names",
+                shown(path, self.root),
+                alarm="add them to the annotations, or take them out",
+            )
+        for path in tree.hidden:
+            self.ledger.see(split, 1)
+            self.ledger.add(split, "files", ledger.HIDDEN, shown(path, self.root))
+        for path, why in tree.unusable.items():
+            self.ledger.see(split, 1)
+            self.ledger.add(
+                split, "files", f"skipped: {why}", shown(path, self.root), alarm="put it there, or take it out"
+            )
 
 
-def _coco_box(annotation: dict[str, Any], labels: dict[int, int], width: int, height: int) -> Box | None:
-    """A COCO annotation as a box, or nothing where it has no size (the published COCO files hold a few)."""
-    category, corners = annotation.get("category_id"), annotation.get("bbox")
-    if not isinstance(category, int) or category not in labels:
-        raise InputError(f"category_id = {category!r} is no category of the file; correct it or add the category")
-    if (
-        not isinstance(corners, list)
-        or len(corners) != 4
-        or not all(isinstance(v, int | float) and math.isfinite(v) for v in corners)
-    ):
-        raise InputError(f"bbox = {corners!r}; give four finite numbers: left, top, width, height in pixels")
-    left, top, box_width, box_height = corners
-    if box_width <= 0 or box_height <= 0:
+def read_contents(paths: Iterable[Path], root: Path, faults: Faults) -> dict[Path, Any]:
+    """What JSON files hold, of those that can be COCO's."""
+    contents = {}
+    count: int | None = None
+    for path in paths:
+        if count is None and path.stat().st_size > _VALUES[0]:  # a value has a byte at least: most files need no count
+            count = sum(os.path.splitext(file)[1].lower() in images.IMAGE_SUFFIXES for file in walk(root).files)
+        most_bytes, most_values = (least + (count or 0) * each for least, each in (_BYTES, _VALUES))
+        content = json_content(path, shown(path, root), faults, most_bytes, most_values)
+        if looks_like(content):
+            contents[path] = content
+    return contents
+
+
+def _id(value: object) -> Id | None:
+    """An id in one form: `7`, `7.0`, `"7"` and `"7.0"` are one."""
+    if isinstance(value, bool) or value is None:
         return None
-    return clipped(
-        labels[category],
-        (left + box_width / 2) / width,
-        (top + box_height / 2) / height,
-        box_width / width,
-        box_height / height,
-        (PIXEL_TOLERANCE / width, PIXEL_TOLERANCE / height),
-        f"{corners}",
-    )
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and value.strip():
+        text = value.strip()
+        return int(text.partition(".")[0]) if re.fullmatch(r"-?(0|[1-9][0-9]{0,17})(\.0+)?", text) else text
+    return None
+
+
+def _whole(value: object) -> int | None:
+    """A whole number, also as a float, a text or a truth value."""
+    found = _id(int(value) if isinstance(value, bool) else value)
+    return found if isinstance(found, int) else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _box(
+    annotation: Mapping[str, Any], classes: Mapping[Id, int], width: int, height: int
+) -> tuple[Box | None, str | None, str | None]:
+    """An annotation as a box, or nothing where nothing of it is left; what became of it; and what it is of."""
+    category = _id(annotation.get("category_id"))
+    if category is None or category not in classes:
+        value = annotation.get("category_id")
+        raise InputError(f"category_id = {value!r} is no category of the file; correct it or add the category")
+    corners, what = annotation.get("bbox"), None
+    if not corners and (points := _outline(annotation.get("segmentation"))):
+        xs, ys = points[::2], points[1::2]
+        corners, what = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)], OUTLINE
+    numbers = [_number(value) for value in corners] if isinstance(corners, list) else []
+    if len(numbers) != 4 or None in numbers:
+        raise InputError(f"bbox = {corners!r}; give four finite numbers: left, top, width, height in pixels")
+    left, top, box_width, box_height = (number for number in numbers if number is not None)
+    attributes = annotation.get("attributes")
+    turned = _number(attributes.get("rotation")) if isinstance(attributes, dict) else None
+    x, y = left + box_width / 2, top + box_height / 2
+    if turned and turned % 360 and box_width > 0 and box_height > 0:
+        cos, sin = abs(math.cos(math.radians(turned))), abs(math.sin(math.radians(turned)))
+        box_width, box_height = box_width * cos + box_height * sin, box_width * sin + box_height * cos
+        what = ROTATED
+    shares = x / width, y / height, box_width / width, box_height / height
+    try:
+        box, outcome = fit(classes[category], *shares, (PIXEL_TOLERANCE / width, PIXEL_TOLERANCE / height))
+    except InputError as error:
+        raise InputError(f"box {corners} {error} ({width} x {height} pixels)") from None
+    return box, outcome, what
+
+
+def _outline(segmentation: object) -> list[float]:
+    """The corners of polygons, one behind the other."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    numbers = [_number(value) for polygon in polygons if isinstance(polygon, list) for value in polygon]
+    found = [number for number in numbers if number is not None]
+    return found if len(found) == len(numbers) and len(found) >= 4 and not len(found) % 2 else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,9 @@ import numpy as np
 import yaml
 
 from yolov8_nas.data.check import SPLITS, CheckedDataset, CheckedImage
+from yolov8_nas.data.images import normal
 from yolov8_nas.data.sample import Box
 from yolov8_nas.store import atomic_write, canonical_digest, file_sha256, read_json, tree_files, write_json
-
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Dataset:
         image_sides: Smallest, median and largest width and height in pixels, over all images.
         box_sides: Quantiles 5, 25, 50, 75 and 95 % of the square root of a box's share of its image's area.
         warnings: What was mended or left out.
+        ledger: What became of every file, label and box of the source (`Ledger.to_dict`).
+        converted: What was converted and how, and how many images.
     """
 
     folder: Path
@@ -44,6 +45,8 @@ class Dataset:
     image_sides: Mapping[str, Sequence[int]]
     box_sides: Sequence[float]
     warnings: tuple[str, ...]
+    ledger: Mapping[str, Any] = field(default_factory=dict)
+    converted: Mapping[str, int] = field(default_factory=dict)
 
 
 def write(checked: CheckedDataset, folder: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
@@ -64,7 +67,8 @@ def write(checked: CheckedDataset, folder: Path, progress: Callable[[int, int], 
         labels.mkdir(parents=True, exist_ok=True)
         for image in checked.splits[split]:
             name = _name(image)
-            (images / f"{name}{image.file.suffix.lower()}").write_bytes(_whole(image.file.read_bytes()))
+            data = normal(image.file.read_bytes(), image.facts, checked.ranges)
+            (images / f"{name}{image.facts.suffix}").write_bytes(data)
             (labels / f"{name}.txt").write_text("".join(format_row(box) for box in image.boxes))
             done += 1
             if progress:
@@ -85,6 +89,8 @@ def write(checked: CheckedDataset, folder: Path, progress: Callable[[int, int], 
         },
         "box_sides": [round(float(q), 4) for q in np.quantile(boxes, (0.05, 0.25, 0.5, 0.75, 0.95))],
         "warnings": list(checked.warnings),
+        "ledger": checked.ledger,
+        "converted": checked.remarks,
     }
     write_json(folder / "dataset.json", described)
     return load(folder)
@@ -181,14 +187,6 @@ def _name(image: CheckedImage) -> str:
     """A file name for people and machines: what is plain in the old one, made unique by content."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", image.file.stem)[:48].strip("_")
     return f"{plain or 'image'}-{image.sha256[:12]}"
-
-
-def _whole(data: bytes) -> bytes:
-    """The image's bytes; a JPEG that does not end as it should gets its end marker.
-
-    Decoders read such a file, but Ultralytics rewrites it in place, which a verified output must not suffer.
-    """
-    return data + _JPEG_END if data.startswith(_JPEG_START) and not data.endswith(_JPEG_END) else data
 
 
 def _digest(root: Path, names: Sequence[str]) -> str:

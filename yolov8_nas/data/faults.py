@@ -21,6 +21,11 @@ class Faults:
         if self.count <= _SHOWN:
             self._shown.append("{}: {}; {}".format(*map(foreign.plain, (where, what, remedy))))
 
+    def take(self, other: Faults) -> None:
+        """Note what was noted elsewhere."""
+        self.count += other.count
+        self._shown = [*self._shown, *other._shown][:_SHOWN]
+
     def raise_any(self, source: str) -> None:
         """Raise what was noted.
 

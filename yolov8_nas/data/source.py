@@ -20,21 +20,29 @@ def local_path(source: str | Path) -> Path:
     return expanded(source).absolute()
 
 
+def is_archive(source: Path) -> bool:
+    """Whether a source is to be unpacked: a file that is neither a description nor annotations."""
+    return source.is_file() and source.suffix.lower() not in {".yaml", ".yml", ".json"}
+
+
 def source_name(source: Path) -> str:
     """The name of a dataset: its file's or folder's, without what an archive adds."""
     name = source.resolve().name
     for suffix in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
-    return source.resolve().parent.name if source.suffix in {".yaml", ".yml"} else name
+    if source.is_file() and not is_archive(source):
+        folder = source.resolve().parent
+        return folder.parent.name if folder.name == "annotations" else folder.name
+    return name
 
 
 @contextmanager
 def opened(source: Path, scratch: Path | None = None, shown: str | None = None) -> Iterator[Path]:
-    """The folder (or data.yaml) to read: the source itself, or its content where it is an archive.
+    """The folder (or data.yaml, or JSON file) to read: the source itself, or its content where it is an archive.
 
     Args:
-        source: A folder, a data.yaml or an archive.
+        source: A folder, a data.yaml, a JSON file of COCO's or an archive.
         scratch: Where an archive is unpacked to, in a folder that goes away again.
         shown: How messages call the source, where not by its path.
 
@@ -43,7 +51,7 @@ def opened(source: Path, scratch: Path | None = None, shown: str | None = None) 
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give the dataset's folder, its data.yaml or its archive")
-    if source.is_dir() or source.suffix in {".yaml", ".yml"}:
+    if not is_archive(source):
         yield source
         return
     with tempfile.TemporaryDirectory(dir=scratch, prefix="unpacked-") as folder:

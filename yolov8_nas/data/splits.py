@@ -48,3 +48,32 @@ def search_split(images: Mapping[str, bool], share: float = SHARE) -> frozenset[
     if chosen.issuperset(with_boxes):
         chosen.remove(with_boxes[-1])
     return frozenset(chosen)
+
+
+def val_split(images: Mapping[str, bool], source: str, share: float = SHARE) -> frozenset[str]:
+    """Choose validation images where the user has chosen none, by other digits of their bytes' SHA-256 than `position`.
+
+    Args:
+        images: All images by SHA-256 of their bytes, and whether they have boxes.
+        source: How messages call the dataset.
+        share: Expected share of the images that is chosen.
+
+    Returns:
+        The chosen images; some with boxes are among them.
+
+    Raises:
+        InputError: Too few images have boxes.
+    """
+    with_boxes = sorted((sha256 for sha256, boxes in images.items() if boxes), key=_other_position)
+    if len(with_boxes) < 3:
+        raise InputError(
+            f"{source}: {len(with_boxes)} distinct image(s) with boxes, but three splits are cut from them; label more"
+        )
+    chosen = {sha256 for sha256 in images if _other_position(sha256) < share}
+    chosen.update(with_boxes[: max(1, min(LEAST, len(with_boxes) // 4))])
+    chosen.difference_update(with_boxes[-2:])
+    return frozenset(chosen)
+
+
+def _other_position(sha256: str) -> float:
+    return position(sha256[13:])

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import codecs
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from yolov8_nas.data.faults import Faults
+from yolov8_nas.errors import InputError
+from yolov8_nas.reading import parse_json
+from yolov8_nas.yaml_text import MOST_BYTES, parse_yaml
 
 MOST_CLASSES: Final = 10_000
 MOST_LABELS: Final = 2**20
 """Bytes of the label file of an image."""
 
-
-def shown(path: Path, root: Path) -> str:
-    """How messages call a file: by its path in the dataset."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+MOST_LISTED: Final = 32 * 2**20
+"""Bytes of a text file that lists images."""
 
 
-def lines(file: Path, where: str, faults: Faults, most: int = MOST_LABELS) -> Iterator[tuple[int, str]]:
+def shown(path: str | Path, root: Path) -> str:
+    """How messages call a file: by its path in the dataset, printable whatever its bytes."""
+    path = Path(path)
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def decoded(data: bytes) -> str:
+    """Text as editors write it: UTF-8, with or without a mark at its beginning, or UTF-16 with one.
+
+    Raises:
+        UnicodeDecodeError: It is neither.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
+def lines(file: str | Path, where: str, faults: Faults, most: int = MOST_LABELS) -> Iterator[tuple[int, str]]:
     """The lines of a text file that hold something, with their numbers.
 
     Args:
@@ -29,17 +49,75 @@ def lines(file: Path, where: str, faults: Faults, most: int = MOST_LABELS) -> It
         most: How many bytes it may have.
     """
     try:
-        if (size := file.stat().st_size) > most:
-            faults.add(where, f"{size:,} bytes, more than {most:,}", "take out what does not belong to it")
-            return
-        with file.open(encoding="utf-8-sig") as opened:
-            for number, line in enumerate(opened, 1):
-                if line.strip():
-                    yield number, line
+        data = _within(Path(file), most)
+        text = decoded(data)
+    except InputError as error:
+        faults.add(where, str(error), "take out what does not belong to it")
+        return
     except UnicodeDecodeError:
         faults.add(where, "not UTF-8 text", "write it again as plain text")
+        return
     except OSError as error:
         faults.add(where, f"cannot be read ({error.strerror})", "make it readable")
+        return
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        if line.strip():
+            yield number, line
+
+
+def description(file: Path, where: str, faults: Faults) -> dict[str, Any] | None:
+    """A YAML file as a mapping whose values are text as it is written.
+
+    So a class can be called `on`, `null` or `1.0`. What is nothing becomes an empty text.
+    """
+    try:
+        data = parse_yaml(decoded(_within(file, MOST_BYTES)), where, as_written=True)
+    except UnicodeDecodeError as error:
+        faults.add(where, f"not YAML ({error.reason} at byte {error.start:,})", "save it as UTF-8")
+        return None
+    except InputError as error:
+        what, _, remedy = str(error).removeprefix(f"{where}: ").partition("; ")
+        faults.add(where, what, remedy or "correct the file")
+        return None
+    except OSError as error:
+        faults.add(where, f"cannot be read ({error.strerror})", "make it readable")
+        return None
+    if not isinstance(data, dict):
+        faults.add(where, f"holds {data!r:.200}", "give it the keys train, val and names")
+        return None
+    return data
+
+
+def json_content(file: Path, where: str, faults: Faults, most_bytes: int, most_values: int) -> Any:
+    """What a JSON file holds, or nothing where it can't be read or breaks a bound.
+
+    Args:
+        file: The file.
+        where: How messages call it.
+        faults: Takes what is wrong.
+        most_bytes: Bytes that it may have.
+        most_values: Values that it may hold.
+    """
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(most_bytes + 1)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            data = data.decode("utf-16", errors="replace").encode()
+        return parse_json(data, where, most_bytes=most_bytes, most_values=most_values)
+    except InputError as error:
+        what, _, remedy = str(error).removeprefix(f"{where}: ").partition("; ")
+        faults.add(where, what, remedy or "correct it or export it again")
+    except OSError as error:
+        faults.add(where, f"cannot be read ({error.strerror})", "make it readable")
+    return None
+
+
+def _within(file: Path, most: int) -> bytes:
+    with file.open("rb") as opened:
+        data = opened.read(most + 1)
+    if len(data) > most:
+        raise InputError(f"more than {most:,} bytes")
+    return data
 
 
 def checked_names(names: list[str], where: str, faults: Faults) -> tuple[str, ...]:
@@ -47,10 +125,12 @@ def checked_names(names: list[str], where: str, faults: Faults) -> tuple[str, ..
     if len(names) > MOST_CLASSES:
         faults.add(where, f"{len(names):,} classes, more than {MOST_CLASSES:,}", "take out those that no box has")
         return tuple(names)
-    for name in sorted(name for name, count in Counter(names).items() if count > 1):
-        places = [i for i, other in enumerate(names) if other == name]
-        faults.add(where, f"class name {name!r} stands for {places}", "give every class its own name")
+    places: dict[str, list[int]] = {}
     for i, name in enumerate(names):
+        places.setdefault(name, []).append(i)
         if not name.strip():
             faults.add(where, f"class {i} has an empty name", "name it")
+    for name, found in sorted(places.items()):
+        if len(found) > 1:
+            faults.add(where, f"class name {name!r} stands for {found}", "give every class its own name")
     return tuple(names)

@@ -1,90 +1,127 @@
-"""YOLO's layout of a dataset."""
+"""YOLO's layout of a dataset: a description (`data.yaml`), folders of images, and a label file for each image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from yolov8_nas.data import images, ledger
 from yolov8_nas.data.faults import Faults
-from yolov8_nas.data.sample import IMAGE_SUFFIXES, SPLITS, Box, Listing, Sample
-from yolov8_nas.data.text import MOST_CLASSES, checked_names, lines, shown
-from yolov8_nas.data.yolo_rows import parse_row
+from yolov8_nas.data.ledger import Ledger
+from yolov8_nas.data.sample import CLIPPED, SPLITS, TWICE, Box, Boxes, Listing, Sample
+from yolov8_nas.data.text import MOST_CLASSES, MOST_LISTED, checked_names, description, lines, shown
+from yolov8_nas.data.tree import Places, is_hidden, parts_of, walk
+from yolov8_nas.data.yolo_rows import ORIENTED, parse_row
 from yolov8_nas.errors import InputError
-from yolov8_nas.yaml_text import read_yaml
 
-_LISTS: Final = 32 * 2**20
-"""Bytes of a text file that lists images."""
+NO_LABELS: Final = 0.2
+"""Share of a split's images without a label file above which a person is warned, where others have boxes."""
+
+MANY_CLIPPED: Final = 0.2
+"""Share of boxes that reach out of their images above which something else than boxes may have been written."""
+
+_LISTS = frozenset(
+    f"{name}.txt"
+    for name in ("classes", "labels", "names", "notes", "requirements", "train", "val", "valid", "test", "trainval")
+)
+_LABEL_FOLDERS = ("labels", "Labels", "label")
+_KEYS = {"train": ("train",), "val": ("val", "validation", "valid")}
+
+
+def fits(data: object) -> bool:
+    """Whether what a YAML file holds is the description of a dataset."""
+    return isinstance(data, dict) and len({"train", "val", "names", "nc"} & data.keys()) >= 2
 
 
 @dataclass
 class YoloReader:
-    """Reads YOLO's layout: a description, usually `data.yaml`, folders of images, and a label file for each image."""
+    """Reads a dataset.
+
+    Attributes:
+        description: Its description.
+        root: Its folder.
+        faults: Takes what is wrong.
+        confined: Whether files outside the folder are refused.
+    """
 
     description: Path
     root: Path
     faults: Faults
     confined: bool
+    ledger: Ledger = field(default_factory=Ledger)
     warnings: list[str] = field(default_factory=list)
+    _labels: dict[str, _LabelFolder] = field(default_factory=dict)
+    _lists: set[str] = field(default_factory=set)
+    _accounted: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def where(self) -> str:
+        """How messages call the description."""
+        return self.description.name
 
     def read(self) -> Listing | None:
         """The listing, or nothing where the faults leave nothing to read."""
-        data = self._description()
+        data = description(self.description, self.where, self.faults)
         if data is None:
             return None
         names = self._names(data)
+        keypoints = _keypoint_shape(data.get("kpt_shape"))
         base = self._base(data)
-        samples: dict[str, Sequence[Sample]] = {}
+        found: dict[str, list[str]] = {}
         for split in SPLITS:
-            value = data.get(split)
-            if split == "val" and value is None:
-                value = data.get("validation")
-            if value is None or value == [] or value == "":
+            value = next((data[key] for key in _KEYS[split] if data.get(key)), None)
+            if value is None:
                 self.faults.add(
-                    self.description.name,
+                    self.where,
                     f"{split} is missing",
                     f"add a line such as `{split}: images/{split}`"
                     + (" (final figures need images that training never saw)" if split == "val" else ""),
                 )
                 continue
-            images = self._images(split, value, base)
-            if images is not None and names:
-                samples[split] = [self._sample(image, len(names)) for image in images]
-        return Listing(names, samples, tuple(self.warnings)) if names and len(samples) == len(SPLITS) else None
+            listed = self._images(split, value, base)
+            if listed is not None and names:
+                found[split] = listed
+        if not names or len(found) < len(SPLITS):
+            return None
+        samples = {split: self._samples(split, found[split], names, keypoints) for split in SPLITS}
+        self._leftover_labels(found)
+        return Listing(names, samples, self.ledger, tuple(self.warnings))
 
-    def _description(self) -> dict[str, Any] | None:
-        try:
-            data = read_yaml(self.description, "a dataset's description")
-        except InputError as error:
-            self.faults.add(self.description.name, str(error).removeprefix(f"{self.description}: "), "correct the file")
-            return None
-        if not isinstance(data, dict):
-            self.faults.add(self.description.name, f"holds {data!r:.200}", "give it the keys train, val and names")
-            return None
-        return data
+    # Description ---------------------------------------------------------------------------------------------------
 
     def _names(self, data: dict[str, Any]) -> tuple[str, ...]:
-        where, names, count = self.description.name, data.get("names"), data.get("nc")
+        names, count = data.get("names"), _whole(data.get("nc"))
+        if isinstance(names, list) and names and all(isinstance(name, dict) and len(name) == 1 for name in names):
+            names = {key: value for name in names for key, value in name.items()}
         if isinstance(names, dict):
-            wanted = list(range(len(names)))
-            if sorted(names, key=str) != sorted(wanted, key=str):
+            keyed = {_whole(key): name for key, name in names.items()}
+            if len(keyed) < len(names) or set(keyed) != set(range(len(names))):
+                keys = [key if (number := _whole(key)) is None else number for key in names]
                 self.faults.add(
-                    where, f"names has the keys {list(names)!s:.200}", "number the classes from 0, without gaps"
+                    self.where, f"names has the keys {keys!s:.200}", "number the classes from 0, without gaps"
                 )
                 return ()
-            names = [names[i] for i in wanted]
-        if names is None and isinstance(count, int) and 0 < count <= MOST_CLASSES:
+            names = [keyed[i] for i in range(len(names))]
+        elif isinstance(names, str) and names and (file := self.root / names).is_file() and not self._outside(file):
+            names = [line.strip() for _, line in lines(file, shown(file, self.root), self.faults)]
+        if not names and count is not None and 0 < count <= MOST_CLASSES:
             names = [f"class_{i}" for i in range(count)]
-            self.warnings.append(f"{where}: no names; the {count} classes are called class_0, class_1, ...")
-        if not isinstance(names, list) or not names:
-            self.faults.add(where, f"names = {names!r:.200}", "list the class names")
+            self.warnings.append(f"{self.where}: no names; the {count} classes are called class_0, class_1, ...")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            self.faults.add(self.where, f"names = {names!r:.200}", "list the class names")
             return ()
-        if isinstance(count, int) and count != len(names):
+        if data.get("nc") and count != len(names):
             self.faults.add(
-                where, f"nc = {count}, but there are {len(names)} names", "make them agree, or leave out nc"
+                self.where,
+                f"nc = {data['nc']}, but there are {len(names)} names",
+                "make them agree, or leave out nc",
             )
-        return checked_names([str(name) for name in names], where, self.faults)
+        return checked_names([name.strip() for name in names], self.where, self.faults)
 
     def _base(self, data: dict[str, Any]) -> Path:
         """The folder that train and val are relative to: `path` where it leads somewhere, else the description's."""
@@ -93,69 +130,298 @@ class YoloReader:
             return self.root / path
         return self.root
 
-    def _outside(self, path: Path) -> bool:
-        return self.confined and not path.resolve().is_relative_to(self.root.resolve())
+    def _outside(self, path: str | Path) -> bool:
+        return self.confined and not Path(path).resolve().is_relative_to(self.root.resolve())
 
-    def _images(self, split: str, value: Any, base: Path) -> list[Path] | None:
-        where = self.description.name
+    # Images --------------------------------------------------------------------------------------------------------
+
+    def _images(self, split: str, value: Any, base: Path) -> list[str] | None:
         entries = value if isinstance(value, list) else [value]
-        faults_before = self.faults.count
-        images: dict[Path, None] = {}  # a set that keeps its order
+        before = self.faults.count
+        found: dict[str, None] = {}  # a set that keeps its order
         for entry in entries:
-            if not isinstance(entry, str):
-                self.faults.add(where, f"{split} = {entry!r}", "give a folder of images or a text file that lists them")
+            if not isinstance(entry, str) or not entry:
+                self.faults.add(
+                    self.where, f"{split} = {entry!r:.200}", "give a folder of images or a text file that lists them"
+                )
                 return None
-            place = base / entry
-            # Some tools write `../train/images` for a folder that lies beside the description.
-            if not place.exists() and entry.startswith("../") and (base / entry[3:]).exists():
-                place = base / entry[3:]
-            if self._outside(place):
-                self.faults.add(where, f"{split}: {entry} lies outside the dataset", "put the images into the archive")
+            place = self._place(split, entry, base)
+            if place is None:
                 return None
             if place.is_dir():
-                found = [path for path in place.rglob("*") if path.is_file() and not path.name.startswith(".")]
-                images.update(dict.fromkeys(sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES)))
-            elif place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
-                images[place] = None
-            elif place.is_file():
-                images.update(dict.fromkeys(self._listed(place, base)))
+                paths = self._folder(split, place)
+            elif place.suffix.lower() in images.IMAGE_SUFFIXES:
+                paths = iter([os.fspath(place)])
             else:
-                self.faults.add(where, f"{split}: {entry} does not exist", "correct the path or add the folder")
-                return None
-        if not images and self.faults.count == faults_before:
-            kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+                paths = self._listed(place, base)
+            for path in paths:
+                self.ledger.see(split, path not in found)
+                found[path] = None
+        if not found and self.faults.count == before:
             empty = "the validation split is empty" if split == "val" else "no images"
-            self.faults.add(f"{where}, {split}: {value}", empty, f"put images there ({kinds})")
-        return list(images) or None
+            kinds = ", ".join(sorted(suffix[1:] for suffix in images.IMAGE_SUFFIXES))
+            skipped = "; ".join(text for where, text, _, _ in ledger.lines(self.ledger.to_dict()) if where == split)
+            self.faults.add(
+                f"{self.where}, {split}: {value}",
+                empty + (f" ({skipped})" if skipped else ""),
+                f"put images there ({kinds})",
+            )
+        return list(found) or None
 
-    def _listed(self, file: Path, base: Path) -> Iterator[Path]:
+    def _place(self, split: str, entry: str, base: Path) -> Path | None:
+        """Where an entry of the description leads, as it was written or in this dataset's own folder."""
+        place = base / entry
+        if not place.exists():
+            parts = parts_of(entry)
+            tails = [Path(*parts[start:]) for start in range(len(parts))]
+            instead = next(
+                (folder / tail for tail in tails for folder in (base, self.root) if (folder / tail).exists()), None
+            )
+            if instead is None:
+                self.faults.add(self.where, f"{split}: {entry} does not exist", "correct the path or add the folder")
+                return None
+            # Some tools write `../train/images` for a folder that lies beside the description.
+            if list(Path(entry).parts) != ["..", *parts]:
+                taken = shown(instead, self.root)
+                self.warnings.append(f"{self.where}: {split}: {entry} does not exist; {taken} of the dataset is taken")
+            place = instead
+        if self._outside(place):
+            self.faults.add(self.where, f"{split}: {entry} lies outside the dataset", "put the images into the archive")
+            return None
+        return place
+
+    def _folder(self, split: str, folder: Path) -> Iterator[str]:
+        """The images below a folder; everything else there is accounted for."""
+        found = walk(folder)
+        for path in found.hidden:
+            self._skip(split, ledger.HIDDEN, path)
+        for path, why in found.unusable.items():
+            if Path(path).suffix.lower() in images.IMAGE_SUFFIXES and self._label(path):
+                self.faults.add(
+                    shown(path, self.root), f"{why}, but it has labels", "put the image there, or take both out"
+                )
+            self._skip(split, f"skipped: {why}", path, "put the file or folder there, or take the link out")
+        for path in found.files:
+            name = os.path.basename(path)
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in images.IMAGE_SUFFIXES:
+                yield path
+            elif suffix == ".txt":
+                continue  # perhaps a label; the ledger of labels has it
+            elif suffix in images.UNREAD_SUFFIXES:
+                what = images.UNREAD_SUFFIXES[suffix]
+                if suffix != ".npy" and self._label(path):  # Ultralytics keeps images beside their files as .npy
+                    self.faults.add(
+                        shown(path, self.root), f"has labels, but {what} are not read", "save it as JPEG or PNG"
+                    )
+                self._skip(
+                    split, f"skipped: {what} ({suffix})", path, "" if suffix == ".npy" else "save them as JPEG or PNG"
+                )
+            elif self._label(path) and _begins_as_image(path):
+                yield path
+            elif _begins_as_image(path):
+                self._skip(
+                    split, "skipped: images by content, but not by name", path, "give their names an image's ending"
+                )
+            else:
+                self._skip(split, f"skipped: no images ({suffix or 'without an ending'})", path)
+
+    def _skip(self, split: str, outcome: str, path: str, alarm: str = "") -> None:
+        if (split, path) in self._accounted:
+            return
+        self._accounted.add((split, path))
+        self.ledger.see(split, 1)
+        self.ledger.add(split, "files", outcome, shown(path, self.root), alarm=alarm)
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(walk(self.root).files)
+
+    def _listed(self, file: Path, base: Path) -> Iterator[str]:
         """The images that a text file names, one a line: absolute, or relative to the file or to the dataset."""
-        for number, line in lines(file, shown(file, self.root), self.faults, _LISTS):
+        self._lists.add(os.fspath(file))
+        for number, line in lines(file, shown(file, self.root), self.faults, MOST_LISTED):
             name = line.strip()
             candidates = [file.parent / name, base / name]
-            path = next((path for path in candidates if path.is_file()), None)
+            path = next((os.fspath(path) for path in candidates if path.is_file()), None)
             where = f"{shown(file, self.root)}, line {number}"
+            if path is not None and self._outside(path):
+                self.faults.add(where, f"{name!r} lies outside the dataset", "put the image into the archive")
+                continue
+            path = path or self._places.find(name, (file.parent, base, self.root))
             if path is None:
                 self.faults.add(where, f"{name!r} does not exist", "correct the path or take out the line")
-            elif self._outside(path):
-                self.faults.add(where, f"{name!r} lies outside the dataset", "put the image into the archive")
-            elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            elif Path(path).suffix.lower() not in images.IMAGE_SUFFIXES and not _begins_as_image(path):
                 self.faults.add(where, f"{name!r} is not an image", "take out the line")
             else:
-                yield path
+                yield os.path.normpath(path)
 
-    def _sample(self, image: Path, classes: int) -> Sample:
-        labels = label_file(image)
-        boxes: dict[Box, None] = {}  # a row that stands there twice counts once
-        if labels.is_file() and not self._outside(labels):
-            where = shown(labels, self.root)
-            for number, line in lines(labels, where, self.faults):
+    # Labels --------------------------------------------------------------------------------------------------------
+
+    def _samples(
+        self, split: str, paths: Sequence[str], names: tuple[str, ...], keypoints: tuple[int, int] | None
+    ) -> list[Sample]:
+        numbers = {name: i for i, name in enumerate(names)}
+        samples = [self._sample(split, path, len(names), numbers, keypoints) for path in paths]
+        bare = [sample.name for sample in samples if not sample.labelled]
+        if len(bare) > NO_LABELS * len(samples) and any(sample.boxes for sample in samples):
+            expected = os.path.relpath(label_file(Path(next(s.image for s in samples if not s.labelled))), self.root)
+            self.warnings.append(
+                f"{len(bare)} of {len(samples)} images of {split} have no label file and count as background: "
+                f"{ledger.listed(bare)}; if they show objects, put their labels where they are looked for "
+                f"({expected}, ...)"
+            )
+        total = self.ledger.count(split, "boxes")
+        clipped = self.ledger.count(split, "boxes", CLIPPED)
+        if clipped > MANY_CLIPPED * max(total, 5):
+            self.warnings.append(
+                f"{clipped} of {total} boxes of {split} reach out of their images and are clipped; "
+                "see that they are class, centre and size, not corners"
+            )
+        if oriented := self.ledger.count(split, "boxes", ORIENTED):
+            self.warnings.append(
+                f"{oriented} rows of {split} have four corners, as oriented boxes have; "
+                "the upright boxes around them are taken"
+            )
+        return samples
+
+    def _sample(
+        self, split: str, image: str, classes: int, names: dict[str, int], keypoints: tuple[int, int] | None
+    ) -> Sample:
+        boxes: dict[Box, None] = {}
+        file = self._label(image)
+        if file is not None:
+            where = shown(file, self.root)
+            rows = 0
+            for number, line in lines(file, where, self.faults):
+                rows += 1
                 try:
-                    boxes[parse_row(line, classes)] = None
+                    box, outcome, what = parse_row(line, classes, keypoints=keypoints, names=names)
                 except InputError as error:
-                    what, _, remedy = str(error).partition("; ")
-                    self.faults.add(f"{where}, line {number}", what, remedy)
-        return Sample(image, shown(image, self.root), tuple(boxes))
+                    fault, _, remedy = str(error).partition("; ")
+                    self.faults.add(f"{where}, line {number}", fault, remedy)
+                    continue
+                if box is not None and box in boxes:
+                    outcome = TWICE
+                elif box is not None:
+                    boxes[box] = None
+                self.ledger.add(split, "boxes", outcome or what or "used", f"{where}, line {number}" if outcome else "")
+            self.ledger.add(split, "labels", "read, with rows" if rows else "read, empty")
+        return Sample(image, shown(image, self.root), Boxes(boxes), file is not None)
+
+    def _label(self, image: str) -> str | None:
+        """The label file of an image, where there is one."""
+        folder = os.path.dirname(image)
+        if folder not in self._labels:
+            self._labels[folder] = _LabelFolder.of(folder, self.root)
+        file = self._labels[folder].take(os.path.basename(image))
+        return None if file is None or self._outside(file) else file
+
+    def _leftover_labels(self, found: Mapping[str, Sequence[str]]) -> None:
+        """Account for label files that belong to no image of train or val."""
+        taken = {path for folder in self._labels.values() for path in folder.taken}
+        looked = {*taken, *self._lists}
+        stems: dict[str, set[str]] = {}
+        for split, paths in found.items():
+            folders = {os.path.dirname(path) for path in paths}
+            places = {os.path.dirname(label_file(Path(folder) / "x")) for folder in folders}
+            places |= {os.path.dirname(path) for folder in folders for path in self._labels[folder].taken}
+            for place in sorted(places):
+                for path in walk(place).files if os.path.isdir(place) else []:
+                    if path.lower().endswith(".txt") and path not in looked:
+                        looked.add(path)
+                        self._leftover(split, path, stems)
+
+    def _leftover(self, split: str, path: str, stems: dict[str, set[str]]) -> None:
+        folder, name = os.path.split(path)
+        if name.lower() in _LISTS or name.lower().startswith("readme"):
+            outcome, alarm = "skipped: lists and notes", ""
+        elif any(os.path.splitext(name)[0] in _stems(place, stems) for place in (folder, _image_folder(folder))):
+            outcome, alarm = "skipped: of images outside train and val", ""
+        else:
+            outcome, alarm = "skipped: without an image", "give each the name of its image, or take them out"
+        self.ledger.add(split, "labels", outcome, shown(path, self.root), alarm=alarm)
+
+
+@dataclass
+class _LabelFolder:
+    """The label files that images of one folder may have: in the folder that YOLO's layout says, or in a near one.
+
+    Attributes:
+        places: Folders, and what their label files are called by what their images may be called.
+        taken: The label files that were asked for.
+    """
+
+    places: Sequence[tuple[str, Mapping[str, str]]]
+    taken: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, folder: str, root: Path) -> _LabelFolder:
+        """Look where the labels of a folder's images are: in the first place that has any of them, or beside them."""
+        stems = {key for name in os.listdir(folder) for key in _keys_of(name)} if os.path.isdir(folder) else set()
+        beside = (folder, _label_files(folder))
+        for place in _near(folder, root):
+            if place != folder and (files := _label_files(place)) and not stems.isdisjoint(files):
+                return cls(((place, files), beside))
+        return cls((beside,))
+
+    def take(self, image: str) -> str | None:
+        """The label file of an image."""
+        for folder, files in self.places:
+            for key in _keys_of(image):
+                if (name := files.get(key)) is not None:
+                    self.taken.add(path := os.path.join(folder, name))
+                    return path
+        return None
+
+
+def _near(folder: str, root: Path) -> Iterator[str]:
+    """Where labels of a folder's images may be, the most likely place first."""
+    yield os.path.dirname(label_file(Path(folder) / "x"))
+    parts = Path(folder).parts
+    top = len(root.parts) if Path(folder).is_relative_to(root) else len(parts)
+    for i in reversed(range(top, len(parts))):  # `train/Images` and `train/labels`
+        for name in _LABEL_FOLDERS:
+            yield os.path.join(*parts[:i], name, *parts[i + 1 :])
+    for i in reversed(range(top, len(parts) + 1)):  # `train` and `labels/train`
+        for name in _LABEL_FOLDERS:
+            yield os.path.join(*parts[:i], name, *parts[i:])
+    for i in reversed(range(top, len(parts))):  # `images/train` and `labels`
+        for name in _LABEL_FOLDERS:
+            yield os.path.join(*parts[:i], name)
+
+
+def _label_files(folder: str) -> dict[str, str]:
+    """What the text files of a folder are called, by their stems, as they are and in small letters."""
+    if not os.path.isdir(folder):
+        return {}
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".txt") and not is_hidden(name))
+    found = {name[:-4]: name for name in names}
+    for name in names:
+        found.setdefault(name[:-4].casefold(), name)
+    return found
+
+
+def _keys_of(image: str) -> tuple[str, ...]:
+    """What the stem of an image's label file may be: `a`, or `a.jpg`."""
+    stem = os.path.splitext(image)[0]
+    return tuple(dict.fromkeys((stem, image, stem.casefold(), image.casefold())))
+
+
+def _stems(folder: str, known: dict[str, set[str]]) -> set[str]:
+    """Stems of the files of a folder that are no text."""
+    if folder not in known:
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        known[folder] = {os.path.splitext(name)[0] for name in names if not name.lower().endswith(".txt")}
+    return known[folder]
+
+
+def _image_folder(folder: str) -> str:
+    """The folder of the images whose labels are in a folder: the last `labels` of the path read as `images`."""
+    parts = folder.split(os.sep)
+    if "labels" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
+    return os.sep.join(parts)
 
 
 def label_file(image: Path) -> Path:
@@ -164,3 +430,21 @@ def label_file(image: Path) -> Path:
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return Path(*parts) / f"{image.stem}.txt"
+
+
+def _begins_as_image(path: str) -> bool:
+    with open(path, "rb") as file:
+        return images.is_image(file.read(64))
+
+
+def _whole(value: object) -> int | None:
+    """A whole number that is written as text."""
+    return int(float(value)) if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.0*)?\s*", value, re.ASCII) else None
+
+
+def _keypoint_shape(value: object) -> tuple[int, int] | None:
+    if isinstance(value, list) and len(value) == 2:
+        count, each = _whole(value[0]), _whole(value[1])
+        if count and each in (2, 3):
+            return count, each
+    return None

@@ -103,4 +103,4 @@ def run(context: StageContext) -> None:
     context.progress.note(f"{written.source}: {counts} images, {len(written.classes)} classes")
 
 
-STAGE = Stage(name="data-prep", version=1, settings=settings, run=run)
+STAGE = Stage(name="data-prep", version=2, settings=settings, run=run)

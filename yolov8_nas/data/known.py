@@ -1,0 +1,124 @@
+"""What an earlier check found out about images, so that unchanged files are not opened again.
+
+It lies in the user's cache folder, and is only ever an economy: without it everything is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import astuple
+from pathlib import Path
+from typing import Final
+
+import cv2
+import PIL
+
+from yolov8_nas.data.images import VERSION, Facts
+
+_SETTLED: Final = 2_000_000_000
+"""Nanoseconds that a file must have rested: what changes twice within a clock's tick has one time."""
+
+_TOGETHER: Final = 2000  # images that are written at once, so that a check that is cut off goes on there
+
+
+def folder() -> Path | None:
+    """The cache folder, as the XDG base directories say, or nothing where the user has none."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(base) / "yolov8-nas" / "checks"
+
+
+class Known:
+    """Facts about the images of one dataset by path, size and times.
+
+    Args:
+        file: The database, or nothing to know nothing.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._database: sqlite3.Connection | None = None
+        self._waiting: list[tuple[str, str, str]] = []
+        if file is None:
+            return
+        with contextlib.suppress(OSError, sqlite3.Error):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(file, timeout=5, isolation_level=None)
+            self._database.execute("CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, state TEXT, facts TEXT)")
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, source: Path | None) -> Iterator[Known]:
+        """What is known of a dataset's folder; nothing for one that is gone after the check."""
+        place = folder() if source is not None else None
+        name = hashlib.sha256(os.fsencode(str(source))).hexdigest()[:24]
+        known = cls(place / f"{name}.sqlite" if place else None)
+        try:
+            yield known
+        finally:
+            known.close()
+
+    def facts(self, path: str, state: str) -> Facts | None:
+        """What is known of a file in a state."""
+        if self._database is None:
+            return None
+        try:
+            row = self._database.execute("SELECT state, facts FROM images WHERE path = ?", (_text(path),)).fetchone()
+            if row is None or row[0] != state:
+                return None
+            sha256, width, height, suffix, kept, remarks, *rest = json.loads(row[1])
+            return Facts(sha256, width, height, suffix, kept, tuple(remarks), *rest)
+        except (sqlite3.Error, ValueError, TypeError):
+            return None
+
+    def keep(self, path: str, state: str, facts: Facts) -> None:
+        """Note what was found out."""
+        if self._database is not None and state:
+            self._waiting.append((_text(path), state, json.dumps(astuple(facts))))
+            if len(self._waiting) >= _TOGETHER:
+                self._write()
+
+    def close(self) -> None:
+        """Write what waits."""
+        if self._database is not None:
+            self._write()
+            self._database.close()
+
+    def _write(self) -> None:
+        assert self._database is not None
+        with contextlib.suppress(sqlite3.Error):
+            self._database.execute("BEGIN")
+            self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", self._waiting)
+            self._database.execute("COMMIT")
+        self._waiting.clear()
+
+
+def state(path: str) -> str:
+    """What changes when a file's content does; empty for one that has changed just now.
+
+    Among it is the time of change of the file's entry, which no program sets.
+    """
+    found = Path(path).stat()
+    if max(found.st_mtime_ns, found.st_ctime_ns) > time.time_ns() - _SETTLED:
+        return ""
+    mark = (
+        VERSION,
+        cv2.__version__,
+        PIL.__version__,
+        found.st_size,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+        found.st_ino,
+    )
+    return " ".join(map(str, mark))
+
+
+def _text(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode()
