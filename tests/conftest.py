@@ -21,6 +21,8 @@ hypothesis.settings.load_profile("repeatable")
 os.environ.update(quiet.ultralytics(Path(tempfile.mkdtemp(prefix="yolov8-nas-tests-"))))
 # Tests neither wait for a run on this machine nor hold it up.
 os.environ["YOLOV8_NAS_HOST_LOCK"] = str(Path(tempfile.mkdtemp(prefix="yolov8-nas-host-")) / "lock")
+# What checks of datasets find out is not left in the cache of whoever runs the tests.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="yolov8-nas-cache-")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 # With the number of threads the last bits of a training change, and after some steps everything.

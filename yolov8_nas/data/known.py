@@ -24,6 +24,7 @@ from yolov8_nas.data.images import VERSION, Facts
 _SETTLED: Final = 2_000_000_000
 """Nanoseconds that a file must have rested: what changes twice within a clock's tick has one time."""
 
+_LASTS: Final = 90 * 24 * 3600  # seconds that what is known of a dataset is kept without being asked for
 _TOGETHER: Final = 2000  # images that are written at once, so that a check that is cut off goes on there
 
 
@@ -44,14 +45,19 @@ class Known:
     """
 
     def __init__(self, file: Path | None) -> None:
+        self._file = file
         self._database: sqlite3.Connection | None = None
         self._waiting: list[tuple[str, str, str]] = []
-        if file is None:
-            return
+        if file is not None and file.is_file():
+            self._open(file)
+
+    def _open(self, file: Path) -> None:
         with contextlib.suppress(OSError, sqlite3.Error):
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(file, timeout=5, isolation_level=None)
-            self._database.execute("CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, state TEXT, facts TEXT)")
+            database = sqlite3.connect(file, timeout=5, isolation_level=None)
+            database.execute("CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, state TEXT, facts TEXT)")
+            file.touch()
+            self._database = database
 
     @classmethod
     @contextlib.contextmanager
@@ -80,24 +86,38 @@ class Known:
 
     def keep(self, path: str, state: str, facts: Facts) -> None:
         """Note what was found out."""
-        if self._database is not None and state:
+        if self._file is not None and state:
             self._waiting.append((_text(path), state, json.dumps(astuple(facts))))
             if len(self._waiting) >= _TOGETHER:
                 self._write()
 
     def close(self) -> None:
         """Write what waits."""
-        if self._database is not None:
+        if self._waiting:
             self._write()
+        if self._database is not None:
             self._database.close()
+            self._database = None
 
     def _write(self) -> None:
-        assert self._database is not None
-        with contextlib.suppress(sqlite3.Error):
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", self._waiting)
-            self._database.execute("COMMIT")
+        assert self._file is not None
+        if self._database is None:
+            self._open(self._file)
+            _forget(self._file.parent)
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.execute("BEGIN")
+                self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", self._waiting)
+                self._database.execute("COMMIT")
         self._waiting.clear()
+
+
+def _forget(folder: Path) -> None:
+    """Remove what is known of datasets that nobody has checked for long."""
+    with contextlib.suppress(OSError):
+        for file in folder.glob("*.sqlite"):
+            if file.stat().st_mtime < time.time() - _LASTS:
+                file.unlink()
 
 
 def state(path: str) -> str:
