@@ -1,18 +1,20 @@
-"""Evolution under hard limits: NSGA-II on the genes of a search space, with a cheap guess before each costly score.
+"""Evolution under hard limits, on the genes of a search space, with a cheap guess before each costly score.
+
+What is wanted is the most accurate network within the limits, and a limit is there to be used: being faster than it
+asks is worth nothing. So there is one objective, accuracy, and every child is brought to the limit from either side
+before anything is spent on it: repaired, gene by gene, where it is predicted to miss a limit, and filled up with larger
+options where it leaves more than `SPARE` of the limit unused.
 
 The state of the search is its history. A generation follows from the networks scored before it, the cost model and
-its own number: its parents are NSGA-II's survivors among *all* networks scored so far, and its random numbers are
-seeded with the seed and that number. So an interrupted search is continued by running it again with its scores
-remembered, and a cost model that was refitted in between re-ranks every network, not only the living ones.
+its own number: its parents are the best among *all* networks scored so far, and its random numbers are seeded with the
+seed and that number. So an interrupted search is continued by running it again with its scores remembered, and a cost
+model that was refitted in between re-ranks every network, not only the living ones.
 
-Images are never spent on a network that would miss a limit: a child that is predicted to miss one is repaired until
-it keeps it, in a bounded number of steps, or dropped. Nor are they spent on the least promising ones: many more
-children are bred than scored, and NSGA-II's selection is made among them by the accuracy that a linear model of the
-scores so far expects of their options. Without that guess, a few generations are hardly better than random search. The
-same model, given to an exact solver, proposes a network of its own to each generation.
+Images are not spent on the least promising children: many more are bred than scored, and those are scored that a linear
+model of the scores so far expects most of. Without that guess, a few generations are hardly better than random search.
+The same model, given to an exact solver, proposes a network of its own to each generation.
 
-Sources: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002 (sorting and crowding distance
-are pymoo's); Lu et al., "NSGANetV2: evolutionary multi-objective surrogate-assisted neural architecture search", 2020.
+Source: Lu et al., "NSGANetV2: evolutionary multi-objective surrogate-assisted neural architecture search", 2020.
 """
 
 from __future__ import annotations
@@ -24,8 +26,6 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_function
-from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.search.objective import Estimate, Floats
@@ -33,10 +33,13 @@ from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import Architecture, SearchSpace
 
 Genes: TypeAlias = NDArray[np.int64]
-Source: TypeAlias = Literal["seed", "prior", "exact", "evolution", "random", "macs"]
+Source: TypeAlias = Literal["seed", "rescaled", "prior", "exact", "evolution", "filled", "random", "macs"]
 
-SEARCHED: Final[tuple[Source, ...]] = ("seed", "prior", "exact", "evolution")
+SEARCHED: Final[tuple[Source, ...]] = ("seed", "rescaled", "prior", "exact", "evolution", "filled")
 """Where the networks of the search itself come from; the others are scored for comparison only."""
+
+_ENTRY: Final[tuple[Source, ...]] = ("exact", "prior", "rescaled", "seed")
+"""The order in which networks enter the first generation."""
 
 Informed: TypeAlias = Mapping[Architecture, Source]
 """Networks for the first generation that are more than a guess, and where they come from."""
@@ -65,14 +68,14 @@ BROOD: Final = 10
 RIDGE: Final = 1.0
 """Weight of the ridge penalty in the linear model of the scores: that of one observation."""
 
-USED: Final = 0.85
-"""Share of the latency in reach below which being faster still counts for nothing in selection."""
+SPARE: Final = 0.03
+"""Share of its tightest limit that a network may leave unused before it is filled up."""
 
 TRIES: Final = 5
 """Rounds in which a generation is filled; a round makes as many networks as are missing."""
 
 NEIGHBOURS: Final = 8
-"""Changes of one gene that a step of a repair looks at."""
+"""Changes of one gene that a step of a repair, or of filling up, looks at."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ class Trial:
         architecture: The network.
         map50_95: Its mAP50-95 on the search split with the supernet's weights.
         generation: The generation that it belongs to, from 0; nothing for a network that is no part of the search.
-        source: `exact` where the exact solver proposed it, `prior` for a sample of the prior, `seed` for the rest of
-            the first generation, `evolution` for the rest of the others; `random` and `macs` for what the search is
-            compared with.
+        source: `exact` where the exact solver proposed it, `prior` for a sample of the prior, `rescaled` for stock
+            uniformly rescaled, `seed` for the rest of the first generation, `evolution` for the rest of the others;
+            `filled` for a network that was brought to the limit after it was measured; `random` and `macs` for what
+            the search is compared with.
         repetition: The comparison that it belongs to, from 0; nothing for a network of the search.
     """
 
@@ -109,7 +113,7 @@ def evolve(
     preference: Preference = MOST_ACCURATE,
     after_generation: Callable[[int, Sequence[Trial]], None] | None = None,
 ) -> list[Trial]:
-    """Search for networks that trade latency for accuracy best, within the limits.
+    """Search for the most accurate networks within the limits.
 
     The same arguments give the same search, as far as `price` and `score` answer the same.
 
@@ -139,13 +143,13 @@ def evolve(
         if parents := survivors(history, price, population, preference):
             effects = option_effects(space, history)
             solved = propose(effects) if propose else []
-            brood = _breed(space, parents, price, BROOD * population, seen=seen, rng=rng)
+            brood = _breed(space, parents, price, BROOD * population, preference, seen=seen, rng=rng)
             chosen = select(utility(space, effects, brood), price(brood), population, preference)
             children = {a: "exact" for a in solved if a not in seen}
             for child in (brood[i] for i in chosen[: population - len(children)]):
                 children.setdefault(child, "evolution")
         else:
-            first = first_generation(space, price, population, rng, informed)
+            first = first_generation(space, price, population, rng, informed, preference)
             children = {a: source for a, source in first.items() if a not in seen}
         if not children:
             break  # every network that keeps the limits has been scored, as far as a few rounds can tell
@@ -162,14 +166,15 @@ def first_generation(
     count: int,
     rng: np.random.Generator,
     informed: Informed = MappingProxyType({}),
+    preference: Preference = MOST_ACCURATE,
 ) -> dict[Architecture, Source]:
-    """Networks to start from: informed ones, relatives of stock, sizes from the smallest to the largest, random ones.
+    """Networks to start from: informed ones, stock uniformly rescaled, relatives of stock, random ones.
 
-    Those that would miss a limit are repaired. Half of what the informed networks leave starts as stock YOLOv8, and
-    each one is repaired in its own random way: a network designed by people is a better guess than a random one, and
-    many ways of making it faster tell which of its parts can be spared. Where stock keeps the limits, it enters once,
-    as it is. The others are there because none of these guesses need be right, and because the linear model of the
-    scores learns nothing of an option that no network has.
+    The widest rescaled stock network within the limits enters as it is: it is what people do by hand, and what a search
+    has to beat. All others are brought to the limits. Half of the remaining places go to stock YOLOv8, brought to the
+    limits in another random way each time: a network designed by people is a better guess than a random one, and many
+    ways of making it faster tell which of its parts can be spared. The random ones are there because no guess need be
+    right, and because the linear model of the scores learns nothing of an option that no network has.
 
     Args:
         space: The search space.
@@ -177,6 +182,7 @@ def first_generation(
         count: Networks wanted; there are fewer where fewer were found.
         rng: Source of randomness.
         informed: Networks that come first, the most important ones first.
+        preference: What is wanted of the networks.
 
     Returns:
         The networks, and where each comes from.
@@ -184,17 +190,20 @@ def first_generation(
     Raises:
         StageError: No network was found that keeps the limits.
     """
+    bring = repair if preference.weighs_latency else to_the_limit
+    rescaled = space.rescaled()
+    within = [network for network, ok in zip(rescaled, price(rescaled).feasible, strict=True) if ok]
+    found: dict[Architecture, Source] = dict.fromkeys(within[-1:], "rescaled")
     options = np.array([len(d.options) for d in space.dimensions])
-    sizes = [np.rint(share * (options - 1)).astype(np.int64) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    relatives = [space.encode(space.stock)] * max(1, (count - len(informed)) // 2)
-    known = np.array([*map(space.encode, informed), sizes[0], *relatives, *sizes[1:]])
+    starts = [*informed, space.smallest(), space.largest(), *rescaled]
+    relatives = [space.stock] * max(0, (count - len(starts)) // 2)
+    known = np.array([space.encode(network) for network in (*starts, *relatives)])
     sources = list(informed.values())
     nearest: tuple[float, Architecture] | None = None
-    found: dict[Architecture, Source] = {}
     for _ in range(TRIES):
         missing = max(count - len(found), 0)
         wanted = np.concatenate([known, rng.integers(0, options, size=(max(missing - len(known), 0), len(options)))])
-        genes, worst = repair(space, price, wanted, rng)
+        genes, worst = bring(space, price, wanted, rng)
         networks = [space.decode(g) for g in genes.tolist()]
         for i, network in enumerate(networks):
             if worst[i] <= 0:
@@ -206,7 +215,8 @@ def first_generation(
         known, sources = known[:0], []
     if not found and nearest:
         raise StageError(_impossible(space, price, nearest[1]))
-    return dict(list(found.items())[:count])
+    ranked = sorted(found.items(), key=lambda item: _ENTRY.index(item[1]))
+    return dict(ranked[:count])
 
 
 def survivors(history: Sequence[Trial], price: Price, count: int, preference: Preference) -> list[Architecture]:
@@ -221,10 +231,6 @@ def survivors(history: Sequence[Trial], price: Price, count: int, preference: Pr
 def select(scores: Floats, estimate: Estimate, count: int, preference: Preference) -> list[int]:
     """The best of the networks that are predicted to keep the limits.
 
-    Where accuracy and latency have weights, these decide. Otherwise NSGA-II's selection trades (1 - mAP) for latency. A
-    limit is there to be used, so a network that already is well below the slowest one counts as no better for being
-    faster still: otherwise most of a search is spent on networks that nobody with this limit wants.
-
     Args:
         scores: mAP of n networks, known or expected; expected ones may all be too high or too low by the same amount.
         estimate: What they cost.
@@ -232,22 +238,12 @@ def select(scores: Floats, estimate: Estimate, count: int, preference: Preferenc
         preference: What is wanted of them.
 
     Returns:
-        Indices of at most `count` networks, the best first: by weighted loss, or by non-domination rank and then by
-        crowding distance.
+        Indices of at most `count` networks, the best first.
     """
     living = np.flatnonzero(estimate.feasible)
-    latency = estimate.latency_ms[living]
-    if preference.weighs_latency:
-        loss = preference.loss(scores[living], latency)
-        by_loss: list[int] = living[np.argsort(loss, kind="stable")].tolist()
-        return by_loss[:count]
-    latency = np.maximum(latency, USED * latency.max(initial=0.0))
-    objectives = np.stack([1 - scores[living], latency], axis=1)
-    order: list[int] = []
-    for rank in NonDominatedSorting().do(objectives, n_stop_if_ranked=count):
-        crowding = get_crowding_function("cd").do(objectives[rank])
-        order += living[rank[np.argsort(-crowding, kind="stable")]].tolist()
-    return order[:count]
+    loss = preference.loss(scores[living], estimate.latency_ms[living])
+    by_loss: list[int] = living[np.argsort(loss, kind="stable")].tolist()
+    return by_loss[:count]
 
 
 def option_effects(space: SearchSpace, history: Sequence[Trial]) -> list[list[float]]:
@@ -319,16 +315,66 @@ def repair(space: SearchSpace, price: Price, genes: Genes, rng: np.random.Genera
     return genes, worst
 
 
+def fill_up(space: SearchSpace, price: Price, genes: Genes, rng: np.random.Generator) -> tuple[Genes, Floats]:
+    """Walk networks up to the limits: by one gene at a time, to a random larger option that uses more of them.
+
+    Args:
+        space: The search space; options of a dimension lie in the order of their size.
+        price: Predicts what networks cost.
+        genes: The networks: (n, dimensions).
+        rng: Source of randomness.
+
+    Returns:
+        The networks, and by how much each misses its worst limit: (n, dimensions), (n,). Those that miss one already
+        stay as they are; the others leave at most `SPARE` of a limit unused, if the bounded number of steps, four per
+        dimension, leads there.
+    """
+    genes = genes.copy()
+    worst = _worst(space, price, genes)
+    last = np.array([len(d.options) - 1 for d in space.dimensions])
+    for _ in range(4 * genes.shape[1]):
+        spare = np.flatnonzero((worst < -SPARE) & (genes < last).any(axis=1))
+        if not len(spare):
+            break
+        near = np.repeat(genes[spare], NEIGHBOURS, axis=0)
+        free = near < last
+        column = (rng.random(near.shape) * free).argmax(axis=1)
+        near[np.arange(len(near)), column] += 1
+        near_worst = _worst(space, price, near).reshape(len(spare), NEIGHBOURS)
+        fuller = (near_worst <= 0) & (near_worst > worst[spare, None])
+        pick = fuller.argmax(axis=1)
+        moved = fuller.any(axis=1)
+        rows = np.arange(len(spare))
+        genes[spare[moved]] = near.reshape(len(spare), NEIGHBOURS, -1)[rows, pick][moved]
+        worst[spare[moved]] = near_worst[rows, pick][moved]
+    return genes, worst
+
+
+def to_the_limit(space: SearchSpace, price: Price, genes: Genes, rng: np.random.Generator) -> tuple[Genes, Floats]:
+    """Networks brought to the limits from either side; see `repair` and `fill_up`.
+
+    Where the largest network of the space keeps the limits with room to spare, there is nothing to fill up to.
+    """
+    repaired, worst = repair(space, price, genes, rng)
+    roomy = price([space.largest()]).worst[0] < -SPARE
+    return (repaired, worst) if roomy else fill_up(space, price, repaired, rng)
+
+
 def _breed(
     space: SearchSpace,
     parents: Sequence[Architecture],
     price: Price,
     count: int,
+    preference: Preference,
     *,
     seen: Set[Architecture],
     rng: np.random.Generator,
 ) -> list[Architecture]:
-    """New networks within the limits that descend from `parents`, the best of which come first."""
+    """New networks within the limits that descend from `parents`, the best of which come first.
+
+    They are filled up to the limits, unless latency has a weight of its own.
+    """
+    bring = repair if preference.weighs_latency else to_the_limit
     pool = np.array([space.encode(parent) for parent in parents])
     found: dict[Architecture, None] = {}
     for _ in range(TRIES):
@@ -339,7 +385,7 @@ def _breed(
         mother, father = rng.integers(0, len(pool), size=(2, missing, 2)).min(axis=2)
         from_father = (rng.random((missing, pool.shape[1])) < 0.5) & (rng.random((missing, 1)) < CROSSOVER)
         children = _mutate(space, np.where(from_father, pool[father], pool[mother]), rng)
-        children, worst = repair(space, price, children, rng)
+        children, worst = bring(space, price, children, rng)
         networks = [space.decode(genes) for genes in children.tolist()]
         found |= dict.fromkeys(a for a, w in zip(networks, worst, strict=True) if w <= 0 and a not in seen)
     return list(found)

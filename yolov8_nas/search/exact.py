@@ -334,12 +334,12 @@ class _Prediction:
         self.corrections = lowest - model.curvature, highest + model.curvature
 
     def row(self, index: int, limit: Constraint, allowed: float) -> _Row:
-        """The row of a limit on the upper bound of the prediction.
+        """The row of a limit on the prediction.
 
         The chord of log P spans those P for which the correction decides. Networks below them keep the limit in any
         case, and those above never; the chord, which there lies above log P, judges both so.
         """
-        allowed = max(allowed / (1 + self.model.margin), 1e-9)  # beside a constant nothing can be left of a limit
+        allowed = max(allowed, 1e-9)  # beside a constant nothing can be left of a limit
         lowest, highest = self.corrections
         low, high = np.clip([allowed * math.exp(-highest), allowed * math.exp(-lowest)], *self.sizes)
         slope = math.log(high / low) / (high - low) if high > low else 1 / low
@@ -356,7 +356,7 @@ class _Prediction:
 
 def _power(index: int, limit: Constraint, energy: _Prediction, latency: _Prediction, batch: int) -> _Row:
     """The row of a limit on power, energy over latency: to first order only, and left open in the relaxed program."""
-    allowed = limit.limit / batch / (1 + energy.model.margin)  # in mJ per image and ms
+    allowed = limit.limit / batch  # in mJ per image and ms
 
     def near(at: Architecture) -> _Form:
         return energy.tangent(at).affine(1.0, -math.log(allowed)) + latency.tangent(at).affine(-1.0, 0.0)

@@ -45,7 +45,7 @@ class Estimate:
         limits: The limits that they are held against.
         latency_ms: Expected median latency in milliseconds: (n,).
         upper_ms: Upper confidence bound of it: (n,).
-        values: What each limit is about, on the unfavourable side of what is known: (n, limits).
+        values: What each limit is about, as expected: (n, limits).
         violation: How far each value misses its limit, as a share of the limit; 0 or less keeps it: (n, limits).
     """
 
@@ -136,13 +136,13 @@ def with_nms(latency_ms: Mapping[str, Value], nms_ms: Mapping[str, float]) -> di
 class CostModel:
     """Predicts cost and keeps the limits in sight; call it with architectures for an `Estimate`.
 
-    Latency is held against its limit by the latency model's upper bound. A percentile above the median is that bound
-    times the ratio of the percentile to the median, by the median over the measured networks: the tail belongs to the
-    device and its disturbances rather than to a network, and a burst during one measurement must not decide. With
-    non-maximum suppression, what that took in the probe is added. Energy is predicted by a model of the same kind,
-    power from both: the upper bound of energy over the expected latency. The number of parameters and operations is
-    exact. What cannot be predicted (memory or energy, where the probe measured none) is left to the measurement of the
-    candidates, which decides in any case.
+    Latency is held against its limit as expected, not by its upper bound: a search that keeps a margin leaves as much
+    of the limit unused, and the measurement of the candidates decides in any case. A percentile above the median is the
+    expectation times the ratio of the percentile to the median, by the median over the measured networks: the tail
+    belongs to the device and its disturbances rather than to a network, and a burst during one measurement must not
+    decide. With non-maximum suppression, what that took in the probe is added. Energy is predicted by a model of the
+    same kind, power from both. The number of parameters and operations is exact. What cannot be predicted (memory or
+    energy, where the probe measured none) is left to the measurement of the candidates.
 
     Attributes:
         limits: Absolute limits, at least one.
@@ -216,8 +216,8 @@ class CostModel:
         latency, upper = self.latency.predict(architectures)
         costs = self._costs(architectures)
         unknown = np.full(len(architectures), np.nan)
-        energy = self.energy.predict(architectures)[1] if self.energy else unknown
-        latency_ms = {percentile: upper * ratio for percentile, ratio in self.tail.items()}
+        energy = self.energy.predict(architectures)[0] if self.energy else unknown
+        latency_ms = {percentile: latency * ratio for percentile, ratio in self.tail.items()}
         predicted = Figures(
             batch=self.batch,
             latency_ms=latency_ms,

@@ -1,0 +1,548 @@
+"""The search for one device: from a supernet, a latency model and limits to networks that keep them as measured.
+
+    narrow      the hardware rules have done that: the space may be a part of the supernet's
+    learn       architecture parameters learn by gradient which options are worth their latency: the prior
+    solve       an exact solver turns the prior into the best networks within the limits
+    evolve      from these, from rescaled stock and its relatives, networks at the limits are bred and scored; every few
+                generations the best are measured on the device and the latency model is refitted
+    choose      the networks of which score and capacity together promise most, each different from the others, are
+                exported and measured, and brought to the limits where they miss them or leave something unused
+    rescale     for each of them, stock rescaled to its latency: what real trainings will compare it with
+
+Everything that takes time goes through two callables, one that scores a network and one that measures networks; both
+remember what they found. So an interrupted search is run again from its start, in a blink as far as that reaches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+from typing import Protocol as Interface
+
+import numpy as np
+
+from yolov8_nas.errors import StageError
+from yolov8_nas.hardware.benchmark import PROBE, VERIFY, Measurement, Protocol
+from yolov8_nas.search.baseline import TOLERANCE, mac_ranking, random_networks, rescaled_stock
+from yolov8_nas.search.candidates import Candidate, choose, near_the_limits
+from yolov8_nas.search.differentiable import Prior, PriorRecipe, PriorStep, learn_prior
+from yolov8_nas.search.evolution import (
+    Source,
+    Trial,
+    Utility,
+    evolve,
+    first_generation,
+    pareto_front,
+    to_the_limit,
+)
+from yolov8_nas.search.exact import solve
+from yolov8_nas.search.linear_cost import LinearCost
+from yolov8_nas.search.objective import CostModel, Estimate, Floats
+from yolov8_nas.search.predictor import Predictor
+from yolov8_nas.search.preference import MOST_ACCURATE, Preference
+from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.supernet.supernet import Supernet
+
+FRONT: Final = 8
+"""Networks measured at most when the latency model is refitted."""
+
+ROUNDS: Final = 12
+"""Rounds in which candidates are measured at most; the verdict on what ships takes more where it needs them."""
+
+RESCALINGS: Final = 4
+"""Rescaled stock networks that are measured at most until one is as fast as a candidate."""
+
+MEASURING: Final = 5
+"""What measuring a candidate counts in progress; scoring a network counts 1."""
+
+LEARNING: Final = 0.7
+"""What a step of the prior counts in progress."""
+
+EXACT: Final = 8
+"""One in so many networks of the first generation is an exact solution under the prior."""
+
+SAMPLED: Final = 4
+"""One in so many networks of the first generation is a sample of the prior."""
+
+CUTS: Final = 10
+"""Networks that the exact solver excludes at most for a solution; see `exact.solve`."""
+
+APART: Final = 3
+"""Choices in which exact solutions differ at least: the second best is most often the best with one small change."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much a search may spend.
+
+    Attributes:
+        generations: Generations of the evolution.
+        population: Networks per generation.
+        candidates: Networks handed on, each exported and measured.
+        measure_every: Generations between two measurements of the best on the device; 0 where the device is elsewhere
+            and each question is a journey: then nothing but the candidates is measured, and they only once.
+        prior_steps: Steps in which the architecture parameters learn; 0 for no prior.
+        exact: Whether an exact solver proposes networks.
+        rescaled: Whether stock is rescaled to the candidates' latencies.
+        random: Networks drawn at random within the limits and scored for comparison; `equal` for as many as the search
+            scores.
+        mac_ranking: Networks with the most multiply-accumulates within the limits, scored for comparison.
+        random_seeds: How often these comparisons are made.
+        seed: Seed of everything random.
+    """
+
+    generations: int = 40
+    population: int = 64
+    candidates: int = 12
+    measure_every: int = 10
+    prior_steps: int = 200
+    exact: bool = True
+    rescaled: bool = True
+    random: int | Literal["equal"] = 0
+    mac_ranking: int = 0
+    random_seeds: int = 1
+    seed: int = 0
+
+    @property
+    def to_score(self) -> int:
+        """Networks that are scored at most."""
+        searched = self.generations * self.population
+        drawn = searched if self.random == "equal" else self.random
+        return int(searched + self.random_seeds * (drawn + self.mac_ranking))
+
+    @property
+    def work(self) -> float:
+        """All work, in the unit of progress: scoring one network."""
+        return LEARNING * self.prior_steps + self.to_score + MEASURING * self.candidates
+
+
+class Measure(Interface):
+    """Exports networks as they ship and measures them on the device, all in the same rounds."""
+
+    def __call__(
+        self,
+        architectures: Sequence[Architecture],
+        protocol: Protocol,
+        name: str,
+        progress: Callable[[float, float], None],
+    ) -> list[Measurement]:
+        """Measure networks, or remember what was measured of them under the name."""
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """Stock with its width rescaled to the latency of a candidate, both measured in the same rounds.
+
+    Attributes:
+        architecture: The rescaled network.
+        candidate: The candidate that it is as fast as.
+        latency_ms: Its median latency.
+        candidate_ms: The candidate's, in the same rounds.
+    """
+
+    architecture: Architecture
+    candidate: Architecture
+    latency_ms: float
+    candidate_ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of `rescaled.json`."""
+        return {
+            "architecture": self.architecture.to_dict(),
+            "for": self.candidate.digest,
+            "latency_ms": self.latency_ms,
+            "candidate_ms": self.candidate_ms,
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        trials: Every network that the search scored, in order.
+        compared: Networks that were scored for comparison.
+        met: The candidates, the most promising first: they keep the limits as measured.
+        missed: Networks that were measured and missed a limit.
+        rescaled: Stock at the candidates' latencies.
+        stock_score: Stock's mAP50-95 with the supernet's weights.
+        prior: The prior, where one was learned.
+        limit_ms: What the linear part of the latency model could come to when it was learned.
+        costs: The cost model after the last refit.
+        measured_ms: Median latencies of all measured networks.
+        seconds_comparing: What was spent on networks that are there for comparison only.
+    """
+
+    trials: Sequence[Trial]
+    compared: Sequence[Trial]
+    met: Sequence[Candidate]
+    missed: Sequence[Candidate]
+    rescaled: Sequence[Rescaled]
+    stock_score: float
+    prior: Prior | None
+    limit_ms: float | None
+    costs: CostModel
+    measured_ms: Mapping[Architecture, float]
+    seconds_comparing: float
+
+
+def silent(done: float, message: str, best: tuple[float, float] | None) -> None:
+    """Progress that nobody wants."""
+
+
+@dataclass
+class Searcher:
+    """One search. Call `run`, once.
+
+    Attributes:
+        supernet: The trained supernet.
+        data: Ultralytics data yaml, with the search split as `val`.
+        space: The space that is searched: the supernet's, or a part of it.
+        costs: Predicts what networks cost, and holds the limits.
+        plan: How much may be spent.
+        score: mAP50-95 of a network with the supernet's weights; cheap for a network that was scored before.
+        measure: Measures networks on the device.
+        imgsz: Side of the square input in pixels.
+        work: Folder for checkpoints of the prior.
+        probed_ms: Level of the hour in which the device was probed: what stock took then.
+        preference: What is wanted of the networks within the limits.
+        progress: Told work done (of `plan.work`), a message, and the best network so far: its mAP50-95, and its
+            latency in ms with the sign turned.
+        note: Told what goes on.
+    """
+
+    supernet: Supernet
+    data: Path
+    space: SearchSpace
+    costs: CostModel
+    plan: Plan
+    score: Callable[[Architecture], float]
+    measure: Measure
+    imgsz: int
+    work: Path
+    probed_ms: float | None = None
+    preference: Preference = MOST_ACCURATE
+    progress: Callable[[float, str, tuple[float, float] | None], None] = silent
+    note: Callable[[str], None] = lambda message: None
+    measured_ms: dict[Architecture, float] = field(default_factory=dict, init=False)
+    _tables: LinearCost | None = field(default=None, init=False)
+    _best: tuple[float, float] | None = field(default=None, init=False)
+    _done: float = field(default=0.0, init=False)
+    _scored: int = field(default=0, init=False)
+
+    def run(self) -> Found:
+        """Search.
+
+        Raises:
+            StageError: No network keeps the limits, by prediction or as measured.
+        """
+        limit_ms = self.affordable_ms()
+        informed, prior = self._informed(limit_ms)
+        trials = evolve(
+            self.space,
+            self.price,
+            self._score,
+            population=self.plan.population,
+            generations=self.plan.generations,
+            seed=self.plan.seed,
+            informed=informed,
+            propose=self._propose if self.plan.exact else None,
+            preference=self.preference,
+            after_generation=self._refit,
+        )
+        if not any(trial.map50_95 for trial in trials):
+            self.note("every network scores 0: the supernet needs more epochs to tell networks apart")
+        start = time.monotonic()
+        compared = self._compare(len(trials))
+        comparing = time.monotonic() - start
+        stock_score = self.score(self.space.stock)
+        met, missed = choose(
+            self.space,
+            trials,
+            self.costs,
+            self._measure_candidates,
+            count=self.plan.candidates,
+            expect=self._predictor(trials),
+            adjust=self._adjust if self.plan.measure_every else None,
+            preference=self.preference,
+        )
+        trials += [c.trial for c in (*met, *missed) if c.trial.source == "filled"]
+        start = time.monotonic()
+        rescaled = self._rescale(met) if self.plan.rescaled else []
+        comparing += time.monotonic() - start
+        return Found(
+            trials,
+            compared,
+            met,
+            missed,
+            rescaled,
+            stock_score,
+            prior,
+            limit_ms,
+            self.costs,
+            self.measured_ms,
+            comparing,
+        )
+
+    def price(self, architectures: Sequence[Architecture]) -> Estimate:
+        """What networks cost by the cost model as it stands."""
+        return self.costs(architectures)
+
+    def front(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The networks within the limits that no other one beats in both accuracy and latency, from fast to slow."""
+        estimate = self.price([trial.architecture for trial in trials])
+        feasible = [trial for trial, ok in zip(trials, estimate.feasible, strict=True) if ok]
+        latency = estimate.latency_ms[estimate.feasible]
+        return [feasible[i] for i in pareto_front([trial.map50_95 for trial in feasible], latency)]
+
+    # Where to begin ---------------------------------------------------------------------------------------------------
+
+    def _informed(self, limit_ms: float | None) -> tuple[dict[Architecture, Source], Prior | None]:
+        """Networks for the first generation: the best within the limits by the prior, and samples of it.
+
+        An eighth and a quarter of the generation. The prior knows what each option is worth around the networks that it
+        drew, not what two options are worth together, and relatives of stock have proved a good start: so most of the
+        generation does not depend on it.
+
+        Raises:
+            StageError: No network keeps the limits; told here, before images are spent.
+        """
+        rng = np.random.default_rng([self.plan.seed, 0, 0])  # another stream than any generation's
+        if self.plan.exact:
+            self._solve([[0.0] * len(d.options) for d in self.space.dimensions], solutions=1)
+        else:
+            first_generation(self.space, self.price, 1, rng)
+        if not self.plan.prior_steps:
+            return {}, None
+        prior = self._learn_prior(limit_ms)
+        informed: dict[Architecture, Source] = {}
+        if self.plan.exact:
+            count = max(1, self.plan.population // EXACT)
+            informed |= dict.fromkeys(self._solve(prior.logits, solutions=count), "exact")
+        samples = [prior.sample(self.space, rng) for _ in range(self.plan.population // SAMPLED - 1)]
+        for architecture in (prior.most_likely(self.space), *samples):
+            informed.setdefault(architecture, "prior")
+        return informed, prior
+
+    def _learn_prior(self, limit_ms: float | None) -> Prior:
+        steps = self.plan.prior_steps
+
+        def progress(step: PriorStep) -> None:
+            message = f"learning where to look, step {step.step} of {steps}: {step.expected_ms:.3g} ms expected"
+            self.progress(LEARNING * step.step, message, self._best)
+
+        prior = learn_prior(
+            self.supernet,
+            self.data,
+            self._linear(),
+            limit_ms,
+            recipe=PriorRecipe(steps=steps, imgsz=self.imgsz, seed=self.plan.seed),
+            partial=self.work / "prior",
+            progress=progress,
+        )
+        self._done = LEARNING * steps
+        return prior
+
+    def affordable_ms(self) -> float | None:
+        """What the linear part of the latency model may come to, as far as limits speak of latency; else nothing.
+
+        A limit on a percentile, on throughput or with NMS becomes one on the linear part by their ratio in stock.
+        """
+        (expected,) = self._linear()([self.space.stock])
+        (values,) = self.price([self.space.stock]).values
+        return min(
+            (
+                expected * (limit.limit / value if limit.metric == "latency" else value / limit.limit)
+                for limit, value in zip(self.costs.limits, values.tolist(), strict=True)
+                if limit.metric in ("latency", "throughput")
+            ),
+            default=None,
+        )
+
+    def _linear(self) -> LinearCost:
+        """The linear part of the latency model as it stands."""
+        if self._tables is None:
+            self._tables = LinearCost.of_latency(self.costs.latency)
+        return self._tables
+
+    def _solve(self, worth: Utility, *, solutions: int) -> list[Architecture]:
+        """The networks of the highest worth within the limits, which differ in `APART` choices at least.
+
+        They are the best, or nearly: no time is spent on a proof, since scores decide.
+
+        Raises:
+            StageError: There are none; the limit that binds is named.
+        """
+        found = solve(self.space, worth, self.costs, self._linear(), solutions=solutions, distance=APART, cuts=CUTS)
+        return [solution.architecture for solution in found]
+
+    def _propose(self, effects: Utility) -> list[Architecture]:
+        """The best network within the limits by what the scores so far make of each option."""
+        try:
+            return self._solve(effects, solutions=1)
+        except StageError as error:  # evolution may know one that the refitted model still allows
+            self.note(str(error))
+            return []
+
+    # Scoring ----------------------------------------------------------------------------------------------------------
+
+    def _score(self, architectures: Sequence[Architecture]) -> list[float]:
+        """Score networks, with progress."""
+        if not architectures:
+            return []
+        scores = []
+        for architecture, latency in zip(architectures, self.price(architectures).latency_ms, strict=True):
+            scores.append(self.score(architecture))
+            self._done += 1
+            self._scored += 1
+            found = scores[-1], -float(latency)
+            self._best = max(self._best or found, found)
+            generation = (self._scored - 1) // self.plan.population + 1
+            step = f"generation {generation}" if generation <= self.plan.generations else "for comparison"
+            self._tell(self._done, f"{step}, network {self._scored} of {self.plan.to_score}")
+        return scores
+
+    def _compare(self, searched: int) -> list[Trial]:
+        """Score random networks and the largest within the limits, drawn by the latency model as it stands in the end.
+
+        They are drawn with no regard to what the search has scored, and none of them is handed on: a comparison in
+        which the search may take over what beats it would always come out well.
+
+        Args:
+            searched: Networks that the search itself has scored.
+        """
+        wanted = searched if self.plan.random == "equal" else self.plan.random
+        trials: list[Trial] = []
+        for repetition in range(self.plan.random_seeds):
+            stream = [self.plan.seed, repetition]
+            drawn = random_networks(self.space, self.price, wanted, seed=[*stream, 1])
+            largest = mac_ranking(
+                self.space,
+                self.price,
+                self.plan.mac_ranking,
+                num_classes=self.supernet.num_classes,
+                imgsz=self.imgsz,
+                seed=[*stream, 2],
+            )
+            if len(drawn) < wanted:
+                self.note(f"only {len(drawn)} random networks keep the limits; they are scored")
+            networks: Sequence[Architecture]
+            source: Source
+            for source, networks in (("random", drawn), ("macs", largest)):
+                scores = self._score(networks)
+                trials += [Trial(a, s, None, source, repetition) for a, s in zip(networks, scores, strict=True)]
+        return trials
+
+    def _predictor(self, trials: Sequence[Trial]) -> Predictor:
+        """What to expect of networks near the limits once they are trained."""
+        near = near_the_limits(trials, self.price([trial.architecture for trial in trials]))
+        return Predictor.fit(self.space, near, num_classes=self.supernet.num_classes, imgsz=self.imgsz)
+
+    # Measuring --------------------------------------------------------------------------------------------------------
+
+    def _refit(self, generation: int, history: Sequence[Trial]) -> None:
+        """Every few generations and after the last, measure the best networks and refit the latency model.
+
+        The model is of the hour in which the device was probed, and so is what it is refitted to: as it would have been
+        at the level at which stock was then. Whether candidates keep the limits is told by how fast they are now.
+        """
+        number = generation + 1
+        if not self.plan.measure_every:
+            return
+        if number % self.plan.measure_every and number < self.plan.generations:
+            return
+        fresh = [trial for trial in history if trial.architecture not in self.measured_ms]
+        near = near_the_limits(fresh, self.price([t.architecture for t in fresh])) if fresh else []
+        if not near:
+            return
+        expected = self._predictor(history)(near)
+        chosen = [near[i].architecture for i in np.argsort(-expected, kind="stable")[:FRONT]]
+        found = self._measure(chosen, PROBE, f"front-{number}")
+        latencies = [one.at_level(self.probed_ms).latency_ms.p50 for one in found]
+        self.measured_ms |= zip(chosen, latencies, strict=True)
+        self.costs = self.costs.refit(chosen, latencies)
+        self._tables = None
+
+    def _measure_candidates(self, architectures: Sequence[Architecture]) -> list[Measurement]:
+        """Measure networks nearly as precisely as the verdict on what ships will be."""
+        self._done = max(self._done, LEARNING * self.plan.prior_steps + self.plan.to_score)
+        protocol, name = replace(VERIFY, max_rounds=ROUNDS), f"candidates-{architectures[0].digest}"
+        measurements = self._measure(architectures, protocol, name, weight=MEASURING * len(architectures))
+        for architecture, measurement in zip(architectures, measurements, strict=True):
+            self.measured_ms[architecture] = measurement.latency_ms.p50
+        return measurements
+
+    def _adjust(self, architecture: Architecture, factors: Floats) -> Trial | None:
+        """A measured network brought to the limits, where what it takes is corrected by what was measured of it."""
+
+        def price(architectures: Sequence[Architecture]) -> Estimate:
+            estimate = self.price(architectures)
+            values = estimate.values * np.where(np.isnan(factors), 1.0, factors)
+            return replace(estimate, values=values, violation=self.costs.violation(values))
+
+        genes = np.array([self.space.encode(architecture)])
+        rng = np.random.default_rng([self.plan.seed, int(architecture.digest[:8], 16)])
+        (near,), (worst,) = to_the_limit(self.space, price, genes, rng)
+        network = self.space.decode(near.tolist())
+        if worst > 0 or network == architecture:
+            return None
+        return Trial(network, self.score(network), self.plan.generations, "filled")
+
+    def _rescale(self, met: Sequence[Candidate]) -> list[Rescaled]:
+        """Stock rescaled to the latency of each candidate.
+
+        The latency model knows the space's networks, and rescaled ones need not be among them. So what its prediction
+        was wrong by is taken off, and a few networks are tried until one is near. One network serves all candidates
+        within `TOLERANCE` of its latency.
+        """
+        levels: list[tuple[float, Rescaled]] = []  # latency in the rounds in which candidates were measured
+        rescaled: list[Rescaled] = []
+        for number, candidate in enumerate(met):
+            own_ms = candidate.measurement.latency_ms.p50
+            like = [(ms, known) for ms, known in levels if abs(ms / own_ms - 1) <= TOLERANCE]
+            if like:
+                ms, known = like[0]
+                architecture = candidate.trial.architecture
+                rescaled.append(replace(known, candidate=architecture, latency_ms=ms, candidate_ms=own_ms))
+            else:
+                made = self._rescaled_for(candidate, number)
+                levels.append((own_ms * made.latency_ms / made.candidate_ms, made))
+                rescaled.append(made)
+        return rescaled
+
+    def _rescaled_for(self, best: Candidate, number: int) -> Rescaled:
+        """Stock rescaled to the latency of one candidate, both measured in the same rounds."""
+        candidate = best.trial.architecture
+
+        def price(architecture: Architecture) -> float:
+            return float(self.price([architecture]).latency_ms[0])
+
+        tried: dict[Architecture, tuple[float, float]] = {}  # its latency and the candidate's
+        correction = price(candidate) / best.measurement.latency_ms.p50
+        for attempt in range(RESCALINGS):
+            network = rescaled_stock(self.space.scale, price, correction * best.measurement.latency_ms.p50)
+            if network in tried:
+                break
+            rival, own = self._measure([network, candidate], PROBE, f"rescaled-{number}-{attempt}")
+            tried[network] = rival.latency_ms.p50, own.latency_ms.p50
+            if abs(tried[network][0] / tried[network][1] - 1) <= TOLERANCE:
+                break
+            correction = price(network) / tried[network][0]
+        nearest = min(tried, key=lambda network: abs(tried[network][0] / tried[network][1] - 1))
+        return Rescaled(nearest, candidate, *tried[nearest])
+
+    def _measure(
+        self, architectures: Sequence[Architecture], protocol: Protocol, name: str, *, weight: int = 0
+    ) -> list[Measurement]:
+        def progress(share: float, total: float) -> None:
+            self._tell(self._done + weight * share / total, f"measuring {len(architectures)} networks on the device")
+
+        measurements = self.measure(architectures, protocol, name, progress)
+        self._done += weight
+        return measurements
+
+    def _tell(self, done: float, message: str) -> None:
+        self.progress(min(done, self.plan.work), message, self._best)
