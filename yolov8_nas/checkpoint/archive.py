@@ -165,6 +165,13 @@ def _pairs(machine: _Machine, arguments: tuple[Any, ...]) -> Any:
     return result
 
 
+def _defaults(_: _Machine, arguments: tuple[Any, ...]) -> Any:
+    """`defaultdict(kind)`."""
+    if len(arguments) > 1 or not all(isinstance(kind, Name) for kind in arguments):
+        raise Refused("a defaultdict of something else than a class")
+    return {}
+
+
 def _set(machine: _Machine, arguments: tuple[Any, ...]) -> Any:
     if len(arguments) > 1 or (arguments and not isinstance(arguments[0], list | tuple)):
         raise Refused("a set of something else than values")
@@ -242,10 +249,13 @@ _CALLS: Final[Mapping[str, _Call]] = {
     **{f"pathlib._local.{kind}Path": _text for kind in ("", "Posix", "Windows", "PurePosix", "PureWindows")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     "numpy.dtype": _dtype,
+    "collections.defaultdict": _defaults,
     **dict.fromkeys(("__builtin__.getattr", "builtins.getattr"), _method),
     "_codecs.encode": _encode,
 }
 """Names that a pickle may call, and what is done instead."""
+
+_KINDS: Final = ("dict", "list", "tuple", "str", "int", "float", "bool")
 
 PASSED_OVER: Final = frozenset(
     {
@@ -259,6 +269,9 @@ PASSED_OVER: Final = frozenset(
         "torch.nn.modules.loss.BCEWithLogitsLoss",
         "torch.nn.modules.loss.CrossEntropyLoss",
         "types.SimpleNamespace",
+        *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode"),
+        *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "typing.Any"),  # settings of 8.0.0 to 8.0.6
+        *(f"{place}.{kind}" for place in ("__builtin__", "builtins") for kind in _KINDS),
     }
 )
 """Classes of what lies beside a network in the middle of a training: they become records, and are used nowhere."""
@@ -580,12 +593,11 @@ def _bytes(path: Path) -> bytearray:
     try:
         # Non-blocking: a pipe without a writer would be waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(descriptor)
+            raise Refused("it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no file")
         with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(file.fileno())
-            if stat.S_ISDIR(found.st_mode):
-                raise Refused("it is a folder")
-            if not stat.S_ISREG(found.st_mode):
-                raise Refused("it is no file")
             if found.st_size > LARGEST_FILE:
                 raise Refused(f"it has more than {LARGEST_FILE >> 30} GiB")
             data = bytearray(found.st_size)
@@ -636,6 +648,8 @@ def _files(data: bytearray) -> dict[str, memoryview]:
             entries = archive.infolist()
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         raise Refused("its archive has no end: it is torn, or damaged") from None
+    if any(entry.filename.partition("/")[2].startswith(("constants.pkl", "code/")) for entry in entries):
+        raise Refused("it is a TorchScript file")
     files: dict[str, memoryview] = {}
     total = 0
     for entry in entries:
@@ -648,8 +662,6 @@ def _files(data: bytearray) -> dict[str, memoryview]:
         if name in files:
             raise Refused(f"its archive has {_shown(name)} twice")
         files[name] = _piece(data, entry)
-    if "constants.pkl" in files or any(name.startswith("code/") for name in files):
-        raise Refused("it is a TorchScript file")
     if "data.pkl" not in files:
         raise Refused("it is a zip archive without a network of PyTorch")
     if bytes(files.get("byteorder", memoryview(b"little"))) != b"little":

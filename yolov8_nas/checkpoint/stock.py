@@ -174,6 +174,8 @@ def _described(content: archive.Content) -> StockCheckpoint:
         state = unfused(state)
     _compare(modules, state, wanted, scale, fused=fused, skipped=left_out)
     arguments = checkpoint.get("train_args")
+    if isinstance(arguments, Record):
+        arguments = arguments.state
     imgsz = arguments.get("imgsz") if isinstance(arguments, dict) else None
     version = checkpoint.get("version")
     return StockCheckpoint(
