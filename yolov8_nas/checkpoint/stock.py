@@ -83,7 +83,7 @@ class StockCheckpoint:
             a `Conv` has its BatchNorm; `left_out` is missing.
         fused: Whether the file has its BatchNorms folded into the convolutions. Those in `state` compute the same, but
             their statistics are estimates from the norms of the weights (`unfused`); `restore_statistics` in
-            `supernet/warmstart.py` measures them on images.
+            `supernet/batchnorm.py` measures them on images.
         legacy: Whether the class branch is YOLOv8's own of two 3x3 convolutions, not the depthwise one that Ultralytics
             8.3.0 built into every network.
         left_out: Prefixes of what is not taken over: the class branch where it is the depthwise one, and a one-to-one

@@ -55,6 +55,52 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> None:
         raise InputError("no images to recalibrate BatchNorm on; give at least one batch")
 
 
+@torch.no_grad()
+def restore_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Give every BatchNorm layer the statistics of its input, and factors and offsets so that it computes what it did.
+
+    Of a network whose BatchNorms were folded away and put back (`checkpoint.stock.unfused`), factor and offset then say
+    again how large a channel is; before, they are estimates.
+
+    Args:
+        model: In evaluation mode; its outputs stay the same.
+        images: Batches BCHW, RGB in 0..1.
+
+    Raises:
+        InputError: There is no batch.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    sums = {norm: torch.zeros(2, norm.num_features, dtype=torch.float64) for norm in norms}
+    counts = dict.fromkeys(norms, 0)
+
+    def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        x_BCHW = inputs[0].double()
+        sums[norm] += torch.stack([x_BCHW.sum((0, 2, 3)), (x_BCHW**2).sum((0, 2, 3))]).cpu()
+        counts[norm] += x_BCHW.numel() // x_BCHW.shape[1]
+
+    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
+    parameter = next(model.parameters())
+    try:
+        for x_BCHW in images:
+            model(x_BCHW.to(parameter))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not all(counts.values()):
+        raise InputError("no images to measure BatchNorm's inputs on; give at least one batch")
+    for norm in norms:
+        assert norm.running_mean is not None and norm.running_var is not None
+        mean, square = sums[norm] / counts[norm]
+        variance = (square - mean**2).clamp(min=0)
+        factor = norm.weight.double().cpu() / (norm.running_var.double().cpu() + norm.eps).sqrt()
+        offset = norm.bias.double().cpu() - factor * norm.running_mean.double().cpu()
+        norm.weight.copy_(factor * (variance + norm.eps).sqrt())
+        norm.bias.copy_(offset + factor * mean)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+
 class ImageBatches(Sequence[Tensor]):
     """Batches of images that are held as bytes: a quarter of what they take as the floats that they are read as.
 
