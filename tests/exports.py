@@ -66,11 +66,12 @@ class Kind:
 
 
 KINDS = (
-    *(Kind(space, shift, precision) for space in SPACES for shift, precision in enumerate(("fp32", "fp16", "int8"))),
+    *(Kind(space, shift, precision) for space in SPACES for shift, precision in enumerate(("fp32", "fp16"))),
+    # What a quantized file takes to be written and built is five seconds; a large space's operators are a small one's.
+    *(Kind(space, 2, "int8") for space in ("tiny", "yolov8n", "yolov8l")),
     *(Kind(classes=classes) for classes in (1, 80, 300)),
     *(Kind(dynamic=True, precision=precision) for precision in ("fp32", "fp16")),
     *(Kind(nms_free=True, dynamic=dynamic, precision=p) for dynamic in (False, True) for p in ("fp32", "fp16")),
-    # A quantized file takes five seconds to write and to build, so what is open or left out there comes together.
     Kind("tiny", 3, "int8", dynamic=True, nms_free=True),
     Kind("tiny", 1, "int8", classes=80, batch=4, keep_float=("stem", "backbone_p3", "detect_boxes")),
 )

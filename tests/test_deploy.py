@@ -27,6 +27,7 @@ from yolov8_nas.deploy import tensorrt
 from yolov8_nas.deploy.finetune import Recipe, train
 from yolov8_nas.deploy.onnx import export_int8, export_int8_ptq, export_onnx
 from yolov8_nas.deploy.quantization import fold, load_network, quantize, save_qat_checkpoint
+from yolov8_nas.deploy.thresholds import THRESHOLDS
 from yolov8_nas.deploy.verification import verify_onnx
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, evaluate
@@ -321,7 +322,20 @@ def test_the_most_accurate_that_holds_ships(tuned: Path, tmp_path: Path, monkeyp
     assert shipped["constraints"][0]["measured"] == 4.0 and shipped["constraints"][0]["met"]
     assert shipped["params"] == sum(p.numel() for p in build(TINY.smallest(), 2).parameters())
     files = {file.name for file in (out / "model").iterdir()}
-    assert files == {"model.onnx", "model_fp32.onnx", "model_int8.onnx", "best.pt", "qat.pt", "subnet.pt"}
+    assert files == {
+        "model.onnx",
+        "model_fp32.onnx",
+        "model_int8.onnx",
+        "thresholds.json",
+        "best.pt",
+        "qat.pt",
+        "subnet.pt",
+    }
+    told = verdict["confidence"]
+    assert told == json.loads((out / "model" / "thresholds.json").read_text())
+    assert (told["of"], told["split"], told["images"]) == ("model_fp32.onnx", "val", 8)
+    assert [row["old"] for row in told["table"]] == list(THRESHOLDS)
+    assert told["new"]["levels"] > 1
     assert (out / "model" / "model.onnx").read_bytes() == (out / "model" / "model_int8.onnx").read_bytes()
     assert [row["form"] for row in verdict["baselines"]] == ["unrolled, INT8", "unrolled, FP32"]
     assert verdict["comparison"]["word"] == "ahead"

@@ -37,9 +37,10 @@ from yolov8_nas.deploy.quantization import (
     require_recipe,
     save_qat_checkpoint,
 )
-from yolov8_nas.deploy.sensitivity import Sensitivity, Variant, smallest_set
+from yolov8_nas.deploy.sensitivity import Sensitivity, Speed, Variant, fastest, pareto_front, smallest_set, worth
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import Comparison, Evaluation, ImageStats, mean_average_precision
+from yolov8_nas.hardware.benchmark import Protocol, measure
 from yolov8_nas.report import wording
 from yolov8_nas.space import PARTS, Architecture, SearchSpace
 from yolov8_nas.stages import hw_probe, qat_finetune, search, trt_export
@@ -300,3 +301,72 @@ def test_the_command_measures_a_checkpoint(user: Path) -> None:
     assert found["images"] == 2 and len(found["parts"]) == len(PARTS) - 1
     missing = CliRunner().invoke(app, ["sensitivity", str(user / "none.pt"), *build_settings])
     assert missing.exit_code == 2 and "none.pt: no such file" in missing.stderr
+
+
+def speedy(names: Sequence[str], drop: float, ms: float, everything: float = 0.05) -> Variant:
+    """A made-up variant with a latency that is known within 1%."""
+    return replace(variant(names, drop, everything), latency=Speed(ms, 0.99 * ms, 1.01 * ms))
+
+
+def test_the_fastest_that_keeps_the_tolerance_is_suggested() -> None:
+    quantized, stem, late = speedy([], 0.05, 2.0), speedy(["stem"], 0.004, 2.1), speedy(["sppf"], 0.002, 3.0)
+    assert fastest([quantized, stem, late], 0.5) == stem
+    assert fastest([quantized, stem, late], 0.1) is None
+    # Of those that a measurement does not tell apart, the most accurate.
+    assert fastest([stem, alike := speedy(["sppf"], 0.002, 2.12)], 0.5) == alike
+    assert fastest([variant(["stem"], 0.0)], 0.5) is None
+
+
+def test_parts_are_weighed_by_latency_and_accuracy_together() -> None:
+    quantized, same = Speed(2.0, 1.9, 2.1), variant(["stem"], 0.03)
+    dear, cheap, free = (worth(same, Speed(ms, ms, ms), quantized) for ms in (3.0, 2.1, 1.9))
+    assert dear < cheap < free
+    assert worth(variant(["stem"], 0.05), Speed(1.0, 1.0, 1.0), quantized) < worth(same, Speed(9, 9, 9), quantized)
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    variants = [
+        speedy([], 0.05, 2.0),
+        speedy(["stem"], 0.004, 2.1),
+        speedy(["sppf"], 0.01, 2.5),  # slower and less accurate than stem
+        speedy(["stem", "sppf"], 0.002, 2.6),
+        speedy(["detect_boxes"], 0.001, 5.0),  # slower than floating point, which loses nothing
+    ]
+    assert pareto_front(variants, 0.5, Speed(4.0, 3.9, 4.1)) == ((), ("stem",), ("stem", "sppf"))
+    assert ("detect_boxes",) in pareto_front(variants, 0.5, None)
+    assert pareto_front([variant([], 0.0)], 0.5, None) == ()
+
+
+def test_latency_is_measured_on_the_files_that_would_ship(
+    user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Really exported and really run on this CPU, in few rounds; only the scores are made up."""
+    monkeypatch.setattr(sensitivity, "PARTS", ("stem", "sppf", "detect_classes"))
+    gives_back = {"stem": 0.1, "sppf": 0.3, "detect_classes": 0.05}
+
+    def evaluate(evaluator: Any, network: DetectionModel) -> Evaluation:
+        if not any("quantizer" in name for name, _ in network.named_modules()):
+            return evaluated(0.95)
+        return evaluated(0.5 + sum(gives_back.get(part, 0.0) for part in float_parts(network)))
+
+    timed: list[list[str]] = []
+
+    def measure_files(files: Sequence[Path], **options: Any) -> Any:
+        timed.append([str(sum(n.op_type == "QuantizeLinear" for n in onnx.load(file).graph.node)) for file in files])
+        return measure(files, protocol=Protocol(warmup=1, repetitions=2, min_rounds=2, max_rounds=2), **options)
+
+    monkeypatch.setattr(sensitivity.Evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(sensitivity, "measure_files", measure_files)
+    found = sensitivity.measure(
+        user / "small.pt", str(user / "data"), tolerance=10.0, split="search", imgsz=None, images=3,
+        progress=tmp_path / "progress", hardware="cpu-1t",
+    )  # fmt: skip
+    assert found.target is not None and found.target.endswith("onnxruntime")
+    assert found.float_latency is not None and found.float_latency.p50 > 0
+    variants = [found.quantized, *found.parts, *found.sets]
+    assert all(v.latency and v.latency.low <= v.latency.p50 <= v.latency.high for v in variants)
+    # Floating point first, then all in INT8, then fewer and fewer quantizers.
+    assert timed[-1][0] == "0" and len(timed[-1]) == len(variants) + 1
+    assert all(0 < int(count) < int(timed[-1][1]) for count in timed[-1][2:])
+    assert set(found.front) <= {v.keep_float for v in variants}
+    assert found.suggested is not None and -100 * found.suggested.drop.difference <= 10.0

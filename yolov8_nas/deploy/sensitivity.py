@@ -9,12 +9,18 @@ A part that is left in floating point may give back nothing as long as another o
 scored as sets: the parts that give back most together, one more each time, until the drop is within the tolerance, and
 then without each of them.
 
+What a part in floating point costs in latency is measured on the target, on the files that would ship: on a CPU the
+stem may be as fast in floats, and a late block twice as slow. So a second row of sets grows by the parts that give back
+most for a millisecond, and of all that keep the tolerance the fastest is suggested. What no other variant beats in
+both is the Pareto front.
+
 Training for INT8 (qat-finetune) gives back more. What stays in floating point is decided before it all the same, since
 the networks that hw-probe measures and that the search scores are quantized by the same recipe.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -30,11 +36,15 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.data import dataset
 from yolov8_nas.data.check import CheckedDataset, CheckedImage, checked
+from yolov8_nas.deploy.artifact import build_engine, write_onnx
 from yolov8_nas.deploy.quantization import float_parts, fold, leave_float, parts_by_row, quantize
 from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import Comparison, Evaluation, Evaluator, compare
+from yolov8_nas.hardware.benchmark import measure as measure_files
 from yolov8_nas.hardware.checkpoint import load_checkpoint
 from yolov8_nas.hardware.profile import available_cores
+from yolov8_nas.hardware.runtime import Runtime, find
+from yolov8_nas.hardware.target import Target, resolve
 from yolov8_nas.host import HostLock
 from yolov8_nas.space import PARTS
 from yolov8_nas.supernet.batchnorm import calibration_batches
@@ -53,6 +63,21 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Latency of a variant's file on the target, as `hardware.benchmark` measures it.
+
+    Attributes:
+        p50: Its median in ms.
+        low: Lower end of the median's 95% interval.
+        high: Upper end.
+    """
+
+    p50: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Variant:
     """The network in INT8 with some parts in floating point.
 
@@ -61,12 +86,14 @@ class Variant:
         map50_95: Its score.
         drop: Against the network in floating point.
         regained: Against the network with everything quantized.
+        latency: Its latency, where that was measured.
     """
 
     keep_float: tuple[str, ...]
     map50_95: float
     drop: Comparison
     regained: Comparison
+    latency: Speed | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +109,12 @@ class Sensitivity:
         quantized: With everything quantized.
         parts: With each part alone in floating point, from the one that gives back most on.
         sets: Larger sets, in the order in which they were tried.
-        suggested: The smallest set that was found to keep the tolerance; nothing where none does.
+        suggested: The smallest set that was found to keep the tolerance, or the fastest where latency was measured;
+            nothing where none does.
+        target: Hardware and runtime on which latency was measured; nothing where it was not.
+        float_latency: Latency in floating point.
+        front: Sets of parts that no other variant beats in latency and accuracy together, from the fastest on. Floating
+            point is a variant, too, and none of these names it.
     """
 
     images: int
@@ -94,6 +126,9 @@ class Sensitivity:
     parts: tuple[Variant, ...]
     sets: tuple[Variant, ...]
     suggested: Variant | None
+    target: str | None = None
+    float_latency: Speed | None = None
+    front: tuple[tuple[str, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -109,6 +144,8 @@ def measure(
     images: int,
     tolerance: float,
     progress: Path,
+    hardware: str | None = None,
+    runtime: str = "onnxruntime",
 ) -> Sensitivity:
     """Measure which parts of a network INT8 hurts.
 
@@ -120,31 +157,76 @@ def measure(
         images: Images to score on at most.
         tolerance: Drop in AP that is accepted.
         progress: File that always holds, in one line, what is being done.
+        hardware: Where latency is measured, a name of a run configuration; nowhere unless given.
+        runtime: What runs the files there.
 
     Raises:
-        InputError: The checkpoint holds no such network, it was not trained for these classes, or the dataset cannot be
-            used.
+        InputError: The hardware or the runtime is not usable here, the checkpoint holds no such network, it was not
+            trained for these classes, or the dataset cannot be used.
     """
 
     def note(text: str) -> None:
         progress.write_text(text)
 
+    target = resolve(hardware, runtime, "int8") if hardware is not None else None
     network, side = _read(checkpoint, imgsz)
     torch.set_num_threads(available_cores())
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     note("reading the dataset")
-    with tempfile.TemporaryDirectory(prefix="yolov8-nas-sensitivity-") as folder, HostLock(note=note).computing():
-        work = Path(folder)
-        try:
-            with checked(data, scratch=work) as found:
-                _require_classes(checkpoint, network, data, found.names)
-                dataset.write(_drawn(found, split, images), work)
-        except ConnectionError as error:  # nobody tries again here
-            raise InputError(str(error)) from None
-        view = dataset.data_yaml(work, work, validate_on=split)
-        calibration = calibration_batches(view, side, CALIBRATION_IMAGES, BATCH, SEED)
-        evaluator = Evaluator(view, imgsz=side, batch=BATCH, work=work / "work", device=device)
-        return _measure(network.to(device), calibration, evaluator, split, tolerance, note)
+    with tempfile.TemporaryDirectory(prefix="yolov8-nas-sensitivity-") as folder:
+        work, host = Path(folder), HostLock(note=note)
+        with host.computing():
+            try:
+                with checked(data, scratch=work) as found:
+                    _require_classes(checkpoint, network, data, found.names)
+                    dataset.write(_drawn(found, split, images), work)
+            except ConnectionError as error:  # nobody tries again here
+                raise InputError(str(error)) from None
+            view = dataset.data_yaml(work, work, validate_on=split)
+            calibration = calibration_batches(view, side, CALIBRATION_IMAGES, BATCH, SEED)
+            evaluator = Evaluator(view, imgsz=side, batch=BATCH, work=work / "work", device=device)
+        clock = Clock(target, work / "files", side) if target else None
+        return _measure(network.to(device), calibration, evaluator, split, tolerance, note, host, clock)
+
+
+class Clock:
+    """Times variants on the target, by the files that would ship.
+
+    Args:
+        target: The target.
+        folder: Where the files lie.
+        imgsz: Side of the square input in pixels.
+    """
+
+    def __init__(self, target: Target, folder: Path, imgsz: int) -> None:
+        self.target, self.folder, self.imgsz = target, folder, imgsz
+        self.files: dict[tuple[str, ...] | None, Path] = {}
+
+    @property
+    def name(self) -> str:
+        """Hardware and runtime, for people."""
+        return f"{self.target.id}, {self.target.runtime}"
+
+    def add(self, network: DetectionModel, kept: tuple[str, ...] | None) -> None:
+        """Write the file of a variant; nothing for `kept` is the network in floating point."""
+        runtime = self._runtime(kept)
+        file = self.folder / f"{len(self.files)}.onnx"
+        write_onnx(network, file, runtime=runtime, imgsz=self.imgsz)
+        self.files[kept] = file
+        if runtime.suffix == ".engine":
+            self.files[kept] = build_engine(file, file.with_suffix(runtime.suffix), runtime)
+
+    def times(self) -> dict[tuple[str, ...] | None, Speed]:
+        """Measure all of them in the same alternating rounds; the caller holds the host for measuring."""
+        files = list(self.files.values())
+        measured = measure_files(files, threads=self.target.threads, runtime=self._runtime(()), reference=files[0])
+        return {
+            kept: Speed(one.latency_ms.p50, *one.interval_ms) for kept, one in zip(self.files, measured, strict=True)
+        }
+
+    def _runtime(self, kept: tuple[str, ...] | None) -> Runtime:
+        floats = "fp32" if self.target.kind == "cpu" else "fp16"
+        return find(self.target.runtime, self.target.kind, floats if kept is None else "int8")
 
 
 def _measure(
@@ -154,11 +236,9 @@ def _measure(
     split: Split,
     tolerance: float,
     note: Note,
+    host: HostLock,
+    clock: Clock | None,
 ) -> Sensitivity:
-    note("scoring the network in floating point")
-    exact = evaluator.evaluate(fold(deepcopy(network)))
-    note("quantizing the network")
-    observed = quantize(deepcopy(network), calibration)
     known: dict[tuple[str, ...], Variant] = {}
     everything: Evaluation | None = None
 
@@ -170,27 +250,109 @@ def _measure(
             variant = deepcopy(observed)
             leave_float(variant, kept)
             assert tuple(float_parts(variant)) == kept
+            if clock:
+                clock.add(variant, kept)
             evaluation = evaluator.evaluate(fold(variant))
             everything = everything or evaluation
             drop, regained = compare(evaluation, exact), compare(evaluation, everything)
             known[kept] = Variant(kept, evaluation.map50_95, drop, regained)
         return known[kept]
 
-    quantized = score(())
-    rows = {*parts_by_row(network), "detect_boxes", "detect_classes"}
-    alone = [score((part,)) for part in PARTS if part in rows]
-    alone.sort(key=lambda variant: -variant.map50_95)
-    suggested = smallest_set(quantized, alone, score, tolerance)
+    def timed() -> dict[tuple[str, ...] | None, Speed]:
+        if clock is None:
+            return {}
+        note(f"measuring {len(clock.files)} files on {clock.name}")
+        with host.measuring():
+            return clock.times()
+
+    with host.computing():
+        note("scoring the network in floating point")
+        if clock:
+            clock.add(network, None)
+        exact = evaluator.evaluate(fold(deepcopy(network)))
+        note("quantizing the network")
+        observed = quantize(deepcopy(network), calibration)
+        quantized = score(())
+        rows = {*parts_by_row(network), "detect_boxes", "detect_classes"}
+        alone = [score((part,)) for part in PARTS if part in rows]
+        alone.sort(key=lambda variant: -variant.map50_95)
+    first = timed()
+    with host.computing():
+        suggested = smallest_set(quantized, alone, score, tolerance)
+        if first:
+            cheapest = sorted(alone, key=lambda variant: -worth(variant, first[variant.keep_float], first[()]))
+            smallest_set(quantized, cheapest, score, tolerance)
+    times = timed() if len(known) > len(alone) + 1 else first  # all in the same rounds
+
+    def with_latency(variant: Variant) -> Variant:
+        return replace(variant, latency=times.get(variant.keep_float))
+
+    variants = [with_latency(variant) for variant in known.values()]
+    if times:
+        suggested = fastest(variants, tolerance)
     return Sensitivity(
         images=len(exact.images),
         split=split,
         imgsz=evaluator.imgsz,
         tolerance=tolerance,
         map50_95=exact.map50_95,
-        quantized=quantized,
-        parts=tuple(alone),
-        sets=tuple(variant for kept, variant in known.items() if len(kept) > 1),
+        quantized=with_latency(quantized),
+        parts=tuple(map(with_latency, alone)),
+        sets=tuple(variant for variant in variants if len(variant.keep_float) > 1),
         suggested=suggested,
+        target=clock.name if clock else None,
+        float_latency=times.get(None),
+        front=pareto_front(variants, exact.map50_95, times.get(None)),
+    )
+
+
+def worth(variant: Variant, latency: Speed, quantized: Speed) -> float:
+    """What a part gives back for a millisecond in floating point; more than anything for one that costs nothing.
+
+    Args:
+        variant: With the part in floating point.
+        latency: Its latency.
+        quantized: Latency with everything quantized.
+    """
+    gained, cost = variant.regained.difference, latency.p50 - quantized.p50
+    if gained <= 0:
+        return -math.inf
+    return gained / cost if cost > 0 else math.inf
+
+
+def fastest(variants: Sequence[Variant], tolerance: float) -> Variant | None:
+    """Of the variants that keep the tolerance the fastest, and of those that cannot be told apart the most accurate.
+
+    Args:
+        variants: With their latency.
+        tolerance: Drop in AP that is accepted.
+    """
+    kept = [v for v in variants if v.latency and -100 * v.drop.difference <= tolerance]
+    if not kept:
+        return None
+    limit = min((v.latency for v in kept if v.latency), key=lambda speed: speed.p50).high
+    alike = [v for v in kept if v.latency and v.latency.p50 <= limit]
+    return max(alike, key=lambda v: (v.map50_95, -len(v.keep_float)))
+
+
+def pareto_front(
+    variants: Sequence[Variant], float_map50_95: float, float_latency: Speed | None
+) -> tuple[tuple[str, ...], ...]:
+    """The variants that none beats in latency and accuracy together, from the fastest on.
+
+    Args:
+        variants: With their latency.
+        float_map50_95: Score in floating point.
+        float_latency: Latency in floating point, which may beat a variant as well.
+    """
+    points = [(v.latency.p50, -v.map50_95, v.keep_float) for v in variants if v.latency]
+    rivals = [(latency, loss) for latency, loss, _ in points]
+    if float_latency:
+        rivals.append((float_latency.p50, -float_map50_95))
+    return tuple(
+        kept
+        for latency, loss, kept in sorted(points)
+        if not any(r <= latency and other <= loss and (r, other) != (latency, loss) for r, other in rivals)
     )
 
 

@@ -693,13 +693,15 @@ def _quantization(target: Target) -> dict[str, Any] | None:
         return None
     differences = {"INT8": "difference", "Calibrated only, INT8": "ptq_difference"}
     found = {subject: mapping(result.get(key)) for subject, key in differences.items()}
+    compared = [
+        wording.comparison_sentence(difference, subject, "FP32")
+        for subject, difference in found.items()
+        if wording.is_number(difference.get("difference"))
+    ]
+    confidence = mapping(target.verdict.get("confidence"))
     return {
         "rows": list(rows.values()),
-        "sentences": [
-            wording.comparison_sentence(difference, subject, "FP32")
-            for subject, difference in found.items()
-            if wording.is_number(difference.get("difference"))
-        ],
+        "sentences": [*compared, *filter(None, [wording.confidence_sentence(confidence)])],
         "speed": _quotient(rows["fp32"]["p50"], rows["int8"]["p50"]),
         "recipe": wording.recipe(result.get("keep_float") or ()),
     }

@@ -226,6 +226,23 @@ def comparison_sentence(comparison: Mapping[str, Any], one: str, other: str) -> 
     return f"{one} against {other}: {figures}."
 
 
+def confidence_sentence(confidence: Mapping[str, Any]) -> str:
+    """What INT8 does to confidences, and what the threshold in the middle becomes; empty where nothing is told."""
+    share, table = confidence.get("spread"), confidence.get("table")
+    if not is_number(share):
+        return ""
+    kept = [row for row in table if is_number(row.get("new"))] if isinstance(table, list) else []
+    middle = min(kept, key=lambda row: abs(row["old"] - 0.5), default=None)
+    carried = (
+        f"A threshold of {middle['old']:.2f} becomes {middle['new']:.2f}" if middle else "No threshold carries over"
+    )
+    squeezed = "squeezed" if confidence.get("squeezed") else "not squeezed"
+    return (
+        f"In INT8 confidences of right detections spread over {share:.2f} of floating point's range: {squeezed}. "
+        f"{carried}; thresholds.json has the others."
+    )
+
+
 def recipe(keep_float: Sequence[Any]) -> str:
     """What of an INT8 network is in floating point, in a sentence.
 

@@ -74,7 +74,7 @@ def run(ctx: StageContext) -> None:
     _Export(ctx).run()
 
 
-STAGE = Stage(name="trt-export", version=8, settings=settings, run=run)
+STAGE = Stage(name="trt-export", version=9, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
@@ -395,6 +395,7 @@ class _Export:
             "comparisons": [],
             "quantization": self._quantization(files, shipped or ours[0]),
             "checkpoint_map50_95": None,
+            "confidence": None,
             "nms": self.nms,
         }
         if shipped:
@@ -405,6 +406,7 @@ class _Export:
             }
             checkpoint = self._evaluate(self._evaluator("val"), "checkpoint-val", shipped.folder / "best.pt")
             verdict["checkpoint_map50_95"] = checkpoint.map50_95
+            verdict["confidence"] = self._confidence(shipped, files, checkpoint)
             verdict["comparisons"] = self._comparisons(shipped, _same_precision_first(stock, shipped), ours)
             verdict["comparison"] = next(iter(verdict["comparisons"]), None)
         write_json(self.ctx.out / "verdict.json", verdict)
@@ -571,6 +573,25 @@ class _Export:
         for checkpoint in ("subnet.pt", "best.pt", "qat.pt"):
             if (shipped.folder / checkpoint).exists():
                 shutil.copyfile(shipped.folder / checkpoint, model / checkpoint)
+
+    def _confidence(self, shipped: _File, files: Sequence[_File], checkpoint: Evaluation) -> dict[str, Any] | None:
+        """What INT8 does to confidences, with the thresholds to take in place of floating point's: `thresholds.json`.
+
+        They are held against the same network in floating point: its file where it was exported, else its checkpoint.
+        """
+        from yolov8_nas.deploy.thresholds import confidences
+
+        if shipped.precision != "int8":
+            return None
+        floats = [f for f in files if f.candidate == shipped.candidate and f.precision != "int8"]
+        told = {
+            "of": "model_fp32.onnx" if floats else "best.pt",
+            "images": len(shipped.val.images),
+            "split": "val",
+            **confidences(floats[0].val if floats else checkpoint, shipped.val).to_dict(),
+        }
+        write_json(self.ctx.out / "model" / "thresholds.json", told)
+        return told
 
     def _why_none(self, ours: Sequence[_File]) -> str:
         tried = [file for file in ours if file.precision in self.wanted]
