@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace, stock_architecture
 from yolov8_nas.supernet.channels import axis_sizes, wiring
 from yolov8_nas.supernet.derive import architecture_of, build, model_rows, unroll
@@ -75,7 +77,7 @@ def test_of_the_source_s_own_shape_it_is_the_source(scale: str, calibrated: bool
     assert_close(raw(network, image()), raw(source, image()))
     assert all(torch.equal(tensor, before[key]) for key, tensor in source.state_dict().items())
     assert report.taken == report.total and report.fitted == 0 and report.classes == tuple(NAMES)
-    assert f"from stock YOLOv8{scale} of 4 classes; outputs of 4 classes kept" in str(report)
+    assert f"from stock YOLOv8{scale} of 4 classes; the outputs of 4 classes kept (cat, dog" in str(report)
 
 
 def test_what_is_wider_deeper_and_of_larger_kernels_gives_the_same(source: DetectionModel) -> None:
@@ -228,6 +230,33 @@ def test_a_narrower_class_branch_keeps_the_channels_that_matter() -> None:
     found, wanted = raw(network, image()), raw(source, image())
     assert_close(found[:, 64 + 3], wanted[:, 64 + 5])
     assert report.classes == ("person",)
+
+
+def test_a_class_branch_that_is_not_yolov8_s_is_not_taken(source: DetectionModel) -> None:
+    state = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("model.22.cv3.")}
+    checkpoint = StockCheckpoint(
+        path=Path("some.pt"),
+        sha256="0" * 64,
+        scale="n",
+        names=tuple(NAMES),
+        state={name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+        fused=False,
+        legacy=False,
+        left_out=("model.22.cv3.",),
+        writer="8.3.0",
+        imgsz=None,
+    )
+    drawn = []
+    for seed, calibration in enumerate(([], images(0))):
+        torch.manual_seed(seed)
+        network, report = sliced(checkpoint, N, NAMES, calibration)
+        found, wanted = raw(network, image().float()), raw(source, image())
+        torch.testing.assert_close(found[:, :64].double(), wanted[:, :64], rtol=1e-3, atol=1e-3)
+        assert report.classes == () and report.fitted == 0 and "its class branch is not YOLOv8's" in str(report)
+        branch = network.model[-1].cv3[0]
+        assert branch[2].bias.tolist() == pytest.approx([math.log(5 / 4 / 80**2)] * 4)
+        drawn.append(branch[0].conv.weight)
+    assert not torch.equal(*drawn)
 
 
 # Any architecture, and the fit ----------------------------------------------------------------------------------------

@@ -30,8 +30,9 @@ from yolov8_nas.supernet.derive import build, derive, save_checkpoint, unroll
 from yolov8_nas.supernet.elastic import State
 from yolov8_nas.supernet.images import train_split
 from yolov8_nas.supernet.operators import dilated, linearised, separable
+from yolov8_nas.supernet.slicing import sliced
 from yolov8_nas.supernet.supernet import Supernet
-from yolov8_nas.supernet.warmstart import check, read, read_stock, transfer, warm_start
+from yolov8_nas.supernet.warmstart import check, read, read_stock, serving, transfer, warm_start
 
 TINY = SearchSpace.load("tiny")
 BIG = [pytest.param(name, marks=pytest.mark.slow) for name in ("yolov8m", "yolov8l")]
@@ -257,17 +258,44 @@ def test_refuses_everything_else(stock: DetectionModel, tmp_path: Path, monkeypa
             read_stock(tmp_path / name)
 
 
-def test_a_checkpoint_of_another_size_or_class_count_is_refused(stock: DetectionModel, tmp_path: Path) -> None:
+SERVES = {"n": "nsml", "s": "sml", "m": "m", "l": "l"}
+"""By the size of a space, the sizes of checkpoints that it can start from: l's P5 is narrower than m's."""
+
+
+@pytest.mark.parametrize("scale", SERVES)
+def test_a_checkpoint_serves_where_it_is_nowhere_narrower_or_shallower(scale: str) -> None:
+    assert "".join(serving(SearchSpace.load(f"yolov8{scale}"))) == SERVES[scale]
+
+
+def test_a_checkpoint_of_a_smaller_size_is_refused(stock: DetectionModel, tmp_path: Path) -> None:
     path = tmp_path / "stock.pt"
     save_checkpoint(stock, path, names=["a", "b", "c", "d"], imgsz=64)
-    check(path, TINY, 4)
-    check(path, TINY, None)
-    with pytest.raises(InputError, match=r"stock\.pt: trained for 4 classes, but the dataset has 3"):
-        check(path, TINY, 3)
-    with pytest.raises(InputError, match=r"stock\.pt: YOLOv8n, but the space 'yolov8s' is around YOLOv8s"):
+    for classes in (4, 3, None):
+        check(path, TINY, classes)
+    with pytest.raises(
+        InputError,
+        match=r"stock\.pt: YOLOv8n is too small for the space 'yolov8s' around YOLOv8s: its stem has 16 channels "
+        r"instead of 32; give a checkpoint of YOLOv8s or YOLOv8m or YOLOv8l, or choose a space around YOLOv8n$",
+    ):
         check(path, SearchSpace.load("yolov8s"), 4)
-    with pytest.raises(InputError, match="4 classes"):
-        warm_start(Supernet(TINY, 3), stock)
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_larger_checkpoint_of_other_classes_serves(fitted: bool) -> None:
+    source = stock_network("s", 7).float()
+    source.names = {i: f"class {i}" for i in range(7)}
+    torch.manual_seed(0)
+    supernet = Supernet(TINY, 2, ["Class 5", "new"])
+    calibration = [torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))] if fitted else []
+    told = warm_start(supernet, source, calibration)
+    torch.manual_seed(0)
+    Supernet(TINY, 2)  # draws as many random numbers
+    network, sliced_told = sliced(source, TINY.stock, supernet.names, calibration)
+    supernet.activate(TINY.stock)
+    torch.testing.assert_close(raw(supernet, image().float()), raw(network, image().float()), rtol=1e-3, atol=1e-3)
+    assert told.sliced == sliced_told and told.taken == sliced_told.taken > 2.9e6
+    assert "Started from stock YOLOv8s of 7 classes" in str(told) and "1 classes kept (Class 5)" in str(told)
+    assert ("fitted" in str(told)) == fitted
 
 
 def test_starts_from_an_earlier_supernet(tmp_path: Path) -> None:
@@ -279,7 +307,7 @@ def test_starts_from_an_earlier_supernet(tmp_path: Path) -> None:
     for found, wanted in zip(supernet.state_dict().values(), earlier.state_dict().values(), strict=True):
         assert torch.equal(found, wanted)
     check(tmp_path, TINY, 2)
-    with pytest.raises(InputError, match="trained for 2 classes"):
+    with pytest.raises(InputError, match="a supernet of 2 classes, but the dataset has 5"):
         check(tmp_path, TINY, 5)
     with pytest.raises(InputError, match=r"of another space \('tiny'\) than 'yolov8n'"):
         check(tmp_path, SearchSpace.load("yolov8n"), 2)

@@ -32,6 +32,9 @@ from yolov8_nas.store import canonical_digest, file_sha256, read_json, write_jso
 FAILURE: Final = "failure.json"
 """File in `partial` with what a process said before it ended."""
 
+START_IMAGES: Final = 256
+"""Training images to which what is sliced from a larger network is fitted."""
+
 KEPT: Final = "supernets"
 """Folder of the store with supernets that came from a registry, by the SHA-256 of their weights."""
 
@@ -95,7 +98,7 @@ def run(ctx: StageContext, launch: Launch | None = None) -> None:
             _train_in_several(ctx, launch)
 
 
-STAGE = Stage(name="supernet-train", version=2, settings=settings, run=run, watched=True)
+STAGE = Stage(name="supernet-train", version=3, settings=settings, run=run, watched=True)
 
 
 def _train(ctx: StageContext) -> None:
@@ -109,6 +112,7 @@ def _train(ctx: StageContext) -> None:
         from yolov8_nas.hardware.profile import available_cores
         from yolov8_nas.space import SearchSpace
         from yolov8_nas.supernet import warmstart
+        from yolov8_nas.supernet.batchnorm import calibration_batches
         from yolov8_nas.supernet.supernet import Supernet
         from yolov8_nas.supernet.training import CONDITIONS, Recipe, train
 
@@ -124,7 +128,10 @@ def _train(ctx: StageContext) -> None:
         progress.note(f"space {space.name}: {space.size:.3g} networks, trained at {recipe.imgsz} pixels")
         started = None
         if weights := ctx.settings["weights"]:
-            started = warmstart.warm_start(supernet, warmstart.read(Path(weights["path"])))
+            source = warmstart.read(Path(weights["path"]))
+            earlier = isinstance(source, Supernet)
+            images = () if earlier else calibration_batches(data, recipe.imgsz, START_IMAGES, 16, recipe.seed)
+            started = warmstart.warm_start(supernet, source, images)
             progress.note(str(started))
         average, curves = train(supernet.to(processes.device), data, recipe, ctx.partial, progress, processes)
         if processes.first:

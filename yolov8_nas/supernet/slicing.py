@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from ultralytics.nn.modules import Concat, Detect
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.space import BLOCKS, SCALES, Architecture, is_backbone, stock_architecture
 from yolov8_nas.supernet.channels import (
     EPS,
@@ -74,6 +75,7 @@ class Sliced:
         added: Bottlenecks that the source lacks.
         approximated: Bottlenecks whose operator approximates the source's 3x3 convolutions.
         classes: Classes that keep their outputs; the others start as Ultralytics starts them.
+        class_branch: Whether the class branch comes from the source at all.
         fitted: Convolutions that were fitted to the source's outputs.
     """
 
@@ -85,6 +87,7 @@ class Sliced:
     added: tuple[str, ...]
     approximated: int
     classes: tuple[str, ...]
+    class_branch: bool
     fitted: int
 
     def __str__(self) -> str:
@@ -95,7 +98,12 @@ class Sliced:
             told += f"; {self.widened} groups of channels are wider and {len(self.added)} bottlenecks are new"
         if self.approximated:
             told += f"; {self.approximated} bottlenecks approximate its 3x3 convolutions"
-        told += f"; outputs of {len(self.classes)} classes kept" if self.classes else "; class outputs are new"
+        if not self.class_branch:
+            told += "; its class branch is not YOLOv8's, and all of that is new"
+        elif self.classes:
+            told += f"; the outputs of {len(self.classes)} classes kept ({_few(self.classes)})"
+        else:
+            told += "; class outputs are new"
         if self.fitted:
             told += f"; {self.fitted} convolutions fitted to its outputs"
         return told
@@ -103,7 +111,7 @@ class Sliced:
 
 @torch.no_grad()
 def sliced(
-    source: DetectionModel,
+    source: DetectionModel | StockCheckpoint,
     architecture: Architecture,
     names: Sequence[str],
     calibration: Sequence[Tensor] = (),
@@ -115,7 +123,8 @@ def sliced(
     What is new starts from PyTorch's global generator: seed it for a network that is always the same.
 
     Args:
-        source: A stock detection network of any size and any classes, as `warmstart.read_stock` gives it.
+        source: A stock detection network of any size and any classes, as `warmstart.read_stock` gives it, or the
+            checkpoint that has it. Of a checkpoint whose class branch is not YOLOv8's that branch is not taken.
         architecture: The network that is wanted; it may be narrower and wider, shallower and deeper.
         names: Its class names.
         calibration: Batches BCHW of images, RGB in 0..1, as the network will see them. Without, BatchNorm statistics of
@@ -125,6 +134,9 @@ def sliced(
     Returns:
         The network, of stock rows as `derive.build` builds it, in evaluation mode; and what was taken.
     """
+    class_branch = True
+    if isinstance(source, StockCheckpoint):
+        class_branch, source = source.legacy, source.network()
     source_architecture = architecture_of(source)
     unrolled = unroll(source).eval()
     original = _Network.of(source_architecture, [module.state_dict() for module in unrolled.model])
@@ -142,7 +154,7 @@ def sliced(
         for axis, order in importance_orders(reduced.wires, reduced.states).items()
     }
     narrow = _Network.of(reduced.architecture, reordered(reduced.wires, reduced.states, chosen))
-    classes = _same_classes([source.names[i] for i in range(len(source.names))], names)
+    classes = _same_classes([source.names[i] for i in range(len(source.names))], names) if class_branch else None
     taken = _place(wanted, narrow, classes)
     approximated = _fill(target, architecture, wanted)
     for name in approximated:
@@ -159,7 +171,8 @@ def sliced(
             f"{name}.layers.{i}" for name in BLOCKS for i in range(len(kept[name]), architecture.block(name).depth)
         ),
         approximated=len(approximated),
-        classes=tuple(names[i] for i in classes),
+        classes=tuple(names[i] for i in classes or ()),
+        class_branch=class_branch,
         fitted=0,
     )
     if len(calibration):
@@ -168,6 +181,10 @@ def sliced(
         fitting.run(_Walk(unrolled, source_architecture, images), _Walk(target, architecture, images))
         report = replace(report, fitted=fitting.fitted)
     return target, report
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def described(source: DetectionModel) -> str:
@@ -262,20 +279,21 @@ def _without(network: _Network, kept: Mapping[str, Sequence[int]]) -> _Network:
 # Width and classes ---------------------------------------------------------------------------------------------------
 
 
-def _place(wanted: _Network, narrow: _Network, classes: Mapping[int, int]) -> dict[str, int]:
+def _place(wanted: _Network, narrow: _Network, classes: Mapping[int, int] | None) -> dict[str, int]:
     """Write a network into a fresh one that is nowhere narrower; returns how many weights of every row were written.
 
     Args:
         wanted: The fresh network; its states are replaced.
         narrow: The one that was cut, with as many rows or fewer.
-        classes: For the classes that keep their outputs, which of the source's it is.
+        classes: For the classes that keep their outputs, which of the source's it is; nothing where the source has no
+            class branch to give.
     """
     sizes, places = narrow.sizes, wanted.sizes
     taken: dict[str, int] = defaultdict(int)
     given = {(narrow.names[wire.row], wire.weight): wire for wire in narrow.wires}
     for wire in wanted.wires:
         found = given.get((wanted.names[wire.row], wire.weight))
-        if found is None:  # a bottleneck that the source lacks
+        if found is None or (classes is None and _in_class_branch(wire)):  # what the source lacks
             continue
         old, state = narrow.states[found.row], dict(wanted.states[wire.row])
         columns: list[Tensor] = [torch.arange(3)]
@@ -286,7 +304,7 @@ def _place(wanted: _Network, narrow: _Network, classes: Mapping[int, int]) -> di
             ]
         weight = old[found.weight]
         rows = from_rows = torch.arange(len(weight))
-        if _is_class_output(wire):
+        if classes is not None and _is_class_output(wire):
             rows, from_rows = (torch.tensor(list(part), dtype=torch.long) for part in (classes, classes.values()))
         vectors = [f"{wire.norm}{name}" for name in ("weight", "bias", "running_mean", "running_var")]
         if not wire.norm:
@@ -304,8 +322,12 @@ def _place(wanted: _Network, narrow: _Network, classes: Mapping[int, int]) -> di
     return taken
 
 
+def _in_class_branch(wire: Wire) -> bool:
+    return wire.weight.startswith("cv3.")
+
+
 def _is_class_output(wire: Wire) -> bool:
-    return not wire.norm and wire.weight.startswith("cv3.")
+    return _in_class_branch(wire) and not wire.norm
 
 
 def _same_classes(source: Sequence[str], names: Sequence[str]) -> dict[int, int]:
@@ -435,7 +457,8 @@ class _Fitting:
     Args:
         plain: The sliced network as one of 3x3 bottlenecks.
         chosen: For every axis, the source's channels that stay.
-        classes: For the classes that keep their outputs, which of the source's it is.
+        classes: For the classes that keep their outputs, which of the source's it is; nothing where the source has no
+            class branch to give.
         kept: The bottlenecks of every block that stay.
         fit: Whether weights are fitted, or BatchNorm statistics set alone.
     """
@@ -444,7 +467,7 @@ class _Fitting:
         self,
         plain: _Network,
         chosen: Mapping[str, Tensor],
-        classes: Mapping[int, int],
+        classes: Mapping[int, int] | None,
         kept: Mapping[str, Sequence[int]],
         fit: bool,
     ) -> None:
@@ -495,9 +518,11 @@ class _Fitting:
             if path == "cv1.conv" and ".layers." in name and conv.kernel_size == (1, 1):
                 continue
             wire = self._wires[name, f"{same}.weight"]
+            if self.classes is None and _in_class_branch(wire):
+                continue
             if wire.output:
                 channels, outputs = self.chosen[wire.output], torch.arange(len(self.chosen[wire.output]))
-            elif _is_class_output(wire):
+            elif self.classes is not None and _is_class_output(wire):
                 channels, outputs = (torch.tensor(list(part)) for part in (self.classes.values(), self.classes))
             else:
                 channels = outputs = torch.arange(conv.out_channels)

@@ -1,7 +1,8 @@
 """Warm start: a supernet that begins where a trained network ends.
 
-From a stock YOLOv8 checkpoint of the space's size. The stock network is a point of the space, and after the warm start
-that point gives the stock network's outputs. Three steps lead there:
+From a stock YOLOv8 checkpoint of the space's size, or a larger one, of any classes. The space's stock network is sliced
+from it (`slicing`); of a checkpoint of the same size and classes that is the whole network. It is a point of the space,
+and after the warm start that point gives the sliced network's outputs. Three steps lead there:
 
 1. *Order.* A narrower network of the supernet has the first channels of a wider one, so channels are sorted by
    importance (as in Once-for-All, arXiv:1908.09791, section 3.3). Channels that are added to each other or pooled
@@ -34,11 +35,12 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.checkpoint import stock
 from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.errors import InputError
-from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space import BLOCKS, CONVS, SCALES, Architecture, SearchSpace, stock_architecture
 from yolov8_nas.supernet.channels import importance_orders, reordered, wiring
-from yolov8_nas.supernet.derive import model_rows, unroll
+from yolov8_nas.supernet.derive import model_rows
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticPSA, ElasticPSABlock, ElasticSPPF, State
 from yolov8_nas.supernet.operators import dilated, linearised, pass_through, separable
+from yolov8_nas.supernet.slicing import Sliced, sliced
 from yolov8_nas.supernet.supernet import WEIGHTS, Supernet
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -73,35 +75,50 @@ def check(path: Path, space: SearchSpace, num_classes: int | None) -> None:
         num_classes: Its number of classes, where it is known yet.
 
     Raises:
-        InputError: The file can't be read, or is of another size, space or number of classes.
+        InputError: The file can't be read; or a stock network is somewhere narrower or shallower than the one that the
+            space is around; or an earlier supernet is of another space or number of classes.
     """
     _fit(read(path), space, num_classes, where=f"{path}: ")
+
+
+def serving(space: SearchSpace) -> list[str]:
+    """The sizes of stock YOLOv8 that a supernet of a space can start from: nowhere narrower and nowhere shallower."""
+    return [scale for scale in SCALES if _lacking(stock_architecture(scale), space.stock) is None]
+
+
+def _lacking(found: Architecture, wanted: Architecture) -> str | None:
+    """Where a stock network is narrower or shallower than another one, in words; nothing where it is not."""
+    convs = zip(CONVS, found.convs, wanted.convs, strict=True)
+    places = [(name, "channels", mine, other) for name, mine, other in convs]
+    for name, mine, other in zip(BLOCKS, found.blocks, wanted.blocks, strict=True):
+        places += [(name, "channels", mine.width, other.width), (name, "hidden channels", mine.hidden, other.hidden)]
+        places += [(name, "bottlenecks", mine.depth, other.depth)]
+    places += [("sppf", "channels", found.sppf_width, wanted.sppf_width)]
+    short = next((place for place in places if place[2] < place[3]), None)
+    return None if short is None else f"{short[0]} has {short[2]} {short[1]} instead of {short[3]}"
 
 
 def _fit(
     source: DetectionModel | StockCheckpoint | Supernet, space: SearchSpace, num_classes: int | None, where: str = ""
 ) -> None:
-    if isinstance(source, Supernet):
-        classes = source.num_classes
-        if source.space != space:
+    if not isinstance(source, Supernet):
+        scale = source.scale if isinstance(source, StockCheckpoint) else source.yaml["scale"]
+        if lacking := _lacking(stock_architecture(scale), space.stock):
             raise InputError(
-                f"{where}a supernet of another space ({source.space.name!r}) than {space.name!r}; give one of the same "
-                "space, or a stock checkpoint"
+                f"{where}YOLOv8{scale} is too small for the space {space.name!r} around YOLOv8{space.scale}: its "
+                f"{lacking}; give a checkpoint of YOLOv8{' or YOLOv8'.join(serving(space))}, or choose a space around "
+                f"YOLOv8{scale}"
             )
-    else:
-        if isinstance(source, StockCheckpoint):
-            classes, scale = source.num_classes, source.scale
-        else:
-            classes, scale = source.yaml["nc"], source.yaml["scale"]
-        if scale != space.scale:
-            raise InputError(
-                f"{where}YOLOv8{scale}, but the space {space.name!r} is around YOLOv8{space.scale}; give a checkpoint "
-                f"of YOLOv8{space.scale}, or choose a space around YOLOv8{scale}"
-            )
-    if num_classes is not None and classes != num_classes:
+        return
+    if source.space != space:
         raise InputError(
-            f"{where}trained for {classes} classes, but the dataset has {num_classes}; give a checkpoint of a network "
-            "trained on the same classes"
+            f"{where}a supernet of another space ({source.space.name!r}) than {space.name!r}; give one of the same "
+            "space, or a stock checkpoint"
+        )
+    if num_classes is not None and source.num_classes != num_classes:
+        raise InputError(
+            f"{where}a supernet of {source.num_classes} classes, but the dataset has {num_classes}; give one that was "
+            "trained on the same classes, or a stock checkpoint, which serves any classes"
         )
 
 
@@ -118,6 +135,7 @@ class WarmStart:
         total: All that the supernet has.
         ordered: Groups of channels that were sorted by importance.
         approximated: Layers whose other operators were started from 3x3 convolutions.
+        sliced: What the space's stock network took from a stock network; nothing from an earlier supernet.
     """
 
     source: str
@@ -125,9 +143,12 @@ class WarmStart:
     total: int
     ordered: int = 0
     approximated: int = 0
+    sliced: Sliced | None = None
 
     def __str__(self) -> str:
         told = f"Started from {self.source}: {self.taken / 1e6:.2f} of {self.total / 1e6:.2f} million weights"
+        if self.sliced:
+            told += f"; its stock network has {self.sliced}"
         if self.ordered:
             told += f"; {self.ordered} groups of channels sorted by importance, the other operators of "
             told += f"{self.approximated} layers started from their 3x3 convolutions"
@@ -135,28 +156,31 @@ class WarmStart:
 
 
 @torch.no_grad()
-def warm_start(supernet: Supernet, source: DetectionModel | StockCheckpoint | Supernet) -> WarmStart:
+def warm_start(
+    supernet: Supernet, source: DetectionModel | StockCheckpoint | Supernet, calibration: Sequence[Tensor] = ()
+) -> WarmStart:
     """Start a supernet from a trained network; see the module.
 
     Args:
         supernet: A fresh one; it is changed in place. Which network is active in it stays.
-        source: A stock network with as many classes, of the size that the space is around, or an earlier supernet of
-            the same space; as `read` gives it. It is not changed.
+        source: A stock network of any classes that is nowhere narrower or shallower than the one that the space is
+            around, or an earlier supernet of the same space and classes; as `read` gives it. It is not changed.
+        calibration: Batches BCHW of images, RGB in 0..1, to which what is sliced from a larger network is fitted.
 
     Raises:
-        InputError: It is of another size, space or number of classes.
+        InputError: It is too small, or of another space or number of classes.
     """
     _fit(source, supernet.space, supernet.num_classes)
     total = sum(tensor.numel() for tensor in supernet.state_dict().values())
     if isinstance(source, Supernet):
         supernet.load_state_dict(source.state_dict())
         return WarmStart("an earlier supernet", taken=total, total=total)
-    network = source.network() if isinstance(source, StockCheckpoint) else source
     architecture = supernet.space.stock
-    states: list[State] = [module.state_dict() for module in unroll(network).model]
+    network, told = sliced(source, architecture, supernet.names, calibration)
+    states: list[State] = [module.state_dict() for module in network.model]
     wires = list(wiring(architecture))
     orders = importance_orders(wires, states)
-    taken = transfer(supernet, architecture, reordered(wires, states, orders))
+    transfer(supernet, architecture, reordered(wires, states, orders))
     approximated = 0
     for name, (_, _, module, arguments) in model_rows(architecture):
         layer = supernet.get_submodule(name) if module == "Bottleneck" else None
@@ -165,8 +189,7 @@ def warm_start(supernet: Supernet, source: DetectionModel | StockCheckpoint | Su
             approximated += 1
     if max(supernet.space.dimensions[-1].options):
         _pass_through(supernet)
-    scale = f"YOLOv8{supernet.space.scale}"
-    return WarmStart(f"stock {scale}", taken, total, ordered=len(orders), approximated=approximated)
+    return WarmStart(told.source, told.taken, total, len(orders), approximated, told)
 
 
 # 2. Transfer ---------------------------------------------------------------------------------------------------------
