@@ -11,11 +11,11 @@ whose keys are the targets' hardware, in lower case and with dashes.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from components import forms
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import catalogue
@@ -24,8 +24,6 @@ from yolov8_nas.stages.stage import target_labels
 
 PRODUCT: Final = "nvidia.com/gpu.product"
 
-_CORES: Final = re.compile(r"^(\d+(\.\d+)?|\d+m)$")
-_BYTES: Final = re.compile(r"^\d+(Ki|Mi|Gi|Ti|K|M|G|T)?$")
 _KEYS: Final = ("node_labels", "tolerations", "gpus", "cpu", "memory")
 
 
@@ -107,6 +105,10 @@ def branches(
         InputError: A pool is none of the run's, has unknown keys or a value that Kubernetes would refuse; or a GPU has
             neither an entry in the catalogue nor node labels, or its runtime does not support it.
     """
+    if not isinstance(target_pools, Mapping):
+        raise InputError(
+            f"target_pools = {target_pools!r}: give a mapping by hardware, for example {{nvidia-t4: {{...}}}}"
+        )
     names = {pool_name(target) for target in config.targets}
     for name in target_pools.keys() - names:
         raise InputError(f"target_pools: no target runs in {name!r}; this run's pools are {', '.join(sorted(names))}")
@@ -122,7 +124,8 @@ def _branch(label: str, target: TargetConfig, asked: Any, tolerations: Sequence[
         raise InputError(f"target_pools: {name}: {asked!r}: give a mapping with some of {', '.join(_KEYS)}")
     require_runtime_supports(target.hardware, target.runtime, target.precision)
     gpu = is_gpu(target)
-    labels = {key: value if isinstance(value, list) else [value] for key, value in asked.get("node_labels", {}).items()}
+    place = f"target_pools: {name}"
+    labels = forms.labels(asked.get("node_labels", {}), f"{place}: node_labels")
     if gpu and not labels:
         known = catalogue.find(target.hardware)
         if known is None:
@@ -135,20 +138,18 @@ def _branch(label: str, target: TargetConfig, asked: Any, tolerations: Sequence[
     return Branch(
         label=label,
         pool=name,
-        gpus=str(int(asked.get("gpus", gpu))),
-        cpu=_quantity(name, "cpu", asked.get("cpu", "3"), _CORES, "3 or 3500m"),
-        memory=_quantity(name, "memory", asked.get("memory", "12Gi"), _BYTES, "12Gi"),
+        gpus=_whole(asked.get("gpus", int(gpu)), place),
+        cpu=forms.quantity(asked.get("cpu", "3"), forms.CORES, f"{place}: cpu"),
+        memory=forms.quantity(asked.get("memory", "12Gi"), forms.BYTES, f"{place}: memory"),
         node_affinity=_affinity(labels),
-        tolerations=asked.get("tolerations", tolerations if gpu else []),
+        tolerations=forms.tolerations(asked.get("tolerations", tolerations if gpu else []), f"{place}: tolerations"),
     )
 
 
-def _quantity(pool: str, key: str, value: Any, form: re.Pattern[str], example: str) -> str:
-    if not form.match(str(value)):
-        raise InputError(
-            f"target_pools: {pool}: {key} = {value!r} is no quantity of Kubernetes; write for example {example}"
-        )
-    return str(value)
+def _whole(number: Any, place: str) -> str:
+    if isinstance(number, bool) or not str(number).isdecimal():
+        raise InputError(f"{place}: gpus = {number!r}; give a whole number from 0 on")
+    return str(number)
 
 
 def _affinity(labels: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def submit(
     from pipelines.client import Access, Server
 
     asked = request.make(config, overrides or (), param or ())
+    _check_names(service_account, namespace)
     if dry_run:
         return _would_send(asked, experiment, service_account)
     server = Server(Access(host, namespace, token_file, token_env, ca))
@@ -134,6 +135,7 @@ def schedule(
     from pipelines.client import Access, Server
 
     asked = request.make(config, overrides or (), param or ())
+    _check_names(service_account, namespace)
     wanted = to.Schedule(name or asked.config.name, to.cron(cron), enabled=not disabled)
     if dry_run:
         return _would_send(asked, experiment, service_account, wanted)
@@ -197,6 +199,14 @@ def plan(
     console.print("\nAssumed:", highlight=False)
     for line in told:
         console.print(f"- {line}", highlight=False, soft_wrap=True)
+
+
+def _check_names(service_account: str, namespace: str | None) -> None:
+    from components.forms import object_name
+
+    object_name(service_account, "--service-account")
+    if namespace is not None:
+        object_name(namespace, "--namespace")
 
 
 def _would_send(asked: object, experiment: str | None, service_account: str, wanted: object | None = None) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
-from components.placement import Branch, branches, training_nodes
+from components import asked
+from components.placement import Branch
 from pipelines.pipeline import yolov8_nas
 from pipelines.pods import CREDENTIALS, CREDENTIALS_SECRET, GPU_TOLERATION, STORE, STORE_PATH
 from yolov8_nas import credentials
@@ -65,8 +66,17 @@ def make(file: Path, overrides: Sequence[str], parameters: Sequence[str]) -> Req
     whole = requested(values["config"], **{name: given[name] for name in _ASKED if name in given})
     _check_addresses([whole.model_dump(mode="json"), given], str(file))
     _check_paths(whole, values["store"], str(file))
-    training_nodes(given.get("training_nodes", "1"), given.get("training_gpus", "1"))
-    placed = branches(whole, given.get("target_pools", {}), given.get("tolerations", [GPU_TOLERATION]))
+    placed = asked.check(
+        whole,
+        store=values["store"],
+        target_pools=given.get("target_pools", {}),
+        tolerations=given.get("tolerations", [GPU_TOLERATION]),
+        nodes=given.get("training_nodes", "1"),
+        gpus=given.get("training_gpus", "1"),
+        cpu=given.get("training_cpu", "1"),
+        memory=given.get("training_memory", "1Gi"),
+        labels=given.get("training_labels", {}),
+    )
     return Request(whole, tuple(placed), values)
 
 

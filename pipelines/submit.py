@@ -216,6 +216,7 @@ _FIELDS: Final = (
     ("month", 1, 12, ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")),
     ("weekday", 0, 6, ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")),
 )
+_LONGEST_MONTHS: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _PART: Final = re.compile(r"^(?:(\*|\?)|(\w+)(?:-(\w+))?)(?:/(\d+))?$")
 
 
@@ -239,7 +240,39 @@ def cron(expression: str) -> str:
         for part in text.split(","):
             if fault := _fault(part, low, high, names):
                 raise InputError(f"--cron {expression!r}: {name} {part!r}: {fault}; a {name} is {low} to {high}")
+    if not _ever(*fields[3:]):
+        raise InputError(
+            f"--cron {expression!r}: never comes, since no such month has such a day; correct day or month"
+        )
     return " ".join(fields)
+
+
+def _ever(day: str, month: str, weekday: str) -> bool:
+    """Whether there is such a day. Where day and weekday are both named, Kubeflow takes either."""
+    free = ("*", "?")
+    if day.split("/")[0] in free or weekday.split("/")[0] not in free:
+        return True
+    days, months = (_numbers(text, *_FIELDS[field][1:]) for text, field in ((day, 3), (month, 4)))
+    return any(day <= _LONGEST_MONTHS[month - 1] for day in days for month in months)
+
+
+def _numbers(text: str, low: int, high: int, names: tuple[str, ...]) -> set[int]:
+    """The numbers that a field stands for."""
+
+    def number(end: str) -> int:
+        return int(end) if end.isdigit() else names.index(end.upper()) + low
+
+    found: set[int] = set()
+    for part in text.split(","):
+        match = _PART.match(part)
+        assert match is not None
+        if match[1]:
+            first, last = low, high
+        else:
+            first = number(match[2])
+            last = number(match[3]) if match[3] else high if match[4] else first
+        found.update(range(first, last + 1, int(match[4] or 1)))
+    return found
 
 
 def _fault(part: str, low: int, high: int, names: tuple[str, ...]) -> str | None:

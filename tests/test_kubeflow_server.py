@@ -19,6 +19,9 @@ from pipelines.submit import cron
 from yolov8_nas.errors import InputError
 
 T4 = {"hardware": "NVIDIA_T4", "runtime": "tensorrt", "precision": "int8", "constraints": ["latency<=2.5ms"]}
+LIMITS = [f"latency_p{p}{scope}<=12345.678us" for p in (50, 90, 99) for scope in ("", "(with_nms)")]
+LIMITS += ["throughput>=3.125fps", "throughput(with_nms)>=2.125fps", "memory<=90GiB", "params<=99.125M"]
+LIMITS += ["power<=900W", "energy<=9000J", "flops<=99.125G"]
 SETTINGS: dict[str, Any] = {"name": "line-3", "data": "s3://vision/line3.tar", "space": "yolov8n", "targets": [T4]}
 
 
@@ -174,6 +177,14 @@ def test_a_server_that_breaks_is_told_in_one_line(config: Path, cluster: Cluster
         ({"tracking": {"uri": "sqlite:////home/me/mlflow.db"}}, "tracking.uri"),
         ({"supernet": {"weights": "yolov8n.pt"}}, "supernet.weights"),
         ({"targets": [{**T4, "hardware": "NVIDIA_T5"}]}, "so its nodes are unknown"),
+        ({"store": "gs://bucket/store"}, "gs://bucket/store: no place for a stage store"),
+        ({"store": "s3://"}, "names no bucket"),
+        ({"data": "gs://bucket/data.tar"}, "gs://bucket/data.tar: addresses of this kind are not read"),
+        ({"data": "http://server/data.tar"}, "give an https:// address"),
+        ({"data": "https:///data.tar"}, "names no server"),
+        ({"tracking": {"uri": "file:///srv/mlruns"}}, "can't be kept at file://"),
+        ({"tracking": {"uri": "mlruns"}}, "tracking.uri = mlruns: give the address"),
+        ({"targets": [{**T4, "constraints": LIMITS}]}, "make an alias of up to"),
     ],
 )
 def test_what_a_cluster_cannot_run(config: Path, cluster: Cluster, change: dict[str, Any], told: str) -> None:
@@ -193,10 +204,44 @@ def test_what_a_cluster_cannot_run(config: Path, cluster: Cluster, change: dict[
         ("target_pools={nvidia-t4: {memory: 12 GB}}", "no quantity of Kubernetes"),
         ("budget=0", "give a positive number"),
         ("precision=int4", "precision"),
+        ("training_labels={pool: a/b}", "'a/b', the value of the label pool, has other letters"),
+        ("training_labels={a/b/c: x}", "the label 'a/b/c' has more than one slash"),
+        ("training_labels={-pool: x}", "the label '-pool' is no name"),
+        ("training_labels={Nvidia.com/gpu: x}", "no domain of small letters"),
+        ("training_labels={pool: true}", "the label pool is True, no text; put it in quotes"),
+        ("training_labels={pool: " + "x" * 64 + "}", "has 64 letters"),
+        ("training_labels={" + "x" * 64 + ": y}", "up to 63 letters"),
+        ("training_labels={pool: [a, b]}", "pool has 2 values; give one"),
+        ("target_pools={nvidia-t4: {node_labels: {pool: [a, b/c]}}}", "'b/c', the value of the label pool"),
+        ("target_pools={nvidia-t4: {node_labels: {a/b/c: x}}}", "more than one slash"),
+        ("target_pools={nvidia-t4: {node_labels: pool}}", "node_labels = 'pool': give a mapping"),
+        ("target_pools={nvidia-t4: {gpus: one}}", "gpus = 'one'"),
+        ("target_pools={nvidia-t4: {cpu: 0}}", "no quantity"),
+        ("target_pools={nvidia-t4: {tolerations: [{key: a/b/c}]}}", "more than one slash"),
+        ("tolerations=[{key: gpu, operator: Is}]", "operator 'Is': use Exists or Equal"),
+        ("tolerations=[{key: gpu, effect: NoRun}]", "effect 'NoRun'"),
+        ("tolerations=[{key: gpu, operator: Exists, value: x}]", "takes no value"),
+        ("tolerations=[{operator: Equal}]", "has no key"),
+        ("tolerations=[gpu]", "give a mapping with some of key"),
+        ("training_cpu=seven", "training_cpu = 'seven' is no quantity"),
+        ("training_memory=28 GB", "training_memory = '28 GB' is no quantity"),
+        ("training_nodes=0", "training_nodes"),
+        ("store=gs://bucket/x", "no place for a stage store"),
     ],
 )
 def test_parameters_that_are_none(config: Path, cluster: Cluster, parameter: str, told: str) -> None:
-    assert told in _invoke("submit", config, "--host", cluster.host, "--param", parameter, status=2)
+    output = _invoke("submit", config, "--host", cluster.host, "--param", parameter, status=2)
+    assert told in output and len(output.splitlines()) == 1
+    assert cluster.log == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--service-account", "Runner 1"), ("--namespace", "a/b"), ("--namespace", "x" * 300)]
+)
+def test_names_that_kubernetes_refuses(config: Path, cluster: Cluster, option: str, value: str) -> None:
+    output = _invoke("submit", config, "--host", cluster.host, option, value, status=2)
+    assert option in output and "no name in Kubernetes" in output
+    assert cluster.log == []
 
 
 def test_images_by_tag_are_refused(config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,12 +259,21 @@ def test_images_by_tag_are_refused(config: Path, cluster: Cluster, monkeypatch: 
         ("0 3 9-2 * *", "day '9-2': ends before it begins"),
         ("*/0 3 * * *", "minute '*/0': steps by nothing"),
         ("0 3 * * mon-", "does not parse"),
+        ("0 3 31 2 *", "never comes"),
+        ("0 3 30,31 FEB *", "never comes"),
+        ("0 0 3 31 4,6,9,11 ?", "never comes"),
+        ("0 3 30/1 2 *", "never comes"),
     ],
 )
 def test_cron_that_does_not_parse(expression: str, told: str) -> None:
     with pytest.raises(InputError) as error:
         cron(expression)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("expression", ["0 3 29 2 *", "0 3 31 2 1", "0 3 31 2,3 *", "0 3 */31 2 *"])
+def test_cron_that_comes_seldom(expression: str) -> None:
+    assert cron(expression).startswith("0 0 3")
 
 
 @pytest.mark.parametrize("expression", ["0 3 * * 1", "*/15 8-17 1,15 JAN-MAR mon-fri", "0 0 3 ? * 2-6", "30 0 0 * * *"])

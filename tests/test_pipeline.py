@@ -189,12 +189,13 @@ def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
     assert "hw-probe: nothing keeps the limit" in report and "weld-seams, version 3" in report
 
 
-def _open(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+def _open(tmp_path: Path, labels: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     config = {"name": "x", "space": "tiny", "imgsz": 64, "targets": [{"constraints": ["latency<=9ms"]}], **changes}
     store = str(tmp_path / "store")
     arguments: dict[str, Any] = {"config": yaml.safe_dump(config), "store": store, "run_id": "run", "job_id": ""}
     nothing: dict[str, Any] = {"data": "", "targets": [], "constraints": [], "precision": "", "budget": 1.0}
     nothing |= {"target_pools": {}, "tolerations": [], "training_nodes": "1", "training_gpus": "0"}
+    nothing |= {"training_cpu": "1", "training_memory": "1Gi", "training_labels": labels or {}}
     output = dsl.Artifact(uri=str(tmp_path / "run.json"))
     with pytest.raises(InputError):
         open_run.python_func(**arguments, **nothing, run=output)
@@ -232,6 +233,11 @@ def test_a_run_whose_configuration_is_none_has_a_report_that_says_so(tmp_path: P
     assert "unknown key epoch" in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert "unknown key epoch" in tell_run(summary).markdown
+
+
+def test_open_run_refuses_what_submit_refuses(tmp_path: Path) -> None:
+    assert "more than one slash" in _open(tmp_path, labels={"a/b/c": "x"})["run"]["error"]
+    assert "give an https:// address" in _open(tmp_path, data="http://server/data.tar")["run"]["error"]
 
 
 def test_a_reason_is_forgotten_when_a_later_try_goes_well(tmp_path: Path) -> None:

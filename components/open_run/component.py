@@ -19,6 +19,9 @@ def open_run(
     tolerations: list[Any],
     training_nodes: str,
     training_gpus: str,
+    training_cpu: str,
+    training_memory: str,
+    training_labels: dict[str, Any],
     store: str,
     run_id: str,
     job_id: str,
@@ -39,6 +42,9 @@ def open_run(
         tolerations: Taints of GPU nodes.
         training_nodes: Nodes that the supernet is trained on.
         training_gpus: GPUs of each.
+        training_cpu: Cores of a training step.
+        training_memory: Memory of a training step.
+        training_labels: Labels of the nodes that train.
         store: The stage store.
         run_id: Name of the run, where not empty.
         job_id: Name of the run otherwise: Kubeflow's own.
@@ -57,8 +63,7 @@ def open_run(
     from dataclasses import asdict
     from pathlib import Path
 
-    from components.placement import branches
-    from components.placement import training_nodes as checked_nodes
+    from components.asked import check
     from yolov8_nas.lifecycle import open_run, requested, telling
 
     Opened = namedtuple("Opened", "settings branches name work supernet_gpus")
@@ -67,8 +72,19 @@ def open_run(
         asked = requested(
             config, data=data, targets=targets, constraints=constraints, precision=precision, budget=budget
         )
-        placed = [asdict(branch) for branch in branches(asked, target_pools, tolerations)]
-        supernet_gpus = "0" if checked_nodes(training_nodes, training_gpus) > 1 else training_gpus
+        checked = check(
+            asked,
+            store=store,
+            target_pools=target_pools,
+            tolerations=tolerations,
+            nodes=training_nodes,
+            gpus=training_gpus,
+            cpu=training_cpu,
+            memory=training_memory,
+            labels=training_labels,
+        )
+        placed = [asdict(branch) for branch in checked]
+        supernet_gpus = "0" if int(training_nodes) > 1 else training_gpus
         print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}", flush=True)
         opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
     work = "all"

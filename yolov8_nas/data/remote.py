@@ -268,13 +268,25 @@ class _Place(Protocol):
         ...
 
 
+def check_address(address: str) -> None:
+    """Check that a dataset is at an address of a kind that is read, without asking there.
+
+    Raises:
+        InputError: It is not.
+    """
+    scheme = address.partition("://")[0]
+    if scheme == "http":
+        raise InputError(f"{address}: what comes over http:// may be changed on its way; give an https:// address")
+    if scheme not in ("s3", "https"):
+        raise InputError(f"{address}: addresses of this kind are not read; give one of s3:// or https://, or a path")
+    if not urlsplit(address).netloc:
+        raise InputError(f"{address}: names no {'bucket' if scheme == 's3' else 'server'}; write the whole address")
+
+
 def _place(address: str, patient: bool = True) -> _Place:
     """Where an address leads to, which may be a bare one (`credentials`)."""
-    if address.startswith("s3://"):
-        return _S3(address, patient)
-    if address.startswith("https://"):
-        return _Web(address)
-    raise InputError(f"{address}: addresses of this kind are not read; give one of s3:// or https://, or a path")
+    check_address(address)
+    return _S3(address, patient) if address.startswith("s3://") else _Web(address)
 
 
 def _named(address: str, name: str) -> str:

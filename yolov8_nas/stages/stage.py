@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import select
 import shutil
@@ -231,18 +232,30 @@ def find_target(config: RunConfig, label: str) -> TargetConfig:
     return config.targets[labels.index(label)]
 
 
+def check_store(store: str | Path) -> None:
+    """Check that a stage store is at an address of a kind that there is, without asking there.
+
+    Raises:
+        InputError: It is not.
+    """
+    if str(store).startswith("s3://"):
+        if not re.match(r"s3://[^/]+", str(store)):
+            raise InputError(f"store {store}: names no bucket; write s3://BUCKET/PREFIX")
+    elif "://" in str(store):
+        raise InputError(f"store {store}: no place for a stage store; give a path or s3://BUCKET/PREFIX")
+
+
 def open_store(store: str | Path) -> Store:
     """The stage store at a path or in S3.
 
     Raises:
         InputError: It is at an address of another kind, or boto3 cannot use the environment.
     """
+    check_store(store)
     if str(store).startswith("s3://"):
         from yolov8_nas.remote_store import RemoteStore  # here, since boto3 takes its time
 
         return RemoteStore(str(store))
-    if "://" in str(store):
-        raise InputError(f"store {store}: no place for a stage store; give a path or s3://BUCKET/PREFIX")
     return Store(Path(store))
 
 
