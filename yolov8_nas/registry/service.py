@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-from yolov8_nas import paths
+from yolov8_nas import credentials, paths
 from yolov8_nas.errors import InputError
 from yolov8_nas.registry import tracking
 from yolov8_nas.registry.tracking import UnavailableError, database, without_credentials
@@ -50,13 +50,14 @@ def check(uri: str, experiment: str) -> None:
     """Check that runs can be recorded and models registered.
 
     Args:
-        uri: As `tracking.resolve_uri` gave it.
+        uri: As `tracking.resolve_uri` gave it, perhaps a bare one (`credentials`).
         experiment: Name of the experiment.
 
     Raises:
         UnavailableError: Nothing answers in time, or the server is in trouble.
         InputError: It is no MLflow server, too old, refuses, or its artifact store can't be written from here.
     """
+    uri = credentials.revealed(uri)
     file = database(uri)
     if file is not None:
         _check_file(file)
