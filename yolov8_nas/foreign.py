@@ -26,7 +26,7 @@ _UNSEEN: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-_MARKDOWN: Final = re.compile(r"[\\`*_{}\[\]()#+\-!|~$:@]")
+_MARKDOWN: Final = re.compile(r"[\\`*_\[\]|~$]|^[#+=-]|!(?=\\?\[)|^[0-9]+(?=[.)])")
 
 
 def plain(text: object, longest: int = LONGEST) -> str:
@@ -60,7 +60,7 @@ def html(text: object) -> str:
 
 def markdown(text: object) -> str:
     """Text for a paragraph, a heading or a table's cell of Markdown: one line without any markup."""
-    return _MARKDOWN.sub(lambda found: "\\" + found[0], _html.escape(plain(text), quote=False))
+    return _MARKDOWN.sub(_marked, _html.escape(plain(text), quote=False))
 
 
 def fenced(text: object) -> str:
@@ -69,6 +69,11 @@ def fenced(text: object) -> str:
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{shown}\n{fence}"
+
+
+def _marked(found: re.Match[str]) -> str:
+    # A number at the beginning is marked at the dot or bracket behind it, which makes a list of it.
+    return f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}"
 
 
 def _written(found: re.Match[str]) -> str:

@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from yolov8_nas.credentials import redacted
+from yolov8_nas.errors import told
+from yolov8_nas.foreign import plain
+
 FILE_VARIABLE: Final = "YOLOV8_NAS_PROGRESS"
 """Environment variable with the file that the command line reads progress from."""
 
@@ -57,7 +61,7 @@ class Progress:
             message: The step, for example `epoch 3 of 8`.
             figures: What is worth watching, for example the best mAP so far.
         """
-        now = time.monotonic()
+        now, message = time.monotonic(), _one_line(message)
         if self._first is None or done < self._first[1]:
             self._first = (now, done)
         eta = _remaining(now - self._first[0], done - self._first[1], total - done)
@@ -71,6 +75,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Tell something that happened."""
+        text = _one_line(text)
         self._event(event="note", message=text)
         if self.lines:
             self._print(text)
@@ -81,6 +86,7 @@ class Progress:
 
     def finished(self, status: str, seconds: float, error: str | None = None) -> None:
         """Tell that the stage ended, as `done`, `cached` or `failed`."""
+        error = told(error) if error else None
         self._event(event="finished", status=status, seconds=seconds, error=error)
         if self.lines:
             self._print(f"{status} in {duration(seconds)}" + (f": {error}" if error else ""))
@@ -102,6 +108,11 @@ class Progress:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.write(f"[{who}] {text}\n")
             sys.stdout.flush()
+
+
+def _one_line(text: str) -> str:
+    """Text that may hold text of others: in a log, a line is what a stage has said, and nothing that a name says."""
+    return plain(redacted(text))
 
 
 def describe(done: float, total: float, message: str, eta: float | None, figures: dict[str, float]) -> str:

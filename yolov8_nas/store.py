@@ -21,6 +21,7 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -42,8 +43,18 @@ from yolov8_nas.files import write_json as write_json
 MAX_BYTES: Final = 256 * 2**30
 MAX_FILES: Final = 5_000_000
 MAX_RATIO: Final = 200
-RATIO_FROM: Final = 256 * 2**20
+RATIO_FROM: Final = 128 * 2**20
 """A ratio of compression above `MAX_RATIO` is a decompression bomb once this many bytes have come out."""
+
+MEMBER_BYTES: Final = 8192
+"""What a member counts for beside its content: each costs time and a place on the disk, and a bomb may be many."""
+
+_LONGEST_LINK: Final = 4096
+_LONGEST_HEADER: Final = 64 * 2**10
+"""Bytes of what a tar says of a member in a header of its own: a long name, or PAX records."""
+
+_MOST_GLOBAL: Final = 2**20
+"""Bytes of PAX records that hold for all members; they are kept while the archive is read."""
 
 _CHUNK: Final = 2**20
 
@@ -133,15 +144,44 @@ def extract(archive: Path, into: Path, *, max_bytes: int = MAX_BYTES, max_files:
     except ArchiveError:
         shutil.rmtree(into, ignore_errors=True)
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+    except _DAMAGED as error:
         shutil.rmtree(into, ignore_errors=True)
         raise ArchiveError(f"{archive}: damaged or encrypted ({error}); make or download it again") from None
     except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         shutil.rmtree(into, ignore_errors=True)
         raise ArchiveError(f"{archive}: a member is both a file and a folder ({error}); pack it again") from None
+    except OSError as error:
+        shutil.rmtree(into, ignore_errors=True)
+        if error.errno is not None:
+            raise
+        raise ArchiveError(f"{archive}: damaged ({error}); make or download it again") from None  # gzip's and bz2's
     except BaseException:
         shutil.rmtree(into, ignore_errors=True)
         raise
+
+
+_DAMAGED: Final = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError,
+    OverflowError, IndexError,
+)  # fmt: skip
+"""What the readers of archives raise, with their decompressors, when the bytes are not what they should be."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a tar; what it says of a name or in PAX records is bounded before it is read."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX):
+            if self.size > _LONGEST_HEADER:
+                raise ArchiveError(f"{tar.name}: a name or a record of {self.size:,} bytes; give another archive")
+            kept = sum(len(key) + len(value) for key, value in tar.pax_headers.items())
+            if self.type == tarfile.XGLTYPE and kept > _MOST_GLOBAL:
+                raise ArchiveError(f"{tar.name}: more than {_MOST_GLOBAL:,} bytes of records; give another archive")
+        processed: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        return processed
+
+
+_PAX: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 class _Extraction:
@@ -163,6 +203,7 @@ class _Extraction:
             self.files += 1
             if self.files > self.max_files:
                 raise self._error(member, f"more than {self.max_files:,} members", "split the dataset")
+            self._count(member, MEMBER_BYTES)
             if target == self.into:
                 continue
             if member.is_folder:
@@ -188,7 +229,11 @@ class _Extraction:
                 for info in file.infolist():
                     kind = stat.S_IFMT(info.external_attr >> 16)
                     if kind == stat.S_IFLNK:
-                        link = PurePosixPath(info.filename).parent / file.read(info).decode(errors="replace")
+                        with file.open(info) as content:
+                            named = content.read(_LONGEST_LINK + 1)
+                        if len(named) > _LONGEST_LINK:
+                            raise self._error(_Member(info.filename), "a link to no path", "pack the file")
+                        link = PurePosixPath(info.filename).parent / named.decode(errors="replace")
                         yield _Member(info.filename, link=str(link))
                     elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                         raise self._error(_Member(info.filename), "a device", "pack files and folders only")
@@ -196,11 +241,12 @@ class _Extraction:
                         yield _Member(info.filename, info.is_dir(), None, partial(file.open, info), info.file_size)
             return
         try:
-            tar = tarfile.open(self.archive)  # noqa: SIM115 - entered below, once it is known to be one
+            tar = tarfile.open(self.archive, tarinfo=_Header)  # noqa: SIM115 - entered below, once it is known to be one
         except tarfile.ReadError:
             raise ArchiveError(f"{self.archive}: neither tar, compressed tar nor zip; give one of them") from None
         with tar:
-            for entry in tar:
+            while (entry := tar.next()) is not None:
+                tar.members.clear()  # it would keep them all
                 if entry.issym():
                     yield _Member(entry.name, link=str(PurePosixPath(entry.name).parent / entry.linkname))
                 elif entry.islnk():
@@ -233,16 +279,19 @@ class _Extraction:
         target.parent.mkdir(parents=True, exist_ok=True)
         with stream as source, room(target, member.size), target.open("wb") as sink:
             while chunk := source.read(_CHUNK):
-                self.bytes += len(chunk)
-                if self.bytes > self.max_bytes:
-                    raise self._error(member, f"more than {self.max_bytes:,} bytes come out", "split the dataset")
-                if self.bytes > RATIO_FROM and self.bytes > MAX_RATIO * self.archive_bytes:
-                    raise self._error(
-                        member,
-                        f"a decompression bomb: {self.bytes:,} bytes from an archive of {self.archive_bytes:,}",
-                        "give an archive that you trust, or the unpacked folder",
-                    )
+                self._count(member, len(chunk))
                 sink.write(chunk)
+
+    def _count(self, member: _Member, size: int) -> None:
+        self.bytes += size
+        if self.bytes > self.max_bytes:
+            raise self._error(member, f"more than {self.max_bytes:,} bytes come out", "split the dataset")
+        if self.bytes > RATIO_FROM and self.bytes > MAX_RATIO * self.archive_bytes:
+            raise self._error(
+                member,
+                f"a decompression bomb: {self.bytes:,} bytes from an archive of {self.archive_bytes:,}",
+                "give an archive that you trust, or the unpacked folder",
+            )
 
     def _error(self, member: _Member, fault: str, remedy: str) -> ArchiveError:
         return ArchiveError(f"{self.archive}: member {names.shown(member.name)}: {fault}; {remedy}")

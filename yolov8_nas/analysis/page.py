@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +12,10 @@ from plotly.offline import get_plotlyjs
 
 from yolov8_nas.analysis import tables
 from yolov8_nas.analysis.figures import NETWORK, Analysis, Speed
+from yolov8_nas.foreign import html
 from yolov8_nas.report import plots
 from yolov8_nas.report.plots import Figure, Plot, axes
-from yolov8_nas.report.wording import number
+from yolov8_nas.report.wording import number, shown
 from yolov8_nas.store import atomic_write
 
 _OWN: Final = Path(__file__).parent
@@ -28,7 +28,12 @@ _POINTS: Final = 30
 def write_page(analysis: Analysis, file: Path) -> None:
     """Write an analysis as a page; it makes no request, and its content security policy forbids any."""
     environment = Environment(
-        loader=FileSystemLoader(_OWN), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(_OWN),
+        autoescape=True,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     figures = {"frame": _frame(analysis), "roofline": _roofline(analysis), "sweep": _sweep(analysis)}
     content = environment.get_template("page.html").render(
@@ -131,7 +136,7 @@ def _dots(name: str, points: Sequence[tuple[str, float, float]], marker: Mapping
         "name": name,
         "x": [x for _, x, _ in points],
         "y": [y for _, _, y in points],
-        "text": [escape(label) for label, _, _ in points],
+        "text": [html(label) for label, _, _ in points],
         "marker": dict(marker),
         "hovertemplate": "%{text}<br>%{x:.3g} FLOP/byte, %{y:.3g} GFLOP/s<extra></extra>",
     }

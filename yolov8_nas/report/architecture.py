@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from typing import Final
 
+from yolov8_nas.foreign import html
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, Block
 
 OPERATOR_NAMES: Final = {
@@ -109,12 +109,12 @@ def draw(architecture: Architecture, stock: Architecture | None, *, title: str, 
     body.append(_sppf(architecture, stock))
     if architecture.attention:
         body.append(_attention(architecture, stock))
-    identity = escape(identity, quote=True)
+    identity = html(identity)
     return (
         f'<svg class="network" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-labelledby="{identity}-title {identity}-description">'
-        f'<title id="{identity}-title">{escape(title)}</title>'
-        f'<desc id="{identity}-description">{escape(described or "Every part is as in the stock network.")}</desc>'
+        f'<title id="{identity}-title">{html(title)}</title>'
+        f'<desc id="{identity}-description">{html(described or "Every part is as in the stock network.")}</desc>'
         f"{''.join(body)}</svg>"
     )
 
@@ -136,7 +136,7 @@ def _layers(block: Block) -> str:
 
 def _text(x: float, y: float, content: str, style: str, *, end: bool = False) -> str:
     anchor = ' text-anchor="end"' if end else ""
-    return f'<text x="{x:g}" y="{y:g}" class="{style}"{anchor}>{escape(content)}</text>'
+    return f'<text x="{x:g}" y="{y:g}" class="{style}"{anchor}>{html(content)}</text>'
 
 
 def _rect(x: float, y: float, width: float, height: float, style: str, radius: float = 0) -> str:
@@ -177,7 +177,7 @@ def _block(block: Block, stock: Block | None, name: str) -> str:
     ]
     step = min(16.0, 96 / block.depth)
     drawn += [
-        _rect(x + 10 + i * step, y + 26, step - 4 if step > 8 else step - 1, 12, f"op-{escape(block.operator)}", 2)
+        _rect(x + 10 + i * step, y + 26, step - 4 if step > 8 else step - 1, 12, f"op-{html(block.operator)}", 2)
         for i in range(block.depth)
     ]
     drawn.append(_text(x + 14 + block.depth * step, y + 36, _layers(block), "plain"))
@@ -245,7 +245,7 @@ def _edges(identity: str) -> list[str]:
     middle = {level: top + _STRIP + _CARD / 2 for level, top in _TOP.items()}
     bottom = {level: top + _STRIP + _CARD for level, top in _TOP.items()}
     centre = _BOX / 2
-    arrow = escape(f"{identity}-arrow", quote=True)
+    arrow = html(f"{identity}-arrow")
     lines = [
         f"M{backbone + centre} 52V{_TOP['p2'] - 2}",
         *(f"M{backbone + centre} {bottom[a]}V{_TOP[b] - 2}" for a, b in (("p2", "p3"), ("p3", "p4"), ("p4", "p5"))),

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from yolov8_nas.report import plots, sections, wording
 from yolov8_nas.report.evidence import Outputs, mapping, pick, records
+from yolov8_nas.report.wording import shown
 from yolov8_nas.store import atomic_write
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -50,6 +51,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import Any, Final
 
+from yolov8_nas.foreign import html
 from yolov8_nas.report.wording import is_number, milliseconds, number, percent, score
 
 Figure = dict[str, Any]
@@ -195,7 +195,7 @@ def prior_probabilities(identity: str, choices: Sequence[Choice]) -> Plot:
     heat = {
         "x": [str(i + 1) for i in range(most)],
         "z": [_padded([_figure(p) for p in c.probabilities[-1]], most, None) for c in choices],
-        "text": [_padded([escape(option) for option in c.options], most, "") for c in choices],
+        "text": [_padded([html(option) for option in c.options], most, "") for c in choices],
         "texttemplate": "%{text}",
         "textfont": {"size": 10},
         "hovertemplate": "%{text}: %{z:.2f}<extra>%{y}</extra>",
@@ -228,7 +228,7 @@ def prior_loss(identity: str, steps: Sequence[int], loss: Sequence[float | None]
 def _heatmap(identity: str, title: str, label: str, choices: Sequence[Choice], heat: Figure, x: str) -> Plot:
     trace = {
         "type": "heatmap",
-        "y": [escape(choice.name) for choice in choices],
+        "y": [html(choice.name) for choice in choices],
         "zmin": 0,
         "zmax": 1,
         "colorscale": [[0, "@panel"], [1, "@series-1"]],
@@ -340,7 +340,7 @@ def _lines(
             {
                 "type": "scatter",
                 "mode": "lines+markers" if len(points) <= 40 else "lines",
-                "name": escape(name),
+                "name": html(name),
                 "x": [epoch for epoch, _ in points],
                 "y": [_figure(value) for _, value in points],
                 "line": {"width": 2, "color": colour, "dash": "solid" if i < len(_SERIES) else "dash"},
@@ -396,7 +396,7 @@ def _measured(candidates: Sequence[Network]) -> Figure:
 
 
 def _hover(network: Network) -> str:
-    lines = [f"<b>{escape(network.name)}</b> ({escape(network.source)})", f"mAP50-95 {score(network.score)}"]
+    lines = [f"<b>{html(network.name)}</b> ({html(network.source)})", f"mAP50-95 {score(network.score)}"]
     lines.append(f"predicted {milliseconds(network.predicted_ms)}")
     if network.measured_ms is not None:
         lines.append(f"measured {milliseconds(network.measured_ms)}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from yolov8_nas.foreign import fenced, markdown
 from yolov8_nas.progress import duration
 from yolov8_nas.report import wording
 from yolov8_nas.stages.stage import STATUS_FILE, Outcome
@@ -66,45 +67,42 @@ def tell_run(summary: Mapping[str, Any]) -> Told:
     """
     targets, retraining = summary["targets"], summary["run"].get("retraining")
     if retraining and not retraining["new"]:
-        return Told({}, f"# {summary['run']['name']} is as it was\n\n{retraining['says']}\n")
+        return Told({}, f"# {summary['run']['name']} is as it was\n\n{markdown(retraining['says'])}\n")
     shipped = [target for target in targets if target["status"] == "met"]
     figures: dict[str, float] = {"targets": len(targets), "targets_with_a_model": len(shipped)}
     lines = [f"# {len(shipped)} of {len(targets)} targets of {summary['run']['name']} have a model", ""]
     lines += ["| target | mAP50-95 | p50, ms | precision | model |", "|---|---:|---:|---|---|"]
     for target in targets:
         if target["status"] != "met":
-            lines.append(f"| {target['id']} | | | | **none**: {_cell(target['error'])} |")
+            lines.append(f"| {target['id']} | | | | **none**: {markdown(target['error'])} |")
             continue
         model, registry = target["model"], target["registry"]
         figures[f"{target['id']}_map50_95"] = model["map50_95"]
         figures[f"{target['id']}_latency_p50_ms"] = model["latency_ms"]["p50"]
-        name = f"{registry['model']} version {registry['version']}" if registry else "not registered yet"
+        name = f"{markdown(registry['model'])} version {registry['version']}" if registry else "not registered yet"
         lines.append(
             f"| {target['id']} | {model['map50_95']:.3f} | {model['latency_ms']['p50']:.3g} | "
             f"{target['precision_shipped']} | {name} |"
         )
     if retraining:
-        lines += ["", retraining["says"]]
-    lines += [f"\n{target['id']}: {wording.gate(target['gate'])}" for target in targets if target.get("gate")]
+        lines += ["", markdown(retraining["says"])]
+    lines += [f"\n{target['id']}: {markdown(wording.gate(target['gate']))}" for target in targets if target.get("gate")]
     if summary["run"]["error"]:
-        lines += ["", f"The run failed: {summary['run']['error']}"]
+        lines += ["", f"The run failed: {markdown(summary['run']['error'])}"]
     lost = [stage for stage in summary["stages"] if stage["status"] == "failed"]
     if lost:
         lines += ["", "| stage | target | why it failed |", "|---|---|---|"]
-        lines += [f"| {stage['name']} | {stage['target'] or 'all'} | {_cell(stage['error'] or '')} |" for stage in lost]
+        for stage in lost:
+            why = markdown(stage["error"] or "")
+            lines.append(f"| {stage['name']} | {stage['target'] or 'all'} | {why} |")
     return Told(figures, "\n".join(lines) + "\n")
-
-
-def _cell(text: str) -> str:
-    """Text that stays in its cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _page(stage: str, target: str | None, outcome: Outcome, figures: Mapping[str, float]) -> str:
     lines = [f"# {stage}" + (f" for {target}" if target else ""), ""]
     took = duration(outcome.seconds)
     if outcome.status == "failed":
-        lines += [f"**Failed** after {took}. The other targets go on without it.", "", "```", str(outcome.error), "```"]
+        lines += [f"**Failed** after {took}. The other targets go on without it.", "", fenced(outcome.error)]
     elif outcome.status == "cached":
         lines += [f"The stage store had this result already: checked and handed on in {took}, nothing computed."]
     else:

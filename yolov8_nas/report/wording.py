@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeGuard
 
+from yolov8_nas import foreign
+
 ABSENT: Final = "–"
 """Stands where a value was not measured. A missing value is never printed as zero."""
 
@@ -25,6 +27,11 @@ UNUSED: Final = 0.1
 _MINUS: Final = "\N{MINUS SIGN}"
 _NBSP: Final = "\N{NO-BREAK SPACE}"
 _QUANTITIES: Final = {"params": "parameters", "flops": "FLOPs"}
+
+
+def shown(value: Any) -> Any:
+    """A value of a page on its way there: text of others commands nothing, and is escaped after this."""
+    return foreign.lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def is_number(value: Any) -> TypeGuard[float]:
