@@ -22,6 +22,9 @@ from yolov8_nas.hardware import catalogue
 from yolov8_nas.hardware.target import names_cpu, require_runtime_supports
 from yolov8_nas.stages.stage import target_labels
 
+KEYS_PATH: Final = "/var/run/yolov8-nas/keys"
+"""Where the secret with the keys of signatures lies in a pod."""
+
 PRODUCT: Final = "nvidia.com/gpu.product"
 
 _KEYS: Final = ("node_labels", "tolerations", "gpus", "cpu", "memory")

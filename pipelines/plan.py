@@ -15,7 +15,7 @@ from components.placement import is_gpu, pool_name
 from pipelines.request import Request
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.deploy.halving import Rung, epochs_of, schedule
-from yolov8_nas.errors import InputError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.stages.qat_finetune import QAT_COST
 from yolov8_nas.stages.stage import STAGES, open_store, target_labels
 from yolov8_nas.store import Store, read_json
@@ -186,11 +186,11 @@ class Rates:
         if store is None:
             return
         for run_id in store.runs():
-            records = store.run_folder(run_id)
             try:
+                records = store.run_folder(run_id)
                 self.runs.append((records, RunConfig.parse(read_json(records / RUN_FILE)["config"], run_id)))
-            except (FileNotFoundError, InputError):
-                continue  # never opened, or of another version of this software
+            except (FileNotFoundError, InputError, StageError):
+                continue  # never opened, of another version of this software, or not signed
 
     @classmethod
     def load(cls, file: Path | None, store: str | None) -> Rates:

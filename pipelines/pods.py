@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from kfp import dsl, kubernetes
 
-from yolov8_nas import credentials
+from components.placement import KEYS_PATH
+from yolov8_nas import credentials, signing
 
 STORE_CLAIM: Final = "yolov8-nas-store"
 STORE_PATH: Final = "/store"
@@ -39,6 +40,10 @@ GPU_TOLERATION: Final = {"key": GPU, "operator": "Exists", "effect": "NoSchedule
 
 QUEUE_VARIABLE: Final = "YOLOV8_NAS_QUEUE"
 """Environment variable with the Kueue queue that pods of stages wait in, when the pipeline is compiled."""
+
+SIGNING_VARIABLE: Final = "YOLOV8_NAS_SIGNING_SECRET"
+"""Environment variable with the secret that holds the keys of signatures, when the pipeline is compiled: `signing.key`,
+and a public key in each `<id>.pub`. Pods that do not find it do not start."""
 
 _HOUR: Final = 3600
 
@@ -125,6 +130,10 @@ def _pod(task: dsl.PipelineTask, name: str, hours: int, *, shm: str, scratch: st
     kubernetes.use_secret_as_env(task, SECRET, {key: key for key in SECRET_KEYS}, optional=True)
     kubernetes.use_secret_as_env(task, CREDENTIALS_SECRET, {CREDENTIALS: CREDENTIALS}, optional=True)
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG_KEYS}, optional=True)
+    if secret := os.environ.get(SIGNING_VARIABLE):
+        kubernetes.use_secret_as_volume(task, secret, KEYS_PATH)
+        task.set_env_variable(signing.KEY_VARIABLE, f"{KEYS_PATH}/{signing.PRIVATE_FILE}")
+        task.set_env_variable(signing.TRUSTED_VARIABLE, KEYS_PATH)
     kubernetes.set_image_pull_secrets(task, [PULL_SECRET])
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)

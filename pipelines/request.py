@@ -13,7 +13,7 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 from components import asked
 from components.placement import Branch
 from pipelines.pipeline import yolov8_nas
-from pipelines.pods import CREDENTIALS, CREDENTIALS_SECRET, GPU_TOLERATION, STORE, STORE_PATH
+from pipelines.pods import CREDENTIALS, CREDENTIALS_SECRET, GPU_TOLERATION, SIGNING_VARIABLE, STORE, STORE_PATH
 from yolov8_nas import credentials
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError
@@ -63,6 +63,11 @@ def make(file: Path, overrides: Sequence[str], parameters: Sequence[str]) -> Req
     except ValueError as error:
         raise InputError(f"--param: {error}") from None
     values = {"config": config.to_json(), "store": config.store or STORE, **given}
+    if config.signing is not None:
+        raise InputError(
+            f"{file}: signing names files of this machine; in a cluster keys come from a secret: leave signing out, "
+            f"and set {SIGNING_VARIABLE} to the secret's name"
+        )
     whole = requested(values["config"], **{name: given[name] for name in _ASKED if name in given})
     _check_addresses([whole.model_dump(mode="json"), given], str(file))
     _check_paths(whole, values["store"], str(file))

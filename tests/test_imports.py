@@ -17,7 +17,7 @@ LAYERS = (
     ("errors",),
     ("paths", "reading"),
     ("yaml_text",),
-    ("files", "names", "space", "store", "terminal"),
+    ("files", "names", "signing", "space", "store", "terminal"),
     ("search.constraint", "config", "host", "progress", "remote_store", "s3", "web"),
     ("checkpoint", "supernet.derive"),
     ("data", "hardware"),

@@ -216,6 +216,36 @@ def pull(
 
 
 @app.command()
+def sign(model: Model, workdir: Where = _WORKDIR, tracking: Tracking = None, as_json: AsJson = False) -> None:
+    """Sign a registered version with the key in YOLOV8_NAS_SIGNING_KEY, its files verified first.
+
+    For versions from before there was a key, and to let a new key take the place of another.
+    """
+    from yolov8_nas.registry.promote import sign as seal
+
+    version, key = seal(_uri(workdir, tracking), model)
+    if as_json:
+        return _json({"model": version.model, "version": version.version, "key": key})
+    typer.echo(f"{version}: signed with the key {key}")
+    return None
+
+
+@app.command()
+def make_key(
+    folder: Annotated[Path, typer.Argument(help="Folder for signing.key and the public key.")],
+    hmac: Annotated[
+        bool, typer.Option("--hmac", help="A shared secret instead: whoever can check a signature can make one.")
+    ] = False,
+) -> None:
+    """Make a key to sign evidence with, and the public one to check it."""
+    from yolov8_nas import signing
+
+    private, public = signing.make_keys(folder, shared_secret=hmac)
+    typer.echo(f"{private}: keep it to those who run stages and register ({signing.KEY_VARIABLE})")
+    typer.echo(f"{public}: give it to everybody who reads ({signing.TRUSTED_VARIABLE})")
+
+
+@app.command()
 def recheck(data: Data = None, workdir: Where = _WORKDIR, tracking: Tracking = None, as_json: AsJson = False) -> None:
     """Measure the champions of this machine again, and tell which no longer keep their limits."""
     rows = _apart("recheck:recheck", "measuring, alone on this host", tracking_uri=_uri(workdir, tracking), data=data)
@@ -419,6 +449,16 @@ def _print_recheck(rows: Sequence[Mapping[str, Any]]) -> None:
     Terminal().print(table)
 
 
+def _signed(version: RegisteredVersion) -> str:
+    """Whether a signature vouches for a version, in words."""
+    from yolov8_nas import signing
+
+    if not signing.keys():
+        return f"not asked for ({signing.TRUSTED_VARIABLE} names no keys)"
+    why = version.seal_fault()
+    return f"NOT TRUSTED: {why}" if why else "with a trusted key"
+
+
 def _show(version: RegisteredVersion, as_json: bool) -> None:
     if as_json:
         return _json(version.to_dict())
@@ -429,6 +469,7 @@ def _show(version: RegisteredVersion, as_json: bool) -> None:
             "aliases": ", ".join(version.aliases) or "none",
             "registered": f"{version.created:%Y-%m-%d %H:%M} UTC",
             "loaded as": version.model_uri,
+            "signed": _signed(version),
             "MLflow's run": version.run_id,
         },
         "measured": {name: _number(value) for name, value in version.metrics.items()},

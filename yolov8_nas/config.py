@@ -287,6 +287,18 @@ class TrackingConfig(_Section):
     experiment: str = Field("yolov8-nas", min_length=1, max_length=500)  # what MLflow takes
 
 
+class SigningConfig(_Section):
+    """Keys of signatures (`signing`): files of this machine, never keys themselves. The environment's go before them.
+
+    Attributes:
+        key: File of the private key, to sign what the run makes.
+        trusted: File or folder of public keys; what none of them has signed is refused.
+    """
+
+    key: str | None = None
+    trusted: str | None = None
+
+
 class RetrainConfig(_Section):
     """A run that only begins where the dataset is a new one, and starts from the supernet of the registered champion.
 
@@ -310,6 +322,7 @@ class RunConfig(_Section):
         imgsz: Side of the square network input in pixels, a multiple of 32.
         store: Folder of the stage store, or `s3://BUCKET/PREFIX`; nothing for `store` in the work folder.
         retrain: The run is a retraining of the registered model of this name; nothing for one from the start.
+        signing: Keys of signatures; nothing for those that the environment names, if any.
         seed: Seed of everything that is random.
     """
 
@@ -326,6 +339,7 @@ class RunConfig(_Section):
     tracking: TrackingConfig = TrackingConfig()
     store: Text | None = None
     retrain: RetrainConfig | None = None
+    signing: SigningConfig | None = None
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
@@ -505,5 +519,5 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation
-            model = {"targets": TargetConfig, "retrain": RetrainConfig}.get(part, annotation)
+            model = {"targets": TargetConfig, "retrain": RetrainConfig, "signing": SigningConfig}.get(part, annotation)
     return f" (known: {', '.join(model.model_fields)})"

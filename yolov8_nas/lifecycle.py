@@ -12,13 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from yolov8_nas import credentials, foreign, paths
+from yolov8_nas import credentials, foreign, paths, signing
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.preflight import check_places
 from yolov8_nas.space import SpaceError
 from yolov8_nas.stages.stage import LOGS_VARIABLE, STAGES, TOLD, open_store, target_labels
-from yolov8_nas.store import ArchiveError, Store, append_line, read_json, write_json
+from yolov8_nas.store import SIGNATURE, ArchiveError, Store, append_line, read_json, write_json
 from yolov8_nas.summary import FAILURES, RUN_FILE
 from yolov8_nas.yaml_text import parse_yaml
 
@@ -82,6 +82,9 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
             f"them, give the bare address, and the whole in the pods' {credentials.VARIABLE} (docs/kubeflow.md)"
         )
     # The task that closes the run has no inputs but the run's name, since it also runs when this one never ended.
+    if config.signing is not None:
+        signing.adopt(config.signing.key, config.signing.trusted)
+    signing.require_signer()
     opened_store = open_store(store)
     opened_store.record(run_id, CONFIG_FILE, config.model_dump(mode="json"))
     SearchSpace.load(config.space)
@@ -140,7 +143,7 @@ def close_run(
     folder = opened_store.run_folder(run_id)
     if not (folder / CONFIG_FILE).is_file():
         return _never_opened(run_id, folder, summary_file, report_file)
-    config = RunConfig.parse(read_json(folder / CONFIG_FILE), "run configuration")
+    config = _recorded(folder)
     with tempfile.TemporaryDirectory() as temporary:
         out = workdir or Path(temporary)
         summary = summarise(opened_store, run_id, out, config, pipeline_error)
@@ -263,7 +266,7 @@ def close_killed_run(*, store: str, run_id: str, killed_at: int, final: bool) ->
     folder = opened_store.run_folder(run_id)
     if not (folder / CONFIG_FILE).is_file():
         return None  # it was killed before it was opened
-    asked = RunConfig.parse(read_json(folder / CONFIG_FILE), "run configuration").tracking
+    asked = _recorded(folder).tracking
     if (folder / RUN_FILE).is_file():
         uri = read_json(folder / RUN_FILE)["tracking_uri"]
     else:  # it was killed while it was opened
@@ -278,6 +281,13 @@ def close_killed_run(*, store: str, run_id: str, killed_at: int, final: bool) ->
         kept = spool.keep_killed(opened_store, uri, asked.experiment, run_id, killed_at, error)
         return f"run {run_id} was killed, which MLflow could not be told: it is kept in {kept}"
     return f"run {run_id} was killed; it is closed in MLflow now" if closed else None
+
+
+def _recorded(folder: Path) -> RunConfig:
+    """The configuration among a run's records."""
+    content = read_json(folder / CONFIG_FILE)
+    content.pop(SIGNATURE, None)
+    return RunConfig.parse(content, "run configuration")
 
 
 def evidence(store: Store, run_id: str, targets: Sequence[str]) -> dict[str, Any]:

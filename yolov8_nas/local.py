@@ -84,6 +84,8 @@ def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
     supernet = changed.get("supernet") or {}
     if isinstance(supernet, dict) and supernet.get("weights"):
         changed["supernet"] = {**supernet, "weights": str(expanded(supernet["weights"]).absolute())}
+    if isinstance(keys := changed.get("signing"), dict):
+        changed["signing"] = {name: str(expanded(path).absolute()) if path else path for name, path in keys.items()}
     changed["targets"] = [
         {**target, "far": str(expanded(target["far"]).absolute())} if target.get("far") else target
         for target in changed.get("targets", [])

@@ -34,7 +34,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from yolov8_nas import names, s3
+from yolov8_nas import names, s3, signing
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import room
 from yolov8_nas.host import default_path
@@ -128,16 +128,16 @@ class RemoteStore(Store):
 
     def run_folder(self, run_id: str) -> Path:
         """The folder of a run's records, as they are now."""
-        folder, objects = super().run_folder(run_id), self.objects.below(f"runs/{run_id}")
+        folder, objects = self._records(run_id), self.objects.below(f"runs/{run_id}")
         for name in objects.safe_names():
             if (content := objects.read(name)) is not None:
                 atomic_write(folder / name, content)
-        return folder
+        return super().run_folder(run_id)
 
-    def record(self, run_id: str, name: str, content: Any) -> None:
+    def record(self, run_id: str, name: str, content: Mapping[str, Any]) -> None:
         """Write one of a run's records."""
         super().record(run_id, name, content)
-        file = super().run_folder(run_id) / name
+        file = self._records(run_id) / name
         self.objects.below(f"runs/{run_id}").write(name, file.read_bytes())
 
     def lay(self, folder: str, last: str) -> None:
@@ -252,6 +252,7 @@ class RemoteEntry(Entry):
     def commit(self, manifest: Manifest) -> Manifest:
         """Declare the key done, unless somebody else has: then take that result."""
         self._send({name: self.outputs / name for name in manifest.outputs})
+        manifest = manifest.signed()
         content = json.dumps(asdict(manifest), indent=1, allow_nan=False).encode()
         with self._changing:
             if not self.objects.write("manifest.json", content, new=True):
@@ -369,7 +370,10 @@ class RemoteEntry(Entry):
         source = f"{self.objects.address}/{name}"
         try:
             listed = _plain(content, source)
-            return names.files(listed.get("files") if isinstance(listed, dict) else None, source)
+            files = names.files(listed.get("files") if isinstance(listed, dict) else None, source)
+            if why := signing.keys().fault("list", self._statement(name, files), listed.get("signature")):
+                raise InputError(f"{source}: {why}")
+            return files
         except InputError as error:
             self._tell(f"{error}; it is taken as if there were none")
             return {}
@@ -377,7 +381,13 @@ class RemoteEntry(Entry):
     # To the bucket --------------------------------------------------------------------------------------------------
 
     def _write_list(self, name: str, files: Files) -> None:
-        self.objects.write(name, json.dumps({"files": dict(files)}, indent=1).encode())
+        signature = signing.keys().sign("list", self._statement(name, files))
+        listed = {"files": dict(files), **({"signature": signature} if signature else {})}
+        self.objects.write(name, json.dumps(listed, indent=1).encode())
+
+    def _statement(self, name: str, files: Files) -> list[Any]:
+        """What the signature on a list vouches for."""
+        return [self.stage, self.key, name, dict(files)]
 
     def _send(self, files: Mapping[str, Path]) -> list[str]:
         """Send files that do not change any more; their digests."""

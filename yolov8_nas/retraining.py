@@ -210,7 +210,7 @@ def _origin(
             f"retrain: {config.name} has no champion for target {' or '.join(labels)} (its versions are "
             f"{', '.join(map(str, versions))}); {_FROM_THE_START} first"
         )
-    champion = champions[0]  # the newest
+    champion = champions[0].trusted()  # the newest
     with opened(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
         run = client.get_run(champion.run_id).data.tags.get("mlflow.parentRunId")
         there = {artifact.path for artifact in client.list_artifacts(run, SUPERNET)} if run else set()
@@ -281,7 +281,7 @@ def _made_from(
 
     def fits(version: RegisteredVersion, label: str, constraints: Sequence[str]) -> bool:
         asked = {"target": label, "constraints": ", ".join(constraints), "dataset": dataset}
-        return asked.items() <= version.tags.items()
+        return asked.items() <= version.tags.items() and version.seal_fault() is None
 
     return [
         next((version for version in versions if fits(version, label, target.constraints)), None)

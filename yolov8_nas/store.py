@@ -26,12 +26,13 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 import yolov8_nas.names as names
+import yolov8_nas.signing as signing
 from yolov8_nas.errors import InputError, Said, StageError
 from yolov8_nas.files import append_line as append_line
 from yolov8_nas.files import atomic_write as atomic_write
@@ -39,6 +40,9 @@ from yolov8_nas.files import read_json as read_json
 from yolov8_nas.files import read_lines as read_lines
 from yolov8_nas.files import room, set_aside
 from yolov8_nas.files import write_json as write_json
+
+SIGNATURE: Final = "signature"
+"""Key of a record's signature, beside its content."""
 
 MAX_BYTES: Final = 256 * 2**30
 MAX_FILES: Final = 5_000_000
@@ -314,6 +318,7 @@ class Manifest:
         seconds: How long the try that finished it took.
         peak_rss_mib: Peak resident memory of the process, in MiB.
         peak_rss_child_mib: Peak resident memory of its largest child process, in MiB.
+        signature: Of everything else in it, where whoever made the result had a key (`signing`).
     """
 
     stage: str
@@ -328,6 +333,18 @@ class Manifest:
     seed: int | None = None
     peak_rss_mib: float = 0.0
     peak_rss_child_mib: float = 0.0
+    signature: Mapping[str, str] | None = None
+
+    def signed(self) -> Manifest:
+        """The manifest with a signature, where this process has a key to sign with."""
+        if self.signature is not None:  # another machine's, which was faster
+            return self
+        return replace(self, signature=signing.keys().sign(_KIND, self._statement()))
+
+    def _statement(self) -> dict[str, Any]:
+        content = asdict(self)
+        del content["signature"]
+        return content
 
     @classmethod
     def parse(cls, content: Any, stage: str, key: str, source: str) -> Manifest:
@@ -340,7 +357,8 @@ class Manifest:
             source: Where it was read, for the message.
 
         Raises:
-            InputError: It is of another form or of another result, or a name or a digest in it is refused.
+            InputError: It is of another form or of another result, a name or a digest in it is refused, or it is not
+                signed with a trusted key where signatures are asked for.
         """
         if not isinstance(content, Mapping):
             raise InputError(f"{source}: not a manifest")
@@ -353,9 +371,13 @@ class Manifest:
         if (known["stage"], known["key"]) != (stage, key):
             raise InputError(f"{source}: the manifest of another result, {names.shown(known['key'])}")
         names.files(known["outputs"], source)
-        return cls(**known)
+        manifest = cls(**known)
+        if why := signing.keys().fault(_KIND, manifest._statement(), manifest.signature):
+            raise InputError(f"{source}: {why}")
+        return manifest
 
 
+_KIND: Final = "manifest"
 _MANIFEST_FORM: Final[dict[str, Any]] = {
     "stage": str,
     "version": int,
@@ -482,6 +504,7 @@ class Entry:
         Returns:
             The manifest that stands: where a store is shared with other machines, one of them may have been faster.
         """
+        manifest = manifest.signed()
         write_json(self.manifest_file, asdict(manifest))
         shutil.rmtree(self.partial, ignore_errors=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -541,12 +564,36 @@ class Store:
         return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
 
     def run_folder(self, run_id: str) -> Path:
-        """The folder of a run's records, to read them."""
+        """The folder of a run's records, to read them.
+
+        Raises:
+            StageError: One of them is not signed with a trusted key, where signatures are asked for.
+        """
+        folder = self._records(run_id)
+        if known := signing.keys():
+            for file in sorted(folder.glob("*.json")):
+                self._require_signed(known, run_id, file)
+        return folder
+
+    def _records(self, run_id: str) -> Path:
+        """The folder of a run's records on this machine."""
         return self.root / "runs" / names.part(run_id, "a run")
 
-    def record(self, run_id: str, name: str, content: Any) -> None:
-        """Write one of a run's records, as JSON."""
-        write_json(names.below(Store.run_folder(self, run_id), name, "a record"), content)
+    def _require_signed(self, known: signing.Keys, run_id: str, file: Path) -> None:
+        try:
+            content = read_json(file)
+        except ValueError as error:
+            raise StageError(f"{error}; remove the record, or restore the store") from None
+        signature = content.pop(SIGNATURE, None) if isinstance(content, dict) else None
+        if why := known.fault("record", [run_id, file.name, content], signature):
+            raise StageError(f"{file}: {why}; the run is not gone on with: start a new one")
+
+    def record(self, run_id: str, name: str, content: Mapping[str, Any]) -> None:
+        """Write one of a run's records, as JSON; `SIGNATURE` is added to it where there is a key."""
+        file = names.below(self._records(run_id), name, "a record")
+        if signature := signing.keys().sign("record", [run_id, name, content]):
+            content = {**content, SIGNATURE: signature}
+        write_json(file, content)
 
     def lay(self, folder: str, last: str) -> None:
         """Make a folder that was written below `root` part of the store; the file `last` says that it is whole."""

@@ -24,9 +24,11 @@ from typing import Any, Final
 import kubernetes
 import urllib3
 
+from components.placement import KEYS_PATH
 from components.supernet_train import node
 from yolov8_nas.errors import WaitingError
 from yolov8_nas.remote_store import RemoteStore
+from yolov8_nas.signing import KEY_VARIABLE, TRUSTED_VARIABLE
 from yolov8_nas.stages.stage import StageContext
 from yolov8_nas.stages.supernet_train import run
 
@@ -42,9 +44,9 @@ NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/name
 
 _ANSWER_WITHIN: Final = 30.0  # seconds
 _NODE: Final = "node"
-_SCRATCH: Final = ("/dev/shm", "/tmp")
+_SCRATCH: Final = ("/dev/shm", "/tmp", KEYS_PATH)
 _QUEUE: Final = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
-_PASSED_ON: Final = ("YOLO_CONFIG_DIR", "YOLO_AUTOINSTALL")
+_PASSED_ON: Final = ("YOLO_CONFIG_DIR", "YOLO_AUTOINSTALL", KEY_VARIABLE, TRUSTED_VARIABLE)
 _ADVICE: Final = "or set training_nodes to 1"
 
 Object = dict[str, Any]

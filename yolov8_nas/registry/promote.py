@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from yolov8_nas import signing
 from yolov8_nas.errors import InputError
 from yolov8_nas.registry import trial
 from yolov8_nas.registry.champions import (
@@ -25,7 +26,7 @@ from yolov8_nas.registry.champions import (
     history,
     predecessors,
 )
-from yolov8_nas.registry.pull import fetch, fetch_scores
+from yolov8_nas.registry.pull import fetch, fetch_scores, fetch_unsigned
 from yolov8_nas.registry.query import RegisteredVersion, find_version
 from yolov8_nas.registry.register import (
     CONTENT,
@@ -39,6 +40,7 @@ from yolov8_nas.registry.register import (
     Registration,
     register,
 )
+from yolov8_nas.registry.seal import CHANGING, SIGNATURE, Sealed
 from yolov8_nas.registry.tracking import experiment_id, find_or_create_run, opened, without_credentials
 from yolov8_nas.search.constraint import Constraint
 
@@ -140,7 +142,7 @@ def promote(
     if not 0 <= tolerance < 1:
         raise InputError(f"tolerance = {tolerance}: give a difference in mAP50-95, from 0 to below 1")
     with opened(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
-        challenger = find_version(client, reference)
+        challenger = find_version(client, reference).trusted()
         title = alias(CHAMPION, challenger.purpose)
         if title in challenger.aliases:
             return {"promoted": True, "reasons": [f"{challenger} is {title} already"], "alias": title, "change": None}
@@ -235,7 +237,7 @@ def rollback(
         changes = [change for change in history(client, version.model) if change.purpose == purposes[0]]
         for number in predecessors(changes, version.version):
             try:
-                former = find_version(client, f"{version.model}/{number}")
+                former = find_version(client, f"{version.model}/{number}").trusted()
             except InputError:  # somebody deleted it
                 continue
             fetch(former, Path(folder) / str(number))
@@ -268,13 +270,13 @@ def copy(
     """
     with tempfile.TemporaryDirectory() as folder:
         with opened(source_uri) as client:
-            version = find_version(client, reference)
+            version = find_version(client, reference).trusted()
             files = fetch(version, Path(folder) / "files")
             scores = fetch_scores(version, Path(folder) / "scores")
         tags = {
             key: value
             for key, value in version.tags.items()
-            if key not in _OWN_TAGS and not key.startswith((HASH, "champion_", "challenger_", "recheck"))
+            if key not in _OWN_TAGS and not key.startswith((HASH, *CHANGING))
         }
         deployable = Deployable(
             name=version.model,
@@ -289,6 +291,7 @@ def copy(
             tags=tags,
             description=version.description,
             scores=scores,
+            signature=version.tags.get(SIGNATURE),
         )
         origin = f"{without_credentials(source_uri)} {version}"
         with opened(target_uri) as client:
@@ -297,6 +300,33 @@ def copy(
             registered = register(client, run, deployable)
             client.set_terminated(run, "FINISHED")
     return version, registered
+
+
+def sign(tracking_uri: str, reference: str) -> tuple[RegisteredVersion, str]:
+    """Sign a version that is registered already: with a new key, or one from before there was any.
+
+    Its files are held against its hashes first. That they, its figures and its tags are what they should be is for
+    whoever signs to know.
+
+    Args:
+        tracking_uri: As `tracking.resolve_uri` gave it.
+        reference: The version, as for `query.find`.
+
+    Returns:
+        The version, and the id of the key.
+
+    Raises:
+        InputError: There is no such version, or no key to sign with.
+        StageError: A file is not the one that was registered.
+    """
+    if (key := signing.keys().signing) is None:
+        raise InputError(f"no key to sign with: set {signing.KEY_VARIABLE} to the file of the private key")
+    with opened(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
+        version = find_version(client, reference)
+        fetch_unsigned(version, Path(folder))
+        tag = Sealed.of(version.model, version.tags, version.params, version.metrics).sign()
+        client.set_model_version_tag(version.model, str(version.version), SIGNATURE, tag)
+        return find_version(client, str(version)).trusted(), key.id
 
 
 def carry(source: str, model: str, target: str) -> dict[str, str]:
@@ -314,9 +344,10 @@ def carry(source: str, model: str, target: str) -> dict[str, str]:
 
 def _champion(client: MlflowClient, challenger: RegisteredVersion, title: str) -> RegisteredVersion | None:
     try:
-        return find_version(client, f"{challenger.model}@{title}")
+        champion = find_version(client, f"{challenger.model}@{title}")
     except InputError:
         return None
+    return champion.trusted()
 
 
 def _try(

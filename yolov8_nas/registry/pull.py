@@ -41,7 +41,7 @@ def pull(tracking_uri: str, reference: str, folder: Path | None = None) -> tuple
         StageError: A file is not the one that was registered.
     """
     with opened(tracking_uri) as client:
-        version = find_version(client, reference)
+        version = find_version(client, reference).trusted()
         target = folder or Path(f"{version.model}-{version.version}")
         if target.is_file() or (target.is_dir() and any(target.iterdir())):
             if target.is_dir() and _holds(target, version):
@@ -69,8 +69,13 @@ def fetch(version: RegisteredVersion, folder: Path) -> dict[str, Path]:
         The files by name.
 
     Raises:
-        StageError: A file is not the one that was registered.
+        StageError: A file is not the one that was registered, or the version is not signed with a trusted key.
     """
+    return fetch_unsigned(version.trusted(), folder)
+
+
+def fetch_unsigned(version: RegisteredVersion, folder: Path) -> dict[str, Path]:
+    """As `fetch`, whoever has signed the version: its files are what its hashes say, whoever wrote those."""
     _check_hashes(version)
     files = {name: folder / name for name in version.files}
     for name, digest in version.files.items():

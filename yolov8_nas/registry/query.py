@@ -9,15 +9,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from yolov8_nas.errors import InputError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.reading import parse_json
 from yolov8_nas.registry.champions import alias_holders
 from yolov8_nas.registry.register import COMPLETE, HASH, LIMITS, MODEL_ID, PURPOSE, STATE
+from yolov8_nas.registry.seal import CHANGING, SIGNATURE, Sealed
 from yolov8_nas.registry.tracking import opened
 
 if TYPE_CHECKING:
@@ -90,6 +91,28 @@ class RegisteredVersion:
             InputError: It is not recorded.
         """
         return self.tag(PURPOSE)
+
+    def seal_fault(self) -> str | None:
+        """Why a signature does not vouch for it; nothing where one does, or where nobody asks for signatures."""
+        return self._sealed().fault(self.tags.get(SIGNATURE))
+
+    def trusted(self) -> RegisteredVersion:
+        """The version with what is signed of it and no more; as it is where nobody asks for signatures.
+
+        Raises:
+            StageError: It is not signed with a trusted key, or was altered since.
+        """
+        why, covered = self._sealed().checked(self.tags.get(SIGNATURE))
+        if why:
+            raise StageError(
+                f"{self}: {why}, so it is refused: have it signed by whoever may (yolov8-nas models sign), or register "
+                "the model again"
+            )
+        changing = {key: value for key, value in self.tags.items() if key.startswith(CHANGING)}
+        return replace(self, tags={**covered.tags, **changing}, params=covered.params, metrics=covered.metrics)
+
+    def _sealed(self) -> Sealed:
+        return Sealed.of(self.model, self.tags, self.params, self.metrics)
 
     def tag(self, key: str) -> str:
         """A tag that registering sets.

@@ -35,10 +35,10 @@ def recheck(tracking_uri: str, data: str | None = None) -> list[dict[str, Any]]:
 
     Raises:
         InputError: No champion is for this machine.
-        StageError: A file is not the one that was registered.
+        StageError: A file is not the one that was registered, or a champion is not signed with a trusted key.
     """
     champions = [
-        version
+        version.trusted()
         for version in list_models(tracking_uri)
         if any(held.startswith(alias(CHAMPION, "")) for held in version.aliases)
     ]

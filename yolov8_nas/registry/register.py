@@ -20,10 +20,12 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from yolov8_nas import signing
 from yolov8_nas.config import RunConfig
-from yolov8_nas.errors import InputError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.registry import tracking
 from yolov8_nas.registry.champions import CHALLENGER, CHAMPION, alias, alias_holders, challenge, crown
+from yolov8_nas.registry.seal import SIGNATURE, Sealed
 from yolov8_nas.registry.tracking import repeated_on_conflict
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.space import SearchSpace
@@ -83,6 +85,7 @@ class Deployable:
         tags: What it was made from and for; `dataset`, the digest of the images it was scored on, among them.
         description: One sentence for people.
         scores: What was found on each image (`evaluation.Evaluation`), where that was kept.
+        signature: Of a version that comes from another registry, as it stood there.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Deployable:
     tags: Mapping[str, str]
     description: str
     scores: Path | None = None
+    signature: str | None = None
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file."""
@@ -187,6 +191,10 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
 
     Returns:
         The version that holds this content, now complete.
+
+    Raises:
+        StageError: A version of this content is there, and not signed with a trusted key where signatures are asked
+            for; its tags are not those of this detector, so that it is not signed by the way.
     """
     digests = deployable.digests()
     limits = [{key: limit[key] for key in _LIMIT if key in limit} for limit in deployable.resolved]
@@ -209,13 +217,23 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
             client, source, deployable, tags, partial(_begin_upload, client, meanwhile, deployable, manifest)
         )
         number, model_id = str(version.version), version.tags[MODEL_ID]
+        if upload:
+            for key, value in tags.items():  # of a version that was begun by another run, or by somebody else
+                if version.tags.get(key) != value:
+                    client.set_model_version_tag(deployable.name, number, key, value)
+        else:
+            _require_trusted(client, version)
         _link(client, source, model_id)
         _log_metrics(client, source, deployable, model_id if upload else None)
     given, created = None, upload is not None
     if upload:
         _require_arrival(client, model_id, deployable.name, upload)
         if deployable.scores:
-            client.set_model_version_tag(deployable.name, number, SCORES, file_sha256(deployable.scores))
+            tags[SCORES] = file_sha256(deployable.scores)
+            client.set_model_version_tag(deployable.name, number, SCORES, tags[SCORES])
+        sealed = Sealed.of(deployable.name, tags, deployable.params, deployable.metrics)
+        if signature := sealed.sign() or deployable.signature:
+            client.set_model_version_tag(deployable.name, number, SIGNATURE, signature)
         client.finalize_logged_model(model_id, "READY")
         given = _give_alias(client, deployable, int(number))
         made = [{"name": deployable.name, "version": int(number)}]  # as MLflow's own fluent API notes it
@@ -494,12 +512,32 @@ def _against(client: MlflowClient, deployable: Deployable, champion: ModelVersio
             "score both on the same images before promoting"
         )
     model = client.get_logged_model(champion.tags[MODEL_ID])
+    if why := _seal_fault(client, champion):
+        return CHALLENGER, f"the champion, version {champion.version}, is not to be compared with: {why}"
     theirs = next(metric.value for metric in model.metrics if metric.key == "map50_95")
     ours = deployable.metrics["map50_95"]
     word = "at least" if ours >= theirs else "below"
     return CHAMPION if ours >= theirs else CHALLENGER, (
         f"keeps the limits with mAP50-95 {ours:.4f}, {word} the {theirs:.4f} of champion version {champion.version}"
     )
+
+
+def _seal_fault(client: MlflowClient, version: ModelVersion) -> str | None:
+    """Why no signature vouches for a version; nothing where one does, or where nobody asks for signatures."""
+    if not signing.keys():
+        return None
+    model = client.get_logged_model(version.tags[MODEL_ID])
+    metrics = {metric.key: float(metric.value) for metric in model.metrics or ()}
+    sealed = Sealed.of(version.name, version.tags, model.params or {}, metrics)
+    return sealed.fault(version.tags.get(SIGNATURE))
+
+
+def _require_trusted(client: MlflowClient, version: ModelVersion) -> None:
+    if why := _seal_fault(client, version):
+        raise StageError(
+            f"{version.name}/{version.version}: has the same files, device and limits, and {why}; look at it, and sign "
+            f"it (yolov8-nas models sign {version.name}/{version.version}) or delete it"
+        )
 
 
 def _standing(client: MlflowClient, deployable: Deployable, version: int, model_id: str, created: bool) -> Registration:

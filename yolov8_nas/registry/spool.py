@@ -8,6 +8,7 @@ twice changes nothing, a kill in between does no harm. `yolov8-nas models sync` 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from yolov8_nas import names
+from yolov8_nas import names, signing
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_kept, room, sync_folder, sync_tree
 from yolov8_nas.registry.closing import StageRun, close_killed, close_run, stage_runs
@@ -37,6 +38,7 @@ from yolov8_nas.store import Store, canonical_digest, file_sha256, read_json, tr
 FOLDER: Final = "spool"
 
 _ENTRY: Final = "entry.json"
+_KIND: Final = "spool"
 _BRANCH: Final = "branch"
 _CLOSING: Final = "closing"
 _KILLED: Final = "killed"
@@ -206,8 +208,23 @@ def _checked(file: Path) -> dict[str, Any]:
     return {**entry, "files": names.files(entry.get("files"), str(file))}
 
 
+def _statement(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the signature on an entry vouches for."""
+    return {key: entry[key] for key in ("kind", "tracking_uri", "content", "files")}
+
+
+def _whole(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether an entry would be sent."""
+    if signing.keys().fault(_KIND, _statement(entry), entry.get("signature")):
+        return False
+    files = {name: folder / "files" / name for name in entry["files"]}
+    return all(file.is_file() and file_sha256(file) == entry["files"][name] for name, file in files.items())
+
+
 def _send(waiting: Waiting, tracking_uri: str) -> None:
     entry = _checked(waiting.folder / _ENTRY)
+    if why := signing.keys().fault(_KIND, _statement(entry), entry.get("signature")):
+        raise StageError(f"{waiting.folder}: {why}; run the pipeline again, or remove the entry")
     folder = waiting.folder / "files"
     there = tree_files(folder) if folder.is_dir() else {}
     if extra := there.keys() - entry["files"].keys():
@@ -249,7 +266,10 @@ def _keep(
     folder, kept = store.root / name, f"{store.address}/{name}"
     store.bring(name)
     if (folder / _ENTRY).is_file():
-        return kept
+        before = read_kept(folder / _ENTRY, _checked)
+        if before and _statement(before) == _statement(json.loads(json.dumps(identity))) and _whole(folder, before):
+            return kept
+        shutil.rmtree(folder)  # torn, or not what its name says
     half = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(half, ignore_errors=True)
     for file, path in files.items():
@@ -258,7 +278,9 @@ def _keep(
         with room(copy, path.stat().st_size):
             shutil.copyfile(path, copy)
     since = datetime.now(UTC).isoformat(timespec="milliseconds")
-    write_json(half / _ENTRY, {**identity, "what": what, "why": said(error, tracking_uri), "since": since})
+    signature = signing.keys().sign(_KIND, _statement(identity))
+    told = {"what": what, "why": said(error, tracking_uri), "since": since, "signature": signature}
+    write_json(half / _ENTRY, {**identity, **told})
     sync_tree(half)
     try:
         half.rename(folder)

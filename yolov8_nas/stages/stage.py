@@ -29,9 +29,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from yolov8_nas import paths, quiet
+from yolov8_nas import paths, quiet, signing
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.errors import InputError, StageError, WaitingError, told
+from yolov8_nas.errors import InputError, NoRoomError, StageError, WaitingError, told
+from yolov8_nas.files import no_room, read_kept
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress, duration
 from yolov8_nas.store import (
@@ -60,6 +61,7 @@ RETRY_DELAYS: Final = (2.0, 10.0, 30.0)
 """Seconds to wait before each new try after a transient error."""
 
 STATUS_FILE: Final = "status.json"
+_FAILURE: Final = ("stage", "kind", "error", "run_id")
 
 TOLD: Final = {"data-prep": ("dataset.json",)}
 """What a summary reads of the result of a stage, where the whole would be too much to bring from a remote store."""
@@ -311,6 +313,8 @@ def run_stage(
     if isinstance(config, str):
         config = RunConfig.parse(json.loads(config), "run configuration")
     die_with_parent()
+    if config.signing is not None:
+        signing.adopt(config.signing.key, config.signing.trusted)
     with _log_file(stage.name, target):
         run = _Run(stage, config, target, inputs, output, open_store(store), run_id, gpus)
         return run.carry_out(parameters or {}, digests or {})
@@ -347,10 +351,11 @@ class _Run:
         """Skip, run or pass on; whatever happens is recorded."""
         self.progress.started()
         try:
+            signing.require_signer()
+            digests = {name: _arrived(name, path, expected.get(name)) for name, path in sorted(self.inputs.items())}
             for name, path in self.inputs.items():
                 if failure := _read_status(path):
                     return self._pass_on(name, failure)
-            digests = {name: _arrived(name, path, expected.get(name)) for name, path in sorted(self.inputs.items())}
             target = None if self.target is None else find_target(self.config, self.target)
             settings = self.settings = {**self.stage.settings(self.config, target), **parameters}
             key = key_of(self.stage, settings, digests)
@@ -391,13 +396,17 @@ class _Run:
         """The outcome where there is nothing left to do."""
         manifest = None if self.stage.always_run else entry.manifest
         if manifest is not None:
-            if (damage := entry.damage(manifest)) is None:
-                return self._end("cached", pack(entry.outputs, self.output), key)
+            # The tar's digest is the last word: between a look at the files and packing them somebody may write.
+            if (damage := entry.damage(manifest)) is None and pack(entry.outputs, self.output) != manifest.digest:
+                damage = "packed, it has another SHA-256"
+            if damage is None:
+                return self._end("cached", manifest.digest, key)
             self.progress.note(f"the result in {entry.folder} is damaged ({damage}); computing it again")
             entry.clear(partial=True)
         # A stage can stand twice in a pipeline. Its failure is not tried again in the same run, only in a new one.
-        status = entry.outputs / STATUS_FILE
-        if status.is_file() and (failure := read_json(status))["run_id"] == self.run_id:
+        # A disk that was full may have room.
+        failure = read_kept(entry.outputs / STATUS_FILE, _read_failure, self.progress.note)
+        if failure and failure["run_id"] == self.run_id and failure["kind"] != NoRoomError.__name__:
             if self.target is None:  # Kubeflow tries a task again that failed
                 raise StageError(failure["error"])
             return self._end("failed", pack(entry.outputs, self.output), key, failure["error"])
@@ -477,8 +486,9 @@ class _Run:
         return self._end("failed", digest, "", f"not run, because {failure.get('stage', name)} failed")
 
     def _failed(self, error: Exception, key: str, entry: Entry | None) -> Outcome:
+        error = no_room(error, entry.folder if entry else None) or error
         deterministic = isinstance(error, InputError | StageError)
-        if not deterministic:
+        if not deterministic and type(error) is not ConnectionError:  # whose message is a line of ours
             print(told("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
         failure = {
             "status": "failed",
@@ -488,15 +498,23 @@ class _Run:
             "error": str(error) if deterministic else _unexpected(error),
             "run_id": self.run_id,
         }
-        with contextlib.ExitStack() as stack:
-            # Beside the status travels what the stage had written: the table of what was tried, the fit's figures.
-            folder = entry.outputs if entry else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            write_json(folder / STATUS_FILE, failure)
-            digest = pack(folder, self.output)
-        if entry:
-            # Going on from checkpoints after a deterministic failure could only fail again: a new run starts afresh.
-            entry.fail(partial=deterministic and not isinstance(error, WaitingError))
-        outcome = self._end("failed", digest, key, failure["error"])
+        try:
+            with contextlib.ExitStack() as stack:
+                # Beside the status travels what the stage had written: the table of what was tried, the fit's figures.
+                folder = entry.outputs if entry else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                if entry and isinstance(error, NoRoomError):
+                    # But not where there is no room: what was half written makes room for the word that it was.
+                    shutil.rmtree(folder, ignore_errors=True)
+                    shutil.rmtree(entry.scratch, ignore_errors=True)
+                write_json(folder / STATUS_FILE, failure)
+                digest = pack(folder, self.output)
+            if entry:
+                # Going on from checkpoints after a deterministic failure could only fail again: a new run begins anew.
+                entry.fail(partial=deterministic and not isinstance(error, WaitingError))
+            outcome = self._end("failed", digest, key, failure["error"])
+        except NoRoomError as full:  # not even for that
+            print(f"{error if isinstance(error, NoRoomError) else full}", file=sys.stderr, flush=True)
+            raise (error if isinstance(error, NoRoomError) else full) from None
         if self.target is None:
             raise error
         return outcome
@@ -608,6 +626,18 @@ def _arrived(name: str, path: Path, expected: str | None) -> str:
     return digest
 
 
+def _read_failure(file: Path) -> dict[str, str]:
+    """What a stage said of its failure; of a key that is not done, whoever may write to the store may have written it.
+
+    Raises:
+        InputError: It is of another form.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in _FAILURE):
+        raise InputError("not what a stage says of its failure")
+    return content
+
+
 def _read_status(path: Path) -> dict[str, Any] | None:
     """The failure that an input carries, if it is one."""
     with tarfile.open(path, "r:") as tar:
@@ -615,7 +645,9 @@ def _read_status(path: Path) -> dict[str, Any] | None:
             member = tar.extractfile(STATUS_FILE)
         except KeyError:
             return None
-        status: dict[str, Any] = json.load(member) if member else {}
+        status = json.load(member) if member else None
+        if not isinstance(status, dict):
+            raise InputError(f"{path}: its {STATUS_FILE} is none; run the stage before it again")
         return status
 
 
