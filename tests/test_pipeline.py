@@ -245,7 +245,7 @@ def test_a_reason_is_forgotten_when_a_later_try_goes_well(tmp_path: Path) -> Non
     with pytest.raises(OSError), telling("open-run", store=str(tmp_path), run_id="run"):
         raise OSError(28, "No space left on device", str(tmp_path / "x"))
     file = store.run_folder("run") / "failure.all.open-run.json"
-    assert "x: no space left on device; make room" in json.loads(file.read_text())["error"]
+    assert "x: no room on the disk for what was to be written" in json.loads(file.read_text())["error"]
     with telling("open-run", store=str(tmp_path), run_id="run"):
         pass
     assert json.loads(file.read_text())["error"] is None

@@ -25,6 +25,7 @@ from typing import IO, Any, Final
 
 from yolov8_nas import paths, quiet
 from yolov8_nas.errors import InputError, StageError, told
+from yolov8_nas.files import no_room
 from yolov8_nas.space import SpaceError
 from yolov8_nas.stages.stage import PARENT_VARIABLE, die_with_parent
 from yolov8_nas.store import ArchiveError
@@ -151,9 +152,11 @@ def _main(request: Path, result: Path) -> None:
     except FORESEEN as foreseen:
         error = foreseen
     except Exception as unexpected:
-        print(told(traceback.format_exc()), file=sys.stderr, flush=True)
+        full = no_room(unexpected)
+        if full is None:
+            print(told(traceback.format_exc()), file=sys.stderr, flush=True)
         of_a_path = paths.told(unexpected) if isinstance(unexpected, OSError) else None
-        error = of_a_path or StageError(f"{function}: {type(unexpected).__name__}: {unexpected}; see {log}")
+        error = full or of_a_path or StageError(f"{function}: {type(unexpected).__name__}: {unexpected}; see {log}")
     result.with_suffix(".tmp").write_bytes(pickle.dumps((value, error)))
     result.with_suffix(".tmp").replace(result)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from rich.text import Text
 from yolov8_nas import cli_analyze, cli_data, cli_models, cli_sensitivity, paths, terminal
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import copy_file, no_room
 from yolov8_nas.space import SpaceError
 from yolov8_nas.store import ArchiveError, read_json
 from yolov8_nas.terminal import Terminal
@@ -37,13 +37,16 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(context)
         except (InputError, SpaceError, ArchiveError) as error:
             _unusable(error)
-        except OSError as error:
-            if (told := paths.told(error)) is None:
-                raise
-            _unusable(told)
         except StageError as error:
             terminal.say(f"failed: {error}", error=True)
             raise typer.Exit(1) from None
+        except Exception as error:
+            if full := no_room(error):
+                terminal.say(f"failed: {full}", error=True)
+                raise typer.Exit(1) from None
+            if not isinstance(error, OSError) or (told := paths.told(error)) is None:
+                raise
+            _unusable(told)
         except KeyboardInterrupt:
             terminal.say("stopped; the same command goes on from here", error=True)
             raise typer.Exit(130) from None
@@ -153,7 +156,7 @@ def search(
             continue
         file = workdir / "candidates" / f"{label}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found[0].folders["search"] / "candidates.json", file)
+        copy_file(found[0].folders["search"] / "candidates.json", file)
         limits = " and ".join(map(str, found[0].limits))
         console.print(f"\n{label}: networks that keep {limits}, as measured", style="bold", highlight=False)
         console.print(_candidates_table(found))

@@ -8,6 +8,7 @@ told and set aside, and the one before it is taken.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -24,11 +25,17 @@ from yolov8_nas.reading import read_json as read_json  # what reads belongs to w
 
 T = TypeVar("T")
 
+_SEAL: Final = b"\nsha256 "
+
 _NO_ROOM: Final = {
     errno.ENOSPC: "no room on the disk",
     errno.EDQUOT: "the quota on the disk leaves no room",
     errno.EFBIG: "the largest file that this process may write leaves no room",
 }
+_MACHINE: Final = (
+    *(errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOENT),
+    *_NO_ROOM,
+)
 _NO_ROOM_IN_WORDS: Final = ("no space left on device", "disk quota exceeded", "disk is full", "failed writing file")
 """What libraries that do not raise an OSError say of a full disk: Rust's and SQLite's words, and PyTorch's."""
 
@@ -113,19 +120,24 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """
     content = data.encode() if isinstance(data, str) else data
     with room(path, len(content)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        _fresh(path, content).replace(path)
         sync_folder(path.parent)
+
+
+def _fresh(path: Path, content: bytes) -> Path:
+    """A file with this content beside one that it is to replace, on the disk; where that fails, it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)
 
 
 def replace(temporary: Path, path: Path) -> None:
@@ -171,6 +183,9 @@ def sync_tree(folder: Path) -> None:
 def keep(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a checkpoint; the one before it stays as `previous_of` names it.
 
+    Behind the content stands its SHA-256: what a power cut leaves can have the right length and blocks of zeros in it,
+    and PyTorch, which does not mind the line, would take them for weights.
+
     Args:
         path: The file.
         write: Writes its content to what it is given; `torch.save` with what is to be saved, say.
@@ -180,16 +195,14 @@ def keep(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     buffer = io.BytesIO()
     write(buffer)
-    content = buffer.getbuffer()
-    fresh = path.with_name(f".{path.name}.fresh")
-    try:
-        atomic_write(fresh, bytes(content))
+    content = buffer.getvalue()
+    sealed = content + _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
+    with room(path, len(sealed)):
+        fresh = _fresh(path, sealed)
         if path.is_file():
             path.replace(previous_of(path))
         fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def previous_of(path: Path) -> Path:
@@ -216,15 +229,64 @@ def read_kept(path: Path, read: Callable[[Path], T], note: Callable[[str], None]
     for file in (path, previous_of(path)):
         try:
             if file.is_file():
+                _check_seal(file)
                 return read(file)
-        except (OSError, MemoryError):
-            raise
         except Exception as error:  # of many classes: whatever a reader makes of half a file
-            if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, of a GPU that others use
+            if _of_the_machine(error):
                 raise
             rest = "the one before it is taken" if file == path and previous_of(path).is_file() else "beginning anew"
             note(f"{set_aside(file, error)}; {rest}")
     return None
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether an error says nothing of what is in a file: of the disk, of rights, of memory, a GPU's included."""
+    if isinstance(error, OSError):
+        return error.errno in _MACHINE
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _check_seal(path: Path) -> None:
+    """Hold a file of `keep` against the digest that stands behind its content.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    length = len(_SEAL) + 65
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - length))
+        seal = file.read()
+        if not seal.startswith(_SEAL):  # written otherwise, or cut off, which whoever reads it finds out
+            return
+        file.seek(0)
+        digest, left = hashlib.sha256(), size - length
+        while left and (chunk := file.read(min(left, 2**20))):
+            digest.update(chunk)
+            left -= len(chunk)
+    if digest.hexdigest().encode() != seal[len(_SEAL) : -1]:
+        raise ValueError("its content has another SHA-256 than stands behind it")
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write a file of a result, which counts when its manifest is there; it need not be whole before.
+
+    Raises:
+        NoRoomError: The disk is full.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    with room(path, len(content)):
+        path.write_bytes(content)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content, as `write_file` writes.
+
+    Raises:
+        NoRoomError: The disk is full.
+    """
+    with room(target, source.stat().st_size):
+        shutil.copyfile(source, target)
 
 
 def set_aside(path: Path, why: object) -> str:

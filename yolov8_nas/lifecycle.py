@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import Any, Final
 
 from yolov8_nas import credentials, foreign, paths, signing
 from yolov8_nas.config import RunConfig, lay_over
-from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.errors import InputError, NoRoomError, StageError
+from yolov8_nas.files import copy_file, no_room
 from yolov8_nas.preflight import check_places
 from yolov8_nas.space import SpaceError
 from yolov8_nas.stages.stage import LOGS_VARIABLE, STAGES, TOLD, open_store, target_labels
@@ -150,7 +150,7 @@ def close_run(
         report = build_report(summary, evidence(opened_store, run_id, target_labels(config)), out / "report.html")
         for source, copy in ((out / "summary.json", summary_file), (report, report_file)):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+            copy_file(source, copy)
         opened_store.record(run_id, CLOSED_FILE, _closed(summary))
         if (folder / RUN_FILE).is_file():
             known = read_json(folder / RUN_FILE)
@@ -226,14 +226,14 @@ def tell_failure(error: Exception, task: str, *, store: str, run_id: str, target
 
     On this machine it stands beside the logs, too, for when not even the store can be written.
     """
-    told = paths.told(error) if isinstance(error, OSError) else None
+    told = no_room(error) or (paths.told(error) if isinstance(error, OSError) else None)
     foreseen = isinstance(told or error, InputError | StageError | SpaceError | ArchiveError)
     said = " ".join(str(told or error).split())
     reason = said if foreseen else f"{type(error).__name__}: {said}"
     content = {"task": task, "target": target, "error": reason, "at": round(time.time(), 3)}
     print(f"{task} failed: {reason}", flush=True)
     if logs := os.environ.get(LOGS_VARIABLE):
-        with suppress(OSError):
+        with suppress(OSError, NoRoomError):
             append_line(Path(logs) / FAILURES_LOG, content)
     try:
         open_store(store).record(run_id, _failure_file(task, target), content)

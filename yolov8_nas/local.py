@@ -25,7 +25,7 @@ from yolov8_nas import apart
 from yolov8_nas.config import RunConfig
 from yolov8_nas.display import Display
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.files import read_kept
+from yolov8_nas.files import check_room, read_kept
 from yolov8_nas.lifecycle import FAILURES_LOG
 from yolov8_nas.names import part
 from yolov8_nas.paths import expanded
@@ -171,6 +171,8 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
             display.poll()
             time.sleep(0.2)
     if not summary_file.is_file():
+        for place in (workdir, logs, *([Path(store)] if "://" not in (store := store_of(config, workdir)) else [])):
+            check_room(place)  # where there is none, nobody could write down what went wrong
         raise StageError(f"the pipeline ended without a summary: {_last_words(logs)}; see {logs / 'pipeline.log'}")
     _finish(workdir)
     summary: dict[str, Any] = read_json(summary_file)

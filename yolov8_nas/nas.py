@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,6 +30,7 @@ from yolov8_nas import apart
 from yolov8_nas.config import Precision, RunConfig, TargetConfig
 from yolov8_nas.deploy.packaging import SUFFIXES, Score
 from yolov8_nas.errors import InputError
+from yolov8_nas.files import copy_file
 from yolov8_nas.hardware.cost import Cost, cost
 from yolov8_nas.local import run_stages, with_absolute_paths
 from yolov8_nas.search.constraint import UNITS, Constraint
@@ -394,7 +394,7 @@ class Subnet:
         """Write the checkpoint to a file, which stock Ultralytics loads without this package."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.checkpoint, file)
+        copy_file(self.checkpoint, file)
         return file
 
     def yolo(self) -> YOLO:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.files import copy_file
 from yolov8_nas.registry.tracking import without_credentials
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.stages.stage import STAGES, TOLD, begun_file, target_labels
@@ -361,7 +362,7 @@ class _Branch:
         for name, path in tree_files(source / "model").items():
             copy = folder / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            copy_file(path, copy)
             files[name] = copy.relative_to(out).as_posix()
         return files
 

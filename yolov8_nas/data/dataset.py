@@ -15,6 +15,7 @@ import yaml
 from yolov8_nas.data.check import SPLITS, CheckedDataset, CheckedImage
 from yolov8_nas.data.images import normal
 from yolov8_nas.data.sample import Box
+from yolov8_nas.files import write_file
 from yolov8_nas.store import atomic_write, canonical_digest, file_sha256, read_json, tree_files, write_json
 
 
@@ -68,8 +69,8 @@ def write(checked: CheckedDataset, folder: Path, progress: Callable[[int, int], 
         for image in checked.splits[split]:
             name = _name(image)
             data = normal(image.file.read_bytes(), image.facts, checked.ranges)
-            (images / f"{name}{image.facts.suffix}").write_bytes(data)
-            (labels / f"{name}.txt").write_text("".join(format_row(box) for box in image.boxes))
+            write_file(images / f"{name}{image.facts.suffix}", data)
+            write_file(labels / f"{name}.txt", "".join(format_row(box) for box in image.boxes))
             done += 1
             if progress:
                 progress(done, total)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.files import write_file
 
 CLASSES = ("scratch", "dent", "hole", "stain")
 
@@ -91,18 +92,18 @@ def make_demo(
         picture, defects = render(size, np.random.default_rng((seed, i)))
         encoded, png = cv2.imencode(".png", picture)
         assert encoded
-        (folder / "images" / split / f"part_{i:04d}.png").write_bytes(png.tobytes())
+        write_file(folder / "images" / split / f"part_{i:04d}.png", png.tobytes())
         lines = [
             f"{d.label} {(d.left + d.right) / 2 / size:.6f} {(d.top + d.bottom) / 2 / size:.6f} "
             f"{(d.right - d.left) / size:.6f} {(d.bottom - d.top) / size:.6f}\n"
             for d in defects
         ]
-        (folder / "labels" / split / f"part_{i:04d}.txt").write_text("".join(lines))
+        write_file(folder / "labels" / split / f"part_{i:04d}.txt", "".join(lines))
         if progress:
             progress(i + 1, images)
     names = "".join(f"  {i}: {name}\n" for i, name in enumerate(CLASSES))
     data_yaml = folder / "data.yaml"
-    data_yaml.write_text(f"path: .\ntrain: images/train\nval: images/val\nnames:\n{names}")
+    write_file(data_yaml, f"path: .\ntrain: images/train\nval: images/val\nnames:\n{names}")
     return data_yaml
 
 

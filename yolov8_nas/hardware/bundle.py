@@ -9,7 +9,6 @@ networks that the latency model is fitted to, and those of single files that sta
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 from yolov8_nas.config import TargetConfig
 from yolov8_nas.errors import InputError, StageError, WaitingError
+from yolov8_nas.files import copy_file
 from yolov8_nas.hardware import catalogue
 from yolov8_nas.hardware.benchmark import Measurement, Protocol
 from yolov8_nas.hardware.far import FORMAT, MANIFEST, check_seal, sealed, unsealed
@@ -157,7 +157,7 @@ def write_bundle(
         write_program(folder / PROGRAM)
         (folder / "networks").mkdir()
         for file in files:
-            shutil.copyfile(file, folder / "networks" / file.name)
+            copy_file(file, folder / "networks" / file.name)
         pack(folder, path)
     return manifest
 

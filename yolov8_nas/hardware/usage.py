@@ -17,6 +17,7 @@ from typing import Any, Final
 import psutil
 import pynvml
 
+from yolov8_nas.errors import NoRoomError
 from yolov8_nas.files import read_json, read_kept, write_json
 
 FILE: Final = "usage.json"
@@ -49,7 +50,7 @@ def recorded(result: Path, partial: Path) -> Iterator[None]:
         write_json(kept, record)
 
     def repeat() -> None:
-        with suppress(OSError):  # a full disk is the stage's own affair
+        with suppress(OSError, NoRoomError):  # a full disk is the stage's own affair
             while not end.wait(record["every_s"]):
                 sample()
 

@@ -8,13 +8,13 @@ their hashes.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import copy_file
 from yolov8_nas.hardware.target import Target, resolve
 from yolov8_nas.host import HostLock
 from yolov8_nas.names import shown
@@ -103,7 +103,7 @@ def entrant(version: RegisteredVersion, work: Path) -> Entrant:
     if runs.suffix == ".onnx":
         read_onnx(runs)
     for file in sorted(folder.glob(f"{runs.name}*")):  # an engine has a file beside it that describes it
-        shutil.copyfile(file, work / f"{folder.name}{file.name.removeprefix(runs.stem)}")
+        copy_file(file, work / f"{folder.name}{file.name.removeprefix(runs.stem)}")
     return Entrant(version, work / f"{folder.name}{runs.suffix}")
 
 

@@ -11,7 +11,6 @@ has chosen nothing.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import StageError
-from yolov8_nas.files import read_kept
+from yolov8_nas.files import copy_file, read_kept
 from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import SearchSpace
@@ -202,7 +201,7 @@ class _Export:
                     verify_onnx(network, onnx, imgsz=self.imgsz, batch=self.batch, half=precision == "fp16")
                 runs = onnx.with_suffix(runtime.suffix)
                 if runtime.suffix == ".pt":
-                    shutil.copyfile(checkpoint, runs)
+                    copy_file(checkpoint, runs)
                 elif runs != onnx:
                     build_engine(onnx, runs, runtime)
                 files.append(_Exported(candidate, precision, folder, onnx, runs, row))
@@ -562,17 +561,17 @@ class _Export:
     def _ship(self, shipped: _File) -> None:
         model = self.ctx.out / "model"
         model.mkdir()
-        shutil.copyfile(shipped.onnx, model / "model.onnx")
+        copy_file(shipped.onnx, model / "model.onnx")
         if shipped.runs.suffix == ".engine":
             for file in self.ctx.partial.glob(f"{shipped.runs.name}*"):  # and what is known of it, in JSON
-                shutil.copyfile(file, model / file.name.replace(shipped.runs.stem, "model"))
+                copy_file(file, model / file.name.replace(shipped.runs.stem, "model"))
         for precision in self.runtimes:
             other = self.ctx.partial / f"candidate-{shipped.candidate}-{precision}.onnx"
             if other.exists():
-                shutil.copyfile(other, model / f"model_{precision}.onnx")
+                copy_file(other, model / f"model_{precision}.onnx")
         for checkpoint in ("subnet.pt", "best.pt", "qat.pt"):
             if (shipped.folder / checkpoint).exists():
-                shutil.copyfile(shipped.folder / checkpoint, model / checkpoint)
+                copy_file(shipped.folder / checkpoint, model / checkpoint)
 
     def _confidence(self, shipped: _File, files: Sequence[_File], checkpoint: Evaluation) -> dict[str, Any] | None:
         """What INT8 does to confidences, with the thresholds to take in place of floating point's: `thresholds.json`.
