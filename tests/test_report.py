@@ -135,6 +135,15 @@ class MadeUpRun:
                         "classes": list(classes),
                         "source": "built-in demo data",
                         "warnings": ["the same image is in train and val: a.jpg and b.jpg"],
+                        "ledger": {
+                            "train": {
+                                "files": {
+                                    "used, with boxes": {"count": 220, "examples": []},
+                                    "skipped: copies of another image": {"count": 2, "examples": ["c.jpg = <d>.jpg"]},
+                                }
+                            }
+                        },
+                        "converted": {"AVIF converted to PNG": 3},
                         "boxes": {
                             split: {c: 31 * (i + 2) for i, c in enumerate(classes)}
                             for split in ("train", "search", "val")
@@ -490,6 +499,8 @@ def test_every_part_is_there(page: Page) -> None:
         "less accurate",
         "avx512_vnni",
         "the same image is in train and val",
+        "files skipped: copies of another image",
+        "3 of AVIF converted to PNG",
         "2 min 31 s",
         "1,900",
         "INT8, calibrated only 0.381",

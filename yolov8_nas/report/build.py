@@ -131,10 +131,28 @@ def _dataset(summary: Mapping[str, Any], data: Outputs) -> dict[str, Any]:
         "classes": rows,
         "counted": any(count is not None for row in rows for count in row["boxes"]),
         "warnings": [str(warning) for warning in written.get("warnings") or []],
+        "ledger": _ledger(written),
+        "converted": [(str(what), count) for what, count in mapping(written.get("converted")).items()],
         "digest": str(told.get("digest") or written.get("digest") or ""),
         "source": sections.public(str(written.get("source") or "")),
         "missing": "" if images or names else data.why_missing("dataset description"),
     }
+
+
+def _ledger(written: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What became of each file, label and box of the dataset: a row for each outcome."""
+    return [
+        {
+            "split": str(split),
+            "what": f"{kind} {outcome}",
+            "count": entry.get("count"),
+            "examples": [str(name) for name in entry.get("examples") or []],
+        }
+        for split, kinds in mapping(written.get("ledger")).items()
+        for kind, outcomes in mapping(kinds).items()
+        for outcome, entry in mapping(outcomes).items()
+        if isinstance(entry, Mapping)
+    ]
 
 
 def _class_count(counts: Any, name: str, index: int) -> Any:
