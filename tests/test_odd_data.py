@@ -357,6 +357,14 @@ ODD_YOLO: dict[str, tuple[Change, bool]] = {
     "whole floats as classes": (whole_floats, False),
     "a folder beside the dataset": (beside_another_folder, False),
     "another YAML file": (other_yaml_beside, False),
+    "keys in capitals": (
+        lambda root: edit_yaml(root, train=..., val=..., Train="images/train", Val="images/val"),
+        False,
+    ),
+    "a list of classes, as Label Studio exports it": (
+        lambda root: [(root / "data.yaml").unlink(), (root / "classes.txt").write_text("dent\nhole\n")],
+        False,
+    ),
     "validation is called valid": (lambda root: edit_yaml(root, val=..., valid="images/val"), False),
 }
 
@@ -379,6 +387,29 @@ def test_a_folder_beside_the_dataset_in_an_archive(tmp_path: Path) -> None:
     root = write_yolo(tmp_path / "parts")
     beside_another_folder(root)
     assert used(check_source(as_zip(root))) == (12, 4)
+
+
+def test_images_and_labels_without_splits_give_their_own_validation_images(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "parts")
+    for kind in ("images", "labels"):
+        for path in list((root / kind).glob("*/*")):
+            path.rename(root / kind / path.name)
+        for folder in ("train", "val"):
+            (root / kind / folder).rmdir()
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("dent\nhole\n")
+    found = check_source(root)
+    assert sum(used(found)) == 16 and boxes(found) == 32 and used(found)[1] >= 1
+    assert "classes.txt: no validation images; a fifth" in found.warnings[0]
+
+
+def test_two_images_of_one_label_file_are_named(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "parts")
+    write_image(root / "images/train/train_03.bmp", 99)
+    (warning,) = check_source(root).warnings
+    assert (
+        "1 image(s) share their labels with another: images/train/train_03.png and images/train/train_03.bmp" in warning
+    )
 
 
 def test_two_datasets_are_not_chosen_between(tmp_path: Path) -> None:
@@ -707,6 +738,7 @@ BAD_ROWS = {
     "0 0.5 0.5 0.4 0.4 0.45 0.45 2 0.55 0.55 1 0 0 0": "a pose of 3 keypoints has; add `kpt_shape: [3, 3]`",
     "0 0.5 0.5 0.4 0.4 0.45 0.45 2 0.55 0.55 2 0.5 0.5 2 0.4 0.4 2": "a pose of 4 keypoints has",
     "0 0.5 0.5 0.4 0.4 0.45 0.45 0.55 0.55 0.5 0.6": "a pose of 3 keypoints has; add `kpt_shape: [3, 2]`",
+    "10 10 20 10 20 20 10 20 dent 0": "is an oriented box as DOTA has it",
     "0 120 80 60 40": "as if it were in pixels; divide x and width by the image's width",
     "0 10 20 50 20 30 60": "as if it were in pixels",
     "0 0.5 0.5 -0.1 0.1": "has no size",
@@ -1032,6 +1064,35 @@ def test_val_may_lack_a_category_and_have_one_that_no_box_has(tmp_path: Path) ->
     assert found.warnings == ("val holds no box of hole",)
 
 
+def test_the_root_category_may_be_called_as_a_class(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "parts")
+
+    def change(content: dict[str, Any]) -> None:
+        for category in content["categories"]:
+            category["supercategory"] = "dent"
+        content["categories"].insert(0, {"id": 0, "name": "dent", "supercategory": "none"})
+
+    both(change)(root)
+    assert check_source(root).names == ("dent", "hole")
+    edit_coco(root, "val", lambda c: c["annotations"][0].update(category_id=0))
+    with pytest.raises(InputError, match=r"class name 'dent' stands for \[0, 2\]"):
+        check_source(root)
+
+
+def test_captions_alone_are_no_dataset(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "parts")
+    captions_beside(root)
+    for split in ("train", "val"):
+        (root / f"annotations/instances_{split}.json").unlink()
+    with pytest.raises(InputError, match=r"captions_train\.json: no list 'categories'"):
+        check_source(root)
+    for split in ("train", "val"):
+        content = {"images": [], "categories": [], "annotations": [{"id": 1, "image_id": 1, "segments_info": []}]}
+        (root / f"annotations/captions_{split}.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no annotation has a category_id; give the annotations of objects"):
+        check_source(root)
+
+
 def test_real_crowds_are_left_out_and_masks_that_are_marked_so_are_not(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "parts")
     edit_coco(root, "train", lambda c: c["annotations"][0].update(iscrowd=1))
@@ -1149,10 +1210,9 @@ def test_data_check_prints_the_ledger(tmp_path: Path) -> None:
     (root / "images/val/val_00.png").write_bytes(by_opencv(".png", DEEP))
     text = " ".join(command(root, COLUMNS="200").stdout.decode().split())
     for expected in (
-        "train files used, with boxes 12",
-        "train files skipped: hidden files and folders 1",
-        "train labels read, with rows 12",
-        "train boxes used 24",
+        "train files, in all 13 files used, with boxes 12 files skipped: hidden files and folders 1",
+        "train labels, in all 12 labels read, with rows 12",
+        "train boxes, in all 24 boxes used 24",
         "uint16 converted to 8 bits: 0 becomes black",
         "a deployed model needs its images converted alike",
     ):

@@ -60,7 +60,8 @@ def shown() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
+    console = Terminal(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
 
         def tell(step: str, done: int, total: int) -> None:
@@ -84,8 +85,11 @@ def tables(dataset: CheckedDataset) -> Iterator[Table]:
         table.add_row(name, *(str(boxes[split][name]) for split in splits))
     yield table
     table = _table("files and labels", "", "count")
-    for split, what, count, _ in ledger.lines(dataset.ledger):
-        table.add_row(split, what, str(count))
+    for split, kinds in dataset.ledger.items():
+        for kind, outcomes in kinds.items():
+            table.add_row(split, f"{kind}, in all", str(sum(outcome["count"] for outcome in outcomes.values())))
+            for _, what, count, _ in ledger.lines({split: {kind: outcomes}}):
+                table.add_row("", f"  {what}", str(count))
     yield table
     if dataset.remarks:
         table = _table("images that are converted, or taken in part", "count")

@@ -14,7 +14,7 @@ from typing import Any, Final
 from yolov8_nas.data import images, ledger
 from yolov8_nas.data.faults import Faults
 from yolov8_nas.data.ledger import Ledger
-from yolov8_nas.data.sample import EMPTY, SPLITS, TWICE, Box, Boxes, Listing, Sample, fit
+from yolov8_nas.data.sample import EMPTY, SPLITS, TWICE, Box, Boxes, Listing, Sample, cut_off, fit
 from yolov8_nas.data.text import checked_names, json_content, shown
 from yolov8_nas.data.tree import Places, Walk, is_hidden, parts_of, walk
 from yolov8_nas.errors import InputError
@@ -161,11 +161,7 @@ class CocoReader:
             chosen = self._chosen("train", found.get(None, []))
             if chosen:
                 names = ", ".join(file.where for file in chosen)
-                self.warnings.append(
-                    f"{names}: no validation images; a fifth of the images is taken for it, chosen by their content "
-                    "(keep instances_train.json and instances_val.json to choose them yourself, above all where images "
-                    "are frames of one video: final figures need pictures that training never saw)"
-                )
+                self.warnings.append(cut_off(names, "keep instances_train.json and instances_val.json"))
             return {"train": chosen} if chosen else None
         files = {split: self._chosen(split, found.get(split, [])) for split in SPLITS}
         return files if all(files.values()) else None
@@ -183,9 +179,14 @@ class CocoReader:
         ]
         if len(fitting) > 1:
             fitting = [path for path in fitting if path.stem.lower().startswith("instances")] or fitting
-        for path in paths if not fitting and len(paths) == 1 else fitting or paths[:1]:
+        for path in fitting or paths[:1]:
             if not self._is_whole(path):
                 return []
+        if not fitting:
+            found = ", ".join(shown(path, self.root) for path in paths)
+            self.faults.add(
+                found, "no annotation has a category_id", "give the annotations of objects, not captions or segments"
+            )
         for path in set(paths) - set(fitting):
             self.ledger.add(
                 split, "labels", "skipped: files without objects, or beside instances", shown(path, self.root)
@@ -214,17 +215,17 @@ class CocoReader:
                 file.categories = self._categories(file)
                 ids = {_id(annotation.get("category_id")) for annotation in file.content["annotations"]}
                 used.setdefault(split, set()).update(name for i, name in file.categories.items() if i in ids)
+        self._leave_out_root([file for several in files.values() for file in several])
+        for several in files.values():
+            for file in several:
+                checked_names(list(file.categories.values()), file.where, self.faults)
         if self.faults.count > before:
             return ()
-        everything = [file for several in files.values() for file in several]
-        root = self._root_category(everything, set().union(*used.values()))
         names: dict[str, int] = {}
         for split, several in files.items():
             for file in several:
                 for i in sorted(file.categories, key=lambda key: (isinstance(key, str), key)):
                     name = file.categories[i]
-                    if name == root:
-                        continue
                     if split == "val" and name not in names:
                         if name in used[split]:
                             self.faults.add(
@@ -246,25 +247,18 @@ class CocoReader:
             categories[i] = name
         if not categories:
             self.faults.add(file.where, "categories without an id of their own", "give each an id and name")
-        checked_names(list(categories.values()), file.where, self.faults)
         return categories
 
-    def _root_category(self, files: Iterable[_File], used: set[str]) -> str | None:
-        """The category above all others that Roboflow adds, if no box has it."""
-        entries = [category for file in files for category in file.content["categories"]]
-        above = {str(entry.get("supercategory") or "none").strip() for entry in entries}
-        for entry in entries:
-            name = str(entry.get("name", "")).strip()
-            others = [other for other in entries if str(other.get("name", "")).strip() != name]
-            if (
-                name in above - {"none"} - used
-                and others
-                and str(entry.get("supercategory") or "none").strip() == "none"
-                and all(str(other.get("supercategory") or "").strip() == name for other in others)
-            ):
-                self.ledger.add("train", "labels", "skipped: the category above all others, without boxes", name)
-                return name
-        return None
+    def _leave_out_root(self, files: Sequence[_File]) -> None:
+        """Leave out the category above all others that Roboflow adds, where no box has it."""
+        roots = [(file, root) for file in files if (root := _root_category(file.content)) is not None]
+        if len({file.categories.get(root) for file, root in roots}) != 1:
+            return
+        if any(_id(a.get("category_id")) == root for file, root in roots for a in file.content["annotations"]):
+            return
+        for file, root in roots:
+            name = file.categories.pop(root, "")
+            self.ledger.add("train", "labels", "skipped: the category above all others, without boxes", name)
 
     # Images and boxes ----------------------------------------------------------------------------------------------
 
@@ -482,6 +476,20 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def _root_category(content: Mapping[str, Any]) -> Id | None:
+    """The id of a category that all others stand below, and which stands below none."""
+    entries = content["categories"]
+    for entry in entries:
+        name, others = str(entry.get("name", "")).strip(), [other for other in entries if other is not entry]
+        if (
+            others
+            and str(entry.get("supercategory") or "none").strip() == "none"
+            and all(str(other.get("supercategory") or "").strip() == name for other in others)
+        ):
+            return _id(entry.get("id"))
+    return None
 
 
 def _box(

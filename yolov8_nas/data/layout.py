@@ -101,7 +101,10 @@ def _look(root: Path, unreadable: Faults) -> list[_Found]:
     if descriptions := _descriptions(root):
         return [_Found(root, path, {}) for path in descriptions]
     contents = coco.read_contents(coco.json_files(root), root, unreadable)
-    return [_Found(root, None, contents)] if contents else []
+    if contents:
+        return [_Found(root, None, contents)]
+    classes = yolo_layout.class_list(root)
+    return [_Found(root, classes, {})] if classes else []
 
 
 def _reader(found: _Found, faults: Faults, confined: bool) -> YoloReader | CocoReader:

@@ -100,6 +100,15 @@ class Listing:
     warnings: tuple[str, ...] = ()
 
 
+def cut_off(where: str, instead: str) -> str:
+    """The warning that a dataset names no validation images, and that some are taken from those it has."""
+    return (
+        f"{where}: no validation images; a fifth of the images is taken for it, chosen by their content ({instead} to "
+        "choose them yourself, above all where images are frames of one video: final figures need pictures that "
+        "training never saw)"
+    )
+
+
 def fit(
     label: int, x: float, y: float, width: float, height: float, tolerance: tuple[float, float]
 ) -> tuple[Box | None, str | None]:

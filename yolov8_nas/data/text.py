@@ -14,7 +14,7 @@ from yolov8_nas.reading import parse_json
 from yolov8_nas.yaml_text import MOST_BYTES, parse_yaml
 
 MOST_CLASSES: Final = 10_000
-MOST_LABELS: Final = 2**20
+MOST_LABELS: Final = 8 * 2**20
 """Bytes of the label file of an image."""
 
 MOST_LISTED: Final = 32 * 2**20

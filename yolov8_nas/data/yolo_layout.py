@@ -13,7 +13,7 @@ from typing import Any, Final
 from yolov8_nas.data import images, ledger
 from yolov8_nas.data.faults import Faults
 from yolov8_nas.data.ledger import Ledger
-from yolov8_nas.data.sample import CLIPPED, SPLITS, TWICE, Box, Boxes, Listing, Sample
+from yolov8_nas.data.sample import CLIPPED, SPLITS, TWICE, Box, Boxes, Listing, Sample, cut_off
 from yolov8_nas.data.text import MOST_CLASSES, MOST_LISTED, checked_names, description, lines, shown
 from yolov8_nas.data.tree import Places, is_hidden, parts_of, walk
 from yolov8_nas.data.yolo_rows import ORIENTED, parse_row
@@ -30,7 +30,14 @@ _LISTS = frozenset(
     for name in ("classes", "labels", "names", "notes", "requirements", "train", "val", "valid", "test", "trainval")
 )
 _LABEL_FOLDERS = ("labels", "Labels", "label")
-_KEYS = {"train": ("train",), "val": ("val", "validation", "valid")}
+_KEYS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
+_CLASSES = ("classes.txt", "labels/classes.txt")
+
+
+def class_list(root: Path) -> Path | None:
+    """The list of classes in a folder of images and labels that has no description."""
+    found = next((root / name for name in _CLASSES if (root / name).is_file()), None)
+    return found if (root / "images").is_dir() else None
 
 
 def fits(data: object) -> bool:
@@ -57,6 +64,8 @@ class YoloReader:
     warnings: list[str] = field(default_factory=list)
     _labels: dict[str, _LabelFolder] = field(default_factory=dict)
     _lists: set[str] = field(default_factory=set)
+    _image_of: dict[str, str] = field(default_factory=dict)
+    _shared: list[str] = field(default_factory=list)
     _accounted: set[tuple[str, str]] = field(default_factory=set)
 
     @property
@@ -66,14 +75,16 @@ class YoloReader:
 
     def read(self) -> Listing | None:
         """The listing, or nothing where the faults leave nothing to read."""
-        data = description(self.description, self.where, self.faults)
+        data = self._described()
         if data is None:
             return None
+        whole = "val" not in data and self.description.suffix == ".txt"  # no splits, as Label Studio exports images
         names = self._names(data)
         keypoints = _keypoint_shape(data.get("kpt_shape"))
         base = self._base(data)
         found: dict[str, list[str]] = {}
-        for split in SPLITS:
+        splits = SPLITS[:1] if whole else SPLITS
+        for split in splits:
             value = next((data[key] for key in _KEYS[split] if data.get(key)), None)
             if value is None:
                 self.faults.add(
@@ -86,11 +97,33 @@ class YoloReader:
             listed = self._images(split, value, base)
             if listed is not None and names:
                 found[split] = listed
-        if not names or len(found) < len(SPLITS):
+        if not names or len(found) < len(splits):
             return None
-        samples = {split: self._samples(split, found[split], names, keypoints) for split in SPLITS}
+        samples = {split: self._samples(split, found[split], names, keypoints) for split in splits}
+        if whole:
+            self.warnings.append(cut_off(self.where, "give a data.yaml with train, val and names"))
+        if self._shared:
+            pairs = ledger.listed(self._shared)
+            self.warnings.append(
+                f"{len(self._shared)} image(s) share their labels with another: {pairs}; keep one of two"
+            )
         self._leftover_labels(found)
         return Listing(names, samples, self.ledger, tuple(self.warnings))
+
+    def _described(self) -> dict[str, Any] | None:
+        if self.description.suffix != ".txt":
+            data = description(self.description, self.where, self.faults)
+            return None if data is None else {str(key).lower(): value for key, value in data.items()}
+        folders = {
+            split: [name for name in (split, *_KEYS[split]) if (self.root / "images" / name).is_dir()]
+            for split in SPLITS
+        }
+        if not all(folders.values()):
+            return {"names": os.path.relpath(self.description, self.root), "train": "images"}
+        return {
+            "names": os.path.relpath(self.description, self.root),
+            **{split: f"images/{names[0]}" for split, names in folders.items()},
+        }
 
     # Description ---------------------------------------------------------------------------------------------------
 
@@ -292,6 +325,8 @@ class YoloReader:
         file = self._label(image)
         if file is not None:
             where = shown(file, self.root)
+            if self._image_of.setdefault(file, image) != image:
+                self._shared.append(f"{shown(image, self.root)} and {shown(self._image_of[file], self.root)}")
             rows = 0
             for number, line in lines(file, where, self.faults):
                 rows += 1

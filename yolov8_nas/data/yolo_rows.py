@@ -41,6 +41,11 @@ def parse_row(
         InputError: What is wrong with the row and, after a semicolon, what to do about it.
     """
     columns = line.split()
+    if len(columns) in (9, 10) and not _NUMBER.fullmatch(columns[8]) and all(map(_NUMBER.fullmatch, columns[:8])):
+        raise InputError(
+            f"{line.strip()!r} is an oriented box as DOTA has it, four corners and a name; "
+            "export it in YOLO's layout: class x y width height, or class and four corners as shares of the sides"
+        )
     label, numbers = _label(columns[0], classes, names or {}), [_number(column, line) for column in columns[1:]]
     what = _what(columns, numbers, keypoints)
     if what is None or what == POSE:
