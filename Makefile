@@ -19,9 +19,9 @@ test: $(READY) $(RTX)
 test-fast: $(READY) $(RTX)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# On a machine with an NVIDIA GPU, after TensorRT was installed into .venv (docs/tensorrt.md).
-test-gpu: $(READY)
-	$(BIN)/python -m pytest -s tests/gpu/engines.py
+# Ten minutes on a machine with an NVIDIA GPU (docs/tensorrt.md). OUT: folder for its results; started again, it goes on.
+test-gpu: $(READY) $(RTX)
+	$(BIN)/python tests/gpu/ten_minutes.py $(if $(OUT),--out $(OUT))
 
 # Where docker is. On stand-ins for the pinned base, where no registry is: tests/images/stand_in_base.sh stand-in, and
 # make test-images BASE=stand-in:base BUILD_BASE=stand-in:build
