@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from exports import KINDS, SIDE, Exports, Kind
 from onnx import TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
+
+import compiler_features
 
 from components.placement import branches
 from yolov8_nas import doctor
@@ -30,7 +36,7 @@ from yolov8_nas.deploy.tensorrt import EngineOptions, Profile
 from yolov8_nas.deploy.tensorrt_rtx import NOWHERE, build_ahead, reveal
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import tensorrt_rtx as rtx
-from yolov8_nas.hardware.engine_file import RTX, GpuEnvironment, read_manifest, split_header
+from yolov8_nas.hardware.engine_file import RTX, GpuEnvironment, read_manifest, split_header, told_of
 from yolov8_nas.hardware.runtime import find
 from yolov8_nas.hardware.target import resolve
 from yolov8_nas.hardware.tensorrt import load_engine, open_log
@@ -371,3 +377,45 @@ def test_an_engine_is_refused_where_there_is_no_gpu(exports: Exports, tmp_path: 
     trt = rtx.compiler()
     with pytest.raises(InputError, match=r"a\.engine: TensorRT for RTX 1\..* cannot open it: .*CUDA"):
         load_engine(trt, split_header(tmp_path / "a.engine")[1], open_log(trt), "a.engine")
+
+
+# What a benchmark makes of it ----------------------------------------------------------------------------------------
+
+
+def test_what_is_told_of_a_candidate_is_stored_with_it(exports: Exports, tmp_path: Path) -> None:
+    assert told_of(exports.file(Kind())) is None, "an ONNX file has no compiler"
+    if LACKING:
+        pytest.skip(" and ".join(LACKING))
+    build_ahead(exports.file(Kind()), tmp_path / "a.engine")
+    told = told_of(tmp_path / "a.engine")
+    assert told is not None
+    assert (told["name"], told["version"]) == (RTX, rtx.compiler().__version__)
+    assert told["weight_bytes"] > 0 and told["plan_bytes"] > told["weight_bytes"]
+
+
+def test_a_feature_that_tells_latency_is_found_to() -> None:
+    rng = np.random.default_rng(0)
+    work, fused = rng.uniform(1, 10, (60, 1)), rng.uniform(1, 10, (60, 1))
+    latency = 0.2 + 0.1 * work[:, 0] + 0.3 * fused[:, 0]
+    errors = [
+        np.abs(compiler_features.held_out(features, latency) / latency - 1).mean()
+        for features in (work, np.concatenate([work, fused], axis=1))
+    ]
+    assert errors[1] < 1e-6 < 0.1 < errors[0]
+    with pytest.raises(InputError, match="fewer than the 10 folds"):
+        compiler_features.held_out(work[:5], latency[:5])
+
+
+@compiled
+def test_the_benchmark_says_what_was_not_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = ["compiler_features.py", "--space", "tiny", "--imgsz", "64", "--networks", "3"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    compiler_features.main()
+    told = capsys.readouterr().out
+    assert "latency: *not measured*: this machine has no NVIDIA GPU" in told
+    assert "MAPE" not in told
+    assert "fused_layers: the same for all (1)" in told
+    assert re.search(r"weight_bytes: .* Spearman with multiply-accumulates", told)

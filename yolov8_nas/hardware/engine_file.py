@@ -201,6 +201,21 @@ def read_manifest(engine: Path) -> EngineManifest:
     return manifest
 
 
+def told_of(file: Path) -> dict[str, Any] | None:
+    """What a compiler told of an engine when it built it, with its name and version; nothing of a file of another kind.
+
+    Of an engine built ahead of time that is what shows without a device (`deploy.tensorrt_rtx.Revealed`), else what the
+    inspector counts.
+
+    Raises:
+        InputError: The engine is damaged, or none of ours.
+    """
+    if file.suffix != ".engine":
+        return None
+    manifest = read_manifest(file)
+    return {"name": manifest.built_on.compiler, "version": manifest.built_on.tensorrt, **manifest.layers}
+
+
 def digest(data: bytes) -> str:
     """SHA-256 of an engine's or a network's bytes."""
     return hashlib.sha256(data).hexdigest()

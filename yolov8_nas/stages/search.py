@@ -75,7 +75,7 @@ def run(ctx: StageContext) -> None:
     _Search(ctx).run()
 
 
-STAGE = Stage(name="search", version=7, settings=settings, run=run)
+STAGE = Stage(name="search", version=8, settings=settings, run=run)
 
 
 class _Search:
@@ -248,6 +248,7 @@ class _Search:
 
     def write(self, found: Found) -> None:
         """Write the results, all with latencies as the last latency model predicts them."""
+        from yolov8_nas.hardware.engine_file import told_of
         from yolov8_nas.search.evolution import SEARCHED
         from yolov8_nas.search.outcome import best_score, budget, comparison
 
@@ -269,7 +270,11 @@ class _Search:
         rows = self.rows([*found.trials, *found.compared], found)
         atomic_write(self.ctx.out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_json(self.ctx.out / "front.json", self.rows(front, found))
-        write_json(self.ctx.out / "candidates.json", [candidate.to_dict() for candidate in found.met])
+        candidates = [
+            {**candidate.to_dict(), "compiler": told_of(self.export(candidate.trial.architecture))}
+            for candidate in found.met
+        ]
+        write_json(self.ctx.out / "candidates.json", candidates)
         estimate = found.costs([self.searcher.space.stock])
         summary = {
             "settings": dict(self.options),
