@@ -75,7 +75,7 @@ def run(ctx: StageContext) -> None:
     _Search(ctx).run()
 
 
-STAGE = Stage(name="search", version=8, settings=settings, run=run)
+STAGE = Stage(name="search", version=7, settings=settings, run=run)
 
 
 class _Search:
@@ -270,10 +270,10 @@ class _Search:
         rows = self.rows([*found.trials, *found.compared], found)
         atomic_write(self.ctx.out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_json(self.ctx.out / "front.json", self.rows(front, found))
-        candidates = [
-            {**candidate.to_dict(), "compiler": told_of(self.export(candidate.trial.architecture))}
-            for candidate in found.met
-        ]
+        candidates = [candidate.to_dict() for candidate in found.met]
+        if self.runtime.suffix == ".engine":  # and what its compiler told of each
+            for row, candidate in zip(candidates, found.met, strict=True):
+                row["compiler"] = told_of(self.export(candidate.trial.architecture))
         write_json(self.ctx.out / "candidates.json", candidates)
         estimate = found.costs([self.searcher.space.stock])
         summary = {
