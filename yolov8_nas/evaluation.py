@@ -9,6 +9,7 @@ kept, so that a difference between two detectors comes with an interval.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import t
 from torch import nn
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionValidator
@@ -119,6 +121,49 @@ class Comparison:
     low: float
     high: float
     word: str
+
+
+@dataclass(frozen=True)
+class TrainingSpread:
+    """How far apart mAP50-95 of one network lies, trained with one seed and another.
+
+    Attributes:
+        sd: Standard deviation, in mAP from 0 to 1.
+        freedom: Degrees of freedom of the estimate.
+        source: Where it comes from, in words.
+    """
+
+    sd: float
+    freedom: float
+    source: str
+
+    def draw_differences(self, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Differences between two trainings, with the doubt about `sd` in them."""
+        return math.sqrt(2) * self.sd * rng.standard_t(self.freedom, size=shape)
+
+    def updated(self, trainings: Sequence[Sequence[float]], source: str) -> TrainingSpread:
+        """This estimate together with what further trainings tell.
+
+        Args:
+            trainings: Scores of trainings that differ in nothing but the seed, a group for each network.
+            source: Where they come from, in words.
+        """
+        groups = [np.array(group) for group in trainings if len(group) > 1]
+        if not groups:
+            return self
+        squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+        more = sum(len(group) - 1 for group in groups)
+        freedom = self.freedom + more
+        variance = (self.freedom * self.sd**2 + squares) / freedom
+        return TrainingSpread(math.sqrt(variance), freedom, f"{self.source}, and {source}")
+
+
+TYPICAL_SPREAD: Final = TrainingSpread(0.0075, 4.0, "trainings of one network with several seeds (docs/verdicts.md)")
+"""Spread of trainings of a few hundred images, where nothing is known of those at hand; worth four degrees of freedom,
+since another data set may be another matter."""
+
+_TRAININGS: Final = 16
+"""Draws of trainings for each draw of images: they cost nothing."""
 
 
 class DetectionImages(YOLODataset):  # type: ignore[misc]
@@ -268,17 +313,29 @@ class _Validator(ProtocolValidator):
         return results
 
 
-def compare(first: Evaluation, second: Evaluation, resamples: int = 1000, seed: int = 0) -> Comparison:
+def compare(
+    first: Evaluation,
+    second: Evaluation,
+    resamples: int = 1000,
+    seed: int = 0,
+    *,
+    spread: TrainingSpread | None = None,
+) -> Comparison:
     """Compare two detectors by a paired bootstrap over images.
 
     Each resample draws as many images as there are, with replacement, and scores both detectors on the same draw; the
     interval is that of the percentiles (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+    That is the word on two files. Where it shall be one on what was trained (an architecture, a recipe) and each was
+    trained once, another seed would have given another file: with `spread`, each resample is moved by a draw of what
+    two trainings differ by.
 
     Args:
         first: The one that is spoken of.
         second: The one it is compared with.
         resamples: Draws.
         seed: Seed of the draws.
+        spread: How far apart trainings of one network are; nothing where the files themselves are compared.
 
     Raises:
         ValueError: The two were not scored on the same images.
@@ -286,12 +343,46 @@ def compare(first: Evaluation, second: Evaluation, resamples: int = 1000, seed: 
     if [image.name for image in first.images] != [image.name for image in second.images]:
         raise ValueError("the two evaluations are of different images: score both on the same split")
     n = len(first.images)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     weights = np.concatenate([np.ones((1, n), dtype=draws.dtype), draws])
     differences = mean_average_precision(first.images, weights) - mean_average_precision(second.images, weights)
-    low, high = np.percentile(differences[1:], [2.5, 97.5])
+    drawn = differences[1:]
+    if spread is not None:
+        drawn = (drawn[:, None] + spread.draw_differences((resamples, _TRAININGS), rng)).ravel()
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return _worded(float(differences[0]), float(low), float(high))
+
+
+def over_trainings(differences: NDArray[np.float64]) -> Comparison:
+    """The mean difference in mAP over trainings of both with several seeds, with its 95% interval.
+
+    Student's t for the seeds, and the images' share of the variance from a bootstrap, added; the degrees of freedom are
+    those of Welch and Satterthwaite. Chance within a seed's images is in both, so the interval errs on the wide side.
+
+    Args:
+        differences: One row for each seed: of all images, then of each draw of images: (seeds, 1 + draws). All seeds
+            have the same draws.
+
+    Raises:
+        ValueError: There are fewer than two seeds, from which no spread can be told.
+    """
+    seeds = len(differences)
+    if seeds < 2:
+        raise ValueError("one seed tells no spread: train with at least two, better five")
+    mean = float(differences[:, 0].mean())
+    between = float(differences[:, 0].var(ddof=1)) / seeds
+    images = float(differences[:, 1:].mean(axis=0).var(ddof=1)) if differences.shape[1] > 2 else 0.0
+    total = between + images
+    # What comes of images is known from thousands of draws; what comes of seeds from few.
+    freedom = (seeds - 1) * (total / between) ** 2 if between else math.inf
+    reach = float(t.ppf(0.975, freedom)) * math.sqrt(total)
+    return _worded(mean, mean - reach, mean + reach)
+
+
+def _worded(difference: float, low: float, high: float) -> Comparison:
     word = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
-    return Comparison(float(differences[0]), float(low), float(high), word)
+    return Comparison(difference, low, high, word)
 
 
 def mean_average_precision(images: Sequence[ImageStats], weights: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
