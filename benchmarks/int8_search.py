@@ -7,7 +7,7 @@ under calibrated fake quantization (`search.int8_aware`), and with scores in flo
 (from the supernet's weights, or with `--from-scratch` as long as stock) and then trained for INT8 by the pipeline's own
 stage, and scored on the validation split, once: in floating point, quantized after training, and after
 quantization-aware training. Differences come with the 95% interval of a paired bootstrap over images, over all seeds
-together of one over images and seeds. Besides, Kendall's tau tells how the two kinds of score rank the networks that
+together of Student's t. Besides, Kendall's tau tells how the two kinds of score rank the networks that
 both searches scored.
 
 The work folder keeps everything: the command may be killed and given again at any time, and with more seeds it goes on

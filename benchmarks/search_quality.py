@@ -17,8 +17,8 @@ It is compared with
                         architecture is worth without the supernet's weights (`finetune.from_scratch`).
 
 All of them choose their best epoch on the search split; the validation split is scored once. Latencies are measured
-side by side, in the same rounds. Differences in mAP50-95 come with the 95% interval of a paired bootstrap over images,
-over all seeds together of one over images and seeds.
+side by side, in the same rounds. Differences in mAP50-95 come with a 95% interval: for each seed of a paired bootstrap
+over images, over all seeds together of Student's t, with the images' share from the bootstrap.
 
 The work folder keeps everything: the command may be killed and given again at any time, and with more seeds it goes on
 from those it has. Run it on a machine that does nothing else: seconds of training are part of the result. `--toy` shows
@@ -48,7 +48,7 @@ from yolov8_nas.deploy import finetune
 from yolov8_nas.deploy.onnx import export_onnx
 from yolov8_nas.deploy.quantization import load_network
 from yolov8_nas.errors import StageError
-from yolov8_nas.evaluation import Comparison, Evaluation, Evaluator, mean_average_precision
+from yolov8_nas.evaluation import Comparison, Evaluation, Evaluator, mean_average_precision, over_trainings
 from yolov8_nas.hardware.benchmark import VERIFY, Measurement, measure
 from yolov8_nas.hardware.profile import available_cores
 from yolov8_nas.host import HostLock
@@ -124,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="a dataset: folder or archive; nothing for inspection pictures")
     parser.add_argument("--train", type=int, default=500, help="inspection pictures to train on")
     parser.add_argument("--val", type=int, default=1000, help="inspection pictures to validate on")
-    parser.add_argument("--seeds", type=int, default=3, help="contests")
+    parser.add_argument("--seeds", type=int, default=5, help="contests")
     parser.add_argument("--space", default="tiny")
     parser.add_argument("--imgsz", type=int, default=96)
     parser.add_argument("--hardware", default="auto")
@@ -369,24 +369,17 @@ def draw_images(count: int, seed: int = 0) -> NDArray[np.integer[Any]]:
     return np.concatenate([np.ones((1, count), dtype=drawn.dtype), drawn])
 
 
-def over_seeds(differences: NDArray[np.float64], seed: int = 0) -> Comparison:
-    """The mean difference in mAP over seeds, with an interval from a bootstrap over images and seeds.
-
-    Images and seeds are crossed, so both are drawn, the images of a draw being the same for all seeds (Owen, "The
-    pigeonhole bootstrap", 2007). Of n seeds n - 1 are drawn: with n, the seeds' share of the variance would be too
-    small by a factor of (n - 1) / n, no trifle for three seeds (Rao and Wu, "Resampling inference with complex survey
-    data", 1988). With one seed only images are drawn, as in `evaluation.compare`.
+def over_seeds(differences: NDArray[np.float64]) -> Comparison:
+    """The mean difference in mAP over seeds, see `evaluation.over_trainings`; one seed has an interval over images.
 
     Args:
         differences: One row per seed: of all images, then of each draw of images: (seeds, 1 + draws).
-        seed: Seed of the draws of seeds.
     """
-    seeds, draws = len(differences), differences.shape[1] - 1
-    chosen = np.random.default_rng(seed).integers(seeds, size=(max(1, seeds - 1), draws))
-    means = np.take_along_axis(differences[:, 1:], chosen, axis=0).mean(axis=0)
-    low, high = np.percentile(means, [2.5, 97.5])
+    if len(differences) > 1:
+        return over_trainings(differences)
+    low, high = np.percentile(differences[0, 1:], [2.5, 97.5])
     word = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
-    return Comparison(float(differences[:, 0].mean()), float(low), float(high), word)
+    return Comparison(float(differences[0, 0]), float(low), float(high), word)
 
 
 def report(workdir: Path, arena: Arena) -> None:

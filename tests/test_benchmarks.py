@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, no
 import rank_correlation
 import search_quality
 import search_speed
+import verdicts
 from rank_correlation import (
     Setting,
     Study,
@@ -34,7 +35,7 @@ from rank_correlation import (
 from search_quality import over_seeds, scores_of_draws
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.evaluation import Evaluation, compare
+from yolov8_nas.evaluation import TYPICAL_SPREAD, Evaluation, compare
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.store import read_json, write_json
@@ -46,6 +47,8 @@ SETTING = Setting(space="tiny", imgsz=64, train=0, val=0, networks=4, epochs=1, 
 def macs(network: Architecture) -> float:
     return float(cost(network, 2, 64).macs)
 
+
+SPREADS = {"sd_training": 0.0075, "sd_images": 0.01}
 
 # Rank correlation ----------------------------------------------------------------------------------------------------
 
@@ -247,13 +250,31 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert over_seeds(np.zeros((3, 11))).word == "undecided"
 
 
-def test_the_variance_between_seeds_is_not_underestimated() -> None:
-    seeds = np.array([0.01, 0.04, -0.02, 0.03, 0.0, 0.025])
-    found = over_seeds(np.tile(seeds[:, None], (1, 40_001)))
+def test_the_interval_over_seeds_is_students() -> None:
+    seeds = np.array([0.01, 0.04, -0.02, 0.03, 0.0])
+    found = over_seeds(np.tile(seeds[:, None], (1, 401)))
     assert found.difference == pytest.approx(seeds.mean())
-    # Near to normal, the interval reaches two standard errors of the mean to each side.
-    error = seeds.std(ddof=1) / np.sqrt(len(seeds))
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert found.high - found.low == pytest.approx(2 * 2.776 * seeds.std(ddof=1) / np.sqrt(5), rel=1e-3)
+    images = np.concatenate([[0.0], np.random.default_rng(0).normal(0, 0.01, 400)])
+    assert over_seeds(seeds[:, None] + images).high > found.high  # another set of images is another difference
+
+
+def test_intervals_cover_what_they_say_and_words_are_seldom_wrong() -> None:
+    rows = verdicts.coverage(400, **SPREADS)
+    told = {(row["interval"].split(",")[0], row["seeds"]): row for row in rows}
+    assert told["images alone", 1]["false"] > 0.12  # what an allowance for training is good for
+    for row in rows:
+        if "spread of trainings" in row["interval"] or (row["interval"].startswith("t ") and row["seeds"] == 5):
+            assert row["covers"] >= 0.925, row  # 0.95, as far as 400 runs tell
+
+
+def test_two_trainings_of_one_network_are_not_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings that differ by more than the images can explain: the case in which images alone mislead."""
+    monkeypatch.setattr(verdicts, "RESAMPLES", 60)
+    equal = [made_up(i, 40, skill=skill) for i, skill in enumerate((0.3, 0.4, 0.5))]
+    spread = TYPICAL_SPREAD.updated([[e.map50_95 for e in equal]], "these")
+    alone, allowed = (verdicts.false_verdicts(equal, 80, 2, s) for s in (None, spread))
+    assert alone > 0.5 and allowed == 0
 
 
 def test_seeds_on_different_images_are_not_compared(tmp_path: Path, few_draws: None) -> None:

@@ -12,7 +12,15 @@ from ultralytics.utils.metrics import ap_per_class
 
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.errors import InputError
-from yolov8_nas.evaluation import Evaluation, Evaluator, ImageStats, compare, mean_average_precision
+from yolov8_nas.evaluation import (
+    Evaluation,
+    Evaluator,
+    ImageStats,
+    TrainingSpread,
+    compare,
+    mean_average_precision,
+    over_trainings,
+)
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.store import tree_digest
 from yolov8_nas.supernet.derive import build
@@ -71,6 +79,31 @@ def test_words() -> None:
     assert compare(good, same, resamples=200).word == "undecided"
     assert compare(good, good, resamples=10).high == 0
     assert ahead.low <= ahead.difference <= ahead.high
+
+
+def test_a_single_training_of_each_says_less_than_its_file() -> None:
+    good, bad = made_up(1, 60, skill=0.5), made_up(3, 60, skill=0.38)
+    files = compare(good, bad, resamples=300)
+    trainings = compare(good, bad, resamples=300, spread=TrainingSpread(0.01, 4, "here"))
+    assert trainings.difference == files.difference
+    assert trainings.low < files.low and trainings.high > files.high
+    wide = compare(good, good, resamples=300, spread=TrainingSpread(0.01, 1e6, "here"))
+    assert (wide.low, wide.high) == pytest.approx((-1.96 * 2**0.5 * 0.01, 1.96 * 2**0.5 * 0.01), rel=0.05)
+    few = compare(good, good, resamples=300, spread=TrainingSpread(0.01, 4, "here"))
+    assert few.high > 1.2 * wide.high  # a spread that few trainings told
+
+
+def test_a_runs_own_trainings_count_beside_what_is_typical() -> None:
+    typical = TrainingSpread(0.01, 4, "elsewhere")
+    assert typical.updated([[0.5], []], "here") is typical
+    both = typical.updated([[0.50, 0.52], [0.3, 0.3, 0.3]], "here")
+    assert both.freedom == 7 and both.sd == pytest.approx(((4 * 1e-4 + 2e-4) / 7) ** 0.5)
+    assert both.source == "elsewhere, and here"
+
+
+def test_one_seed_tells_no_spread() -> None:
+    with pytest.raises(ValueError, match="one seed"):
+        over_trainings(np.zeros((1, 11)))
 
 
 def test_different_images_are_not_compared() -> None:

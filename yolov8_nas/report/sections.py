@@ -206,7 +206,8 @@ def unmeasured(target: Target) -> list[tuple[str, str]]:
         told.append(
             (
                 "Spread between trainings",
-                "Each network was trained once, with one seed; the interval covers the choice of validation images.",
+                "The interval allows for how far trainings of one network lie apart. Few trainings of these data tell "
+                "that: in the main the figure is what is typical of other data.",
             )
         )
         ours = pick(target.model, "latency_ms", "p50")

@@ -218,19 +218,24 @@ def comparison_sentence(comparison: Mapping[str, Any], one: str, other: str) -> 
     """The outcome of a comparison in mAP50-95, never without its interval.
 
     Args:
-        comparison: `difference`, `low`, `high` in mAP (0 to 1) and `word`: ahead, undecided or behind.
+        comparison: `difference`, `low`, `high` in mAP (0 to 1) and `word`: ahead, undecided or behind; `trainings`,
+            with their `sd` in mAP, where the interval allows for their spread.
         one: What is compared.
         other: What it is compared with.
     """
     figures = f"mAP50-95 differs by {interval(comparison)}"
+    spread = (comparison.get("trainings") or {}).get("sd")
+    allowed = ""
+    if is_number(spread):
+        allowed = f" The interval allows for trainings that lie {score(spread)} apart from seed to seed."
     match comparison.get("word"):
         case "ahead":
-            return f"{one} is ahead of {other} on these validation images: {figures}."
+            return f"{one} is ahead of {other} on these validation images: {figures}.{allowed}"
         case "behind":
-            return f"{one} is behind {other} on these validation images: {figures}."
+            return f"{one} is behind {other} on these validation images: {figures}.{allowed}"
         case "undecided":
-            return f"{one} against {other} is undecided: {figures}, and the interval holds zero."
-    return f"{one} against {other}: {figures}."
+            return f"{one} against {other} is undecided: {figures}, and the interval holds zero.{allowed}"
+    return f"{one} against {other}: {figures}.{allowed}"
 
 
 def confidence_sentence(confidence: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ has chosen nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,10 +23,10 @@ from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages.stage import Settings, Stage, StageContext
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.store import canonical_digest, read_json, write_json
 
 if TYPE_CHECKING:
-    from yolov8_nas.evaluation import Evaluation, Evaluator
+    from yolov8_nas.evaluation import Evaluation, Evaluator, TrainingSpread
     from yolov8_nas.hardware.benchmark import Measurement, Timing
     from yolov8_nas.hardware.cost import Cost
     from yolov8_nas.hardware.nms import Images
@@ -308,6 +308,7 @@ class _Export:
         own = timings[at] if at < len(timings) else None
         latency_ms = asdict(measurements[at].latency_ms)
         nms_file = self.ctx.inputs["hw-probe"] / "nms.json"
+        both: Mapping[str, float] | None
         if own:
             both = asdict(own.latency_ms)
         else:  # with random weights there is nothing to suppress: as the probe has it
@@ -521,12 +522,15 @@ class _Export:
         if shipped.precision != "fp32":
             own = [f for f in ours if f.candidate == shipped.candidate and f.precision == "fp32"]
             pairs += [(fp32, file) for fp32 in own for file in stock if file.precision == "fp32"]
+        spread = _spread(self.summary)
         return [
             {
-                **_compared(first.val, second.val),
+                **_compared(first.val, second.val, spread),
+                "trainings": asdict(spread),
                 "subject": "The shipped network" if first is shipped else f"In {first.precision.upper()} the network",
                 "what": f"mAP50-95 on val, {first.precision.upper()} against {second.precision.upper()}, "
-                "as exported; 95% interval over images, one training each",
+                f"as exported; 95% interval over images and trainings, whose standard deviation from seed to seed is "
+                f"taken as {100 * spread.sd:.1f} points, from {spread.source}",
                 "against": f"{second.row['name']} ({second.precision.upper()})",
             }
             for first, second in pairs
@@ -618,7 +622,20 @@ def _same_precision_first(stock: Sequence[_File], shipped: _File | None) -> list
     return sorted(stock, key=lambda f: shipped is not None and f.precision != shipped.precision)
 
 
-def _compared(first: Evaluation, second: Evaluation) -> dict[str, Any]:
+def _compared(first: Evaluation, second: Evaluation, spread: TrainingSpread | None = None) -> dict[str, Any]:
     from yolov8_nas.evaluation import compare
 
-    return asdict(compare(first, second))
+    return asdict(compare(first, second, spread=spread))
+
+
+def _spread(summary: Mapping[str, Any]) -> TrainingSpread:
+    """How far apart trainings of one network lie: what is typical, and what this run's own repeated ones tell."""
+    from yolov8_nas.evaluation import TYPICAL_SPREAD
+
+    groups: dict[str, list[float]] = {}
+    for rival in ("baseline", "rescaled"):
+        halving = (summary.get(rival) or {}).get("halving", {"rungs": [], "ranking": []})
+        for row in halving["ranking"]:
+            if len(row["scores"]) == len(halving["rungs"]):
+                groups.setdefault(canonical_digest(row["architecture"]), []).append(row["scores"][-1])
+    return TYPICAL_SPREAD.updated(list(groups.values()), "this run's own repeated trainings of stock")
