@@ -274,7 +274,7 @@ def test_two_trainings_of_one_network_are_not_told_apart(monkeypatch: pytest.Mon
     equal = [made_up(i, 40, skill=skill) for i, skill in enumerate((0.3, 0.4, 0.5))]
     spread = TYPICAL_SPREAD.updated([[e.map50_95 for e in equal]], "these")
     alone, allowed = (verdicts.false_verdicts(equal, 80, 2, s) for s in (None, spread))
-    assert alone > 0.5 and allowed == 0
+    assert alone > 0.8 and allowed < 0.2
 
 
 def test_seeds_on_different_images_are_not_compared(tmp_path: Path, few_draws: None) -> None:

@@ -175,7 +175,7 @@ def _block(block: Block, stock: Block | None, name: str) -> str:
         _text(x + 10, y + 18, f"C2f {name[-2:].upper()}", "strong"),
         _text(x + _BOX - 10, y + 18, f"{block.width} ch, {block.hidden} hidden", "strong", end=True),
     ]
-    step = min(16.0, 96 / block.depth)
+    step = min(16.0, 96 / max(block.depth, 1))
     drawn += [
         _rect(x + 10 + i * step, y + 26, step - 4 if step > 8 else step - 1, 12, f"op-{html(block.operator)}", 2)
         for i in range(block.depth)
