@@ -111,7 +111,7 @@ LEDGER: dict[str, tuple[Change, str, str, dict[str, int], str]] = {
         lambda root: (root / "images/train/a.psd").write_bytes(b"8BPS"),
         "train",
         "files",
-        {"skipped: pictures of a kind that is not read (.psd)": 1},
+        {"skipped: other pictures (.psd)": 1},
         "save them as JPEG or PNG",
     ),
     "a video": (
@@ -356,6 +356,7 @@ ODD_YOLO: dict[str, tuple[Change, bool]] = {
     "tabs and old line ends": (with_tabs_and_old_line_ends, False),
     "whole floats as classes": (whole_floats, False),
     "a folder beside the dataset": (beside_another_folder, False),
+    "a description in a folder of its own": (lambda root: renamed(root, "data.yaml", "cfg/data.yaml"), False),
     "another YAML file": (other_yaml_beside, False),
     "keys in capitals": (
         lambda root: edit_yaml(root, train=..., val=..., Train="images/train", Val="images/val"),
@@ -434,6 +435,14 @@ def test_where_no_layout_fits_it_says_what_was_seen(tmp_path: Path) -> None:
         check_source(tmp_path / "empty")
 
 
+def test_labels_of_another_layout_are_told(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "parts")
+    for path in list(root.glob("labels/*/*.txt")):
+        path.rename(path.with_suffix(".xml"))
+    with pytest.raises(InputError, match=r"no boxes in any image \(seen: 16 .*, 16 XML files, as Pascal VOC has them"):
+        check_source(root)
+
+
 def test_labelled_images_that_cannot_be_had_are_faults(tmp_path: Path) -> None:
     root = write_yolo(tmp_path / "parts")
     (root / "images/train/train_01.png").unlink()
@@ -444,7 +453,7 @@ def test_labelled_images_that_cannot_be_had_are_faults(tmp_path: Path) -> None:
         check_source(root)
     for text in (
         "train_01.png: a link that leads nowhere, but it has labels",
-        "train_02.psd: has labels, but pictures of a kind that is not read are not read",
+        "train_02.psd: has labels, but other pictures (.psd) are not read",
         "train_03.png: unreadable or truncated image (a pointer of Git LFS); fetch the file with `git lfs pull`",
     ):
         assert text in str(caught.value)
@@ -809,6 +818,8 @@ BAD_NAMES = {
     "names: {1: dent, 2: hole}": "names has the keys [1, 2]; number the classes from 0",
     "names: {a: dent, b: hole}": "names has the keys ['a', 'b']",
     "names: [dent, hole]\nnc: two": "nc = two, but there are 2 names",
+    "names: {0: dent, 0: hole}": "data.yaml, line 3: key '0' stands there twice",
+    "train: images/val\nnames: [dent, hole]": "data.yaml, line 3: key 'train' stands there twice",
     "names: dent, hole": "names = 'dent, hole'",
     "names: [[dent], hole]": "list the class names",
 }
@@ -1076,6 +1087,13 @@ def test_the_root_category_may_be_called_as_a_class(tmp_path: Path) -> None:
     assert check_source(root).names == ("dent", "hole")
     edit_coco(root, "val", lambda c: c["annotations"][0].update(category_id=0))
     with pytest.raises(InputError, match=r"class name 'dent' stands for \[0, 2\]"):
+        check_source(root)
+
+
+def test_json_of_another_kind_is_named(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "parts")
+    (root / "annotations/instances_train.json").write_text("[]")
+    with pytest.raises(InputError, match=r"none for train.*without COCO's lists: annotations/instances_train\.json"):
         check_source(root)
 
 

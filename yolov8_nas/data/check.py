@@ -224,7 +224,7 @@ def _check(
         raise AssertionError("a reader gave nothing and no reason")
     with Known.of(remembered) as known:
         found = _inspect(listing, faults, known, progress)
-    _judge(listing, faults)
+    _judge(listing, faults, folder)
     faults.raise_any(source)
 
     book, warnings = listing.ledger, list(listing.warnings)
@@ -273,7 +273,7 @@ def _check(
     )
 
 
-def _judge(listing: Listing, faults: Faults) -> None:
+def _judge(listing: Listing, faults: Faults, folder: Path) -> None:
     """What is wrong with a dataset as a whole, where each part of it can be read."""
     if faults.count:
         return
@@ -281,7 +281,7 @@ def _judge(listing: Listing, faults: Faults) -> None:
     left = listing.ledger.count("train", "labels", "skipped: without an image")
     if not any(sample.boxes for sample in train):
         expected = label_file(Path(train[0].name))
-        seen = f" ({left} label files belong to no image)" if left else ""
+        seen = f" ({left} label files belong to no image)" if left else f" (seen: {layout.seen(folder)})"
         faults.add("train", f"no boxes in any image{seen}", f"put labels where they are looked for ({expected}, ...)")
     elif "val" in listing.samples and not any(sample.boxes for sample in listing.samples["val"]):
         faults.add("val", "no boxes in any image, so nothing can be scored", "label the validation images")

@@ -170,8 +170,10 @@ class CocoReader:
         """The files of a split that have objects: of several, those named `instances_*` before others."""
         if not paths:
             seen = ", ".join(sorted(shown(path, self.root) for path in self.contents))
+            foreign = [shown(path, self.root) for path in json_files(self.root) if path not in self.contents]
+            others = f"; without COCO's lists: {', '.join(foreign)}" if foreign else ""
             self.faults.add(
-                "annotations", f"none for {split}", f"keep one file instances_{split}.json (there are: {seen})"
+                "annotations", f"none for {split}", f"keep one file instances_{split}.json (there are: {seen}{others})"
             )
             return []
         fitting = [
@@ -272,6 +274,9 @@ class CocoReader:
             for i, image in named.items():
                 if image is not None:
                     named[i] = mine.setdefault(image.path, image)
+                    if named[i] is not image:
+                        where = shown(image.path, self.root)
+                        self.ledger.add(split, "labels", "put together: further entries of an image", where)
             self._boxes(split, file, named)
             for path, image in mine.items():
                 self._merge(file, found, path, image)
@@ -305,7 +310,9 @@ class CocoReader:
             found[i] = None
             name = next((entry[key] for key in ("file_name", "path", "filename", "coco_url") if entry.get(key)), None)
             if not isinstance(name, str) or not parts_of(name):
-                self.faults.add(where, f"file_name = {name!r}", "give the image's path below the images folder")
+                self.faults.add(
+                    where, f"file_name = {entry.get('file_name')!r}", "give the image's path below the images folder"
+                )
                 continue
             path = places.find(name, folders)
             if path is None:

@@ -52,9 +52,9 @@ IMAGE_SUFFIXES: Final = frozenset(
 UNREAD_SUFFIXES: Final = {
     f".{name}": what
     for what, names in {
-        "camera's raw files": "3fr arw cr2 cr3 dng erf nef nrw orf pef raf raw rw2 srw",
+        "raw files of cameras": "3fr arw cr2 cr3 dng erf nef nrw orf pef raf raw rw2 srw",
         "medical pictures": "dcm dicom nii",
-        "pictures of a kind that is not read": "ai eps exr hdr ico jxl jxr pcx pdf psd ras sgi svg xcf",
+        "other pictures": "ai eps exr hdr ico jxl jxr pcx pdf psd ras sgi svg xcf",
         "arrays": "h5 hdf5 mat npy npz parquet tfrecord",
         "videos": "asf avi m4v mkv mov mp4 mpeg mpg ts webm wmv",
     }.items()

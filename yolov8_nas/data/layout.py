@@ -66,7 +66,7 @@ def read(source: Path, faults: Faults, *, confined: bool) -> Listing | None:
             faults.take(unreadable)
             return None
         if found:
-            return _reader(found[0], faults, confined).read()
+            return _reader(found[0], faults, confined, source).read()
     faults.add(
         "data.yaml",
         f"missing, and there are no COCO annotations either (seen: {seen(source)})",
@@ -107,9 +107,9 @@ def _look(root: Path, unreadable: Faults) -> list[_Found]:
     return [_Found(root, classes, {})] if classes else []
 
 
-def _reader(found: _Found, faults: Faults, confined: bool) -> YoloReader | CocoReader:
+def _reader(found: _Found, faults: Faults, confined: bool, top: Path) -> YoloReader | CocoReader:
     if found.description is not None:
-        return YoloReader(found.description, found.root, faults, confined)
+        return YoloReader(found.description, found.root, faults, confined, top)
     return CocoReader(found.root, found.contents, faults)
 
 
@@ -124,7 +124,7 @@ def _descriptions(root: Path) -> list[Path]:
 
 def seen(folder: Path) -> str:
     """What lies in a folder, in words, to help where no layout fits."""
-    found = walk(folder)
+    found = walk(folder if folder.is_dir() else folder.parent)
     kinds: Counter[str] = Counter()
     places: dict[str, str] = {}
     for path in found.files:

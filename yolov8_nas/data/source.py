@@ -58,7 +58,8 @@ def opened(source: Path, scratch: Path | None = None, shown: str | None = None) 
         try:
             store.extract(source, Path(folder))
         except store.ArchiveError as error:
-            raise InputError(str(error).replace(str(source), shown or str(source))) from None
+            text = str(error).replace("give one of them", "give one of them, or the dataset's folder")
+            raise InputError(text.replace(str(source), shown or str(source))) from None
         except OSError as error:
             raise InputError(
                 f"{shown or source}: cannot be unpacked ({error}); free some space or unpack it yourself"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from yolov8_nas.data.faults import Faults
 from yolov8_nas.errors import InputError
 from yolov8_nas.reading import parse_json
@@ -71,7 +73,8 @@ def description(file: Path, where: str, faults: Faults) -> dict[str, Any] | None
     So a class can be called `on`, `null` or `1.0`. What is nothing becomes an empty text.
     """
     try:
-        data = parse_yaml(decoded(_within(file, MOST_BYTES)), where, as_written=True)
+        text = decoded(_within(file, MOST_BYTES))
+        data = parse_yaml(text, where, as_written=True)
     except UnicodeDecodeError as error:
         faults.add(where, f"not YAML ({error.reason} at byte {error.start:,})", "save it as UTF-8")
         return None
@@ -85,7 +88,20 @@ def description(file: Path, where: str, faults: Faults) -> dict[str, Any] | None
     if not isinstance(data, dict):
         faults.add(where, f"holds {data!r:.200}", "give it the keys train, val and names")
         return None
+    for key, line in _twice(yaml.compose(text, Loader=yaml.CBaseLoader)):
+        faults.add(f"{where}, line {line}", f"key {key!r} stands there twice", "take out one of the two")
     return data
+
+
+def _twice(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
+    """Keys of a mapping, and of the mappings in it, that stand there more than once, and their lines."""
+    known: set[str] = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in known:
+                yield key.value, key.start_mark.line + 1
+            known.add(key.value)
+        yield from _twice(value)
 
 
 def json_content(file: Path, where: str, faults: Faults, most_bytes: int, most_values: int) -> Any:

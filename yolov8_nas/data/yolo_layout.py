@@ -31,6 +31,7 @@ _LISTS = frozenset(
 )
 _LABEL_FOLDERS = ("labels", "Labels", "label")
 _KEYS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
+_NOTHING: Final = ("", "null", "~", [])  # what stands for nothing where a path is asked for
 _CLASSES = ("classes.txt", "labels/classes.txt")
 
 
@@ -54,12 +55,14 @@ class YoloReader:
         root: Its folder.
         faults: Takes what is wrong.
         confined: Whether files outside the folder are refused.
+        top: The folder above in which it was found: a description may lie in a folder of its own.
     """
 
     description: Path
     root: Path
     faults: Faults
     confined: bool
+    top: Path | None = None
     ledger: Ledger = field(default_factory=Ledger)
     warnings: list[str] = field(default_factory=list)
     _labels: dict[str, _LabelFolder] = field(default_factory=dict)
@@ -85,7 +88,7 @@ class YoloReader:
         found: dict[str, list[str]] = {}
         splits = SPLITS[:1] if whole else SPLITS
         for split in splits:
-            value = next((data[key] for key in _KEYS[split] if data.get(key)), None)
+            value = next((data[key] for key in _KEYS[split] if data.get(key, "") not in _NOTHING), None)
             if value is None:
                 self.faults.add(
                     self.where,
@@ -164,7 +167,7 @@ class YoloReader:
         return self.root
 
     def _outside(self, path: str | Path) -> bool:
-        return self.confined and not Path(path).resolve().is_relative_to(self.root.resolve())
+        return self.confined and not Path(path).resolve().is_relative_to((self.top or self.root).resolve())
 
     # Images --------------------------------------------------------------------------------------------------------
 
@@ -206,15 +209,15 @@ class YoloReader:
         place = base / entry
         if not place.exists():
             parts = parts_of(entry)
+            above = [folder for folder in self.root.parents if self.top and folder.is_relative_to(self.top)]
+            near = [base, self.root, *above]
             tails = [Path(*parts[start:]) for start in range(len(parts))]
-            instead = next(
-                (folder / tail for tail in tails for folder in (base, self.root) if (folder / tail).exists()), None
-            )
+            instead = next((path for tail in tails for folder in near if (path := folder / tail).exists()), None)
             if instead is None:
                 self.faults.add(self.where, f"{split}: {entry} does not exist", "correct the path or add the folder")
                 return None
             # Some tools write `../train/images` for a folder that lies beside the description.
-            if list(Path(entry).parts) != ["..", *parts]:
+            if not instead.parts[-len(parts) :] == tuple(parts) or Path(entry).is_absolute():
                 taken = shown(instead, self.root)
                 self.warnings.append(f"{self.where}: {split}: {entry} does not exist; {taken} of the dataset is taken")
             place = instead
@@ -245,7 +248,9 @@ class YoloReader:
                 what = images.UNREAD_SUFFIXES[suffix]
                 if suffix != ".npy" and self._label(path):  # Ultralytics keeps images beside their files as .npy
                     self.faults.add(
-                        shown(path, self.root), f"has labels, but {what} are not read", "save it as JPEG or PNG"
+                        shown(path, self.root),
+                        f"has labels, but {what} ({suffix}) are not read",
+                        "save it as JPEG or PNG",
                     )
                 self._skip(
                     split, f"skipped: {what} ({suffix})", path, "" if suffix == ".npy" else "save them as JPEG or PNG"
