@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -345,6 +347,21 @@ def test_a_home_that_nobody_knows_is_no_fault(case: Case, monkeypatch: pytest.Mo
     monkeypatch.setattr(preflight, "check_limits_apart", lambda *_: [])
     monkeypatch.setattr(local, "run_pipeline", lambda *_: {"run": {"status": "met"}, "stages": [], "targets": []})
     assert case.run().exit_code == 0
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare (util-linux)")
+def test_a_user_without_name_and_home_can_work(tmp_path: Path) -> None:
+    """As in a container under a number: MLflow and Ultralytics fail at import where there is no home folder."""
+    here = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
+    program = "import getpass, yolov8_nas, pathlib; home = pathlib.Path.home(); print(home, oct(home.stat().st_mode))"
+    program += "; getpass.getuser()"
+    command = ["unshare", "--user", "--map-user=12345", "--map-group=12345", sys.executable, "-c", program]
+    environment = {**here, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr:
+        pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "yolov8-nas-home-uid-12345"), "0o40700"]
 
 
 def test_a_byte_order_mark_is_no_fault(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

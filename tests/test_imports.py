@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("credentials", "foreign", "quiet"),
+    ("credentials", "foreign", "home", "quiet"),
     ("errors",),
     ("paths", "reading"),
     ("yaml_text",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from yolov8_nas.home import settle
 from yolov8_nas.quiet import hush
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ __all__ = ["NAS", "Subnet", "get_gpu_info"]
 
 
 hush()  # before anything of this package imports a library that reads the environment
+settle()
 
 
 def __getattr__(name: str) -> Any:
