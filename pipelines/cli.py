@@ -104,7 +104,7 @@ def submit(
     terminal.say(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
     terminal.say(f"run      {to.link(server, run.run_id, ui)}")
     if watch:
-        state = to.watch(server, run.run_id, terminal.say, poll)
+        state = to.watch(server, run.run_id, [branch.label for branch in asked.branches], terminal.say, poll)
         terminal.say(f"run {state.lower()}; its report is an artifact of the step Write the report")
         if state != "SUCCEEDED":
             raise typer.Exit(1)

@@ -26,6 +26,7 @@ IN_CLUSTER_TOKEN_VARIABLE: Final = "KF_PIPELINES_SA_TOKEN_PATH"
 IN_CLUSTER_HOST: Final = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 
 _ANSWER_WITHIN: Final = 10.0  # seconds
+_PASSING: Final = (401, 408, 429)  # statuses below 500 that time, or a token that is renewed, can mend
 _EQUALS: Final = 1  # operation of a filter
 
 
@@ -46,6 +47,10 @@ class Access:
     token_file: Path | None = None
     token_variable: str | None = None
     ca: Path | None = None
+
+
+class PassingError(InputError):
+    """A server that does not answer, is in trouble or does not take the token: later it may."""
 
 
 class Server:
@@ -98,6 +103,7 @@ class Server:
         """Turn what a server answers, or that it does not, into one message with a remedy; kfp's own words are dropped.
 
         Raises:
+            PassingError: It may pass by itself.
             InputError: The server refused.
         """
         try:
@@ -107,11 +113,12 @@ class Server:
             # A failure of TLS has no body, which kfp's client tries to decode.
             if not isinstance(error.__context__, kfp_server_api.ApiException):
                 raise
-            raise InputError(f"{self.host}: {_unreached(error.__context__)}") from None
+            raise PassingError(f"{self.host}: {_unreached(error.__context__)}") from None
         except kfp_server_api.ApiException as error:
-            raise InputError(f"{self.host}: {_refused(error, doing, getattr(self, 'namespace', None))}") from None
+            kind = PassingError if (error.status or 500) >= 500 or error.status in _PASSING else InputError
+            raise kind(f"{self.host}: {_refused(error, doing, getattr(self, 'namespace', None))}") from None
         except (urllib3.exceptions.HTTPError, ssl.SSLError, OSError) as error:
-            raise InputError(f"{self.host}: {_unreached(error)}") from None
+            raise PassingError(f"{self.host}: {_unreached(error)}") from None
 
     def pipeline(self, name: str) -> Any | None:
         """The pipeline of a name."""

@@ -23,15 +23,19 @@ class Cluster:
         multi_user: Whether it asks for namespaces.
         token: Bearer token that it wants; nothing for none.
         namespaces: Namespaces that a user may use.
-        states: States that a run goes through, a look at it at a time: of the run, and of its steps.
+        states: States that a run goes through, a look at it at a time: of the run, and of its steps by name, or all
+            that a server says of its tasks.
         refuse: Status and message for a path, instead of what it would do.
+        fails: The same, for the next requests below a path (with a slash at its end) alone; a status of 0 breaks the
+            connection off.
     """
 
     multi_user: bool = False
     token: str | None = None
     namespaces: tuple[str, ...] = ("team",)
-    states: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    states: list[tuple[str, dict[str, str] | list[dict[str, Any]]]] = field(default_factory=list)
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
+    fails: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     host: str = ""
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
@@ -63,10 +67,9 @@ class Cluster:
     def run(self, run_id: str) -> Any:
         (run,) = (run for run in self.runs if run["run_id"] == run_id)
         state, steps = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        details = [
-            {"task_id": name, "display_name": name, "state": state, "create_time": f"2030-01-01T00:00:{number:02}Z"}
-            for number, (name, state) in enumerate(steps.items())
-        ]
+        if isinstance(steps, dict):
+            steps = [{"task_id": name, "display_name": name, "state": state} for name, state in steps.items()]
+        details = [{**step, "create_time": f"2030-01-01T00:{i // 60:02}:{i % 60:02}Z"} for i, step in enumerate(steps)]
         return {**run, "state": state, "run_details": {"task_details": details}}
 
 
@@ -95,6 +98,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(401, {"message": "Unauthenticated"})
         if not url.path.startswith(API):
             return self._answer(404, {"message": "nothing here"})
+        if failures := cluster.fails.get(path[: path.rfind("/") + 1]):
+            status, message = failures.pop(0)
+            if status == 0:
+                self.close_connection = True
+                return self.connection.close()
+            return self._answer(status, {"message": message})
         if path in cluster.refuse:
             status, message = cluster.refuse[path]
             return self._answer(status, {"message": message})

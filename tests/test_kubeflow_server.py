@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from components import images
 from pipelines import nodes
+from pipelines import submit as to
 from pipelines.cli import app
+from pipelines.client import Access, Server
 from pipelines.submit import cron
 from yolov8_nas.errors import InputError
 
@@ -69,15 +71,91 @@ def test_what_is_submitted_twice_is_uploaded_once(config: Path, cluster: Cluster
 def test_watch_tells_each_step_once_and_ends_as_the_run(config: Path, cluster: Cluster, end: str, status: int) -> None:
     cluster.states = [
         ("PENDING", {}),
-        ("RUNNING", {"Check and open the run": "RUNNING", "root-driver": "SUCCEEDED"}),
-        ("RUNNING", {"Check and open the run": "RUNNING"}),
-        (end, {"Check and open the run": "SUCCEEDED", "Write the report": end}),
+        ("RUNNING", {"open-run": "RUNNING", "root-driver": "SUCCEEDED"}),
+        ("RUNNING", {"open-run": "RUNNING"}),
+        (end, {"open-run": "SUCCEEDED", "close-run": end}),
     ]
     told = _invoke("submit", config, "--host", cluster.host, "--watch", "--poll", "0.05", status=status)
     assert told.count("Check and open the run: running") == 1
     assert told.count("Check and open the run: succeeded") == 1
     assert "driver" not in told
     assert f"run {end.lower()}" in told
+
+
+def _nodes(state: str) -> list[dict[str, Any]]:
+    """A server's tasks for a run of two targets: Argo's nodes, which know what comes next, not what they are in."""
+    found: list[dict[str, Any]] = []
+
+    def node(name: str, *below: str, state: str = state) -> str:
+        pod = f"run-{len(found)}"
+        children = [{"pod_name": pod} for pod in below]
+        found.append(
+            {"task_id": f"uuid-{pod}", "pod_name": pod, "display_name": name, "state": state, "child_tasks": children}
+        )
+        return pod
+
+    def step(name: str, *after: str) -> str:
+        inner = node("executor", *after)
+        return node(f"{name}-driver", node(name, inner))
+
+    report = step("close-run", step("verdict"))
+    branches = []
+    for number in range(2):
+        stages = report
+        for name in ("register", "trt-export", "qat-finetune", "search", "hw-probe"):
+            stages = step(name, stages)
+        branch = node("target-branch-driver", node("target-branch", stages))
+        item = node("iteration-item", node("iteration-item-driver", branch))
+        branches.append(node(f"iteration-iterations({number}:{number})", item))
+    loop = node("for-loop-2", node("iteration-driver", node("iteration-iterations", *branches)))
+    probes = [node(f"iteration-iterations({n}:{n})", node("probe-target", step("hw-probe"))) for n in range(2)]
+    training = step("data-prep", step("supernet-train", loop), node("for-loop-1", *probes))
+    node("root", step("open-run", node("condition-1-driver", node("condition-1", training))))
+    return found
+
+
+def test_watch_tells_steps_alone_and_which_targets_they_are(config: Path, cluster: Cluster) -> None:
+    two = [T4, {"hardware": "cpu-2t", "constraints": ["latency<=9ms"]}]
+    config.write_text(yaml.safe_dump({**SETTINGS, "targets": two}))
+    cluster.states = [("RUNNING", _nodes("RUNNING")), ("SUCCEEDED", _nodes("SUCCEEDED"))]
+    told = _invoke("submit", config, "--host", cluster.host, "--watch", "--poll", "0.05").splitlines()
+    lines = [line for line in told if line.endswith(": running")]
+    assert sorted(line.removesuffix(": running") for line in lines) == sorted(
+        [
+            "Check and open the run", "Prepare the dataset", "Train the supernet", "Write the report",
+            "Give the verdict",
+            *(
+                f"{name}, {target}"
+                for target in ("nvidia-t4-int8", "cpu-2t-fp32")
+                for name in (
+                    "Measure the device", "Measure the device", "Search networks", "Fine-tune and quantize",
+                    "Export and verify", "Register the model",
+                )
+            ),
+        ]
+    )  # fmt: skip
+
+
+def test_watch_goes_on_when_the_server_comes_back(config: Path, cluster: Cluster) -> None:
+    cluster.states = [("RUNNING", {"open-run": "RUNNING"}), ("SUCCEEDED", {"open-run": "SUCCEEDED"})]
+    cluster.fails["/runs/"] = [(503, "restarting"), (0, ""), (401, "expired"), (502, "bad gateway")]
+
+    told = _invoke("submit", config, "--host", cluster.host, "--watch", "--poll", "0.05")
+    assert told.count("the run goes on, and is asked for again") == 1
+    assert "Check and open the run: succeeded" in told and "run succeeded" in told
+    assert cluster.fails["/runs/"] == []
+
+
+def test_watch_gives_up_where_a_server_stays_away_or_has_no_such_run(config: Path, cluster: Cluster) -> None:
+    server = Server(Access(cluster.host))
+    cluster.fails["/runs/"] = [(503, "away")] * 9
+    with pytest.raises(InputError, match="503"):
+        to.watch(server, "run", [], lambda _: None, 0.01, patience=0.0)
+    cluster.fails["/runs/"] = [(404, "gone")] * 2
+    said: list[str] = []
+    with pytest.raises(InputError, match="not found"):
+        to.watch(server, "run", [], said.append, 0.01)
+    assert said == []
 
 
 def test_dry_run_shows_everything_and_sends_nothing(config: Path, cluster: Cluster) -> None:
