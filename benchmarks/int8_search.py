@@ -74,7 +74,7 @@ class Int8Arena(Arena):
                 "candidates": 1,
                 "baseline": "none",
                 "qat_epochs": self.arguments.qat_epochs,
-                "from_scratch": self.arguments.from_scratch,
+                "start": "scratch" if self.arguments.from_scratch else "supernet",
             },
             precision="int8",
         )

@@ -14,7 +14,7 @@ It is compared with
                         the probe of the device, which is made once);
     full stock          stock YOLOv8 of the space's size, the limit's measure, for as many epochs;
     scratch             the searched network itself, trained from scratch for as many epochs as stock: what the
-                        architecture is worth without the supernet's weights (`finetune.from_scratch`).
+                        architecture is worth without the supernet's weights (`finetune.start: scratch`).
 
 All of them choose their best epoch on the search split; the validation split is scored once. Latencies are measured
 side by side, in the same rounds. Differences in mAP50-95 come with a 95% interval: for each seed of a paired bootstrap

@@ -126,6 +126,7 @@ def units(stage: str, config: RunConfig, target: TargetConfig | None) -> int:
             int8 = target is not None and target.precision in ("int8", "best")
             quantized = QAT_COST * tuning.qat_epochs if int8 else 0
             whole = config.supernet.epochs + tuning.epochs
+            rivals = tuning.epochs if config.start == "weights" else whole
             short: Sequence[Rung] | Literal["auto"] = "auto"
             if tuning.rungs != "auto":
                 short = [Rung(rung.networks, rung.epochs) for rung in tuning.rungs]
@@ -133,14 +134,14 @@ def units(stage: str, config: RunConfig, target: TargetConfig | None) -> int:
             def rungs(epochs: int) -> tuple[Rung, ...]:
                 return schedule(config.search.candidates, tuning.candidates, epochs, short)
 
-            candidates = rungs(whole if tuning.from_scratch else tuning.epochs)
+            candidates = rungs(whole if config.start == "scratch" else tuning.epochs)
             work = epochs_of(candidates) + candidates[-1].networks * quantized
             if tuning.baseline in ("stock", "both"):
-                work += candidates[-1].networks * whole + quantized
+                work += candidates[-1].networks * rivals + quantized
             elif tuning.distill:
-                work += whole
+                work += rivals
             if tuning.baseline in ("rescaled", "both"):
-                work += epochs_of(rungs(whole)) + quantized
+                work += epochs_of(rungs(rivals)) + quantized
             return work
         case "trt-export":
             return config.finetune.candidates + _STOCK[config.finetune.baseline]

@@ -18,22 +18,26 @@ import numpy as np
 import pytest
 import torch
 from interruption import Interrupted, interrupt_after
+from stock_weights import stock_network
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.checkpoint import stock
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy import finetune
+from yolov8_nas.deploy import finetune, starting
 from yolov8_nas.deploy.finetune import CHECKPOINT, Recipe, Trained, train
 from yolov8_nas.deploy.quantization import load_network, quantize
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.hardware.cost import cost
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
 from yolov8_nas.space import SearchSpace, rescale
-from yolov8_nas.stages.qat_finetune import STAGE, rivals_of
+from yolov8_nas.stages.qat_finetune import CALIBRATION_IMAGES, STAGE, rivals_of
 from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import Store, read_json, write_json
+from yolov8_nas.store import Store, canonical_digest, read_json, write_json
 from yolov8_nas.supernet.batchnorm import calibration_batches
-from yolov8_nas.supernet.derive import build, derive
+from yolov8_nas.supernet.derive import build, derive, save_checkpoint
+from yolov8_nas.supernet.slicing import sliced
 from yolov8_nas.supernet.supernet import Supernet
 
 TINY = SearchSpace.load("tiny")
@@ -193,8 +197,8 @@ def test_candidates_start_from_the_supernet_or_from_scratch_and_learn_as_long(
     stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], tmp_path: Path
 ) -> None:
     rows = {}
-    for name, from_scratch in (("fine", False), ("scratch", True)):
-        STAGE.run(stage_context(tmp_path / name, stage_inputs, from_scratch=from_scratch))
+    for name, start in (("fine", "supernet"), ("scratch", "scratch")):
+        STAGE.run(stage_context(tmp_path / name, stage_inputs, start=start))
         summary = read_json(tmp_path / name / "out" / "finetune.json")
         rows[name] = summary["candidates"][0], starts["candidate-0"], starts["stock"]
         assert (
@@ -215,6 +219,82 @@ def test_stock_starts_from_the_weights_that_the_supernet_started_from(
     STAGE.run(stage_context(tmp_path, stage_inputs, {"weights": str(weights)}))
     assert same(starts["stock"][0], derive(Supernet.load(weights), TINY.stock))
     assert read_json(tmp_path / "out" / "finetune.json")["baseline"]["start"] == "weights"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stock of other classes, but for one of equal name."""
+    network = stock_network("n", 3).float()
+    file = tmp_path_factory.mktemp("weights") / "yolov8n.pt"
+    save_checkpoint(network, file, names=["car", detection.CLASSES[1].upper(), "cat"], imgsz=64)
+    return file
+
+
+def test_from_weights_all_begin_alike_and_learn_as_long(
+    stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], checkpoint: Path, tmp_path: Path
+) -> None:
+    rescaled = dataclasses.replace(TINY.stock, sppf_width=128)
+    inputs = shutil.copytree(stage_inputs, tmp_path / "inputs")
+    write_json(inputs / "search" / "rescaled.json", {"architecture": rescaled.to_dict(), "latency_ms": 1.0})
+    asked = {"baseline": "both", "rungs": []}
+    context = stage_context(tmp_path / "one", inputs, {"weights": str(checkpoint)}, **asked)
+    STAGE.run(context)
+    summary = read_json(context.out / "finetune.json")
+    source = stock.read(checkpoint)
+    for name, row, architecture in (
+        ("candidate-0", summary["candidates"][0], TINY.smallest()),
+        ("stock", summary["baseline"], TINY.stock),
+        ("rescaled", summary["rescaled"], rescaled),
+    ):
+        network, recipe = starts[name]
+        torch.manual_seed(0)
+        images = calibration_batches(
+            data_yaml(inputs / "data-prep", context.partial, validate_on="search"), 64, CALIBRATION_IMAGES, 8, 0
+        )
+        assert same(network, sliced(source, architecture, detection.CLASSES, images)[0])
+        assert recipe == Recipe(2, 8, 1e-3, 64, 0, True)
+        assert row["start"] == "weights" and "stock YOLOv8n of 3 classes" in row["begun_with"]
+        assert row["epochs"] == 2
+        macs = cost(architecture, 2, 64).macs
+        assert row["computing"] == {"training": pytest.approx(3 * macs * 16 * 2)}
+    network, _ = starts["candidate-0"]
+    again = stage_context(tmp_path / "two", inputs, {"weights": str(checkpoint)}, **asked)
+    shutil.copytree(context.partial / "starts", again.partial / "starts")
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(starting, "sliced", None)  # it is there
+    STAGE.run(again)
+    monkey.undo()
+    assert same(starts["candidate-0"][0], network)
+
+
+def test_the_start_is_in_the_keys(checkpoint: Path, stage_inputs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pt"
+    other.write_bytes(checkpoint.read_bytes() + b"x")
+    asked = [
+        ({}, {}),
+        ({}, {"start": "scratch"}),
+        ({"weights": str(checkpoint)}, {}),
+        ({"weights": str(checkpoint)}, {"start": "supernet"}),
+        ({"weights": str(other)}, {}),
+    ]
+    found = [stage_context(tmp_path / str(i), stage_inputs, *given[:1], **given[1]) for i, given in enumerate(asked)]
+    assert len({canonical_digest(context.settings) for context in found}) == len(asked)
+    assert [c.settings["finetune"]["start"] for c in found] == ["supernet", "scratch", "weights", "supernet", "weights"]
+
+
+@pytest.mark.parametrize(
+    ("finetune", "message"),
+    [
+        ({"from_scratch": True}, "from_scratch is no setting: write start: scratch"),
+        ({"from_scratch": False}, "leave out from_scratch: false"),
+        ({"start": "weights"}, "finetune.start = 'weights' begins with the stock checkpoint of supernet.weights"),
+        ({"start": "coco"}, "start = 'coco'"),
+    ],
+)
+def test_starts_that_are_none_are_refused_in_one_line(finetune: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        RunConfig.parse({"finetune": finetune, "targets": [{"constraints": ["latency<=50ms"]}]}, "run.yaml")
+    assert "\n" not in str(refused.value)
 
 
 def test_stock_is_trained_once_for_all_targets(
@@ -471,6 +551,7 @@ def test_an_epoch_of_luck_does_not_decide_which_weights_are_kept(
 STAGE_SCRIPT = """
 import sys
 from pathlib import Path
+from yolov8_nas.checkpoint import stock
 from yolov8_nas.config import RunConfig
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress

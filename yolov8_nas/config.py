@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -134,6 +134,10 @@ class SearchConfig(_Section):
     random_seeds: Positive = 1
 
 
+Start: TypeAlias = Literal["weights", "supernet", "scratch"]
+"""What a training begins with; see `FinetuneConfig.start`."""
+
+
 class RungConfig(_Section):
     """Short trainings among which the best networks are chosen.
 
@@ -158,8 +162,12 @@ class FinetuneConfig(_Section):
         qat_epochs: Epochs of quantization-aware training after that, where the precision asks for INT8.
         batch: Images per step.
         lr: Peak learning rate of AdamW.
-        from_scratch: Whether the candidates start from random weights instead, and learn like the baseline for as many
-            epochs as the supernet and the fine-tuning together.
+        start: What trainings begin with, of candidates, stock and rescaled stock alike. `weights`: each is sliced from
+            the stock checkpoint that `supernet.weights` names, and learns for `epochs`. `supernet`: the candidates
+            begin with the supernet's weights, stock with what the supernet itself began with, or at random. `scratch`:
+            all begin at random. What begins otherwise than from weights or from the supernet learns for as many epochs
+            as the supernet and the fine-tuning together. Unless given, `weights` where `supernet.weights` names a
+            checkpoint (`.pt`), else `supernet`.
         baseline: What is trained beside the candidates for comparison: `stock` (YOLOv8 of the size), `rescaled` (the
             same with its width rescaled to the best candidate's measured latency), `both` or `none`. True stands for
             `stock`, false for `none`. Each gets as many trainings as the candidates: stock as many whole ones,
@@ -176,10 +184,20 @@ class FinetuneConfig(_Section):
     qat_epochs: Positive = 10
     batch: Positive = 16
     lr: float = Field(1e-3, gt=0)
-    from_scratch: bool = False
+    start: Start | None = None
     baseline: Literal["none", "stock", "rescaled", "both"] = "stock"
     distill: bool = False
     nms_free: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "from_scratch" in given:
+            raise ValueError(
+                "from_scratch is no setting: write start: scratch in place of from_scratch: true, and leave out "
+                "from_scratch: false"
+            )
+        return given
 
     @field_validator("baseline", mode="before")
     @classmethod
@@ -359,7 +377,22 @@ class RunConfig(_Section):
             raise ValueError("targets: the same target stands there twice")
         if self.retrain is not None and self.supernet.weights is not None:
             raise ValueError("retrain starts from the registered supernet: leave supernet.weights or retrain out")
+        if self.finetune.start == "weights" and not self._from_checkpoint:
+            raise ValueError(
+                "finetune.start = 'weights' begins with the stock checkpoint of supernet.weights, which names none: "
+                "give one, such as yolov8s.pt, or another start"
+            )
         return self
+
+    @property
+    def start(self) -> Start:
+        """What trainings begin with; see `FinetuneConfig.start`."""
+        return self.finetune.start or ("weights" if self._from_checkpoint else "supernet")
+
+    @property
+    def _from_checkpoint(self) -> bool:
+        """Whether `supernet.weights` names a stock checkpoint, not an earlier supernet."""
+        return str(self.supernet.weights or "").partition("?")[0].endswith(".pt")
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> RunConfig:

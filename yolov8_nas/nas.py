@@ -349,7 +349,10 @@ class Subnet:
         return file
 
     def finetune(self, epochs: int = 100, **settings: Any) -> Subnet:
-        """Train the network to the end, from the supernet's weights, and for INT8 where the search was for that.
+        """Train the network to the end, and for INT8 where the search was for that.
+
+        It begins as `finetune.start` of a run configuration says: unless given, sliced from the checkpoint that the
+        supernet began with, or with the supernet's weights.
 
         Candidates before this one are trained, too, since the stage takes them in their order.
 

@@ -130,6 +130,20 @@ class Latency(_Model):
     p99: float
 
 
+class Training(_Model):
+    """How a network was trained: what it began with, and how much it took.
+
+    `start` is `weights`, `supernet` or `scratch`; `begun_with` is the same in words.
+    `computing` is in multiply-accumulates: those of the network times the images seen, three times for forward and
+    backward pass, and what a teacher computed.
+    """
+
+    start: str
+    begun_with: str
+    epochs: int
+    computing: float
+
+
 class Shipped(_Model):
     """The exported file that ships, as measured and scored on the device; `files` are relative to the summary.
 
@@ -145,6 +159,7 @@ class Shipped(_Model):
     power_w: float | None = None
     params: float
     gflops: float
+    training: Training | None = None
     files: dict[str, str]
 
 
@@ -154,6 +169,7 @@ class Baseline(_Model):
     name: str
     map50_95: float | None = None
     latency_ms: Latency
+    training: Training | None = None
 
 
 class LatencyModel(_Model):

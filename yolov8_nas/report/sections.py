@@ -157,7 +157,7 @@ def side_by_side(target: Target) -> list[dict[str, Any]]:
     if target.model:
         row = {"name": "searched, shipped", "shipped": True, "speed": None, "epochs": _epochs(target)}
         row["form"] = wording.precision(target.summary.get("precision_shipped"))
-        rows.append(row | _measures(target.model))
+        rows.append(row | _measures(target.model) | _trained(target.model))
     ours = pick(target.model, "latency_ms", "p50")
     stock = [*target.baselines]
     as_c2f = mapping(pick(target.outputs["hw-probe"].json("stock.json"), "as_ultralytics_exports_it"))
@@ -167,6 +167,7 @@ def side_by_side(target: Target) -> list[dict[str, Any]]:
         {"name": wording.stock_name(row.get("name")), "form": str(row.get("form") or ""), "shipped": False}
         | _measures(row)
         | {"speed": _quotient(pick(row, "latency_ms", "p50"), ours), "epochs": wording.whole(row.get("epochs"))}
+        | _trained(row)
         for row in stock
     ]
     return rows
@@ -289,10 +290,21 @@ def _epochs(target: Target) -> str:
     tuned = records(pick(target.outputs["qat-finetune"].json("finetune.json"), "candidates"))
     index = pick(target.verdict, "shipped", "candidate")
     row: Mapping[str, Any] = next((row for row in tuned if row.get("index") == index), {})
-    if row.get("start") == "scratch":
-        return f"{wording.whole(row.get('epochs'))}, from scratch"
+    if row.get("start") in ("scratch", "weights"):
+        return f"{wording.whole(row.get('epochs'))}, from {row['start']}"
     seen = [pick(target.supernet.json("supernet.json"), "epochs"), row.get("epochs")]
     return " + ".join(map(wording.whole, seen)) if all(map(wording.is_number, seen)) else wording.ABSENT
+
+
+def _trained(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a row's network began with, in a word and in full, and the computing of its training."""
+    training = mapping(row.get("training"))
+    computing = training.get("computing")
+    return {
+        "start": wording.STARTS.get(str(training.get("start")), wording.ABSENT),
+        "begun_with": str(training.get("begun_with") or ""),
+        "computing": f"{computing / 1e12:.3g}" if wording.is_number(computing) else wording.ABSENT,
+    }
 
 
 def _headline(target: Target, comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

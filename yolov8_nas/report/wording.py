@@ -29,6 +29,10 @@ _NBSP: Final = "\N{NO-BREAK SPACE}"
 _QUANTITIES: Final = {"params": "parameters", "flops": "FLOPs"}
 
 
+STARTS: Final = {"weights": "weights", "supernet": "supernet", "scratch": "random"}
+"""What a training began with, in a word."""
+
+
 def shown(value: Any) -> Any:
     """A value of a page on its way there: text of others commands nothing, and is escaped after this."""
     return foreign.lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

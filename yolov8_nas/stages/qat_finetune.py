@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.config import RunConfig, Start, TargetConfig
 from yolov8_nas.stages.stage import Settings, Stage, StageContext
 from yolov8_nas.store import read_json, write_json
 
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
     from yolov8_nas.deploy.finetune import Recipe, Trained
     from yolov8_nas.deploy.halving import Result, Rung, Standing
+    from yolov8_nas.deploy.starting import Begun
     from yolov8_nas.space import Architecture
-
-Start: TypeAlias = Literal["supernet", "weights", "scratch"]
-"""What a training starts from: the supernet, the weights that the supernet itself started from, or random weights."""
 
 CALIBRATION_IMAGES: Final = 256
 """Training images from which BatchNorm statistics and INT8 ranges come."""
@@ -64,7 +62,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     supernet = supernet_train.settings(config, None)
     int8 = target.precision in ("int8", "best")
     return {
-        "finetune": config.finetune.model_dump(exclude={"nms_free"}),
+        "finetune": {**config.finetune.model_dump(exclude={"nms_free"}), "start": config.start},
         **config.finetune.head(),
         "supernet": {name: supernet[name] for name in ("epochs", "lr", "weights")},
         "int8": int8,
@@ -87,7 +85,7 @@ def run(ctx: StageContext) -> None:
         _Finetuning(ctx).run()
 
 
-STAGE = Stage(name="qat-finetune", version=5, settings=settings, run=run, watched=True)
+STAGE = Stage(name="qat-finetune", version=6, settings=settings, run=run, watched=True)
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,7 @@ class _Finetuning:
 
         from yolov8_nas.data.dataset import data_yaml
         from yolov8_nas.deploy.halving import Rung, epochs_of
+        from yolov8_nas.deploy.starting import Starts
         from yolov8_nas.hardware.profile import available_cores
         from yolov8_nas.space import Architecture
         from yolov8_nas.supernet.batchnorm import calibration_batches
@@ -149,13 +148,19 @@ class _Finetuning:
         )
         self.found: list[dict[str, Any]] = read_json(ctx.inputs["search"] / "candidates.json")
         found = [Architecture.from_dict(candidate["architecture"]) for candidate in self.found]
-        # What does not start from the supernet (stock, and the candidates where that is asked for) learns for as many
-        # epochs as the supernet and the fine-tuning together, so that none has seen the data more often than another,
-        # and with the supernet's learning rate.
-        whole = ctx.settings["supernet"]
-        self.from_scratch = self._recipe(whole["epochs"] + self.options["epochs"], whole["lr"])
+        # From weights, all learn for as long. Otherwise stock, and candidates that do not begin with the supernet,
+        # learn for as many epochs as the supernet and the fine-tuning together, with the supernet's learning rate: none
+        # has seen the data more often than another.
+        start: Start = self.options["start"]
+        weights, whole = ctx.settings["supernet"]["weights"], ctx.settings["supernet"]
+        self.starts = Starts(
+            start, self.supernet, Path(weights["path"]) if weights else None, self.calibration, ctx.partial / "starts"
+        )
+        self.images: int = read_json(ctx.inputs["data-prep"] / "dataset.json")["images"]["train"]
+        long = self._recipe(whole["epochs"] + self.options["epochs"], whole["lr"])
         fine = self._recipe(self.options["epochs"], self.options["lr"])
-        tuning = self.from_scratch if self.options["from_scratch"] else fine
+        tuning = long if start == "scratch" else fine
+        self.rivals = fine if start == "weights" else long
         self.qat = self._recipe(self.options["qat_epochs"], QAT_LR * self.options["lr"], mosaic=False)
         entrants = tuple(_Entrant(f"candidate {i}", one, self.seed) for i, one in enumerate(found))
         self.candidates = _Arm("candidates", entrants, self._rungs(tuning), tuning)
@@ -165,14 +170,15 @@ class _Finetuning:
         # Stock gets as many whole trainings as the candidates: the best of several is luck that it must have, too.
         trials = self.candidates.rungs[-1].networks if self.with_stock else int(self.distilled)
         stock = self._trials("stock", [self.supernet.space.stock], trials)
-        self.stock = _Arm("baseline", stock, (Rung(trials, self.from_scratch.epochs),), self.from_scratch)
+        self.stock = _Arm("baseline", stock, (Rung(trials, self.rivals.epochs),), self.rivals)
 
         qat_cost = QAT_COST * self.qat.epochs if ctx.settings["int8"] else 0
         self.total = epochs_of(self.candidates.rungs) + self.candidates.rungs[-1].networks * qat_cost
         self.total += epochs_of(self.stock.rungs) + self.with_stock * qat_cost
         if self.with_rescaled:
-            self.total += epochs_of(self._rungs(self.from_scratch)) + qat_cost
+            self.total += epochs_of(self._rungs(self.rivals)) + qat_cost
         self.done = 0.0
+        self.begun: dict[str, Begun] = {}  # what each whole training began with
 
     def run(self) -> None:
         """Train everything, one after the other."""
@@ -229,7 +235,7 @@ class _Finetuning:
         entering = [macs(one.architecture) for one in self.candidates.entrants[: rungs[0].networks]]
         largest = sorted(entering, reverse=True)
         work = sum(sum(largest[: rung.networks]) * rung.epochs for rung in rungs)
-        whole = macs(self.supernet.space.stock) * self.from_scratch.epochs
+        whole = macs(self.supernet.space.stock) * self.rivals.epochs
         trainings = round(work / whole, 3)
         if len(rungs) > 1:
             steps = ", then ".join(f"{rung.networks} for {rung.epochs} epochs" for rung in rungs)
@@ -238,7 +244,7 @@ class _Finetuning:
             )
         if self.distilled and not self.with_stock:
             self.ctx.progress.note(
-                f"finetune.distill takes a training of stock for {self.from_scratch.epochs} epochs, which "
+                f"finetune.distill takes a training of stock for {self.rivals.epochs} epochs, which "
                 f"finetune.baseline = {self.options['baseline']} does not ask for"
             )
         return {"epochs": epochs_of(rungs), "stock_trainings": trainings, "taught_by_stock": float(self.distilled)}
@@ -259,7 +265,7 @@ class _Finetuning:
                 return self._short(arm, i, rung)
             entrant = arm.entrants[i]
             recipe = replace(arm.recipe, seed=entrant.seed)
-            network = self._start(arm, entrant)
+            network, self.begun[entrant.name] = self._start(arm, entrant)
             carry_out = self._shared if arm is self.stock else self._carry_out
             whole[i] = carry_out(entrant.name, self._headed(network), recipe, teacher=teacher)
             score = average(whole[i].curves[: whole[i].epoch], recipe.window)
@@ -285,12 +291,13 @@ class _Finetuning:
             data = data_yaml(
                 self.ctx.inputs["data-prep"], self.ctx.partial, validate_on="search", held_out=(rung % FOLDS, FOLDS)
             )
-            network = self._start(arm, entrant)
+            network, begun = self._start(arm, entrant)
             trained = self._carry_out(name, self._headed(network), recipe, data=data)
             told = {
                 "index": i,
                 "architecture": entrant.architecture.to_dict(),
-                "start": self._begun(arm),
+                "start": begun.start,
+                "begun_with": begun.told,
                 "recipe": asdict(recipe),
                 "score": average(trained.curves, recipe.window),
                 "seconds": round(sum(row["seconds"] for row in trained.curves), 1),
@@ -339,30 +346,14 @@ class _Finetuning:
         latency_ms: float | None = (candidate.get("measured") or {}).get("latency_ms", {}).get("p50")
         digest = self.candidates.entrants[winner].architecture.digest
         rows = rivals_of(self.ctx.inputs["search"] / "rescaled.json", digest, latency_ms)
-        rungs = self._rungs(self.from_scratch)
+        rungs = self._rungs(self.rivals)
         entrants = self._trials("rescaled", [architecture for architecture, _ in rows], rungs[0].networks)
         told = {"latency_ms": [ms for _, ms in rows], "for": digest, "for_ms": latency_ms}
-        return _Arm("rescaled", entrants, rungs, self.from_scratch), {"equal_latency": told}
+        return _Arm("rescaled", entrants, rungs, self.rivals), {"equal_latency": told}
 
-    def _begun(self, arm: _Arm) -> Start:
-        """What the networks of an arm start from."""
-        if arm is self.stock and self.ctx.settings["supernet"]["weights"]:
-            return "weights"
-        return "scratch" if arm is not self.candidates or self.options["from_scratch"] else "supernet"
-
-    def _start(self, arm: _Arm, entrant: _Entrant) -> DetectionModel:
-        """A network at the start of a training: the same in every rung."""
-        from yolov8_nas.supernet.batchnorm import recalibrate
-        from yolov8_nas.supernet.derive import derive
-
-        match self._begun(arm):
-            case "weights":
-                return self._as_the_supernet_began(Path(self.ctx.settings["supernet"]["weights"]["path"]))
-            case "scratch":
-                return self._fresh(entrant.architecture, entrant.seed)
-        network = derive(self.supernet, entrant.architecture)
-        recalibrate(network, self.calibration)
-        return network
+    def _start(self, arm: _Arm, entrant: _Entrant) -> tuple[DetectionModel, Begun]:
+        """A network at the start of a training, the same in every rung; and what it begins with."""
+        return self.starts.network(entrant.architecture, entrant.seed, candidate=arm is self.candidates)
 
     def _headed(self, network: DetectionModel) -> DetectionModel:
         """A network with the head that was asked for."""
@@ -370,31 +361,6 @@ class _Finetuning:
 
         if self.ctx.settings.get("nms_free"):
             add_one_to_one(network)
-        return network
-
-    def _fresh(self, architecture: Architecture, seed: int) -> DetectionModel:
-        """A network with random weights."""
-        import torch
-
-        from yolov8_nas.supernet.derive import build
-
-        torch.manual_seed(seed)
-        return build(architecture, len(self.names), self.names)
-
-    def _as_the_supernet_began(self, weights: Path) -> DetectionModel:
-        """Stock with the weights that the supernet started from: what it had, its rival has."""
-        import torch
-
-        from yolov8_nas.supernet.batchnorm import recalibrate
-        from yolov8_nas.supernet.derive import derive
-        from yolov8_nas.supernet.supernet import Supernet
-        from yolov8_nas.supernet.warmstart import read, warm_start
-
-        torch.manual_seed(self.seed)
-        supernet = Supernet(self.supernet.space, len(self.names), self.names)
-        warm_start(supernet, read(weights))
-        network = derive(supernet, self.supernet.space.stock)
-        recalibrate(network, self.calibration)
         return network
 
     def _write(self, arm: _Arm, entrant: _Entrant, tuned: Trained, folder: Path) -> dict[str, Any]:
@@ -416,12 +382,14 @@ class _Finetuning:
             save_qat_checkpoint(quantized.network, folder / "qat.pt", names=self.names, imgsz=self.imgsz)
             score["int8"] = quantized.curves[quantized.epoch - 1]["map50_95"]
             best_epoch["int8"] = quantized.epoch
-        recipe = replace(arm.recipe, seed=entrant.seed)
+        recipe, begun = replace(arm.recipe, seed=entrant.seed), self.begun[entrant.name]
         row = {
             "map50_95": score,
             "average": average(tuned.curves[: tuned.epoch], recipe.window),
             "best_epoch": best_epoch,
-            "start": self._begun(arm),
+            "start": begun.start,
+            "begun_with": begun.told,
+            "computing": self._computing(arm, entrant),
             "distilled": self.distilled and arm is not self.stock,
             "epochs": recipe.epochs,
             "recipe": asdict(recipe),
@@ -433,6 +401,21 @@ class _Finetuning:
         write_json(folder / "tuning.json", tuning)
         return {"architecture": entrant.architecture.to_dict(), **row}
 
+    def _computing(self, arm: _Arm, entrant: _Entrant) -> dict[str, float]:
+        """Multiply-accumulates of a network's whole trainings; see `starting.computing`."""
+        from yolov8_nas.deploy.starting import computing
+        from yolov8_nas.hardware.cost import cost
+
+        def macs(architecture: Architecture) -> float:
+            return cost(architecture, len(self.names), self.imgsz).macs
+
+        own, teacher = macs(entrant.architecture), macs(self.supernet.space.stock)
+        taught_by = teacher if self.distilled and arm is not self.stock else 0.0
+        told = {"training": computing(own, self.images, arm.recipe.epochs, taught_by=taught_by)}
+        if self.ctx.settings["int8"]:
+            told["int8"] = computing(own, self.images, self.qat.epochs, taught_by=own)
+        return told
+
     def _shared(self, name: str, network: DetectionModel, recipe: Recipe, *, teacher: None = None) -> Trained:
         """Train stock in floating point, or find it trained; nothing teaches it."""
         from yolov8_nas.deploy.finetune import Trained
@@ -440,10 +423,11 @@ class _Finetuning:
         from yolov8_nas.supernet.derive import save_checkpoint
 
         weights = self.ctx.settings["supernet"]["weights"]
+        begun = self.begun[name].start
         settings = {
             "dataset": read_json(self.ctx.inputs["data-prep"] / "dataset.json")["digest"],
             "architecture": self.supernet.space.stock.to_dict(),
-            "weights": weights and weights["sha256"],
+            "start": {"kind": begun, "sha256": weights["sha256"] if begun == "weights" else None},
             "recipe": asdict(recipe),
             "nms_free": self.ctx.settings.get("nms_free", False),
         }

@@ -73,7 +73,7 @@ def run(ctx: StageContext) -> None:
     _Export(ctx).run()
 
 
-STAGE = Stage(name="trt-export", version=9, settings=settings, run=run)
+STAGE = Stage(name="trt-export", version=10, settings=settings, run=run)
 
 
 @dataclass(frozen=True)
@@ -489,6 +489,7 @@ class _Export:
             "architecture": file.architecture,
             **self._figures(file),
             "constraints": self._constraints(file),
+            "training": _training(file.row),
         }
 
     def _tried(self, file: _File, shipped: _File | None) -> dict[str, Any]:
@@ -513,6 +514,7 @@ class _Export:
             "name": file.row["name"],
             "form": f"{file.row['form']}, {file.precision.upper()}",
             "epochs": file.row["epochs"],
+            "training": _training(file.row),
             **self._figures(file),
         }
 
@@ -607,6 +609,12 @@ class _Export:
     def _step(self, message: str, steps: int = 1, **figures: float) -> None:
         self.steps += steps
         self.ctx.progress.update(self.steps, self.total, message, **figures)
+
+
+def _training(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network began with, its epochs and its computing."""
+    told = {key: row[key] for key in ("start", "begun_with", "epochs")}
+    return {**told, "computing": sum(row["computing"].values())}
 
 
 def _expected(file: _File) -> float:
