@@ -112,7 +112,7 @@ LEDGER: dict[str, tuple[Change, str, str, dict[str, int], str]] = {
         "train",
         "files",
         {"skipped: other pictures (.psd)": 1},
-        "save them as JPEG or PNG",
+        "train: 1 of 13 files skipped: other pictures (.psd): images/train/a.psd; save them, or frames of them, as",
     ),
     "a video": (
         lambda root: (root / "images/train/a.MP4").write_bytes(b"x"),
@@ -1228,9 +1228,9 @@ def test_data_check_prints_the_ledger(tmp_path: Path) -> None:
     (root / "images/val/val_00.png").write_bytes(by_opencv(".png", DEEP))
     text = " ".join(command(root, COLUMNS="200").stdout.decode().split())
     for expected in (
-        "train files, in all 13 files used, with boxes 12 files skipped: hidden files and folders 1",
-        "train labels, in all 12 labels read, with rows 12",
-        "train boxes, in all 24 boxes used 24",
+        "train files, in all 13 used, with boxes 12 skipped: hidden files and folders 1",
+        "train labels, in all 12 read, with rows 12",
+        "train boxes, in all 24 used 24",
         "uint16 converted to 8 bits: 0 becomes black",
         "a deployed model needs its images converted alike",
     ):

@@ -30,6 +30,7 @@ def check(
     console = Terminal()
     for table in tables(dataset):
         console.print(table)
+        console.print()
     for warning in dataset.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -72,8 +73,6 @@ def shown() -> Iterator[Callable[[str, int, int], None]]:
 
 def tables(dataset: CheckedDataset) -> Iterator[Table]:
     """What is in a dataset: images and boxes, a line a class, what became of each file and label, what is converted."""
-    from yolov8_nas.data import ledger
-
     splits = list(dataset.splits)
     boxes = dataset.boxes
     table = _table("split", "images", "boxes")
@@ -84,12 +83,12 @@ def tables(dataset: CheckedDataset) -> Iterator[Table]:
     for name in dataset.names:
         table.add_row(name, *(str(boxes[split][name]) for split in splits))
     yield table
-    table = _table("files and labels", "", "count")
+    table = _table("as given", "what became of it", "count")  # before the search split is cut from train
     for split, kinds in dataset.ledger.items():
         for kind, outcomes in kinds.items():
             table.add_row(split, f"{kind}, in all", str(sum(outcome["count"] for outcome in outcomes.values())))
-            for _, what, count, _ in ledger.lines({split: {kind: outcomes}}):
-                table.add_row("", f"  {what}", str(count))
+            for outcome, entry in outcomes.items():
+                table.add_row("", f"  {outcome}", str(entry["count"]))
     yield table
     if dataset.remarks:
         table = _table("images that are converted, or taken in part", "count")

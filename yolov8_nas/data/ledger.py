@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 Kind = Literal["files", "labels", "boxes"]
+_KINDS: Final[tuple[Kind, ...]] = ("files", "labels", "boxes")
 
 WITH_BOXES: Final = "used, with boxes"
 BACKGROUND: Final = "used as background: labelled, without boxes"
@@ -79,7 +80,7 @@ class Ledger:
     def warnings(self) -> list[str]:
         """What a person is to be warned of."""
         return [
-            f"{split}: {tally.count} {kind} {outcome}{named(tally, ': ')}; {tally.alarm}"
+            f"{split}: {tally.count} of {self.count(split, kind)} {kind} {outcome}{named(tally, ': ')}; {tally.alarm}"
             for split, kinds in self._tallies.items()
             for kind, tallies in kinds.items()
             for outcome, tally in tallies.items()
@@ -94,7 +95,8 @@ class Ledger:
                     outcome: {"count": tally.count, "examples": list(tally.examples)}
                     for outcome, tally in sorted(tallies.items(), key=lambda item: _order(item[0]))
                 }
-                for kind, tallies in kinds.items()
+                for kind in _KINDS
+                if (tallies := kinds.get(kind))
             }
             for split, kinds in self._tallies.items()
         }

@@ -217,7 +217,7 @@ class YoloReader:
                 self.faults.add(self.where, f"{split}: {entry} does not exist", "correct the path or add the folder")
                 return None
             # Some tools write `../train/images` for a folder that lies beside the description.
-            if not instead.parts[-len(parts) :] == tuple(parts) or Path(entry).is_absolute():
+            if instead.parts[-len(parts) :] != tuple(parts) or Path(entry).is_absolute():
                 taken = shown(instead, self.root)
                 self.warnings.append(f"{self.where}: {split}: {entry} does not exist; {taken} of the dataset is taken")
             place = instead
@@ -253,7 +253,10 @@ class YoloReader:
                         "save it as JPEG or PNG",
                     )
                 self._skip(
-                    split, f"skipped: {what} ({suffix})", path, "" if suffix == ".npy" else "save them as JPEG or PNG"
+                    split,
+                    f"skipped: {what} ({suffix})",
+                    path,
+                    "" if suffix == ".npy" else "save them, or frames of them, as JPEG or PNG",
                 )
             elif self._label(path) and _begins_as_image(path):
                 yield path
