@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, no
 import rank_correlation
 import search_quality
 import search_speed
+import stock_arm
 import verdicts
 from rank_correlation import (
     Setting,
@@ -315,6 +316,33 @@ def test_the_table_gives_difference_interval_and_word(
     lines = capsys.readouterr().out.splitlines()
     (full,) = (line for line in lines if line.startswith("| searched | stock of full size"))
     assert full.endswith("| 1.250 |")
+
+
+# Our stock arm -------------------------------------------------------------------------------------------------------
+
+
+def test_what_our_stock_arm_lacks_is_told_over_seeds(
+    tmp_path: Path, few_draws: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = SimpleNamespace(epochs=1, imgsz=64, scale="n", weights=None)
+    recipes = {"ours": {"lr": 1e-3}, "yolo": {"lr": 1.25e-3, "optimizer": "MuSGD"}}
+    for seed in range(3):
+        folder = tmp_path / "seeds" / str(seed)
+        folder.mkdir(parents=True)
+        for arm, skill in (("ours", 0.2), ("yolo", 0.5)):
+            made_up(10 * seed + len(arm), 12, skill=skill).save(folder / f"{arm}.npz")
+            row = {"recipe": recipes[arm], "seconds": 2.0, "machine": "a machine"}
+            write_json(folder / f"{arm}.json", row)
+    (tmp_path / "seeds" / "3").mkdir()
+    write_json(tmp_path / "seeds" / "3" / "yolo.json", {})  # of this one only one arm is finished
+    stock_arm.report(tmp_path, asked)
+    told = capsys.readouterr().out
+    assert "3 seeds, a machine" in told and "| `yolo train`, its defaults | MuSGD, 0.00125 |" in told
+    assert "**behind**" in told and read_json(tmp_path / "report.json")["comparison"]["word"] == "behind"
+    evaluated: list[str] = []
+    bench = SimpleNamespace(workdir=tmp_path, evaluator=SimpleNamespace(evaluate=evaluated.append))
+    stock_arm.Bench.train(bench, "ours", 0)  # it has a record
+    assert not evaluated
 
 
 # Search speed --------------------------------------------------------------------------------------------------------

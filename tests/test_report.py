@@ -267,7 +267,18 @@ class MadeUpRun:
                                 "architecture": chosen[1]["architecture"],
                                 "curves": curve(12, top=0.41),
                             },
-                            "finetune.json": {"candidates": [{"index": 0, "epochs": 12}, {"index": 1, "epochs": 12}]},
+                            "finetune.json": {
+                                "candidates": [{"index": 0, "epochs": 12}, {"index": 1, "epochs": 12}],
+                                "halving": {
+                                    "budget": {"stock_trainings": 2.47},
+                                    "rungs": [{"networks": 3, "epochs": 4}, {"networks": 2, "epochs": 12}],
+                                    "ranking": [
+                                        {"index": 1, "seed": 0, "scores": [0.311, 0.412], "expected": 0.411},
+                                        {"index": 0, "seed": 0, "scores": [0.309, 0.403], "expected": 0.404},
+                                        {"index": 2, "seed": 0, "scores": [0.287], "expected": 0.287},
+                                    ],
+                                },
+                            },
                             "baseline/tuning.json": {"curves": curve(28, top=0.39)},
                         },
                     ),
@@ -572,6 +583,16 @@ def test_tells_what_the_architecture_parameters_learned(page: Page) -> None:
     latency = page.figures["target-1-prior-ms"]
     assert latency["layout"]["shapes"][0]["y0"] == 3.0
     assert latency["data"][0]["y"][0] == 5.0
+
+
+def test_every_training_that_chose_is_told(page: Page) -> None:
+    for words in (
+        "Candidates: real trainings, mAP50-95 by their length",
+        "network seed 4 epochs 12 epochs expected 1 0 0.311 0.412 0.411 0 0 0.309 0.403 0.404 2 0 0.287",
+        "At most the computing of 2.47 trainings of stock was allowed for",
+    ):
+        assert words in page.text, words
+    assert "Rescaled stock: real trainings" not in page.text
 
 
 def test_a_winner_trained_from_scratch_says_so(run: MadeUpRun, tmp_path: Path) -> None:

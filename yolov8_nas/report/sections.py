@@ -691,7 +691,49 @@ def _tuning(target: Target) -> dict[str, Any]:
         "accuracy": accuracy,
         "losses": shown,
         "missing": "" if accuracy or shown else stage.why_missing("fine-tuning curves"),
+        "halvings": _halvings(target),
     }
+
+
+def _halvings(target: Target) -> list[dict[str, Any]]:
+    """Who was trained for how long, and what it scored: of the candidates, and of what they are compared with."""
+    tuned = mapping(target.outputs["qat-finetune"].json("finetune.json"))
+    shipped = pick(target.verdict, "shipped", "candidate")
+    arms = {
+        "Candidates": tuned,
+        "Rescaled stock": mapping(tuned.get("rescaled")),
+        "Stock": mapping(tuned.get("baseline")),
+    }
+    tables = []
+    for name, arm in arms.items():
+        halving = mapping(arm.get("halving"))
+        rungs, ranking = records(halving.get("rungs")), records(halving.get("ranking"))
+        if not rungs or len(ranking) < 2:
+            continue
+        rows = []
+        for row in ranking:
+            scores = [*(row.get("scores") or ())]
+            rows.append(
+                {
+                    "name": f"{row.get('index', wording.ABSENT)}",
+                    "seed": f"{row.get('seed', wording.ABSENT)}",
+                    "scores": [*scores, *[None] * (len(rungs) - len(scores))],
+                    "expected": row.get("expected"),
+                    "shipped": name == "Candidates" and row.get("index") == shipped,
+                }
+            )
+        headings = [f"{wording.whole(rung.get('epochs'))} epochs" for rung in rungs]
+        tables.append(
+            {"name": name, "rungs": headings, "rows": rows, "budget": _budget(mapping(halving.get("budget")))}
+        )
+    return tables
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    trainings = budget.get("stock_trainings")
+    if not wording.is_number(trainings):
+        return ""
+    return f"At most the computing of {wording.number(trainings)} trainings of stock was allowed for, before it began."
 
 
 def _quantization(target: Target) -> dict[str, Any] | None:
