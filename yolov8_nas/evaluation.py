@@ -158,7 +158,7 @@ class TrainingSpread:
         return TrainingSpread(math.sqrt(variance), freedom, f"{self.source}, and {source}")
 
 
-TYPICAL_SPREAD: Final = TrainingSpread(0.0075, 4.0, "trainings of one network with several seeds (docs/verdicts.md)")
+TYPICAL_SPREAD: Final = TrainingSpread(0.009, 4.0, "trainings of one network with several seeds (docs/verdicts.md)")
 """Spread of trainings of a few hundred images, where nothing is known of those at hand; worth four degrees of freedom,
 since another data set may be another matter."""
 
