@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -23,9 +24,11 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from yolov8_nas import local, preflight, remote_store, store
+from yolov8_nas import local, paths, preflight, remote_store, store
 from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig
+from yolov8_nas.deploy.packaging import side_of
+from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import counters
 
 SETTINGS: dict[str, Any] = {
@@ -362,6 +365,60 @@ def test_a_user_without_name_and_home_can_work(tmp_path: Path) -> None:
         pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(tmp_path / "yolov8-nas-home-uid-12345"), "0o40700"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "told"),
+    [
+        ([480, 640], None, "was trained at [480, 640]"),
+        (100, None, "--imgsz 128"),
+        ([100, 100], None, "--imgsz 128"),
+        ("big", None, "--imgsz 640"),
+        (float("nan"), None, "--imgsz 640"),
+        ([], None, "--imgsz 640"),
+        (640, 100, "imgsz = 100"),
+        (640, 0, "imgsz = 0"),
+    ],
+)
+def test_the_size_that_a_checkpoint_was_trained_at(trained: Any, asked: int | None, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        side_of(trained, Path("best.pt"), asked)
+    assert told in str(error.value) and "best.pt" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "side"),
+    [(None, None, 640), (320, None, 320), ([320, 320], None, 320), ([320], None, 320), ([480, 640], 640, 640)],
+)
+def test_a_size_that_is_a_square_is_taken(trained: Any, asked: int | None, side: int) -> None:
+    assert side_of(trained, Path("best.pt"), asked) == side
+
+
+def test_what_a_path_has_against_it_is_told_by_every_command(case: Case) -> None:
+    (case.folder / "best.pt").write_bytes(b"x")
+    for command in (
+        ["data", "check", "d" * 300],
+        ["run", "c" * 300],
+        ["export", str(case.folder / "best.pt"), "-o", str(case.folder / ("o" * 300))],
+        ["data", "make-demo", str(case.config / "demo")],
+    ):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2, (command, result.output, result.exception)
+        assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EIO, errno.ELOOP]
+)
+def test_errors_of_the_system_name_path_and_remedy(number: int) -> None:
+    told = paths.told(OSError(number, os.strerror(number), "/some/where"))
+    assert told is not None and str(told).startswith("/some/where: ") and ";" in str(told)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    assert paths.told(OSError(errno.EPIPE, "Broken pipe")) is None
+    assert paths.told(OSError("something of ours")) is None
+    assert paths.told(ConnectionRefusedError(errno.ECONNREFUSED, "refused")) is None
 
 
 def test_a_byte_order_mark_is_no_fault(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,8 @@ def serving(answers: dict[str, Any], seen: list[tuple[str, str | None]] | None =
                 time.sleep(content)
             body = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status or 200)
+            if 300 <= status < 400:
+                self.send_header("Location", content)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             with suppress(BrokenPipeError):  # who asked has given up
@@ -80,6 +82,8 @@ def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
         ({f"{API}/registered-models/search": (501, "no")}, "in trouble (501"),
         ({"/version": (401, "no")}, "MLFLOW_TRACKING_USERNAME"),
         ({f"{API}/logged-models/search": (403, "no")}, "does not let us in (403)"),
+        ({"/version": (302, "https://login.example/?to=x")}, "leads on to https://login.example"),
+        ({f"{API}/logged-models/search": (308, "https://mlflow.example/")}, "write the address that answers"),
         ({"/version": (502, "bad gateway")}, "the server is in trouble (502 at /version: bad gateway)"),
         ({f"{API}/logged-models/search": (503, "no")}, "the server is in trouble"),
         ({f"{API}/experiments/get-by-name": _experiment("x", "deleted")}, "was deleted"),

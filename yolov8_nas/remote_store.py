@@ -58,6 +58,7 @@ RENEW_EVERY: Final = 45.0
 """Seconds between two renewals of a lease."""
 
 _ASK_EVERY: Final = 5.0
+_REACHED_WITHIN: Final = 2.0  # seconds, when somebody waits to be told whether it is there
 _LONGEST_RECORD: Final = 64 * 2**20  # bytes: a manifest of 500,000 files
 _IN_MEMORY: Final = 2**20  # bytes; larger files are sent from a link to them
 
@@ -100,7 +101,7 @@ class RemoteStore(Store):
         Raises:
             InputError: It is not, or nothing answers.
         """
-        objects = _Objects(self.address, attempts=2)
+        objects = _Objects(self.address, attempts=2, within=_REACHED_WITHIN)
         try:
             objects.read("manifest.json")  # which no store has at its root
             if writing:
@@ -528,11 +529,11 @@ def _every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
 class _Objects:
     """The objects below an address."""
 
-    def __init__(self, address: str, attempts: int = s3.ATTEMPTS, client: Any = None) -> None:
+    def __init__(self, address: str, attempts: int = s3.ATTEMPTS, client: Any = None, within: float = 10.0) -> None:
         self.address = address
         self.bucket, prefix = s3.split(address)
         self.prefix = f"{prefix}/" if prefix else ""
-        self.client = client or s3.connect(address, attempts)
+        self.client = client or s3.connect(address, attempts, within)
 
     def below(self, path: str) -> _Objects:
         """Those below a path."""

@@ -48,19 +48,20 @@ def split(address: str) -> tuple[str, str]:
     return bucket, key
 
 
-def connect(address: str, attempts: int = ATTEMPTS) -> Any:
+def connect(address: str, attempts: int = ATTEMPTS, within: float = 10.0) -> Any:
     """boto3's client for what lies at an address.
 
     Args:
         address: What is to be reached, for messages.
         attempts: How often a request is tried.
+        within: Seconds in which the server has to be reached.
 
     Raises:
         InputError: What the environment says of endpoint, profile or region cannot be used.
     """
     settings = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
-        connect_timeout=10,
+        connect_timeout=within,
         read_timeout=60,
         max_pool_connections=CONNECTIONS,
     )

@@ -229,6 +229,7 @@ class _Server:
                 method,
                 self.address.rstrip("/") + path,
                 json=body,
+                allow_redirects=False,
                 timeout=max(0.1, self.until - time.monotonic()),
                 stream=True,
             )
@@ -242,6 +243,12 @@ class _Server:
             raise InputError(
                 f"tracking.uri = {self.address}: does not let us in ({answer.status_code}); set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for one who may"
+            )
+        if answer.is_redirect:
+            place = credentials.redacted(answer.headers.get("Location", "another address"))
+            raise InputError(
+                f"tracking.uri = {self.address}: leads on to {place[:200]} instead of answering; write the address "
+                "that answers, or set MLFLOW_TRACKING_TOKEN where this is a page to log in"
             )
         if answer.status_code >= 500 or answer.status_code in (408, 429):
             raise UnavailableError(

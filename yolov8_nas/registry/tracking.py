@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import random
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -433,6 +434,8 @@ def check_server(uri: str) -> None:
     except urllib.error.HTTPError:
         pass  # something answers; whether it lets us in, MLflow's first call tells
     except (OSError, ValueError, HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):
+            return  # something answers; which certificates are trusted, MLflow's own variables say
         raise UnavailableError(
             f"tracking.uri = {address}: no MLflow server answers there ({error}); start it, "
             "or leave tracking.uri empty to track in a local database"
