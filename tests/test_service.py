@@ -81,6 +81,7 @@ def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
         ({f"{API}/registered-models/search": (404, "Not found")}, "has no model registry"),
         ({f"{API}/registered-models/search": (501, "no")}, "in trouble (501"),
         ({"/version": (401, "no")}, "MLFLOW_TRACKING_USERNAME"),
+        ({"/version": (403, "Invalid Host header - possible DNS rebinding attack detected")}, "--allowed-hosts"),
         ({f"{API}/logged-models/search": (403, "no")}, "does not let us in (403)"),
         ({"/version": (302, "https://login.example/?to=x")}, "leads on to https://login.example"),
         ({f"{API}/logged-models/search": (308, "https://mlflow.example/")}, "write the address that answers"),

@@ -239,6 +239,11 @@ class _Server:
                 f"tracking.uri = {self.address}: no MLflow server answers there ({_reason(error)}); start it, or "
                 f"{_REMEDY}"
             ) from None
+        if answer.status_code == 403 and "host header" in text.lower():
+            raise InputError(
+                f"tracking.uri = {self.address}: refuses this name of itself (Invalid Host header); start it with "
+                "--allowed-hosts naming it, or give the address that it knows"
+            )
         if answer.status_code in (401, 403) and not any(os.environ.get(name) for name in _OTHER_WAYS):
             raise InputError(
                 f"tracking.uri = {self.address}: does not let us in ({answer.status_code}); set "
