@@ -173,6 +173,13 @@ LEDGER: dict[str, tuple[Change, str, str, dict[str, int], str]] = {
         {"skipped: without an image": 1},
         "labels/train/stray.txt",
     ),
+    "a label beside an image that has one elsewhere": (
+        lambda root: (root / "images/train/train_00.txt").write_text("1 0.5 0.5 0.1 0.1\n"),
+        "train",
+        "labels",
+        {"read, with rows": 12, "skipped: beside an image whose labels are elsewhere": 1},
+        "",
+    ),
     "a list of classes": (
         lambda root: (root / "labels/val/classes.txt").write_text("dent\nhole\n"),
         "val",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ MOST_LISTED: Final = 32 * 2**20
 
 def shown(path: str | Path, root: Path) -> str:
     """How messages call a file: by its path in the dataset, printable whatever its bytes."""
-    path = Path(path)
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    text, above = os.fspath(path), os.fspath(root)
+    name = text[len(above) + 1 :] or "." if text == above or text.startswith(above + os.sep) else text
     return name.encode("utf-8", "backslashreplace").decode()
 
 

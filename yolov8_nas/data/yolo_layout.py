@@ -31,7 +31,7 @@ _LISTS = frozenset(
 )
 _LABEL_FOLDERS = ("labels", "Labels", "label")
 _KEYS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
-_NOTHING: Final = ("", "null", "~", [])  # what stands for nothing where a path is asked for
+_NOTHING: Final[tuple[object, ...]] = ("", "null", "~", [])  # what stands for nothing where a path is asked for
 _CLASSES = ("classes.txt", "labels/classes.txt")
 
 
@@ -369,7 +369,7 @@ class YoloReader:
             folders = {os.path.dirname(path) for path in paths}
             places = {os.path.dirname(label_file(Path(folder) / "x")) for folder in folders}
             places |= {os.path.dirname(path) for folder in folders for path in self._labels[folder].taken}
-            for place in sorted(places):
+            for place in sorted(places | folders):
                 for path in walk(place).files if os.path.isdir(place) else []:
                     if path.lower().endswith(".txt") and path not in looked:
                         looked.add(path)
@@ -379,6 +379,8 @@ class YoloReader:
         folder, name = os.path.split(path)
         if name.lower() in _LISTS or name.lower().startswith("readme"):
             outcome, alarm = "skipped: lists and notes", ""
+        elif folder in self._labels and os.path.splitext(name)[0] in _stems(folder, stems):
+            outcome, alarm = "skipped: beside an image whose labels are elsewhere", ""
         elif any(os.path.splitext(name)[0] in _stems(place, stems) for place in (folder, _image_folder(folder))):
             outcome, alarm = "skipped: of images outside train and val", ""
         else:
