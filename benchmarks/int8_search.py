@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arena import EVALUATION_BATCH, TOY, Arena, Result, add_arguments, over_seeds, percent, scores_of_draws
 from scipy.stats import kendalltau
-from search_quality import EVALUATION_BATCH, TOY, Arena, Result, add_arguments, over_seeds, percent, scores_of_draws
 from setting import machine
 
 from yolov8_nas.config import RunConfig

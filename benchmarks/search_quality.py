@@ -1,147 +1,139 @@
-"""Whether a searched network is better than what people would take instead, on validation images nobody has seen.
+"""What a search finds, against what people would take instead, when every network begins with the same trained weights.
 
-    python benchmarks/search_quality.py --workdir runs/search_quality/inspection
-    python benchmarks/search_quality.py --workdir runs/search_quality/bccd --data bccd.tar.gz --imgsz 128
+    python benchmarks/search_quality.py --weights yolov8s.pt --data bccd.tar.gz --imgsz 160 --limit "latency<=60%stock"
+    python benchmarks/search_quality.py --weights yolov8s.pt --limit "latency<=60%stock"    # pictures the project draws
 
-For each seed a supernet is trained, a network searched under a limit and fine-tuned, all by the pipeline's own stages.
-It is compared with
+The device is probed once. For each search a supernet that begins with the weights is trained for a few epochs, the
+space is searched within the limit, and real trainings choose among the candidates (successive halving). Then the arms
+are trained to the end with seeds that nothing was chosen by, and scored on the validation split, once for each seed:
 
-    random              the best of as many random networks under the same limit, by the same supernet, tuned the same;
-    stock, epochs       stock YOLOv8 rescaled in width to the searched network's measured latency, within 2% where
-                        widths in steps of 8 allow it, trained from scratch for as many epochs as supernet and
-                        fine-tuning had together;
-    stock, compute      the same network, trained for as many seconds as supernet, search and fine-tuning took (without
-                        the probe of the device, which is made once);
-    full stock          stock YOLOv8 of the space's size, the limit's measure, for as many epochs;
-    scratch             the searched network itself, trained from scratch for as many epochs as stock: what the
-                        architecture is worth without the supernet's weights (`finetune.start: scratch`).
+    searched    the network that the search and the halving chose;
+    rescaled    stock with its width rescaled to the latency of the candidates, chosen by the same halving among the
+                roundings of its widths;
+    random      the best, by the same halving, of as many random networks at the limit;
+    stock       stock, the limit's measure;
+    compute     rescaled stock, trained for as many epochs as equal the computing of searching and training.
 
-All of them choose their best epoch on the search split; the validation split is scored once. Latencies are measured
-side by side, in the same rounds. Differences in mAP50-95 come with a 95% interval: for each seed of a paired bootstrap
-over images, over all seeds together of Student's t, with the images' share from the bootstrap.
+All arms start from the same checkpoint, sliced to their shape, and learn alike: epochs, images, schedule, and, with
+`--distill`, the same teacher (trained stock). Computing is counted in multiply-accumulates times images, which load
+can't change; a forward and a backward pass count as three forward ones. Latencies are measured side by side, in the
+same rounds. Differences are paired by seed and image, with a 95% interval over both (`arena.over_seeds`).
 
-The work folder keeps everything: the command may be killed and given again at any time, and with more seeds it goes on
-from those it has. Run it on a machine that does nothing else: seconds of training are part of the result. `--toy` shows
-in a few minutes that it works.
+The work folder keeps everything: the command may be killed and given again at any time, and with more seeds or searches
+it goes on from those it has. `--arms` trains a part of the arms, `--report` prints what is finished, and `--toy` shows
+in a few minutes that it works; its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import shutil
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from arena import over_seeds, scores_of_draws
 from setting import inspection_pictures, machine
+from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset
+from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.deploy import finetune
-from yolov8_nas.deploy.onnx import export_onnx
+from yolov8_nas.deploy.artifact import write_network
+from yolov8_nas.deploy.halving import Result, Rung, halve, schedule
 from yolov8_nas.deploy.quantization import load_network
 from yolov8_nas.errors import StageError
-from yolov8_nas.evaluation import Comparison, Evaluation, Evaluator, mean_average_precision, over_trainings
-from yolov8_nas.hardware.benchmark import VERIFY, Measurement, measure
-from yolov8_nas.hardware.profile import available_cores
+from yolov8_nas.evaluation import Evaluation, Evaluator
+from yolov8_nas.hardware.benchmark import VERIFY, level, measure
+from yolov8_nas.hardware.cost import cost
+from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.hardware.runtime import of_profile
 from yolov8_nas.host import HostLock
-from yolov8_nas.space import Architecture
+from yolov8_nas.progress import Progress
+from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.search.evolution import to_the_limit
+from yolov8_nas.search.measuring import Bench
+from yolov8_nas.search.memo import Memo
+from yolov8_nas.search.objective import CostModel, Scorer
+from yolov8_nas.search.searcher import Plan, Searcher
+from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages.stage import run_stage, target_labels
-from yolov8_nas.store import atomic_write, pack, read_json, write_json
+from yolov8_nas.store import read_json, write_json
+from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import build, save_checkpoint
+from yolov8_nas.supernet.learner import draw
+from yolov8_nas.supernet.slicing import sliced
+from yolov8_nas.supernet.supernet import Supernet
+from yolov8_nas.supernet.training import Recipe, train
+from yolov8_nas.supernet.warmstart import read_stock, warm_start
 
-BATCH = 8
-EVALUATION_BATCH = 16
-RESAMPLES = 2000
+ARMS: Final = ("searched", "rescaled", "random", "stock", "compute")
+FRESH: Final = 5000
+"""By how much the seeds of the arms' trainings lie from those by which anything was chosen."""
 
-ARMS = {
-    "random": "best of as many random networks, tuned the same",
-    "stock-epochs": "stock rescaled to equal latency, equal epochs",
-    "stock-compute": "stock rescaled to equal latency, equal compute",
-    "stock": "stock of full size, equal epochs",
-    "scratch": "the searched network from scratch, equal epochs",
-}
-"""What the searched network is compared with."""
-
-PAIRS = [
-    *(("searched", arm) for arm in ARMS),
-    ("scratch", "stock-epochs"),
-    ("scratch", "stock-compute"),
-    ("scratch", "stock"),
-]
-
-TOY = {
-    "imgsz": 64,
-    "train": 60,
-    "val": 20,
-    "seeds": 2,
-    "supernet_epochs": 1,
-    "finetune_epochs": 1,
-    "generations": 2,
-    "population": 4,
-    "prior_steps": 2,
-    "probe_networks": 12,
-    "probe_holdout": 5,
+BATCH: Final = 16
+CALIBRATION: Final = 256
+TOY: Final = {
+    "imgsz": 64, "train": 40, "val": 10, "seeds": 2, "epochs": 3, "supernet_epochs": 1, "generations": 2,
+    "population": 6, "candidates": 3, "rungs": ["3x1"], "finalists": 2, "probe_networks": 12, "probe_holdout": 5,
     "bn_images": 16,
-}
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a stage gave: the tar that travels on, and the same as a folder of the store."""
-
-    tar: Path
-    folder: Path
+}  # fmt: skip
 
 
 def main() -> None:
-    """Parse arguments, hold the contests, print."""
+    """Parse arguments, search, train, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/search_quality/inspection"))
-    add_arguments(parser)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/search_quality"))
+    parser.add_argument("--weights", type=Path, required=True, help="a trained stock checkpoint")
+    parser.add_argument("--data", help="a dataset: folder or archive; nothing for inspection pictures")
+    parser.add_argument("--train", type=int, default=300, help="inspection pictures to train on")
+    parser.add_argument("--val", type=int, default=1000, help="inspection pictures to validate on")
+    parser.add_argument("--space", default="yolov8s")
+    parser.add_argument("--imgsz", type=int, default=160)
+    parser.add_argument("--hardware", default="cpu-1t")
+    parser.add_argument("--limit", default="latency<=60%stock")
+    parser.add_argument("--searches", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each arm with fresh seeds")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--distill", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--supernet-epochs", type=int, default=6)
+    parser.add_argument("--generations", type=int, default=4)
+    parser.add_argument("--population", type=int, default=16)
+    parser.add_argument("--candidates", type=int, default=12)
+    parser.add_argument("--rungs", nargs="*", default=["12x3", "4x10"], help="networks x epochs of short trainings")
+    parser.add_argument("--finalists", type=int, default=2)
+    parser.add_argument("--probe-networks", type=int, default=60)
+    parser.add_argument("--probe-holdout", type=int, default=12)
+    parser.add_argument("--bn-images", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="only print what is finished")
+    parser.add_argument("--toy", action="store_true", help="a few images and epochs")
     arguments = parser.parse_args()
     if arguments.toy:
         for name, value in TOY.items():
             setattr(arguments, name, value)
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
-    arena = Arena(arguments)
+    torch.set_num_threads(arguments.threads)
+    study = Study(arguments)
     if not arguments.report:
-        for number in range(arguments.seeds):
-            Contest(arena, number).hold()
-    report(arguments.workdir, arena)
+        for number in range(arguments.searches):
+            Contest(study, number).hold()
+    for number in range(arguments.searches):
+        report(study, study.workdir / "searches" / str(number))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every contest of a search is told: data, seeds, space, limit, budgets."""
-    parser.add_argument("--data", help="a dataset: folder or archive; nothing for inspection pictures")
-    parser.add_argument("--train", type=int, default=500, help="inspection pictures to train on")
-    parser.add_argument("--val", type=int, default=1000, help="inspection pictures to validate on")
-    parser.add_argument("--seeds", type=int, default=5, help="contests")
-    parser.add_argument("--space", default="tiny")
-    parser.add_argument("--imgsz", type=int, default=96)
-    parser.add_argument("--hardware", default="auto")
-    parser.add_argument("--limit", default="latency<=80%stock")
-    parser.add_argument("--supernet-epochs", type=int, default=20)
-    parser.add_argument("--finetune-epochs", type=int, default=16)
-    parser.add_argument("--generations", type=int, default=4)
-    parser.add_argument("--population", type=int, default=16)
-    parser.add_argument("--prior-steps", type=int, default=40)
-    parser.add_argument("--bn-images", type=int, default=64)
-    parser.add_argument("--probe-networks", type=int, default=48)
-    parser.add_argument("--probe-holdout", type=int, default=12)
-    parser.add_argument("--toy", action="store_true", help="a few images and epochs, whose figures mean nothing")
-
-
-class Arena:
-    """What the contests of all seeds share: the data, the probed device, the store.
+class Study:
+    """What all searches share: data, start, probed device, trained stock.
 
     Args:
         arguments: The command line.
@@ -150,331 +142,431 @@ class Arena:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.workdir: Path = arguments.workdir.absolute()
-        self.source = arguments.data or str(
+        self.data_source = arguments.data or str(
             inspection_pictures(self.workdir / "pictures", train=arguments.train, val=arguments.val)
         )
+        self.space = SearchSpace.load(arguments.space)
+        self.source = read_stock(arguments.weights)
         self.run_id = f"search-quality-{time.time_ns()}"  # a stage that failed is tried again by the next command
-        self.prepared = self.stage("data-prep", 0, {})
-        data = dataset.load(self.prepared.folder)
-        self.classes = data.classes
-        self.images = data.images
-        # Once for all seeds: what the device is does not depend on them.
-        self.probed = self.stage("hw-probe", 0, {}, num_classes=len(self.classes))
-        self.threads: int = read_json(self.probed.folder / "profile.json")["threads"]
+        self.prepared = self.stage("data-prep")
+        described = dataset.load(self.prepared)
+        self.names, self.images = described.classes, described.images["train"]
+        self.data = data_yaml(self.prepared, self.folder("views"), validate_on="search")
+        self.folds = 4
+        limit = Constraint.parse(arguments.limit)
+        self.share = limit.limit if limit.relative else None
+        self.calibration = calibration_batches(self.data, arguments.imgsz, CALIBRATION, BATCH, 0)
 
-    def config(self, number: int) -> RunConfig:
-        """The run configuration of a contest."""
-        return self.configured(
-            number,
-            search={"candidates": 2, "random": "equal"},
-            finetune={"candidates": 2, "baseline": "both"},
-            precision="fp32",
-        )
+    def folder(self, *parts: str) -> Path:
+        """A folder of the study, made where it is missing."""
+        folder = self.workdir.joinpath(*parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
-    def configured(
-        self, number: int, *, search: Mapping[str, Any], finetune: Mapping[str, Any], precision: str
-    ) -> RunConfig:
-        """What the arguments ask for, with what a benchmark adds to it.
-
-        Args:
-            number: Number of the contest; it seeds everything.
-            search: Further settings of the search.
-            finetune: Further settings of fine-tuning.
-            precision: Precision of the target.
-        """
+    def config(self) -> RunConfig:
+        """The run configuration of the stages that are used as they are."""
         a = self.arguments
         return RunConfig.parse(
             {
-                "data": self.source,
+                "data": self.data_source,
                 "space": a.space,
                 "imgsz": a.imgsz,
-                "seed": number,
-                "supernet": {"epochs": a.supernet_epochs, "batch": BATCH, "random_networks": 1},
                 "probe": {"networks": a.probe_networks, "holdout": a.probe_holdout, "max_mape": 100 if a.toy else 0.15},
-                "search": {
-                    "generations": a.generations,
-                    "population": a.population,
-                    "measure_every": 3,
-                    "bn_images": a.bn_images,
-                    "prior_steps": a.prior_steps,
-                    **search,
-                },
-                "finetune": {"epochs": a.finetune_epochs, "batch": BATCH, "lr": 0.002, **finetune},
-                "targets": [{"hardware": a.hardware, "precision": precision, "constraints": [a.limit]}],
+                "targets": [{"hardware": a.hardware, "precision": "fp32", "constraints": [a.limit]}],
             },
             "the arguments",
         )
 
-    def stage(self, name: str, number: int, inputs: Mapping[str, Path], **parameters: Any) -> Result:
-        """Run a stage of the pipeline, or take its result from the store.
+    def stage(self, name: str, **parameters: Any) -> Path:
+        """Run a stage of the pipeline, or take its result from the store; returns the folder of its result.
 
         Raises:
             StageError: It failed.
         """
-        config = self.config(number)
-        shared = name in ("data-prep", "supernet-train")
-        tar = self.workdir / "tars" / f"{number}-{name}.tar"
+        config = self.config()
         outcome = run_stage(
             name,
             config=config,
-            target=None if shared else target_labels(config)[0],
-            inputs=inputs,
+            target=None if name == "data-prep" else target_labels(config)[0],
+            inputs={},
             parameters=parameters,
-            output=tar,
+            output=self.workdir / "tars" / f"{name}.tar",
             store=self.workdir / "store",
             run_id=self.run_id,
         )
         if outcome.status == "failed":
-            raise StageError(f"{name}, seed {number}: {outcome.error}")
-        return Result(tar, self.workdir / "store" / name / outcome.key / "outputs")
+            raise StageError(f"{name}: {outcome.error}")
+        return self.workdir / "store" / name / outcome.key / "outputs"
 
-    def forget_unfinished(self, name: str) -> None:
-        """Let a stage that was cut short begin anew: its seconds count, and it only tells those of its last try."""
-        for entry in (self.workdir / "store" / name).glob("*"):
-            if not (entry / "manifest.json").exists():
-                shutil.rmtree(entry)
+    @cached_property
+    def probed(self) -> Path:
+        """What hw-probe found."""
+        return self.stage("hw-probe", num_classes=len(self.names))
+
+    def macs(self, network: Architecture) -> float:
+        """Multiply-accumulates of one image."""
+        return float(cost(network, len(self.names), self.arguments.imgsz).macs)
+
+    def start(self, network: Architecture, seed: int) -> DetectionModel:
+        """A network with the weights that every arm starts from; what is new in it depends on the seed."""
+        torch.manual_seed(seed)
+        model, _ = sliced(self.source, network, self.names, self.calibration)
+        return model
+
+    def trained(
+        self,
+        network: Architecture,
+        folder: Path,
+        *,
+        epochs: int,
+        seed: int,
+        teacher: DetectionModel | None = None,
+        held_out: int | None = None,
+    ) -> dict[str, Any]:
+        """Train a network from the start, or find it trained.
+
+        Args:
+            network: The network.
+            folder: The training's own.
+            epochs: How long.
+            seed: Of new weights, order and augmentation.
+            teacher: What it learns from beside the labels.
+            held_out: Fold of the train split that is not trained on but scored on.
+
+        Returns:
+            `score`: mean of the last epochs on the images that chose; `seconds`; `file`: the checkpoint.
+        """
+        done = folder / "training.json"
+        if not done.exists():
+            a = self.arguments
+            data = self.data
+            if held_out is not None:
+                views = self.folder("views")
+                data = data_yaml(self.prepared, views, validate_on="search", held_out=(held_out, self.folds))
+            recipe = finetune.Recipe(epochs, a.batch, a.lr, a.imgsz, seed)
+            report = teller(f"{folder.relative_to(self.workdir)}, {epochs} epochs")
+            tuned = finetune.train(self.start(network, seed), data, recipe, work=folder, teacher=teacher, report=report)
+            save_checkpoint(tuned.network, folder / "best.pt", names=self.names, imgsz=a.imgsz)
+            (folder / finetune.CHECKPOINT).unlink(missing_ok=True)
+            write_json(
+                done,
+                {
+                    "architecture": network.to_dict(),
+                    "recipe": asdict(recipe),
+                    "score": finetune.average(tuned.curves, recipe.window),
+                    "seconds": sum(row["seconds"] for row in tuned.curves),
+                    "curves": tuned.curves,
+                },
+            )
+        return {**read_json(done), "file": str(folder / "best.pt")}
+
+    @cached_property
+    def teacher(self) -> DetectionModel | None:
+        """Trained stock, where networks learn from it."""
+        if not self.arguments.distill:
+            return None
+        epochs = self.arguments.epochs
+        trained = self.trained(self.space.stock, self.folder("stock", "0"), epochs=epochs, seed=0)
+        return load_network(Path(trained["file"]))
 
 
 class Contest:
-    """One seed: the searched network and the others, trained, scored and measured.
+    """One search, its halvings, and the trainings of all arms with fresh seeds.
 
     Args:
-        arena: What all contests share.
-        number: Number of the contest, from 0; it seeds everything.
+        study: What all searches share.
+        number: Number of the search, from 0; it seeds everything that chooses.
     """
 
-    def __init__(self, arena: Arena, number: int) -> None:
-        self.arena, self.number = arena, number
-        self.config = arena.config(number)
-        self.folder = arena.workdir / "seeds" / str(number)
-        self.evaluator: Evaluator | None = None
+    def __init__(self, study: Study, number: int) -> None:
+        self.study, self.number = study, number
+        self.arguments = study.arguments
+        self.folder = study.folder("searches", str(number))
 
     def hold(self) -> None:
         """Bring the contest to its end, from wherever it stands."""
-        torch.set_num_threads(available_cores())
-        if not (self.folder / "result.json").exists():
-            self.compare()
-        result = read_json(self.folder / "result.json")
-        searched = Architecture.from_dict(result["architectures"]["searched"])
-        self.score("scratch", self.train("scratch", searched, result["epochs"]["stock-epochs"]))
+        chosen = self.choose()
+        epochs = dict.fromkeys(ARMS, self.arguments.epochs)
+        epochs["compute"] = self.epochs_of_equal_computing(chosen)
+        networks = {**chosen, "stock": self.study.space.stock, "compute": chosen.get("rescaled")}
+        self.measure({arm: networks[arm] for arm in ("searched", "rescaled", "random", "stock") if networks.get(arm)})
+        evaluator = Evaluator(
+            data_yaml(self.study.prepared, self.study.folder("views"), validate_on="val"),
+            imgsz=self.arguments.imgsz,
+            batch=BATCH,
+            work=self.study.folder("evaluation"),
+            device="cpu",
+        )
+        for seed in range(self.arguments.seeds):
+            for arm in self.arguments.arms:
+                if (network := networks.get(arm)) is None:
+                    continue
+                base = self.study.folder("stock") if arm == "stock" else self.folder / "arms" / arm
+                folder = base / f"{FRESH + seed}"
+                folder.mkdir(parents=True, exist_ok=True)
+                teacher = None if arm == "stock" else self.study.teacher
+                told = self.study.trained(network, folder, epochs=epochs[arm], seed=FRESH + seed, teacher=teacher)
+                if not (folder / "val.npz").exists():
+                    scored = evaluator.evaluate(load_network(Path(told["file"])))
+                    scored.save(folder / "val.npz")
+                    print(f"{arm}, seed {FRESH + seed}: {100 * scored.map50_95:.1f}", flush=True)
 
-    def compare(self) -> None:
-        """Search, train the others, score and measure them all."""
-        arena, number = self.arena, self.number
-        base = {"data-prep": arena.prepared.tar}
-        supernet = arena.stage("supernet-train", number, base)
-        base |= {"supernet-train": supernet.tar}
-        arena.forget_unfinished("search")
-        search = arena.stage("search", number, {**base, "hw-probe": arena.probed.tar})
-        searched, drawn = self.finalists(search)
-        tuned = arena.stage("qat-finetune", number, {**base, "search": self.joined(search, searched, drawn)})
-        told, searching = read_json(tuned.folder / "finetune.json"), read_json(search.folder / "search.json")
-        seconds = {
-            "supernet": sum(point["seconds"] for point in read_json(supernet.folder / "curves.json")),
-            "search": searching["seconds"] - searching["seconds_comparing"],
-            "finetune": told["candidates"][0]["seconds"],
+    # Choosing ---------------------------------------------------------------------------------------------------------
+
+    def choose(self) -> dict[str, Architecture]:
+        """The networks of the arms that are chosen, each by the same halving."""
+        found = self.search()
+        entrants = {
+            "searched": [Architecture.from_dict(row["architecture"]) for row in found["candidates"]],
+            "rescaled": list({Architecture.from_dict(r["architecture"]): None for r in found["rescaled"]}),
+            "random": [Architecture.from_dict(row) for row in found["random"]],
         }
-        alone = told["rescaled"]
-        epochs = alone["epochs"]
-        as_long = round(sum(seconds.values()) / (alone["seconds"] / epochs))
-        files = {
-            "searched": tuned.folder / "candidates" / "0" / "best.pt",
-            "random": tuned.folder / "candidates" / "1" / "best.pt",
-            "stock-epochs": tuned.folder / "rescaled" / "best.pt",
-            "stock-compute": self.train("stock-compute", Architecture.from_dict(alone["architecture"]), as_long),
-            "stock": tuned.folder / "baseline" / "best.pt",
+        return {
+            arm: self.halved(arm, networks)
+            for arm, networks in entrants.items()
+            if networks and (arm in self.arguments.arms or (arm == "rescaled" and "compute" in self.arguments.arms))
         }
-        for arm, file in files.items():
-            self.score(arm, file)
-        measured = self.measure([self.exported(arm, file) for arm, file in files.items()], "side-by-side.json")
+
+    def halved(self, arm: str, networks: Sequence[Architecture]) -> Architecture:
+        """The best of some networks by real trainings."""
+        a = self.arguments
+        short = [Rung(*map(int, rung.split("x"))) for rung in a.rungs]
+        rungs = schedule(len(networks), min(a.finalists, len(networks)), a.epochs, short)
+        if len(networks) == 1:
+            return networks[0]
+
+        def one(i: int, rung: int) -> Result:
+            last = rung == len(rungs) - 1
+            folder = self.folder / "halving" / arm / f"{rungs[rung].epochs}-{networks[i].digest}"
+            folder.mkdir(parents=True, exist_ok=True)
+            told = self.study.trained(
+                networks[i],
+                folder,
+                epochs=rungs[rung].epochs,
+                seed=1000 * (self.number + 1) + rung,
+                teacher=self.study.teacher if last else None,
+                held_out=None if last else rung % self.study.folds,
+            )
+            return Result(told["score"], {"seconds": told["seconds"]})
+
+        ranking = halve(len(networks), rungs, one)
         write_json(
-            self.folder / "result.json",
+            self.folder / "halving" / f"{arm}.json",
             {
-                "machine": machine(self.arena.threads),
-                "seconds": seconds,
-                "epochs": {arm: as_long if arm == "stock-compute" else epochs for arm in files},
-                "architectures": {
-                    "searched": searched["architecture"],
-                    "random": drawn["architecture"],
-                    "rescaled": alone["architecture"],
-                },
-                "supernet_map50_95": {"searched": searched["map50_95_search"], "random": drawn["map50_95_search"]},
-                "latency": {arm: m.to_dict() for arm, m in zip(files, measured, strict=True)},
+                "rungs": [asdict(rung) for rung in rungs],
+                "computing": self.computing_of_halving(networks, rungs, [len(s.results) for s in ranking], ranking),
+                "ranking": [
+                    {
+                        "architecture": networks[s.entrant].to_dict(),
+                        "entered_as": s.entrant,
+                        "scores": [result.score for result in s.results],
+                        "lead": s.lead,
+                    }
+                    for s in ranking
+                ],
             },
         )
+        return networks[ranking[0].entrant]
 
-    def finalists(self, search: Result) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The search's first candidate, and the random network that scored best."""
-        history = [json.loads(line) for line in (search.folder / "history.jsonl").read_text().splitlines()]
-        best = max((row for row in history if row["source"] == "random"), key=lambda row: row["map50_95"])
-        drawn = {"architecture": best["architecture"], "map50_95_search": best["map50_95"], "source": "random"}
-        return read_json(search.folder / "candidates.json")[0], drawn
+    def computing_of_halving(
+        self, networks: Sequence[Architecture], rungs: Sequence[Rung], lengths: Sequence[int], ranking: Sequence[Any]
+    ) -> float:
+        """Multiply-accumulates times images of all trainings of a halving, backward passes included."""
+        images = self.study.images
+        return sum(
+            3 * self.study.macs(networks[s.entrant]) * images * rung.epochs
+            for s, length in zip(ranking, lengths, strict=True)
+            for rung in rungs[:length]
+        )
 
-    def joined(self, search: Result, *candidates: Mapping[str, Any]) -> Path:
-        """The search's result with these candidates instead of its own, so that all are tuned by the same stage."""
-        folder = self.folder / "finalists"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(search.folder, folder)
-        write_json(folder / "candidates.json", list(candidates))
-        tar = self.arena.workdir / "tars" / f"{self.number}-finalists.tar"
-        pack(folder, tar)
-        return tar
+    def epochs_of_equal_computing(self, chosen: dict[str, Architecture]) -> int:
+        """For how long rescaled stock can be trained with all the computing that the searched network took."""
+        told = read_json(self.folder / "found.json")
+        halving = self.folder / "halving" / "searched.json"
+        if "rescaled" not in chosen or not halving.exists():
+            return self.arguments.epochs
+        a, images = self.arguments, self.study.images
+        spent = told["computing"] + read_json(halving)["computing"]
+        if a.distill:
+            spent += 3 * self.study.macs(self.study.space.stock) * images * a.epochs
+        return max(a.epochs, round(spent / (3 * self.study.macs(chosen["rescaled"]) * images)))
 
-    def train(self, arm: str, network: Architecture, epochs: int) -> Path:
-        """Train a network from scratch, as the pipeline trains what it compares with, for so many epochs."""
-        file, c = self.folder / f"{arm}.pt", self.config
+    # Searching --------------------------------------------------------------------------------------------------------
+
+    def supernet(self) -> Supernet:
+        """A supernet that begins with the weights, trained for a while."""
+        folder, a = self.folder / "supernet", self.arguments
+        if not (folder / "supernet.json").exists():
+            folder.mkdir(exist_ok=True)
+            torch.manual_seed(self.number)
+            supernet = Supernet(self.study.space, len(self.study.names), self.study.names)
+            told = warm_start(supernet, self.study.source)
+            if a.supernet_epochs:
+                recipe = Recipe(
+                    imgsz=a.imgsz,
+                    epochs=a.supernet_epochs,
+                    batch=a.batch,
+                    lr=a.lr,
+                    random_networks=2,
+                    seed=self.number,
+                    largest_first=0.0,
+                    anchor="stock",
+                    near=self.study.share,
+                )
+                partial = self.folder / "supernet-partial"
+                supernet, _ = train(supernet, self.study.data, recipe, partial, Progress.silent())
+            supernet.save(folder, {"started": str(told)})
+        return Supernet.load(folder)
+
+    def search(self) -> dict[str, Any]:
+        """Search, and draw as many random networks at the limit; kept once it is found."""
+        file = self.folder / "found.json"
         if file.exists():
-            return file
-        recipe = finetune.Recipe(epochs, c.finetune.batch, c.supernet.lr, c.imgsz, c.seed)
-        work = self.folder / "partial" / arm
-        torch.manual_seed(c.seed)
-        with HostLock().computing():
-            trained = finetune.train(
-                build(network, len(self.arena.classes), self.arena.classes),
-                dataset.data_yaml(self.arena.prepared.folder, self.folder / "views", validate_on="search"),
-                recipe,
-                work=work,
-            )
-        curves = {"recipe": asdict(recipe), "best_epoch": trained.epoch, "curves": trained.curves}
-        write_json(file.with_suffix(".json"), curves)
-        save_checkpoint(trained.network, file, names=self.arena.classes, imgsz=c.imgsz)
-        shutil.rmtree(work)
-        return file
+            return read_json(file)  # type: ignore[no-any-return]
+        study, a, probe = self.study, self.arguments, self.study.probed
+        rows = read_json(probe / "latency_table.json")["rows"]
+        profile = read_json(probe / "profile.json")
+        runtime = of_profile(profile, "fp32")
+        supernet, work = self.supernet(), self.folder / "search"
+        work.mkdir(exist_ok=True)
+        costs = CostModel.from_probe(
+            [Constraint.from_row(row) for row in read_json(probe / "constraints.json")],
+            LatencyModel.from_dict(read_json(probe / "latency_model.json")),
+            rows,
+            num_classes=len(study.names),
+            imgsz=a.imgsz,
+            batch=1,
+        )
+        scorer = Scorer(
+            supernet,
+            study.data,
+            imgsz=a.imgsz,
+            batch=BATCH,
+            bn_images=a.bn_images,
+            seed=self.number,
+            work=work / "scores",
+        )
+        memo, counted = Memo(work / "scores.jsonl"), [0.0]
 
-    def score(self, arm: str, file: Path) -> None:
-        """Score a network on the validation split, once."""
-        into = self.folder / f"{arm}.npz"
-        if into.exists():
-            return
-        if self.evaluator is None:
-            data = dataset.data_yaml(self.arena.prepared.folder, self.folder / "views", validate_on="val")
-            self.evaluator = Evaluator(data, imgsz=self.config.imgsz, batch=EVALUATION_BATCH, work=self.folder / "work")
-        with HostLock().computing():
-            self.evaluator.evaluate(load_network(file).fuse(verbose=False)).save(into)
+        def score(network: Architecture) -> float:
+            counted[0] += study.macs(network) * (a.bn_images + dataset.load(study.prepared).images["search"])
+            if network not in memo:
+                memo.add(network, scorer(network) if a.supernet_epochs else 0.0)
+            return memo[network]
 
-    def exported(self, arm: str, file: Path) -> Path:
-        """A trained network's file."""
-        return export_onnx(load_network(file), self.folder / "networks" / f"{arm}.onnx", imgsz=self.config.imgsz)
+        def export(network: Architecture) -> Path:
+            path = work / "networks" / f"{network.digest}{runtime.suffix}"
+            model = build(network, len(study.names)).eval()
+            return path if path.exists() else write_network(model, path, runtime=runtime, imgsz=a.imgsz, batch=1)
 
-    def measure(self, files: Sequence[Path], checkpoint: str) -> list[Measurement]:
-        """Measure networks in the same rounds."""
-        with HostLock().measuring():
-            protocol = replace(VERIFY, seed=self.number)
-            return measure(files, threads=self.arena.threads, protocol=protocol, checkpoint=self.folder / checkpoint)
-
-
-def draw_images(count: int, seed: int = 0) -> NDArray[np.integer[Any]]:
-    """How often each image counts: all of them once, then the draws of a bootstrap: (1 + `RESAMPLES`, count)."""
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return np.concatenate([np.ones((1, count), dtype=drawn.dtype), drawn])
-
-
-def over_seeds(differences: NDArray[np.float64]) -> Comparison:
-    """The mean difference in mAP over seeds, see `evaluation.over_trainings`; one seed has an interval over images.
-
-    Args:
-        differences: One row per seed: of all images, then of each draw of images: (seeds, 1 + draws).
-    """
-    if len(differences) > 1:
-        return over_trainings(differences)
-    low, high = np.percentile(differences[0, 1:], [2.5, 97.5])
-    word = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
-    return Comparison(float(differences[0, 0]), float(low), float(high), word)
-
-
-def report(workdir: Path, arena: Arena) -> None:
-    """Print the tables, and write them with everything behind them."""
-    folders = sorted((file.parent for file in workdir.glob("seeds/*/scratch.npz")), key=lambda f: int(f.name))
-    if not folders:
-        print("no seed is finished yet")
-        return
-    results = [read_json(folder / "result.json") for folder in folders]
-    scores = {arm: scores_of_draws([folder / f"{arm}.npz" for folder in folders]) for arm in ("searched", *ARMS)}
-    rows: list[dict[str, Any]] = []
-    for first, arm in PAIRS:
-        differences = scores[first] - scores[arm]
-        rows.append(
+        bench = Bench(
+            work, export=export, reference=study.space.stock, runtime=runtime, threads=profile["threads"], batch=1,
+            probed_ms=level(rows), elsewhere=None, host=HostLock(), note=lambda text: print(text, flush=True),
+        )  # fmt: skip
+        plan = Plan(
+            generations=a.generations, population=a.population, candidates=a.candidates, measure_every=2, prior_steps=0,
+            seed=self.number,
+        )  # fmt: skip
+        searcher = Searcher(
+            supernet, study.data, study.space, costs, plan, score, bench.measure, imgsz=a.imgsz, work=work,
+            probed_ms=level(rows), progress=lambda done, message, best: None, note=lambda text: print(text, flush=True),
+        )  # fmt: skip
+        found = searcher.run()
+        rng = np.random.default_rng([self.number, 7])
+        options = np.array([len(d.options) for d in study.space.dimensions])
+        genes, worst = to_the_limit(
+            study.space, searcher.price, rng.integers(0, options, size=(4 * a.candidates, len(options))), rng
+        )
+        drawn = [study.space.decode(g) for g, w in zip(genes.tolist(), worst, strict=True) if w <= 0]
+        supernet_macs = 0.0
+        if a.supernet_epochs:  # of many steps, each of stock and two random networks
+            steps = [draw(supernet, 2, rng, anchor="stock", near=study.share) for _ in range(50)]
+            macs = sum(study.macs(network) for step in steps for network in step) / len(steps)
+            supernet_macs = 3 * macs * study.images * a.supernet_epochs
+        write_json(
+            file,
             {
-                "of": first,
-                "arm": arm,
-                "map50_95": scores[arm][:, 0].tolist(),
-                "latency_ratio": [p50(result, arm) / p50(result, first) for result in results],
-                "epochs": [result["epochs"][_measured_as(arm, "stock-epochs")] for result in results],
-                "by_seed": [asdict(over_seeds(row[None])) for row in differences],
-                "over_seeds": asdict(over_seeds(differences)),
-            }
+                "machine": machine(profile["threads"]),
+                "candidates": [candidate.to_dict() for candidate in found.met],
+                "rescaled": [rescaled.to_dict() for rescaled in found.rescaled],
+                "random": [network.to_dict() for network in dict.fromkeys(drawn)][: a.candidates],
+                "used": [1 - candidate.slack for candidate in found.met],
+                "scored": len(found.trials),
+                "computing": counted[0] + supernet_macs,
+            },
         )
-    text = markdown(arena, results, scores["searched"][:, 0].tolist(), rows)
-    print(text)
-    atomic_write(workdir / "report.md", text)
-    write_json(workdir / "report.json", {"arguments": vars(arena.arguments) | {"workdir": str(workdir)}, "rows": rows})
+        return read_json(file)  # type: ignore[no-any-return]
+
+    def measure(self, networks: dict[str, Architecture]) -> None:
+        """Latencies side by side, as the exported networks have them."""
+        file = self.folder / f"latency-{'-'.join(n.digest for n in networks.values())}.json"
+        if not file.exists():
+            profile = read_json(self.study.probed / "profile.json")
+            runtime = of_profile(profile, "fp32")
+            files = []
+            for network in networks.values():
+                path = self.folder / "latency" / f"{network.digest}{runtime.suffix}"
+                model = build(network, len(self.study.names)).eval()
+                if not path.exists():
+                    write_network(model, path, runtime=runtime, imgsz=self.arguments.imgsz, batch=1)
+                files.append(path)
+            with HostLock().measuring():
+                found = measure(
+                    files, threads=profile["threads"], runtime=runtime, batch=1,
+                    protocol=replace(VERIFY, max_rounds=24), reference=files[-1],
+                )  # fmt: skip
+            write_json(file, {arm: one.latency_ms.p50 for arm, one in zip(networks, found, strict=True)})
+        write_json(self.folder / "latency.json", read_json(file))
 
 
-def scores_of_draws(files: Sequence[Path]) -> NDArray[np.float64]:
-    """mAP50-95 of evaluations on the same images, of all images and of each draw: (files, 1 + `RESAMPLES`).
+def teller(name: str) -> Callable[[float, float], None]:
+    """Progress of a training, a line for each epoch."""
+    told, start = [-1], time.monotonic()
 
-    Raises:
-        ValueError: They were not all scored on the same images.
-    """
-    evaluations = [Evaluation.load(file) for file in files]
-    names = [[image.name for image in evaluation.images] for evaluation in evaluations]
-    if any(other != names[0] for other in names):
-        raise ValueError(f"{files[0]}: the other seeds were scored on other images; begin a new work folder")
-    weights = draw_images(len(names[0]))
-    return np.array([mean_average_precision(evaluation.images, weights) for evaluation in evaluations])
+    def report(epochs: float, best: float) -> None:
+        if int(epochs) > told[0]:
+            told[0] = int(epochs)
+            print(f"{time.strftime('%H:%M:%S')} {name}: {told[0]} done, {time.monotonic() - start:.0f} s", flush=True)
+
+    return report
 
 
-def p50(result: Mapping[str, Any], arm: str) -> float:
-    """Median latency of a contest's network in milliseconds."""
-    return float(result["latency"][_measured_as(arm, "searched")]["latency_ms"]["p50"])
+def scored(workdir: Path, folder: Path) -> dict[str, dict[str, Path]]:
+    """The scored trainings of each arm, by seed."""
+    found: dict[str, dict[str, Path]] = {}
+    for arm in ARMS:
+        base = workdir / "stock" if arm == "stock" else folder / "arms" / arm
+        if files := {file.parent.name: file for file in sorted(base.glob("*/val.npz"))}:
+            found[arm] = files
+    return found
 
 
-def _measured_as(arm: str, stand_in: str) -> str:
-    """The arm whose record is that of another: from scratch, the searched network is the same architecture."""
-    return stand_in if arm == "scratch" else arm
-
-
-def markdown(
-    arena: Arena, results: Sequence[Mapping[str, Any]], searched: Sequence[float], rows: Sequence[Mapping[str, Any]]
-) -> str:
-    """The tables for the README."""
-    a, seconds = arena.arguments, {k: np.mean([r["seconds"][k] for r in results]) for k in results[0]["seconds"]}
-    lines = [
-        f"{arena.images['train']} training images, {arena.images['search']} for the search, {arena.images['val']} for "
-        f"validation, {a.imgsz} px; space {a.space}, {a.limit}, FP32; {len(results)} seeds; {results[0]['machine']}. "
-        f"Supernet {seconds['supernet']:.0f} s, search {seconds['search']:.0f} s, fine-tuning "
-        f"{seconds['finetune']:.0f} s. The searched network has mAP50-95 {percent(searched)}%.",
-        "",
-        "| network | compared with | epochs | its mAP50-95, % | difference, points | 95% interval | the first is | its "
-        "latency, the first = 1 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        c, epochs = row["over_seeds"], "/".join(map(str, dict.fromkeys(row["epochs"])))
-        lines.append(
-            f"| {row['of']} | {ARMS[row['arm']]} | {epochs} | {percent(row['map50_95'])} "
-            f"| {100 * c['difference']:+.2f} | {100 * c['low']:+.2f} to {100 * c['high']:+.2f} | **{c['word']}** "
-            f"| {np.mean(row['latency_ratio']):.3f} |"
-        )
-    lines += [
-        "",
-        "| seed | network | compared with | difference, points | 95% interval | the first is |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        for seed, c in enumerate(row["by_seed"]):
-            lines.append(
-                f"| {seed} | {row['of']} | {ARMS[row['arm']]} | {100 * c['difference']:+.2f} "
-                f"| {100 * c['low']:+.2f} to {100 * c['high']:+.2f} | {c['word']} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def percent(scores: Sequence[float]) -> str:
-    """Mean of shares in per cent, with what they range over."""
-    values = 100 * np.array(scores)
-    text = f"{values.mean():.1f}"
-    return text if len(values) == 1 else f"{text} ({values.min():.1f} to {values.max():.1f})"
+def report(study: Study, folder: Path) -> None:
+    """Print what is finished of a search."""
+    files = scored(study.workdir, folder)
+    latency = read_json(folder / "latency.json") if (folder / "latency.json").exists() else {}
+    print(f"\nsearch {folder.name}: mAP50-95 on val, seeds that nothing was chosen by")
+    for arm, by_seed in files.items():
+        of_stock = latency.get("rescaled" if arm == "compute" else arm, math.nan) / latency.get("stock", math.nan)
+        values = [100 * Evaluation.load(file).map50_95 for file in by_seed.values()]
+        each = ", ".join(f"{value:.1f}" for value in values)
+        print(f"  {arm:10} {of_stock:5.3f} of stock's time   mean {np.mean(values):5.1f}   ({each})")
+    for arm in ARMS[1:]:
+        if both := sorted(set(files.get("searched", {})) & set(files.get(arm, {}))):
+            draws = [scores_of_draws([files[name][seed] for seed in both]) for name in ("searched", arm)]
+            told = over_seeds(draws[0] - draws[1])
+            low, high = 100 * told.low, 100 * told.high
+            difference = f"{100 * told.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+            print(f"  searched against {arm}: {difference}, {told.word}, {len(both)} seeds")
+    if (found := folder / "found.json").exists():
+        told = read_json(found)
+        whole = 3 * study.macs(study.space.stock) * study.images * study.arguments.epochs
+        used = told["used"]
+        print(f"  limit used by {len(used)} candidates: {min(used):.3f} to {max(used):.3f}")
+        parts = {"search": told["computing"]}
+        for file in (folder / "halving").glob("*.json"):
+            parts[f"halving of {file.stem}"] = read_json(file)["computing"]
+        print("  computing in trainings of stock: " + ", ".join(f"{k} {v / whole:.2f}" for k, v in parts.items()))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from search_quality import percent, scores_of_draws
+from arena import percent, scores_of_draws
 from setting import begun, machine, prepared
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer

@@ -16,11 +16,13 @@ from test_evaluation import made_up
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
 
+import arena
 import rank_correlation
 import search_quality
 import search_speed
 import stock_arm
 import verdicts
+from arena import over_seeds, scores_of_draws
 from rank_correlation import (
     Setting,
     Study,
@@ -33,7 +35,6 @@ from rank_correlation import (
     spearman,
     spread,
 )
-from search_quality import over_seeds, scores_of_draws
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import TYPICAL_SPREAD, Evaluation, compare
@@ -226,7 +227,7 @@ def test_networks_are_trained_alone_and_scored_by_a_supernet(tmp_path: Path, mon
 
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_quality, "RESAMPLES", 100)
+    monkeypatch.setattr(arena, "RESAMPLES", 100)
 
 
 def saved(tmp_path: Path, *evaluations: Evaluation) -> list[Path]:
@@ -283,39 +284,25 @@ def test_seeds_on_different_images_are_not_compared(tmp_path: Path, few_draws: N
         scores_of_draws(saved(tmp_path, made_up(0, 5), made_up(0, 6)))
 
 
-def test_the_table_gives_difference_interval_and_word(
+def test_the_table_gives_latency_difference_interval_and_word(
     tmp_path: Path, few_draws: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arms = ("searched", *search_quality.ARMS)
-    for seed in (0, 1):
-        folder = tmp_path / "seeds" / str(seed)
-        for i, arm in enumerate(arms):
-            folder.mkdir(parents=True, exist_ok=True)
-            made_up(10 * seed + i, 12, skill=0.1 if arm == "random" else 0.5).save(folder / f"{arm}.npz")
-        write_json(
-            folder / "result.json",
-            {
-                "machine": "a machine",
-                "seconds": {"supernet": 10.0, "search": 5.0, "finetune": 2.0},
-                "epochs": dict.fromkeys(set(arms) - {"scratch"}, 3),
-                "latency": {
-                    arm: {"latency_ms": {"p50": 2.0 if arm == "stock" else 1.6}} for arm in arms if arm != "scratch"
-                },
-            },
-        )
-    arguments = SimpleNamespace(imgsz=64, space="tiny", limit="latency<=80%stock")
-    arena = SimpleNamespace(arguments=arguments, images={"train": 8, "search": 2, "val": 20})
-    search_quality.report(tmp_path, arena)  # type: ignore[arg-type]
-    rows = read_json(tmp_path / "report.json")["rows"]
-    told = {row["arm"]: row for row in rows if row["of"] == "searched"}
-    assert {row["arm"] for row in rows if row["of"] == "scratch"} == {"stock-epochs", "stock-compute", "stock"}
-    assert (told["scratch"]["epochs"], told["scratch"]["latency_ratio"]) == ([3, 3], [1, 1])
-    assert told["random"]["over_seeds"]["word"] == "ahead"
-    assert told["stock"]["latency_ratio"] == pytest.approx([1.25, 1.25])
-    assert len(told["stock-compute"]["by_seed"]) == 2
-    lines = capsys.readouterr().out.splitlines()
-    (full,) = (line for line in lines if line.startswith("| searched | stock of full size"))
-    assert full.endswith("| 1.250 |")
+    folder = tmp_path / "searches" / "0"
+    for seed in range(5):
+        for i, arm in enumerate(search_quality.ARMS):
+            base = tmp_path / "stock" if arm == "stock" else folder / "arms" / arm
+            (base / str(seed)).mkdir(parents=True)
+            evaluation = made_up(10 * seed + i, 12, skill=0.1 if arm == "random" else 0.5)
+            evaluation.save(base / str(seed) / "val.npz")
+    write_json(folder / "latency.json", {"searched": 1.5, "rescaled": 1.6, "random": 1.5, "stock": 2.5})
+    assert set(search_quality.scored(tmp_path, folder)) == set(search_quality.ARMS)
+    search_quality.report(SimpleNamespace(workdir=tmp_path), folder)  # type: ignore[arg-type]
+    told = capsys.readouterr().out
+    assert "searched   0.600 of stock's time" in told and "compute    0.640 of stock's time" in told
+    (random,) = (line for line in told.splitlines() if "against random" in line)
+    assert "ahead, 5 seeds" in random
+    (rescaled,) = (line for line in told.splitlines() if "against rescaled" in line)
+    assert "undecided" in rescaled
 
 
 # Our stock arm -------------------------------------------------------------------------------------------------------

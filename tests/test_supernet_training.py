@@ -19,6 +19,7 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import evaluate
+from yolov8_nas.hardware.cost import cost
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress
 from yolov8_nas.space import Architecture, SearchSpace
@@ -30,7 +31,7 @@ from yolov8_nas.supernet.batchnorm import ImageBatches, StatisticsCache, calibra
 from yolov8_nas.supernet.derive import derive
 from yolov8_nas.supernet.distributed import Processes
 from yolov8_nas.supernet.images import train_split
-from yolov8_nas.supernet.learner import Learner, distillation
+from yolov8_nas.supernet.learner import NEAR, Learner, distillation, draw
 from yolov8_nas.supernet.loading import Batch, Loading
 from yolov8_nas.supernet.supernet import Supernet
 from yolov8_nas.supernet.training import CHECKPOINT, CONDITIONS, Recipe, train
@@ -461,3 +462,30 @@ def test_supernet_learns(tmp_path):
         recalibrate(network, images)
         score = evaluate(network.eval(), data, imgsz=96, batch=16, work=work / "evaluation")
         assert score.map50 > 0.2, architecture
+
+
+def test_a_supernet_that_starts_from_weights_is_anchored_at_stock_and_trains_near_what_is_searched():
+    supernet, rng = fresh(), np.random.default_rng(0)
+    space = supernet.space
+    assert draw(supernet, 2, rng)[:2] == [space.largest(), space.smallest()]
+    stock = cost(space.stock, 2, 64).macs
+    near = []
+    for _ in range(20):
+        first, *drawn = draw(supernet, 4, rng, anchor="stock", near=0.6)
+        assert first == space.stock and len(drawn) == 4
+        near += [cost(network, 2, 64).macs / stock for network in drawn[::2]]
+    low, high = (0.6 * bound for bound in NEAR)
+    assert np.mean([low * 0.97 <= share <= high * 1.03 for share in near]) > 0.9
+
+
+def test_what_a_start_from_weights_changes_is_settled_by_the_configuration():
+    def configured(**supernet):
+        return RunConfig.parse(
+            {"supernet": supernet, "targets": [{"constraints": ["latency<=80%stock"]}]}, "test"
+        ).supernet
+
+    plain, started = configured(), configured(weights="yolov8n.pt")
+    assert (plain.anchored, plain.alone) == ("largest", 0.4)
+    assert (started.anchored, started.alone) == ("stock", 0.0)
+    asked = configured(weights="yolov8n.pt", anchor="largest", largest_first=0.2)
+    assert (asked.anchored, asked.alone) == ("largest", 0.2)

@@ -39,8 +39,11 @@ class SupernetConfig(_Section):
         weights: What to start from: a stock YOLOv8 checkpoint (`.pt`), the folder of an earlier supernet, or nothing to
             start from scratch.
         lr: Peak learning rate of AdamW.
-        random_networks: Random networks per step beside the largest and the smallest (sandwich rule).
-        largest_first: Share of the epochs in which the largest network trains alone, before the others join.
+        random_networks: Random networks per step beside those that are trained in every step.
+        anchor: Which networks are trained in every step: the `largest` and the smallest (sandwich rule), or `stock`,
+            which then teaches the others. `auto`: stock where there are weights to start from.
+        largest_first: Share of the epochs in which the network that teaches trains alone, before the others join;
+            `auto` for 0.4, and for none of them where there are weights to start from.
         processes: Processes that train together, each on a GPU of its own, or `auto`: as many as there are GPUs, one on
             a CPU. A run that torchrun started has torchrun's number.
         accumulate: Parts of a batch that a process works through one after the other, where memory is short.
@@ -52,10 +55,25 @@ class SupernetConfig(_Section):
     weights: Text | None = None
     lr: float = Field(2e-3, gt=0)
     random_networks: int = Field(2, ge=0)
-    largest_first: float = Field(0.4, ge=0, lt=1)
+    anchor: Literal["auto", "largest", "stock"] = "auto"
+    largest_first: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     processes: Positive | Literal["auto"] = "auto"
     accumulate: Positive = 1
     amp: bool | Literal["auto"] = "auto"
+
+    @property
+    def anchored(self) -> Literal["largest", "stock"]:
+        """Which networks are trained in every step."""
+        if self.anchor == "auto":
+            return "stock" if self.weights else "largest"
+        return self.anchor
+
+    @property
+    def alone(self) -> float:
+        """Share of the epochs in which the network that teaches trains alone."""
+        if self.largest_first == "auto":
+            return 0.0 if self.weights else 0.4
+        return self.largest_first
 
 
 class ProbeConfig(_Section):
@@ -121,7 +139,7 @@ class SearchConfig(_Section):
 
     generations: Positive = 40
     population: int = Field(64, ge=4)
-    candidates: Positive = 3
+    candidates: Positive = 12
     measure_every: Positive = 10
     bn_images: int = Field(1024, ge=16)
     prior_steps: int = Field(200, ge=0)
@@ -448,7 +466,8 @@ class RunConfig(_Section):
         if self.retrain is None:
             return self
         epochs = max(1, round(self.supernet.epochs * self.retrain.share))
-        shorter = {"epochs": epochs, "largest_first": 0.0, "weights": weights}
+        anchor = "largest" if self.supernet.anchor == "auto" else self.supernet.anchor  # as the champion's was
+        shorter = {"epochs": epochs, "largest_first": 0.0, "weights": weights, "anchor": anchor}
         changes = {
             "supernet": self.supernet.model_copy(update=shorter),
             "finetune": self.finetune.model_copy(update={"baseline": "none", "distill": False}),

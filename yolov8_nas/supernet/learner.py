@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ultralytics.utils.loss import v8DetectionLoss
 
+from yolov8_nas.hardware.cost import cost
 from yolov8_nas.space import Architecture
 from yolov8_nas.supernet.derive import build
 from yolov8_nas.supernet.distributed import Processes
@@ -41,6 +42,18 @@ from yolov8_nas.supernet.supernet import Supernet
 
 WEIGHT_DECAY: Final = 0.01
 GRADIENT_NORM: Final = 10.0
+
+NEAR: Final = (0.85, 1.05)
+"""Shares of what is searched around between which a network counts as near it."""
+
+DRAWS: Final = 24
+"""Random networks of which the one that is nearest to what is searched around is trained."""
+
+REFERENCE_SIZE: Final = 320
+"""Side of the images in pixels for which shares of multiply-accumulates are reckoned; they hardly depend on it."""
+
+Anchor = Literal["largest", "stock"]
+"""Which networks are trained in every step: the largest and the smallest, or stock."""
 
 LOSSES: Final = ("box", "cls", "dfl", "distill")
 
@@ -164,10 +177,42 @@ class Learner:
         return {"boxes": outputs["boxes"].float(), "scores": outputs["scores"].float(), "feats": feats}
 
 
-def draw(supernet: Supernet, random_networks: int, rng: np.random.Generator) -> list[Architecture]:
-    """The networks of a step, the largest one first."""
+def draw(
+    supernet: Supernet,
+    random_networks: int,
+    rng: np.random.Generator,
+    *,
+    anchor: Anchor = "largest",
+    near: float | None = None,
+) -> list[Architecture]:
+    """The networks of a step, the one that teaches the others first.
+
+    The sandwich rule trains the largest and the smallest network in every step. A supernet that starts from a trained
+    stock network is anchored there instead: stock keeps what it has learned, and teaches it, while the largest network,
+    with its random outer channels, would teach noise and cost the most.
+
+    Args:
+        supernet: The weights.
+        random_networks: Networks drawn at random.
+        rng: Source of randomness.
+        anchor: Which networks are trained in every step: the `largest` and the smallest, or `stock`.
+        near: Share of stock's multiply-accumulates that is searched around. Every other random network then lies within
+            `NEAR` of it: that is where scores decide, and uniform draws hardly ever get there.
+    """
     space = supernet.space
-    return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(random_networks))]
+    first = [space.stock] if anchor == "stock" else [space.largest(), space.smallest()]
+    drawn = [_near(supernet, near, rng) if near and i % 2 == 0 else space.sample(rng) for i in range(random_networks)]
+    return [*first, *drawn]
+
+
+def _near(supernet: Supernet, share: float, rng: np.random.Generator) -> Architecture:
+    """A random network with about this share of stock's multiply-accumulates; the nearest of `DRAWS`, where none is."""
+    low, high = (share * bound for bound in NEAR)
+    networks = [supernet.space.sample(rng) for _ in range(DRAWS)]
+    stock = cost(supernet.space.stock, supernet.num_classes, REFERENCE_SIZE).macs
+    shares = [cost(network, supernet.num_classes, REFERENCE_SIZE).macs / stock for network in networks]
+    away = [max(low - own, own - high, 0.0) for own in shares]
+    return networks[int(np.argmin(away))]
 
 
 def distillation(student: Outputs, teacher: Outputs, cls_gain: float, box_gain: float) -> Tensor:

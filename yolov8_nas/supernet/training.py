@@ -39,7 +39,7 @@ from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
 from yolov8_nas.supernet.derive import derive
 from yolov8_nas.supernet.distributed import Processes
 from yolov8_nas.supernet.images import train_split
-from yolov8_nas.supernet.learner import LOSSES, Learner, draw
+from yolov8_nas.supernet.learner import LOSSES, Anchor, Learner, draw
 from yolov8_nas.supernet.supernet import Supernet
 
 CHECKPOINT: Final = "checkpoint.pt"
@@ -67,8 +67,11 @@ class Recipe:
         lr: Peak learning rate of AdamW.
         random_networks: Networks drawn at random in each step, beside the largest and the smallest.
         seed: Seed of weights, order, augmentation and drawn networks.
-        largest_first: Share of the epochs in which the largest network trains alone, before the others join.
+        largest_first: Share of the epochs in which the teacher (the largest network, or stock) trains alone, before the
+            others join.
         accumulate: Parts of its share of a batch that a process works through one after the other.
+        anchor: Which networks are trained in every step: the `largest` and the smallest, or `stock` (`learner.draw`).
+        near: Share of stock's multiply-accumulates near which every other random network lies; nothing for none.
         amp: Whether networks compute in half precision: bfloat16 where the device has it, else float16 with scaled
             gradients. `auto`: on GPUs.
     """
@@ -81,6 +84,8 @@ class Recipe:
     seed: int
     largest_first: float = 0.4
     accumulate: int = 1
+    anchor: Anchor = "largest"
+    near: float | None = None
     amp: bool | Literal["auto"] = "auto"
 
     @property
@@ -90,7 +95,7 @@ class Recipe:
 
     @property
     def epochs_alone(self) -> int:
-        """Epochs in which the largest network trains alone."""
+        """Epochs in which the teacher trains alone."""
         return math.floor(self.epochs * self.largest_first)
 
     @property
@@ -180,9 +185,9 @@ def train(
         losses = torch.zeros(len(LOSSES), device=processes.device)
         for i in range(steps_per_epoch):
             step = epoch * steps_per_epoch + i
-            networks = [supernet.space.largest()]
-            if epoch >= recipe.epochs_alone:
-                networks = draw(supernet, recipe.random_networks, rng)
+            networks = draw(supernet, recipe.random_networks, rng, anchor=recipe.anchor, near=recipe.near)
+            if epoch < recipe.epochs_alone:
+                networks = networks[:1]
             for _ in range(recipe.accumulate):
                 asked = time.perf_counter()
                 part = loading.to_device(next(batches), processes.device)
