@@ -864,10 +864,11 @@ def test_a_cached_result_that_no_trusted_key_signed_is_computed_anew(
     assert scene.run(address, "cached again") == b"right" and not scene.ran, "the new one is signed, and is used"
 
 
-@pytest.mark.parametrize(
-    ("forger", "trusted"),
-    [("theirs", "ours"), ("another-secret", "secret"), ("theirs", "secret"), ("secret", "ours")],
-)
+FORGERS = [("theirs", "ours"), ("another-secret", "secret"), ("theirs", "secret"), ("secret", "ours")]
+"""Whose key is used, and whose is trusted."""
+
+
+@pytest.mark.parametrize(("forger", "trusted"), FORGERS)
 def test_a_signature_with_another_key_does_not_count(
     forger: str, trusted: str, scene: Scene, signed: Callable[..., None], made: dict[str, Path]
 ) -> None:
@@ -1319,3 +1320,11 @@ def test_tags_of_the_registry_that_are_none_of_ours_are_told(attacked: Registry)
     attacked.client.delete_registered_model_tag(attacked.model, "champion-change.0")
     attacked.untag("model_id")
     assert query.list_models(attacked.uri) == []
+
+
+def test_security_md_tells_how_many_attacks_there_are() -> None:
+    tables = (NAMES, DIGESTS, STORE, FILES, SPOOL, ALTERED, ALTERED, FORGERS, NO_KEYS, REGISTRY)  # in folder and bucket
+    rows = sum(map(len, tables))
+    lines = (Path(__file__).parents[1] / "SECURITY.md").read_text().splitlines()
+    (line,) = (line for line in lines if f"`tests/{Path(__file__).name}`" in line)
+    assert line.endswith(f"| {rows} | {rows} |"), rows

@@ -207,6 +207,23 @@ def test_pods_wait_in_a_queue_where_one_is_named(tmp_path: Path, monkeypatch: py
     assert labels["exec-open-run"] == {}
 
 
+def test_pods_find_the_keys_of_signatures_in_a_secret(tmp_path: Path) -> None:
+    code = "from pathlib import Path; from pipelines.compile import compile_pipeline; compile_pipeline(Path('x.yaml'))"
+    environment = {**_environment(), "YOLOV8_NAS_SIGNING_SECRET": "our-keys"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+    pipeline, platform = yaml.safe_load_all((tmp_path / "x.yaml").read_text())
+    place = "/var/run/yolov8-nas/keys"
+    for name, pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
+        (volume,) = pod["secretAsVolume"]
+        assert (volume["secretName"], volume["mountPath"]) == ("our-keys", place), name
+        assert volume.get("optional") is not True, "a pod without its keys would do without signatures"
+    for name, executor in pipeline["deploymentSpec"]["executors"].items():
+        told = {row["name"]: row["value"] for row in executor["container"]["env"]}
+        assert told["YOLOV8_NAS_SIGNING_KEY"] == f"{place}/signing.key", name
+        assert told["YOLOV8_NAS_TRUSTED_KEYS"] == place, name
+    assert "PRIVATE KEY" not in (tmp_path / "x.yaml").read_text()
+
+
 def _environment() -> dict[str, str]:
     import os
 

@@ -119,6 +119,24 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path, data, unscored, monk
     assert all({"map50_95_largest", "map50_95_smallest"} <= point.keys() for point in again)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [0, 1000, 0.5])
+def test_a_training_goes_on_from_the_checkpoint_before_one_that_is_torn(cut, tmp_path, data, unscored, capsys):
+    steps = recipe(epochs=3)
+    undisturbed, _ = train(fresh(), data, steps, tmp_path / "undisturbed", Progress.silent())
+    with pytest.raises(Killed):  # in the third epoch, after two checkpoints
+        train(fresh(), data, steps, tmp_path / "killed", KilledIn(5))
+    file = tmp_path / "killed" / CHECKPOINT
+    whole = file.read_bytes()
+    file.write_bytes(whole[: cut if isinstance(cut, int) else int(cut * len(whole))])
+    resumed, curves = train(fresh(), data, steps, tmp_path / "killed", Progress.from_environment("supernet-train"))
+    told = capsys.readouterr().out
+    assert "torn or damaged" in told and "going on after epoch 1 of 3" in told
+    assert [point["epoch"] for point in curves] == [1, 2, 3]
+    for (name, a), b in zip(undisturbed.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_divergence_is_told(tmp_path, data, unscored):
     net = fresh()
     with torch.no_grad():

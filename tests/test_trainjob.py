@@ -137,6 +137,21 @@ def test_nodes_are_like_the_step_and_its_log_is_passed_on_once(
     assert "the cluster does not answer (500" in told
 
 
+def test_nodes_have_the_keys_of_signatures_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "/var/run/yolov8-nas/keys"
+    pod = json.loads(json.dumps(OWN))
+    pod["spec"]["volumes"].append({"name": "keys", "secret": {"secretName": "our-keys"}})
+    pod["spec"]["containers"][1]["volumeMounts"].append({"name": "keys", "mountPath": place, "readOnly": True})
+    monkeypatch.setenv("YOLOV8_NAS_SIGNING_KEY", f"{place}/signing.key")
+    made = trainjob.manifest("x", pod, ["python"], nodes=2, gpus=1)
+    (patch,) = made["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    spec = node["template"]["spec"]["template"]["spec"]
+    assert {"name": "keys", "secret": {"secretName": "our-keys"}} in spec["volumes"]
+    assert place in [row["mountPath"] for row in spec["containers"][0]["volumeMounts"]]
+    assert {"name": "YOLOV8_NAS_SIGNING_KEY", "value": f"{place}/signing.key"} in made["spec"]["trainer"]["env"]
+
+
 def test_a_job_that_fails_is_told_and_taken_away(api: KubernetesApi, capsys: pytest.CaptureFixture[str]) -> None:
     api.looks = [_look(), _look(ended="Failed")]
     assert _carry_out() == 1
