@@ -343,6 +343,21 @@ def beside_another_folder(root: Path) -> None:
     (root / "__MACOSX/parts/._data.yaml").write_bytes(b"\0")
 
 
+def darknet(root: Path) -> None:
+    """As CVAT exports "YOLO 1.1"."""
+    for split, folder in (("train", "obj_train_data"), ("val", "obj_valid_data")):
+        for kind in ("images", "labels"):
+            for path in list((root / kind / split).iterdir()):
+                renamed(root, os.fspath(path.relative_to(root)), f"{folder}/{path.name}")
+        names = sorted(path.name for path in (root / folder).glob("*.png"))
+        (root / f"{split}.txt").write_text("".join(f"data/{folder}/{name}\n" for name in names))
+    (root / "obj.names").write_text("dent\nhole\n")
+    (root / "obj.data").write_text(
+        "classes = 2\ntrain = data/train.txt\nvalid = data/val.txt\nnames = data/obj.names\nbackup = backup/\n"
+    )
+    (root / "data.yaml").unlink()
+
+
 def other_yaml_beside(root: Path) -> None:
     (root / "data.yaml").rename(root / "parts.yaml")
     (root / "compose.yaml").write_text("services: {a: {image: b}}\n")
@@ -365,6 +380,7 @@ ODD_YOLO: dict[str, tuple[Change, bool]] = {
     "a folder beside the dataset": (beside_another_folder, False),
     "a description in a folder of its own": (lambda root: renamed(root, "data.yaml", "cfg/data.yaml"), False),
     "another YAML file": (other_yaml_beside, False),
+    "Darknet, as CVAT exports it": (darknet, False),
     "keys in capitals": (
         lambda root: edit_yaml(root, train=..., val=..., Train="images/train", Val="images/val"),
         False,
@@ -409,6 +425,15 @@ def test_images_and_labels_without_splits_give_their_own_validation_images(tmp_p
     found = check_source(root)
     assert sum(used(found)) == 16 and boxes(found) == 32 and used(found)[1] >= 1
     assert "classes.txt: no validation images; a fifth" in found.warnings[0]
+
+
+def test_darknet_without_validation_images(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "parts")
+    darknet(root)
+    (root / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+    found = check_source(root)
+    assert sum(used(found)) == 12 and used(found)[1] >= 1
+    assert "obj.data: no validation images; a fifth" in found.warnings[0]
 
 
 def test_two_images_of_one_label_file_are_named(tmp_path: Path) -> None:

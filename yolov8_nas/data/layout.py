@@ -103,8 +103,8 @@ def _look(root: Path, unreadable: Faults) -> list[_Found]:
     contents = coco.read_contents(coco.json_files(root), root, unreadable)
     if contents:
         return [_Found(root, None, contents)]
-    classes = yolo_layout.class_list(root)
-    return [_Found(root, classes, {})] if classes else []
+    instead = yolo_layout.stand_in(root)
+    return [_Found(root, instead, {})] if instead else []
 
 
 def _reader(found: _Found, faults: Faults, confined: bool, top: Path) -> YoloReader | CocoReader:

@@ -35,10 +35,19 @@ _NOTHING: Final[tuple[object, ...]] = ("", "null", "~", [])  # what stands for n
 _CLASSES = ("classes.txt", "labels/classes.txt")
 
 
-def class_list(root: Path) -> Path | None:
-    """The list of classes in a folder of images and labels that has no description."""
+def stand_in(root: Path) -> Path | None:
+    """What can stand for a description that a folder lacks: Darknet's, or a list of classes beside images."""
+    for file in sorted(path for path in root.glob("*.data") if path.is_file() and not is_hidden(path.name)):
+        if {"train", "names"} <= _darknet(file).keys():
+            return file
     found = next((root / name for name in _CLASSES if (root / name).is_file()), None)
     return found if (root / "images").is_dir() else None
+
+
+def _darknet(file: Path) -> dict[str, Any]:
+    """Darknet's description: lines such as `names = data/obj.names`."""
+    pairs = (line.partition("=") for _, line in lines(file, "", Faults()))
+    return {key.strip().lower(): value.strip() for key, _, value in pairs if value.strip()}
 
 
 def fits(data: object) -> bool:
@@ -81,7 +90,8 @@ class YoloReader:
         data = self._described()
         if data is None:
             return None
-        whole = "val" not in data and self.description.suffix == ".txt"  # no splits, as Label Studio exports images
+        # Label Studio and CVAT export images without splits.
+        whole = not any(key in data for key in _KEYS["val"]) and self.description.suffix in (".txt", ".data")
         names = self._names(data)
         keypoints = _keypoint_shape(data.get("kpt_shape"))
         base = self._base(data)
@@ -114,6 +124,9 @@ class YoloReader:
         return Listing(names, samples, self.ledger, tuple(self.warnings))
 
     def _described(self) -> dict[str, Any] | None:
+        if self.description.suffix == ".data":
+            data = _darknet(self.description)
+            return {key: self._near(data[key]) for key in ("names", "train", "valid") if key in data}
         if self.description.suffix != ".txt":
             data = description(self.description, self.where, self.faults)
             return None if data is None else {str(key).lower(): value for key, value in data.items()}
@@ -127,6 +140,12 @@ class YoloReader:
             "names": os.path.relpath(self.description, self.root),
             **{split: f"images/{names[0]}" for split, names in folders.items()},
         }
+
+    def _near(self, name: str) -> str:
+        """A path of Darknet's description, which is relative to Darknet's own folder, as one of this dataset."""
+        parts = parts_of(name)
+        tails = (os.path.join(*parts[start:]) for start in range(len(parts)))
+        return next((tail for tail in tails if (self.root / tail).exists()), name)
 
     # Description ---------------------------------------------------------------------------------------------------
 
