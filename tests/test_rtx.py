@@ -20,6 +20,7 @@ import pytest
 import torch
 from exports import KINDS, SIDE, Exports, Kind
 from onnx import TensorProto, helper, numpy_helper
+from ultralytics.nn.backends.base import BaseBackend
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
 
@@ -132,6 +133,29 @@ def test_the_same_file_gives_an_engine_of_the_same_size(exports: Exports, tmp_pa
     first, second = (build_ahead(file, tmp_path / f"{name}.engine").layers for name in "ab")
     steady = [{key: value for key, value in told.items() if key != "seconds"} for told in (first, second)]
     assert steady[0] == steady[1]
+
+
+@compiled
+def test_a_dynamic_engine_says_which_shapes_it_takes(exports: Exports, tmp_path: Path) -> None:
+    engine = tmp_path / "model.engine"
+    manifest = build_ahead(exports.file(Kind(dynamic=True)), engine, options=EngineOptions(profile=DYNAMIC))
+    low, best, high = ([images, 3, height, width] for images, height, width in (DYNAMIC.min, DYNAMIC.opt, DYNAMIC.max))
+    assert manifest.inputs == {"images": {"min": low, "opt": best, "max": high}}
+    assert manifest.outputs == {"output0": [-1, 7, -1]}
+    metadata, _ = split_header(engine)
+    assert (metadata["args"]["dynamic"], metadata["batch"], metadata["imgsz"]) == (True, 4, [SIDE, SIDE])
+    with pytest.raises(InputError, match=r"dynamic; give options\.profile"):
+        build_ahead(exports.file(Kind(dynamic=True)), engine)
+
+
+@compiled
+def test_stock_ultralytics_reads_the_header(exports: Exports, tmp_path: Path) -> None:
+    engine = tmp_path / "model.engine"
+    build_ahead(exports.file(Kind()), engine)
+    offset, metadata = BaseBackend.engine_header(engine)
+    assert engine.read_bytes()[offset:] == split_header(engine)[1]
+    assert BaseBackend.read_metadata(engine) == metadata
+    assert metadata["stride"] == 32
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

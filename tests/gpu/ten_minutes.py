@@ -102,6 +102,9 @@ class Part:
     on_cpu: bool = False
 
 
+SLOWER: Final = 10
+"""Times a part's limit that a rehearsal on a CPU gets, which may have other work."""
+
 LEAST_S: Final = 10.0
 """A part with less time than this does not begin."""
 
@@ -475,7 +478,7 @@ def _run(part: Part, file: Path, left: float, on_cpu: bool) -> dict[str, Any]:
     lacking = ([] if part.on_cpu else ["a CPU cannot rehearse it"]) if on_cpu else [*no_gpu(), *part.lacks()]
     if lacking:
         return _result("skipped", " and ".join(dict.fromkeys(lacking)))
-    limit = min(part.limit_s, left)
+    limit = min(part.limit_s * (SLOWER if on_cpu else 1), left)
     if limit < LEAST_S:
         return _result("skipped", "the time was used up by the parts before it; start it again")
     print(f"{part.name}: {part.what}, at most {limit:.0f} s", flush=True)
