@@ -33,11 +33,19 @@ from yolov8_nas.deploy.artifact import write_network
 from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_efficient_nms, add_nms
 from yolov8_nas.deploy.packaging import export
 from yolov8_nas.deploy.servable import read_servable
-from yolov8_nas.deploy.tensorrt import EngineOptions, Profile
+from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, status
 from yolov8_nas.deploy.tensorrt_rtx import NOWHERE, build_ahead, reveal
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.hardware import tensorrt_rtx as rtx
-from yolov8_nas.hardware.engine_file import RTX, GpuEnvironment, read_manifest, split_header, told_of
+from yolov8_nas.hardware.engine_file import (
+    RTX,
+    GpuEnvironment,
+    kernels_path,
+    kernels_record_path,
+    read_manifest,
+    split_header,
+    told_of,
+)
 from yolov8_nas.hardware.runtime import find
 from yolov8_nas.hardware.target import resolve
 from yolov8_nas.hardware.tensorrt import load_engine, open_log
@@ -390,6 +398,58 @@ def test_every_name_that_the_runner_asks_for_is_one_of_the_installed_bindings() 
     }.items():  # fmt: skip
         assert [name for name in names if not hasattr(getattr(trt, owner), name)] == [], owner
     assert "runtime_config: tensorrt_rtx" in trt.ICudaEngine.create_execution_context.__doc__
+
+
+@compiled
+def test_what_was_built_is_told_in_the_verdict(exports: Exports, tmp_path: Path) -> None:
+    engine = tmp_path / "a.engine"
+    build_ahead(exports.file(Kind(precision="fp16")), engine, capabilities=["8.9"])
+    told = status(engine)
+    assert (told["built"], told["compiler"], told["built_on"], told["built_for"]) == (True, RTX, NOWHERE, ["8.9"])
+    assert told["version"] == rtx.compiler().__version__
+    assert told["compiled_just_in_time_s"] is None, "no device has opened it"
+    kernels_record_path(engine).write_text('{"seconds": 2.5}')
+    assert status(engine)["compiled_just_in_time_s"] == 2.5
+    json.dumps(told)
+
+
+class _Context:
+    """What a runner is given where there is no GPU: it notes what it was asked."""
+
+    def __init__(self, asked: list[str], takes: bool = True) -> None:
+        self.asked, self.takes = asked, takes
+
+    def create_runtime_config(self) -> _Context:
+        return self
+
+    def create_runtime_cache(self) -> _Context:
+        return self
+
+    def deserialize(self, data: bytes) -> bool:
+        self.asked.append(f"deserialize {data!r}")
+        return True
+
+    def set_runtime_cache(self, cache: _Context) -> bool:
+        self.asked.append("set")
+        return self.takes
+
+    def create_execution_context(self, *, runtime_config: _Context) -> _Context:
+        self.asked.append("context")
+        return self
+
+
+def test_kernels_that_were_kept_are_given_to_the_engine(tmp_path: Path) -> None:
+    """The order of calls only; names are held against the bindings below, and no kernel was compiled here."""
+    asked: list[str] = []
+    runner = object.__new__(rtx.RtxRunner)
+    runner._engine = _Context(asked)  # type: ignore[assignment]
+    runner._open_context(tmp_path / "a.engine")
+    kernels_path(tmp_path / "a.engine").write_bytes(b"kept")
+    runner._open_context(tmp_path / "a.engine")
+    assert asked == ["set", "context", "deserialize b'kept'", "set", "context"]
+    runner._engine = _Context(asked, takes=False)  # type: ignore[assignment]
+    with pytest.raises(InputError, match="takes no runtime cache"):
+        runner._open_context(tmp_path / "a.engine")
 
 
 @compiled

@@ -171,17 +171,14 @@ def rtx_engines(record: Record, sizes: Sizes) -> None:
             continue
         engine = file.with_suffix(".rtx.engine")
         manifest = build_ahead(file, engine, capabilities=[capability])
-        start = time.perf_counter()
         runner = RtxRunner(engine)
-        compiled = time.perf_counter() - start
         (output,) = runner.run(None, random_feed(runner))
         runner.gpu_times(100)
         times = runner.gpu_times(1000)
-        runner.keep_kernels(engine)
         finite = "finite" if bool(torch.isfinite(torch.from_numpy(output)).all()) else "NOT FINITE"
         record.add(f"TensorRT for RTX {manifest.built_on.tensorrt}, {precision.upper()}, p50",
                    f"{statistics.median(times):.3f} ms ({manifest.layers['seconds']:.1f} s ahead of time, "
-                   f"{compiled:.1f} s just in time, outputs {finite})")  # fmt: skip
+                   f"{runner.compiled_s:.1f} s just in time, outputs {finite})")  # fmt: skip
 
 
 def providers(record: Record, sizes: Sizes) -> None:

@@ -27,7 +27,15 @@ from onnx import TensorProto, numpy_helper
 from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_efficient_nms
 from yolov8_nas.deploy.onnx_file import check_zero_points, dimensions, precision, read_metadata, read_onnx
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, digest, with_header, write_engine
+from yolov8_nas.hardware.engine_file import (
+    EngineManifest,
+    GpuEnvironment,
+    compiled_seconds,
+    digest,
+    read_manifest,
+    with_header,
+    write_engine,
+)
 from yolov8_nas.hardware.tensorrt import bindings, environment, load_engine, major, missing, open_log, product, told
 from yolov8_nas.store import atomic_write
 
@@ -79,13 +87,28 @@ class EngineOptions:
     nms: NmsOptions | None = None
 
 
-def status() -> dict[str, Any]:
-    """The content of `engine.json`: whether an engine was built, and the reason where none was.
+def status(engine: Path | None = None) -> dict[str, Any]:
+    """The content of `engine.json`: what was built, by which compiler, or the reason why nothing was.
 
-    Nothing is imitated: without TensorRT and a GPU there is no engine, no timing of one and no claim about one.
+    Nothing is imitated: without an engine there is no claim about one.
+
+    Args:
+        engine: The engine that the target runs; nothing where it runs something else.
     """
-    reason = " and ".join(missing()) or "this target runs ONNX; build_engine makes an engine of the file"
-    return {"built": False, "reason": reason}
+    if engine is None:
+        reason = " and ".join(missing()) or "this target runs ONNX; build_engine makes an engine of the file"
+        return {"built": False, "reason": reason}
+    manifest = read_manifest(engine)
+    return {
+        "built": True,
+        "compiler": manifest.built_on.compiler,
+        "version": manifest.built_on.tensorrt,
+        "built_on": manifest.built_on.gpu,
+        "built_for": list(manifest.built_for),
+        "precision": manifest.precision,
+        "layers": dict(manifest.layers),
+        "compiled_just_in_time_s": compiled_seconds(engine),
+    }
 
 
 def build_engine(

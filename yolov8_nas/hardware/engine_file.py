@@ -133,6 +133,22 @@ def layers_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.layers.json")
 
 
+def kernels_path(engine: Path) -> Path:
+    """Where the kernels of an engine are kept that were compiled just in time."""
+    return engine.with_name(f"{engine.name}.kernels")
+
+
+def kernels_record_path(engine: Path) -> Path:
+    """Where it stands how long compiling them took."""
+    return engine.with_name(f"{engine.name}.kernels.json")
+
+
+def compiled_seconds(engine: Path) -> float | None:
+    """Seconds that compiling an engine's kernels just in time took, where none were kept before; else nothing."""
+    path = kernels_record_path(engine)
+    return float(read_json(path)["seconds"]) if path.is_file() else None
+
+
 def with_header(plan: bytes, metadata: Mapping[str, Any]) -> bytes:
     """The bytes of an engine file: Ultralytics' metadata, and what TensorRT has built."""
     header = json.dumps(metadata).encode()

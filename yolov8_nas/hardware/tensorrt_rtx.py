@@ -19,14 +19,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.hardware import catalogue
+from yolov8_nas.hardware.engine_file import kernels_path, kernels_record_path
 from yolov8_nas.hardware.tensorrt import TensorRTRunner
-from yolov8_nas.store import atomic_write
+from yolov8_nas.store import atomic_write, write_json
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx
@@ -200,17 +202,22 @@ def of_capability(trt: Any, capability: str) -> rtx.ComputeCapability:
     return known[name]
 
 
-def cache_path(engine: Path) -> Path:
-    """Where the kernels of an engine are kept that were compiled just in time."""
-    return engine.with_name(f"{engine.name}.kernels")
-
-
 class RtxRunner(TensorRTRunner):
     """An engine of TensorRT for RTX opened for measuring; see `TensorRTRunner`.
 
-    Kernels are compiled in the first launch, which is none of those that are timed, and kept beside the engine. No
-    device has run this yet.
+    Kernels are compiled in the first launch, which is none of those that are timed, and kept beside the engine: the
+    next process need not compile them again. No device has run this yet.
     """
+
+    def __init__(self, engine: Path, *, shapes: Mapping[str, Sequence[int]] | None = None, graph: bool = True) -> None:
+        fresh = not kernels_path(engine).is_file()
+        start = time.perf_counter()
+        super().__init__(engine, shapes=shapes, graph=graph)
+        self.compiled_s = time.perf_counter() - start
+        """Seconds until it could be timed: opening it, and compiling what was not kept."""
+        atomic_write(kernels_path(engine), bytes(self._cache.serialize()))
+        if fresh:
+            write_json(kernels_record_path(engine), {"seconds": self.compiled_s})
 
     def _bindings(self) -> Any:
         return bindings()
@@ -218,13 +225,9 @@ class RtxRunner(TensorRTRunner):
     def _open_context(self, engine: Path) -> Any:
         config = self._engine.create_runtime_config()
         self._cache = config.create_runtime_cache()
-        kept = cache_path(engine)
+        kept = kernels_path(engine)
         if kept.is_file():
             self._cache.deserialize(kept.read_bytes())  # of another GPU or driver it is refused, and made anew
         if not config.set_runtime_cache(self._cache):
             raise InputError(f"{engine}: TensorRT for RTX takes no runtime cache; install another version")
         return self._engine.create_execution_context(runtime_config=config)
-
-    def keep_kernels(self, engine: Path) -> None:
-        """Write what was compiled just in time beside the engine: the next process need not compile it again."""
-        atomic_write(cache_path(engine), bytes(self._cache.serialize()))

@@ -159,14 +159,11 @@ class _Export:
 
     def run(self) -> None:
         """Export, measure, score, decide, write."""
-        from yolov8_nas.deploy.tensorrt import status
-
         with self.ctx.host.computing():
             exported = self._export()
             self.total = 3 * len(exported) + 2
             self._step("exported")
             files = self._score(self._measure(exported))
-            write_json(self.ctx.out / "engine.json", status())
             self._decide(files)
 
     def _export(self) -> list[_Exported]:
@@ -382,9 +379,13 @@ class _Export:
 
     def _decide(self, files: Sequence[_File]) -> None:
         """Walk the files from the most wanted on, ship the first that holds, and write the verdict."""
+        from yolov8_nas.deploy.tensorrt import status
+
         ours = sorted((f for f in files if f.candidate is not None), key=self._loss)
         stock = [f for f in files if f.candidate is None]
         shipped = next((f for f in ours if f.precision in self.wanted and self._holds(f)), None)
+        runs = (shipped or ours[0]).runs
+        write_json(self.ctx.out / "engine.json", status(runs if runs.suffix == ".engine" else None))
         verdict: dict[str, Any] = {
             "status": "met" if shipped else "failed",
             "chosen_on": "search split and folds of the train split",
@@ -570,6 +571,8 @@ class _Export:
         copy_file(shipped.onnx, model / "model.onnx")
         if shipped.runs.suffix == ".engine":
             for file in self.ctx.partial.glob(f"{shipped.runs.name}*"):  # and what is known of it, in JSON
+                if ".kernels" in file.suffixes:
+                    continue  # compiled for this driver, and made anew elsewhere
                 copy_file(file, model / file.name.replace(shipped.runs.stem, "model"))
         for precision in self.runtimes:
             other = self.ctx.partial / f"candidate-{shipped.candidate}-{precision}.onnx"
