@@ -16,6 +16,7 @@ from pipelines.pipeline import yolov8_nas
 from pipelines.pods import CREDENTIALS, CREDENTIALS_SECRET, GPU_TOLERATION, SIGNING_VARIABLE, STORE, STORE_PATH
 from yolov8_nas import credentials
 from yolov8_nas.config import RunConfig
+from yolov8_nas.data.weights import is_stock_name
 from yolov8_nas.errors import InputError
 from yolov8_nas.lifecycle import requested
 from yolov8_nas.yaml_text import parse_yaml
@@ -119,7 +120,9 @@ def _check_addresses(asked: Any, source: str) -> None:
 def _check_paths(config: RunConfig, store: str, source: str) -> None:
     """Refuse paths that only this machine has."""
     named = {"store": store, "data": config.data, "tracking.uri": _database(config.tracking.uri)}
-    named["supernet.weights"] = config.supernet.weights
+    weights = config.supernet.weights
+    if not (weights and is_stock_name(weights) and config.supernet.download):  # which the step downloads
+        named["supernet.weights"] = weights
     named["space"] = config.space if config.space.endswith((".yaml", ".yml")) else None
     for number, target in enumerate(config.targets):
         named[f"targets.{number}.far"] = target.far

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from web_files import https  # noqa: F401  # a fixture
 
 from yolov8_nas import quiet
 

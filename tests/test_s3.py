@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import json
 import os
-import re
 import signal
-import ssl
 import subprocess
 import sys
 import tarfile
@@ -16,8 +13,6 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ import object_store
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
+from web_files import Files
 
 from pipelines import plan
 from yolov8_nas import local, preflight, remote_store
@@ -534,72 +530,6 @@ def test_checkpoints_that_are_just_being_written_wait(bench: Bench, monkeypatch:
     monkeypatch.setattr(remote_store, "SAVE_EVERY", 1000.0)
     assert bench.run(body).error is None
     assert saved[0] is None and sorted(json.loads(saved[1])["files"]) == ["one", "two"]
-
-
-class Files(BaseHTTPRequestHandler):
-    """Sends files with an ETag, and parts of them where `ranges` is set."""
-
-    content: dict[str, bytes] = {}  # noqa: RUF012 - of the server, not of a request
-    ranges = True
-    headers_of: dict[str, str] = {"ETag": '"1"'}  # noqa: RUF012
-
-    def do_GET(self) -> None:
-        content = self.content.get(self.path)
-        if content is None:
-            return self.send_error(404)
-        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        start, end = (int(span[1]), int(span[2]) + 1) if span and self.ranges else (0, len(content))
-        self.send_response(206 if span and self.ranges else 200)
-        if span and self.ranges:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
-        for name, value in self.headers_of.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content[start:end])))
-        self.end_headers()
-        return self.wfile.write(content[start:end]) and None
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a web server whose certificate this process trusts."""
-    certificate = tmp_path / "certificate.pem"
-    certificate.write_bytes(_certificate())
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield f"https://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def _certificate() -> bytes:
-    """A key and a certificate for 127.0.0.1 that it has signed itself."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem, raw = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL
-    return key.private_bytes(pem, raw, serialization.NoEncryption()) + certificate.public_bytes(pem)
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["by parts", "as a whole"])

@@ -404,8 +404,12 @@ def test_stage_settings():
     assert given["space"] == TINY.to_dict()
     assert (given["epochs"], given["batch"], given["imgsz"], given["seed"]) == (7, "auto", 64, 0)
     json.dumps(given)
-    with pytest.raises(InputError, match=r"supernet\.weights = 'yolov8n\.pt': there is no .*yolov8n\.pt"):
+    with pytest.raises(
+        InputError, match=r"supernet\.weights = 'yolov8n\.pt': neither in the current folder nor .*yolov8n\.pt"
+    ):
         supernet_train.settings(config(weights="yolov8n.pt"), None)
+    with pytest.raises(InputError, match=r"supernet\.weights = 'runs/best\.pt': there is no .*best\.pt"):
+        supernet_train.settings(config(weights="runs/best.pt"), None)
     with pytest.raises(InputError, match=r"supernet\.batch = 10 .* make it a multiple of 4"):
         supernet_train.settings(config(batch=10, accumulate=4), None)
 

@@ -36,8 +36,14 @@ class SupernetConfig(_Section):
     Attributes:
         epochs: Passes over the train split.
         batch: Images per step, of all processes together, or `auto`: chosen by memory on GPUs, 16 on a CPU.
-        weights: What to start from: a stock YOLOv8 checkpoint (`.pt`), the folder of an earlier supernet, or nothing to
-            start from scratch.
+        weights: What to start from: a stock YOLOv8 checkpoint (`.pt`) of any classes that is nowhere narrower or
+            shallower than the stock network of the space, the folder of an earlier supernet, or nothing to start from
+            scratch. A checkpoint can be named (`yolov8s.pt`) or have an address (`s3://`, `https://`), see
+            `data/weights.py`.
+        weights_folder: Folder where named checkpoints are looked for and downloads are kept. Unless given, that of the
+            environment's YOLOV8_NAS_WEIGHTS, else `~/.cache/yolov8-nas/weights`.
+        download: Whether a named checkpoint that is not there may be downloaded from Ultralytics' release assets; the
+            environment's YOLOV8_NAS_DOWNLOAD=1 allows it, too.
         lr: Peak learning rate of AdamW.
         random_networks: Random networks per step beside those that are trained in every step.
         anchor: Which networks are trained in every step: the `largest` and the smallest (sandwich rule), or `stock`,
@@ -53,6 +59,8 @@ class SupernetConfig(_Section):
     epochs: Positive = 300
     batch: Positive | Literal["auto"] = "auto"
     weights: Text | None = None
+    weights_folder: Text | None = None
+    download: bool = False
     lr: float = Field(2e-3, gt=0)
     random_networks: int = Field(2, ge=0)
     anchor: Literal["auto", "largest", "stock"] = "auto"

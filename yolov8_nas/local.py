@@ -23,6 +23,7 @@ from rich.console import Console
 
 from yolov8_nas import apart
 from yolov8_nas.config import RunConfig
+from yolov8_nas.data import weights
 from yolov8_nas.display import Display
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import check_room, read_kept
@@ -82,8 +83,13 @@ def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
     if space.suffix in (".yaml", ".yml") and space.is_file():  # else it is a name
         changed["space"] = str(space.absolute())
     supernet = changed.get("supernet") or {}
-    if isinstance(supernet, dict) and supernet.get("weights"):
-        changed["supernet"] = {**supernet, "weights": str(expanded(supernet["weights"]).absolute())}
+    if isinstance(supernet, dict):
+        paths = {"weights_folder": supernet.get("weights_folder"), "weights": supernet.get("weights")}
+        if not (isinstance(paths["weights"], str) and weights.is_path(paths["weights"])):
+            del paths["weights"]  # a name, an address, or nothing
+        found = {name: str(expanded(path).absolute()) for name, path in paths.items() if path}
+        if found:
+            changed["supernet"] = {**supernet, **found}
     if isinstance(keys := changed.get("signing"), dict):
         changed["signing"] = {name: str(expanded(path).absolute()) if path else path for name, path in keys.items()}
     changed["targets"] = [

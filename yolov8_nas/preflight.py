@@ -22,7 +22,7 @@ from yolov8_nas import quiet
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.host import HostLock
-from yolov8_nas.paths import check_writable, expanded
+from yolov8_nas.paths import check_writable
 from yolov8_nas.search.constraint import STATISTICS, Figures
 from yolov8_nas.space import SearchSpace, SpaceError, stock_architecture
 from yolov8_nas.stages.stage import find_stage, open_store, target_labels
@@ -143,9 +143,10 @@ def check_weights(config: RunConfig, names: Sequence[str]) -> None:
         InputError: They can't be read, or are of another size, space or number of classes.
     """
     if config.supernet.weights is not None:
+        from yolov8_nas.data import weights
         from yolov8_nas.supernet import warmstart
 
-        warmstart.check(expanded(config.supernet.weights), SearchSpace.load(config.space), len(names))
+        warmstart.check(weights.local(config.supernet), SearchSpace.load(config.space), len(names))
 
 
 def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:

@@ -21,10 +21,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.config import RunConfig, SupernetConfig, TargetConfig
+from yolov8_nas.data import weights
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.host import HostLock
-from yolov8_nas.paths import expanded
 from yolov8_nas.progress import Progress
 from yolov8_nas.stages.stage import PARENT_VARIABLE, Settings, Stage, StageContext, die_with_parent
 from yolov8_nas.store import canonical_digest, file_sha256, read_json, write_json
@@ -73,7 +73,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "accumulate": supernet.accumulate,
         "amp": supernet.amp,
         "processes": processes,
-        "weights": _weights(supernet.weights),
+        "weights": _weights(supernet),
     }
 
 
@@ -129,8 +129,8 @@ def _train(ctx: StageContext) -> None:
         supernet = Supernet(space, len(names), names)
         progress.note(f"space {space.name}: {space.size:.3g} networks, trained at {recipe.imgsz} pixels")
         started = None
-        if weights := ctx.settings["weights"]:
-            source = warmstart.read(Path(weights["path"]))
+        if given := ctx.settings["weights"]:
+            source = warmstart.read(Path(given["path"]))
             earlier = isinstance(source, Supernet)
             images = () if earlier else calibration_batches(data, recipe.imgsz, START_IMAGES, 16, recipe.seed)
             started = warmstart.warm_start(supernet, source, images)
@@ -142,7 +142,7 @@ def _train(ctx: StageContext) -> None:
                 "epochs": recipe.epochs,
                 "seconds": sum(point["seconds"] for point in curves),
                 "training": read_json(ctx.partial / CONDITIONS),
-                "warm_start": started and {**asdict(started), "sha256": weights["sha256"]},
+                "warm_start": started and {**asdict(started), "sha256": given["sha256"]},
             }
             average.save(ctx.out, details)
             write_json(ctx.out / "curves.json", curves)
@@ -155,11 +155,11 @@ def kept_at(sha256: str) -> str:
 
 def _with_weights_here(ctx: StageContext) -> StageContext:
     """The same with the path of what the supernet starts from, where that is kept in the store."""
-    weights = ctx.settings["weights"]
-    if weights is None or ctx.store is None or not weights["path"].startswith(_KEPT_AT):
+    given = ctx.settings["weights"]
+    if given is None or ctx.store is None or not given["path"].startswith(_KEPT_AT):
         return ctx
-    folder = ctx.store.result(KEPT, weights["sha256"]).outputs
-    return replace(ctx, settings={**ctx.settings, "weights": {**weights, "path": str(folder)}})
+    folder = ctx.store.result(KEPT, given["sha256"]).outputs
+    return replace(ctx, settings={**ctx.settings, "weights": {**given, "path": str(folder)}})
 
 
 def _train_in_several(ctx: StageContext, launch: Launch | None) -> None:
@@ -233,25 +233,26 @@ def _processes(asked: int | str) -> int:
     return int(asked)
 
 
-def _weights(path: str | None) -> dict[str, str] | None:
+def _weights(supernet: SupernetConfig) -> dict[str, str] | None:
     """The weights to start from, by content.
 
     Raises:
-        InputError: There are none at the path.
+        InputError: There are none where they are looked for.
     """
-    if path is None:
+    named = supernet.weights
+    if named is None:
         return None
-    if kept := re.fullmatch(f"{_KEPT_AT}([0-9a-f]{{64}})", path):
-        return {"path": path, "sha256": kept[1]}
-    file = expanded(path).absolute()
+    if kept := re.fullmatch(f"{_KEPT_AT}([0-9a-f]{{64}})", named):
+        return {"path": named, "sha256": kept[1]}
+    file = weights.local(supernet)
     if file.name == "supernet.safetensors":
         file = file.parent
     files = [file / name for name in ("supernet.json", "supernet.safetensors")] if file.is_dir() else [file]
     for part in files:
         if not part.is_file():
             raise InputError(
-                f"supernet.weights = {path!r}: there is no {part}; give a stock YOLOv8 checkpoint (.pt), the folder of "
-                "an earlier supernet, or nothing to train from scratch"
+                f"supernet.weights = {named!r}: there is no {part}; give a stock YOLOv8 checkpoint (.pt), the folder "
+                "of an earlier supernet, or nothing to train from scratch"
             )
     digests = [file_sha256(part) for part in files]
     return {"path": str(file), "sha256": digests[0] if len(digests) == 1 else canonical_digest(digests)}
