@@ -70,6 +70,22 @@ def test_what_shorter_rungs_told_counts_by_their_epochs() -> None:
     assert first.entrant == 1
 
 
+@pytest.mark.parametrize(
+    ("reserve", "last", "order"),
+    [
+        (frozenset(), 2, [0, 1, 2, 3]),
+        ({1}, 2, [0, 1, 2, 3]),
+        ({2, 3}, 2, [0, 2, 1, 3]),  # the better one of them
+        ({3}, 1, [0, 1, 2, 3]),  # one network is trained to the end: the best
+    ],
+)
+def test_one_of_the_reserve_is_among_the_last(reserve: frozenset[int], last: int, order: list[int]) -> None:
+    scores = [[0.5, 0.5], [0.4, 0.4], [0.3, 0.3], [0.2, 0.2]]
+    ranking = halve(4, [Rung(4, 1), Rung(last, 3)], lambda i, rung: Result(scores[i][rung]), reserve)
+    assert [one.entrant for one in ranking] == order
+    assert [one.rungs for one in ranking] == [2] * last + [1] * (4 - last)
+
+
 def test_equals_keep_the_order_in_which_they_came() -> None:
     ranking, _ = run([Rung(5, 1), Rung(2, 3)], [[0.1 + 0.2, 0.3]] + [[0.3, 0.1 + 0.2]] * 4)
     assert [one.entrant for one in ranking] == [0, 1, 2, 3, 4]

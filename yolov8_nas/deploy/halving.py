@@ -16,7 +16,7 @@ one says it of other images and another order, whose luck is not the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -108,7 +108,7 @@ def epochs_of(rungs: Sequence[Rung]) -> int:
     return sum(rung.networks * rung.epochs for rung in rungs)
 
 
-def halve(entrants: int, rungs: Sequence[Rung], train: Train) -> list[Standing]:
+def halve(entrants: int, rungs: Sequence[Rung], train: Train, reserve: Set[int] = frozenset()) -> list[Standing]:
     """Train networks rung by rung, and rank them.
 
     Args:
@@ -116,6 +116,8 @@ def halve(entrants: int, rungs: Sequence[Rung], train: Train) -> list[Standing]:
             which they come, and decides between equals.
         rungs: The rungs, none with more networks than the one before.
         train: Trains a network.
+        reserve: Entrants one of which is to be among the last, where these are several: the best of them takes the last
+            place if none of them has one by its score.
 
     Returns:
         All that were trained, the best first: those of the last rung, then those that the rung before it left behind.
@@ -131,8 +133,12 @@ def halve(entrants: int, rungs: Sequence[Rung], train: Train) -> list[Standing]:
             results.setdefault(entrant, []).append(train(entrant, number))
         ranked = _rank(alive, results, rungs)
         left = rungs[number + 1].networks if number + 1 < len(rungs) else len(ranked)
-        behind[:0] = ranked[left:]
-        alive = [standing.entrant for standing in ranked[:left]]
+        kept = ranked[:left]
+        spare = next((standing for standing in ranked if standing.entrant in reserve), None)
+        if spare is not None and spare not in kept and left > 1:
+            kept[-1] = spare
+        behind[:0] = [standing for standing in ranked if standing not in kept]
+        alive = [standing.entrant for standing in kept]
     return [*ranked, *behind]
 
 
