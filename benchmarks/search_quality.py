@@ -503,19 +503,20 @@ class Contest:
         if not file.exists():
             profile = read_json(self.study.probed / "profile.json")
             runtime = of_profile(profile, "fp32")
-            files = []
+            files: dict[Architecture, Path] = {}  # two arms may have chosen the same network
             for network in networks.values():
                 path = self.folder / "latency" / f"{network.digest}{runtime.suffix}"
                 model = build(network, len(self.study.names)).eval()
                 if not path.exists():
                     write_network(model, path, runtime=runtime, imgsz=self.arguments.imgsz, batch=1)
-                files.append(path)
+                files[network] = path
             with HostLock().measuring():
                 found = measure(
-                    files, threads=profile["threads"], runtime=runtime, batch=1,
-                    protocol=replace(VERIFY, max_rounds=24), reference=files[-1],
+                    list(files.values()), threads=profile["threads"], runtime=runtime, batch=1,
+                    protocol=replace(VERIFY, max_rounds=24), reference=files[networks["stock"]],
                 )  # fmt: skip
-            write_json(file, {arm: one.latency_ms.p50 for arm, one in zip(networks, found, strict=True)})
+            latency_ms = {network: one.latency_ms.p50 for network, one in zip(files, found, strict=True)}
+            write_json(file, {arm: latency_ms[network] for arm, network in networks.items()})
         write_json(self.folder / "latency.json", read_json(file))
 
 

@@ -45,6 +45,7 @@ from yolov8_nas.search.evolution import (
 from yolov8_nas.search.memo import Memo
 from yolov8_nas.search.objective import CostModel, Estimate, MemoryModel
 from yolov8_nas.search.preference import Preference
+from yolov8_nas.search.searcher import Plan, Searcher
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages import search
 from yolov8_nas.stages.stage import StageContext
@@ -817,6 +818,26 @@ def test_stock_is_rescaled_to_the_candidate_as_measured(
     assert (content["latency_ms"], content["candidate_ms"]) == (4.04, 4.0)
     network = Architecture.from_dict(content["architecture"])
     assert len(rescaled) == 2 and rescaled[1] == network.digest != rescaled[0]
+
+
+def test_a_candidate_that_is_rescaled_stock_is_its_own_rival() -> None:
+    landscape = Landscape(limit=4.0)
+    costs = cost_model("latency<=4ms", landscape=landscape)
+    asked: list[Sequence[Architecture]] = []
+
+    def measure(architectures: Sequence[Architecture], *_: Any) -> list[Measurement]:
+        asked.append(architectures)
+        return device(true(landscape), [])(architectures)
+
+    supernet: Any = None
+    searcher = Searcher(supernet, Path(), SPACE, costs, Plan(), landscape.accuracy, measure, 64, Path())
+    network = SPACE.rescaled()[1]
+    (timing,) = measure([network])
+    candidate = candidates.Candidate(Trial(network, 0.5, 0, "rescaled"), 1.0, 1.0, timing, 0.1, costs.limits[0])
+    asked.clear()
+    (rival,) = searcher._rescale([candidate])
+    assert (rival.architecture, rival.candidate) == (network, network) and rival.latency_ms == rival.candidate_ms
+    assert not asked, "a file is not measured beside itself"
 
 
 def test_what_is_measured_is_held_against_the_hour_of_the_probe(

@@ -526,6 +526,9 @@ class Searcher:
             network = rescaled_stock(self.space.scale, price, correction * best.measurement.latency_ms.p50)
             if network in tried:
                 break
+            if network == candidate:  # it is rescaled stock itself
+                own_ms = best.measurement.latency_ms.p50
+                return Rescaled(network, candidate, own_ms, own_ms)
             rival, own = self._measure([network, candidate], PROBE, f"rescaled-{number}-{attempt}")
             tried[network] = rival.latency_ms.p50, own.latency_ms.p50
             if abs(tried[network][0] / tried[network][1] - 1) <= TOLERANCE:
