@@ -1,10 +1,10 @@
 """Weights to start from, by name, path or address: where they are looked for, and how they come here.
 
 A name such as `yolov8s.pt` is looked for in the current folder, then in the folder of weights: that of
-`supernet.weights_folder`, else of the environment's `YOLOV8_NAS_WEIGHTS`, else `~/.cache/yolov8-nas/weights`. Only where
-it is missing there, and only with consent (`supernet.download: true`, or `YOLOV8_NAS_DOWNLOAD=1` in the environment),
-stock YOLOv8 is downloaded from Ultralytics' release assets. An address (`s3://`, `https://`) is downloaded once into that
-folder; naming it is consent.
+`supernet.weights_folder`, else of the environment's `YOLOV8_NAS_WEIGHTS`, else `~/.cache/yolov8-nas/weights`. Only
+where it is missing there, and only with consent (`supernet.download: true`, or `YOLOV8_NAS_DOWNLOAD=1` in the
+environment), stock YOLOv8 is downloaded from Ultralytics' release assets. An address (`s3://`, `https://`) is
+downloaded once into that folder; naming it is consent.
 
 Beside each file of the folder its SHA-256 is recorded (`yolov8s.pt.sha256`, as `sha256sum` writes it) when it is first
 used. A later run that finds another content refuses it. In a folder that cannot be written to, only records that are

@@ -35,6 +35,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.space import BLOCKS, SCALES, Architecture, is_backbone, stock_architecture
+from yolov8_nas.supernet.batchnorm import restore_statistics
 from yolov8_nas.supernet.channels import (
     EPS,
     Wire,
@@ -136,7 +137,10 @@ def sliced(
     """
     class_branch = True
     if isinstance(source, StockCheckpoint):
-        class_branch, source = source.legacy, source.network()
+        class_branch, folded = source.legacy, source.fused
+        source = source.network()
+        if folded and len(calibration):
+            restore_statistics(source.eval(), calibration)
     source_architecture = architecture_of(source)
     unrolled = unroll(source).eval()
     original = _Network.of(source_architecture, [module.state_dict() for module in unrolled.model])
