@@ -28,8 +28,9 @@ from fabricated import CONFIG as FABRICATED
 from memory_bucket import MemoryBucket
 from onnx import TensorProto, helper
 from registering import Branch, made_up_scores
+from typer.testing import CliRunner
 
-from yolov8_nas import local, names, remote_store, retraining, s3, signing
+from yolov8_nas import cli, local, names, remote_store, retraining, s3, signing
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.deploy.onnx_file import read_onnx
 from yolov8_nas.errors import InputError, StageError
@@ -1027,6 +1028,38 @@ def test_a_run_configuration_cannot_take_a_machines_keys_away(
     monkeypatch.delenv(signing.TRUSTED_VARIABLE)
     signing.adopt(str(made["ours"] / "signing.key"), None)
     assert list(signing.keys().trusted) == [_key(made["ours"])]
+
+
+def test_all_processes_of_a_run_get_the_keys_of_its_configuration(
+    signed: Callable[..., None], made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"key": str(made["ours"] / "signing.key"), "trusted": str(made["ours"])}
+    config = RunConfig.parse({**CONFIG.model_dump(mode="json"), "signing": named}, "c")
+    signed(None, None)
+    assert local.keys_of(CONFIG) == {}
+    assert local.keys_of(config) == {signing.KEY_VARIABLE: named["key"], signing.TRUSTED_VARIABLE: named["trusted"]}
+    assert "PRIVATE" not in config.to_json()
+    signed(None, "theirs")
+    assert local.keys_of(config) == {}, "a configuration does not take a machine's keys away"
+
+
+def test_the_commands_of_keys(attacked: Registry, signed: Callable[..., None], tmp_path: Path) -> None:
+    def run(*asked: str) -> Any:
+        return CliRunner().invoke(cli.app, ["models", *asked])
+
+    assert run("make-key", str(tmp_path / "new")).exit_code == 0
+    assert sorted(file.suffix for file in (tmp_path / "new").iterdir()) == [".key", ".pub"]
+    assert run("make-key", str(tmp_path / "new")).exit_code == 2
+    signed(None, "theirs")
+    for refused in (
+        run("pull", attacked.model, str(tmp_path / "pulled"), "--tracking", attacked.uri),
+        run("promote", attacked.model, "--tracking", attacked.uri),
+    ):
+        assert refused.exit_code == 1 and "is refused" in refused.output, refused.output
+    assert "NOT TRUSTED" in run("show", attacked.model, "--tracking", attacked.uri).output
+    signed("theirs", "theirs")
+    assert run("sign", attacked.model, "--tracking", attacked.uri).exit_code == 0
+    assert run("pull", attacked.model, str(tmp_path / "pulled"), "--tracking", attacked.uri).exit_code == 0
 
 
 NO_KEYS: list[tuple[str, bytes, str]] = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from detection import CLASSES, make_dataset
 
-from yolov8_nas import preflight
+from yolov8_nas import files, preflight
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.errors import InputError, StageError
@@ -119,16 +120,29 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path, data, unscored, monk
     assert all({"map50_95_largest", "map50_95_smallest"} <= point.keys() for point in again)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 1000, 0.5])
-def test_a_training_goes_on_from_the_checkpoint_before_one_that_is_torn(cut, tmp_path, data, unscored, capsys):
+def test_of_two_checkpoints_the_one_that_is_whole_is_gone_on_from(cut, tmp_path):
+    file, told = tmp_path / CHECKPOINT, []
+    for epoch in (1, 2):
+        state = {"recipe": asdict(recipe()), "batch": 4, "learner": {"x": torch.randn(1000)}, "curves": []}
+        files.keep(file, partial(torch.save, {**state, "epoch": epoch}))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: cut if isinstance(cut, int) else int(cut * len(whole))])
+    assert training._checkpoint(file, recipe(), torch.device("cpu"), told.append)["epoch"] == 1
+    assert "torn or damaged" in told[0] and "the one before it is taken" in told[0]
+    files.previous_of(file).write_bytes(b"")
+    assert training._checkpoint(file, recipe(), torch.device("cpu"), told.append) is None
+    assert "beginning anew" in told[1]
+
+
+@pytest.mark.slow
+def test_a_training_with_a_torn_checkpoint_ends_with_the_same_bits(tmp_path, data, unscored, capsys):
     steps = recipe(epochs=3)
     undisturbed, _ = train(fresh(), data, steps, tmp_path / "undisturbed", Progress.silent())
     with pytest.raises(Killed):  # in the third epoch, after two checkpoints
         train(fresh(), data, steps, tmp_path / "killed", KilledIn(5))
     file = tmp_path / "killed" / CHECKPOINT
-    whole = file.read_bytes()
-    file.write_bytes(whole[: cut if isinstance(cut, int) else int(cut * len(whole))])
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     resumed, curves = train(fresh(), data, steps, tmp_path / "killed", Progress.from_environment("supernet-train"))
     told = capsys.readouterr().out
     assert "torn or damaged" in told and "going on after epoch 1 of 3" in told

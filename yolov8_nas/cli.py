@@ -386,13 +386,14 @@ def _check(config: RunConfig, workdir: Path) -> None:
 
 def _check_retraining(config: RunConfig, workdir: Path, store: str, classes: Sequence[str]) -> None:
     """Look what a retraining starts from, in a process of its own, as this one is to stay small."""
-    from yolov8_nas import apart
+    from yolov8_nas import apart, local
     from yolov8_nas.registry.tracking import resolve_uri
 
     with Terminal(stderr=True).status("asking the registry"):
         apart.call(
             "yolov8_nas.retraining:check",
             log=workdir / "logs" / "check.log",
+            environment=local.keys_of(config),
             config=config,
             tracking_uri=resolve_uri(config.tracking.uri, store),
             classes=classes,

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from yolov8_nas import apart
+from yolov8_nas import apart, signing
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import weights
 from yolov8_nas.display import Display
@@ -160,7 +160,7 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
         },
     }
     write_json(logs / "pipeline.json", request)
-    environment = {**os.environ, **_environment(logs), PARENT_VARIABLE: str(os.getpid())}
+    environment = {**os.environ, **_environment(logs), **keys_of(config), PARENT_VARIABLE: str(os.getpid())}
     branch = [stage for stage in STAGES if stage not in SHARED_STAGES]
     expected: list[tuple[str, str | None]] = [("data-prep", None)]
     expected += [("hw-probe", label) for label in labels]
@@ -221,6 +221,7 @@ def close_killed(workdir: Path, config: RunConfig | None = None) -> str | None:
         told: str | None = apart.call(
             "yolov8_nas.lifecycle:close_killed_run",
             log=workdir / "logs" / "closing.log",
+            environment=keys_of(config) if config else {},
             store=last["store"],
             run_id=last["run_id"],
             killed_at=round(1000 * seen),
@@ -280,7 +281,11 @@ def run_stages(
                 outcome: Outcome = apart.call(
                     "yolov8_nas.stages.stage:run_stage",
                     log=logs / "stages.log",
-                    environment={**_environment(logs), **((environment or {}) if stage in TRAINING else {})},
+                    environment={
+                        **_environment(logs),
+                        **keys_of(config),
+                        **((environment or {}) if stage in TRAINING else {}),
+                    },
                     wait=display.poll,
                     stage=stage,
                     target=label,
@@ -301,6 +306,12 @@ def _raise_failure(stage: str, outcome: Outcome, folder: Path, logs: Path) -> No
     if kind in ("InputError", "SpaceError", "ArchiveError"):
         raise InputError(outcome.error)
     raise StageError(f"{stage}: {outcome.error}" + ("" if kind in ("StageError", "WaitingError") else f"; see {logs}"))
+
+
+def keys_of(config: RunConfig) -> dict[str, str]:
+    """Environment variables with the keys that a configuration names, for all processes of its run."""
+    named = config.signing
+    return {} if named is None else signing.environment(named.key, named.trusted)
 
 
 def _environment(logs: Path) -> dict[str, str]:

@@ -161,8 +161,8 @@ def keys() -> Keys:
     return Keys(signing, trusted)
 
 
-def adopt(key: str | None, trusted: str | None) -> None:
-    """Take over what a run configuration says of keys, for this process and those that it starts.
+def environment(key: str | None, trusted: str | None) -> dict[str, str]:
+    """What a run configuration says of keys, as environment variables for the processes of its run.
 
     What the environment says stays: whoever writes a configuration cannot make a machine trust others than it does.
 
@@ -171,10 +171,13 @@ def adopt(key: str | None, trusted: str | None) -> None:
         trusted: File or folder of public keys.
     """
     if KEY_VARIABLE in os.environ or TRUSTED_VARIABLE in os.environ:
-        return
-    for variable, path in ((KEY_VARIABLE, key), (TRUSTED_VARIABLE, trusted)):
-        if path:
-            os.environ[variable] = path
+        return {}
+    return {variable: path for variable, path in ((KEY_VARIABLE, key), (TRUSTED_VARIABLE, trusted)) if path}
+
+
+def adopt(key: str | None, trusted: str | None) -> None:
+    """As `environment`, for this process and those that it starts."""
+    os.environ.update(environment(key, trusted))
 
 
 def require_signer() -> None:
