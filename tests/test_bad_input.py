@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from botocore.exceptions import ClientError
+from memory_bucket import MemoryBucket
 from PIL import Image
 from typer.testing import CliRunner
 
-from yolov8_nas import local, paths, preflight, remote_store, store
+from yolov8_nas import local, paths, preflight, remote_store, s3, store
 from yolov8_nas.cli import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.deploy.packaging import side_of
@@ -419,6 +421,28 @@ def test_other_errors_stay_what_they_are() -> None:
     assert paths.told(OSError(errno.EPIPE, "Broken pipe")) is None
     assert paths.told(OSError("something of ours")) is None
     assert paths.told(ConnectionRefusedError(errno.ECONNREFUSED, "refused")) is None
+
+
+class _Refusing(MemoryBucket):
+    def put_object(self, **_: Any) -> None:
+        refused = {"Error": {"Code": "AccessDenied", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        raise ClientError(refused, "PutObject")
+
+
+@pytest.mark.parametrize(("bucket", "told"), [(_Refusing(), "access refused"), (MemoryBucket(), None)])
+def test_a_bucket_is_written_before_anything_else(
+    case: Case, bucket: MemoryBucket, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "connect", lambda *_: bucket)
+    monkeypatch.setenv(remote_store.CACHE_VARIABLE, str(case.folder / "cache"))
+    case.configure(store="s3://bucket/store", tracking={"uri": f"sqlite:///{case.folder}/mlflow.db"})
+    config = RunConfig.load(case.config)
+    if told is None:
+        preflight.check_places(config, "s3://bucket/store")
+    else:
+        with pytest.raises(InputError, match=told):
+            preflight.check_places(config, "s3://bucket/store")
+    assert bucket.objects == {}
 
 
 def test_a_byte_order_mark_is_no_fault(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

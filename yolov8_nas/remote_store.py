@@ -58,6 +58,7 @@ RENEW_EVERY: Final = 45.0
 """Seconds between two renewals of a lease."""
 
 _ASK_EVERY: Final = 5.0
+_WRITTEN: Final = "writing-is-allowed"  # an object that is written to see whether it can be
 _REACHED_WITHIN: Final = 2.0  # seconds, when somebody waits to be told whether it is there
 _LONGEST_RECORD: Final = 64 * 2**20  # bytes: a manifest of 500,000 files
 _IN_MEMORY: Final = 2**20  # bytes; larger files are sent from a link to them
@@ -105,9 +106,9 @@ class RemoteStore(Store):
         try:
             objects.read("manifest.json")  # which no store has at its root
             if writing:
-                name = f"check-{secrets.token_hex(8)}"
-                objects.write(name, b"0")
-                objects.delete([name])
+                objects.write(_WRITTEN, b"0")
+                with contextlib.suppress(InputError):  # who may write need not be allowed to remove
+                    objects.delete([_WRITTEN])
         except ConnectionError as error:
             raise InputError(str(error)) from None
 
