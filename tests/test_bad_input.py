@@ -180,6 +180,7 @@ BAD: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
     "a zero byte": (lambda c: c.configure(data="data\0x"), ("config.yaml", "data", "remove it")),
     "data of an empty variable": (lambda c: c.configure(data=""), ("config.yaml", "data", "at least 1 character")),
     "store of an empty variable": (lambda c: c.configure(store=""), ("config.yaml", "store", "at least 1 character")),
+    "a batch that no memory holds": (lambda c: c.target(batch=10**9), ("batch", "1000000000", "1024")),
     "an infinite rate": (lambda c: c.configure(supernet={"lr": float("inf")}), ("supernet.lr", "finite")),
     "a folder": (lambda c: (c.config.unlink(), c.config.mkdir()), ("config.yaml", "cannot be read", "directory")),
     "a link to itself": (lambda c: (c.config.unlink(), c.config.symlink_to(c.config)), ("config.yaml", "links")),
@@ -278,6 +279,8 @@ def test_bad_input_is_told_before_anything_is_done(case: Case, name: str, monkey
         ("--constraint", "latency<=-3ms", "positive"),
         ("--hardware", "toaster", "toaster"),
         ("--precision", "fp17", "fp17"),
+        ("--data", "", "--data is empty"),
+        ("--precision", " ", "--precision is empty"),
         ("--set", "supernet.epochs", "KEY=VALUE"),
         ("--set", "supernet.epochs=none", "supernet.epochs"),
         ("--set", "supernet.epochs=[1", "not YAML"),
@@ -399,6 +402,7 @@ def test_a_size_that_is_a_square_is_taken(trained: Any, asked: int | None, side:
 def test_what_a_path_has_against_it_is_told_by_every_command(case: Case) -> None:
     (case.folder / "best.pt").write_bytes(b"x")
     for command in (
+        ["data", "check", ""],
         ["data", "check", "d" * 300],
         ["run", "c" * 300],
         ["export", str(case.folder / "best.pt"), "-o", str(case.folder / ("o" * 300))],

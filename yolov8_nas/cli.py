@@ -351,6 +351,9 @@ def _asked(
     """The configuration in a file with the options laid over it."""
     from yolov8_nas.local import with_absolute_paths
 
+    for option, value in (("--data", data), ("--precision", precision)):
+        if value is not None and not value.strip():
+            raise InputError(f"{option} is empty; give a value, or leave the option out")
     settings = RunConfig.load(config, overrides or ()).model_dump(mode="json")
     changed = lay_over(settings, data=data, targets=hardware or (), constraints=constraints or (), precision=precision)
     return RunConfig.parse(with_absolute_paths(changed), f"{config} with the options given")

@@ -298,7 +298,7 @@ class TargetConfig(_Section):
     runtime: Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "onnxruntime-tensorrt", "torch"] = "onnxruntime"
     precision: Precision = "fp32"
     constraints: tuple[str, ...] = Field(min_length=1)
-    batch: Positive = 1
+    batch: int = Field(1, ge=1, le=1024)
     far: Text | None = None
 
     @field_validator("constraints", mode="before")

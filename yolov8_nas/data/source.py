@@ -16,7 +16,13 @@ ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".z
 
 
 def local_path(source: str | Path) -> Path:
-    """The absolute path of a source."""
+    """The absolute path of a source.
+
+    Raises:
+        InputError: It is empty, as of a variable that was not set: it must not stand for the current folder.
+    """
+    if not str(source).strip():
+        raise InputError("the path of the dataset is empty; give that of its folder, data.yaml or archive")
     return expanded(source).absolute()
 
 
