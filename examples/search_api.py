@@ -3,8 +3,8 @@
     python examples/search_api.py --supernet SUPERNET --probe PROBE --data data.yaml --limit "latency<=5ms"
 
 `SUPERNET` is a folder with `supernet.safetensors` and `supernet.json`, `PROBE` one with what hw-probe writes
-(`profile.json`, `latency_table.json`, `latency_model.json`), and `data.yaml` an Ultralytics data yaml whose `val` is the
-images that the search may look at. Networks are scored with the supernet's weights and measured on this machine.
+(`profile.json`, `latency_table.json`, `latency_model.json`), and `data.yaml` an Ultralytics data yaml whose `val` is
+the images that the search may look at. Networks are scored with the supernet's weights and measured on this machine.
 """
 
 from __future__ import annotations
