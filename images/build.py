@@ -18,7 +18,7 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent
@@ -26,6 +26,9 @@ PINS: Final = HERE / "pins.json"
 """Name to reference of each image that comes from elsewhere: with tag and, once pinned, with digest."""
 DIGESTS: Final = HERE / "digests.json"
 """Name to reference, by digest, of each image that was pushed."""
+APT_LOCK: Final = HERE / "apt.txt"
+"""SHA-256 and file name of each package of Debian that is installed, as `sha256sum` reads them; made by `--pin`."""
+APT_PACKAGES: Final = ("libgl1", "libglib2.0-0", "libxcb1")
 TENSORRT_LOCK: Final = HERE / "tensorrt.txt"
 INDEX_VARIABLE: Final = "TENSORRT_INDEX"
 """Environment variable with the address of NVIDIA's package index, which has TensorRT's libraries."""
@@ -99,6 +102,10 @@ def pin() -> None:
         print(f"{name}: {pins[name]}")
     PINS.write_text(json.dumps(pins, indent=2) + "\n")
 
+    asked = "apt-get update >&2 && apt-get install --print-uris --yes --no-install-recommends " + " ".join(APT_PACKAGES)
+    APT_LOCK.write_text(apt_lock(docker("run", "--rm", pins["python"], "sh", "-c", asked, capture=True)))
+    print(f"{APT_LOCK.name}: {', '.join(APT_PACKAGES)} and what they need")
+
     lock = ""
     with tempfile.TemporaryDirectory() as folder:
         # Downloaded with the Python of the image, so that they are the files that fit it.
@@ -110,6 +117,39 @@ def pin() -> None:
             lock += " \\\n    ".join([asked, *(f"--hash=sha256:{value}" for value in hashes)]) + "\n"
     TENSORRT_LOCK.write_text(lock)
     print(f"{TENSORRT_LOCK.name}: TensorRT {TENSORRT_VERSION}")
+
+
+def apt_lock(uris: str) -> str:
+    """The lock of Debian's packages.
+
+    Args:
+        uris: What `apt-get install --print-uris` says: a line `'ADDRESS' FILE SIZE SHA256:DIGEST` for each file.
+    """
+    rows = re.findall(r"^'[^']*' (\S+\.deb) \d+ SHA256:([0-9a-f]{64})$", uris, re.MULTILINE)
+    if not rows or len(rows) != len(re.findall("^'", uris, re.MULTILINE)):
+        stop("apt names packages without SHA-256: its index is not one to install from")
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(rows))
+
+
+def with_debian(bill: dict[str, Any], listing: str) -> dict[str, Any]:
+    """A bill of materials of Python's packages with those of Debian.
+
+    Args:
+        bill: In the form of CycloneDX.
+        listing: A line for each package of Debian: name, version and architecture, separated by tabs.
+    """
+    rows = [line.split("\t") for line in listing.splitlines() if line]
+    packages = [
+        {
+            "type": "library",
+            "bom-ref": f"pkg:deb/debian/{name}@{version}?arch={architecture}",
+            "name": name,
+            "version": version,
+            "purl": f"pkg:deb/debian/{name}@{version}?arch={architecture}",
+        }
+        for name, version, architecture in rows
+    ]
+    return {**bill, "components": [*bill.get("components", []), *packages]}
 
 
 def build(image: str, base: str, build_base: str | None, registry: str | None) -> str:
@@ -140,8 +180,12 @@ def build(image: str, base: str, build_base: str | None, registry: str | None) -
     bill = ROOT / "build" / "images" / f"{image}.cdx.json"
     bill.parent.mkdir(parents=True, exist_ok=True)
     container = docker("create", reference, capture=True)
+    listing = bill.with_suffix(".tsv")
     docker("cp", f"{container}:/sbom.cdx.json", str(bill))
+    docker("cp", f"{container}:/debian.tsv", str(listing))
     docker("rm", container, capture=True)
+    if bill.is_file() and listing.is_file():
+        bill.write_text(json.dumps(with_debian(json.loads(bill.read_text()), listing.read_text()), indent=2) + "\n")
     print(f"{reference}\n  bill of materials  {bill.relative_to(ROOT)}")
     return reference
 
@@ -173,6 +217,11 @@ def main() -> None:
         stop(f"{PINS.relative_to(ROOT)}: {base} has no digest yet; make images-pin looks it up")
     if "target" in images and not TENSORRT_LOCK.exists():
         stop(f"{TENSORRT_LOCK.relative_to(ROOT)} is missing, which target is built from; make images-pin writes it")
+    if asked.registry and not APT_LOCK.exists():
+        print(
+            f"warning: packages of Debian are not pinned by digest: make images-pin writes {APT_LOCK.name}",
+            file=sys.stderr,
+        )
     digests = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
     for image in images:
         reference = build(image, base, asked.build_base, asked.registry)

@@ -12,7 +12,8 @@ RUN python3 -m venv /opt/mlflow \
 
 
 FROM ${BASE} AS mlflow
-RUN groupadd --gid 10001 mlflow \
+RUN dpkg-query --show --showformat '${Package}\t${Version}\t${Architecture}\n' > /debian.tsv \
+ && groupadd --gid 10001 mlflow \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin mlflow
 COPY --from=build /opt/mlflow /opt/mlflow
 COPY --from=build /sbom.cdx.json /sbom.cdx.json

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "images"))  # scripts, not a package
 
 import build
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "requirements"))
+
+import audit
 
 from components.images import IMAGES, by_digest
 
@@ -123,3 +129,49 @@ def test_a_machine_without_docker_is_told_so(
     with pytest.raises(SystemExit, match="2"):
         call(monkeypatch)
     assert "docker is not installed" in capsys.readouterr().err
+
+
+URIS = (
+    "'http://mirror.example/pool/libg/libgl1_1.7.0-1%2bb2_amd64.deb' libgl1_1.7.0-1+b2_amd64.deb 91000 SHA256:{0}\n"
+    "'http://mirror.example/pool/libx/libxcb1_1.17_amd64.deb' libxcb1_1.17_amd64.deb 144000 {1}{0}\n"
+)
+
+
+def test_packages_of_debian_are_pinned_by_digest(capsys: pytest.CaptureFixture[str]) -> None:
+    digest = "ab" * 32
+    lock = build.apt_lock("Reading package lists...\n" + URIS.format(digest, "SHA256:"))
+    assert lock.splitlines() == [f"{digest}  libgl1_1.7.0-1+b2_amd64.deb", f"{digest}  libxcb1_1.17_amd64.deb"]
+    for told in (URIS.format(digest, "MD5Sum:"), "E: Unable to locate package\n"):
+        with pytest.raises(SystemExit, match="2"):
+            build.apt_lock(told)
+    assert "without SHA-256" in capsys.readouterr().err
+    text = (build.HERE / "Dockerfile").read_text()
+    assert f'ARG APT_PACKAGES="{" ".join(build.APT_PACKAGES)}"' in text
+    assert text.index("sha256sum --check --strict") < text.index("--no-download")
+
+
+def test_the_bill_of_materials_has_both_kinds_of_packages() -> None:
+    bill = {"bomFormat": "CycloneDX", "components": [{"name": "numpy"}]}
+    both = build.with_debian(bill, "libc6\t2.41-12\tamd64\nzlib1g\t1:1.3\tamd64\n")
+    assert [part["name"] for part in both["components"]] == ["numpy", "libc6", "zlib1g"]
+    assert both["components"][2]["purl"] == "pkg:deb/debian/zlib1g@1:1.3?arch=amd64"
+    for file in set(build.DOCKERFILES.values()):
+        assert "> /debian.tsv" in (build.HERE / file).read_text()
+
+
+def test_locks_are_held_against_advisories(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(queries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"vulns": [{"id": "A-1"}]} if query["package"]["name"] == "numpy" else {} for query in queries]
+
+    def away(_: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        raise OSError("no route to host")
+
+    packages = audit.pins(audit.ROOT / lock for lock in audit.LOCKS)
+    assert len(packages) > 150
+    assert {"numpy", "torch", "mlflow"} <= {name for name, _ in packages}
+    assert audit.main(ask) == 1
+    assert "A-1" in capsys.readouterr().err
+    monkeypatch.setitem(audit.ACCEPTED, "A-1", "does not apply: a test")
+    assert audit.main(ask) == 0
+    assert audit.main(away) == 0
+    assert re.search(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}: [0-9]+ pinned packages NOT audited", capsys.readouterr().out, re.M)

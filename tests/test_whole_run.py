@@ -14,6 +14,7 @@ import boto3
 import pytest
 import registering
 import servers
+from look_ups import watched
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
@@ -47,6 +48,9 @@ finetune: {{epochs: 1, candidates: 1, qat_epochs: 1}}
 targets:
   - {{hardware: cpu, precision: best, constraints: ["latency<=150%stock"]}}
 """
+
+PLANTED = "pl4nted-s3cret"
+"""A password that reaches the tracking server and is written down nowhere."""
 
 ADDED = """  - {hardware: cpu-1t, precision: fp32, constraints: ["latency<=150%stock"]}
 """
@@ -168,8 +172,11 @@ class Line:
         """Run it with dataset, stage store, registry and artifacts on servers, and nothing in the work folder."""
         pack(self.data, self.folder / "data.tar")
         boto3.client("s3").upload_file(str(self.folder / "data.tar"), bucket, "data.tar")
-        store = f"s3://{bucket}/store"
-        summary = self.run(data=f"s3://{bucket}/data.tar", store=store, tracking=uri)
+        store, whole = f"s3://{bucket}/store", uri.replace("//", f"//planted:{PLANTED}@")
+        with watched(self.folder / "asked") as asked:
+            summary = self.run(data=f"s3://{bucket}/data.tar", store=store, tracking=whole)
+        assert not asked(), "nobody but this machine's own servers is asked for anything"
+        self.look_for_what_was_planted(uri, bucket, summary)
         assert not {"store", "mlflow"} & {path.name for path in self.work.iterdir()}
         (target,) = summary["targets"]
         version, files = pull(uri, "miniature", self.folder / "pulled")
@@ -177,6 +184,22 @@ class Line:
         shipped = self.work / target["model"]["files"]["model.onnx"]
         assert file_sha256(files / "model.onnx") == file_sha256(shipped)
         return summary
+
+    def look_for_what_was_planted(self, uri: str, bucket: str, summary: dict[str, Any]) -> None:
+        """Look through all that a run leaves, on this machine, in the bucket and in MLflow."""
+        written = [path for path in self.folder.rglob("*") if path.is_file() and path.name != "miniature.yaml"]
+        assert len(written) > 50
+        assert [path for path in written if PLANTED.encode() in path.read_bytes()] == []
+        s3 = boto3.client("s3")
+        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        for entry in (entry for page in pages for entry in page.get("Contents", [])):
+            content = s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
+            assert PLANTED.encode() not in content, entry["Key"]
+        client = tracking.connect(uri)
+        found = client.search_runs([run.experiment_id for run in client.search_experiments()])
+        assert any(run.data.params.get("name") == "miniature" for run in found)
+        assert PLANTED not in repr([run.to_dictionary() for run in found])
+        assert summary["run"]["tracking_uri"] == uri
 
     def take_home(self, store: str, cache: Path, run_id: str) -> None:
         """Fetch what a run has made from a bucket: its results serve a folder, too."""

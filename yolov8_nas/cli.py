@@ -374,7 +374,10 @@ def _check(config: RunConfig, workdir: Path) -> None:
         _check_retraining(config, workdir, store, dataset.names)  # whose limits its champion keeps
     elif not dataset.names:
         console.print(f"{config.data}: is there; the run downloads and checks it, and hw-probe checks the limits")
-    elif any(limit.metric not in ("params", "flops") or limit.relative for limit in _limits(config)):
+        preflight.check_weights_apart(config, ())
+    elif not any(limit.metric not in ("params", "flops") or limit.relative for limit in _limits(config)):
+        preflight.check_weights_apart(config, dataset.names)
+    else:
         with console.status("exporting and timing the smallest network and the stock one"):
             checks = preflight.check_limits_apart(config, dataset.names)
         for check in checks:

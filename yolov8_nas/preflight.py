@@ -139,6 +139,10 @@ def check_folder(folder: Path) -> None:
 def check_weights(config: RunConfig, names: Sequence[str]) -> None:
     """Read the weights that the supernet starts from, if there are to be any.
 
+    Args:
+        config: The run configuration.
+        names: Names of the classes; none where they are not known yet.
+
     Raises:
         InputError: They can't be read, or are of another size, space or number of classes.
     """
@@ -146,7 +150,7 @@ def check_weights(config: RunConfig, names: Sequence[str]) -> None:
         from yolov8_nas.data import weights
         from yolov8_nas.supernet import warmstart
 
-        warmstart.check(weights.local(config.supernet), SearchSpace.load(config.space), len(names))
+        warmstart.check(weights.local(config.supernet), SearchSpace.load(config.space), len(names) or None)
 
 
 def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
@@ -190,7 +194,21 @@ def check_limits_apart(config: RunConfig, names: Sequence[str]) -> list[LimitChe
     Raises:
         InputError: As they do.
     """
-    request = json.dumps({"config": config.model_dump(mode="json"), "names": list(names)})
+    return [LimitCheck(**check) for check in _apart(config, names, limits=True)]
+
+
+def check_weights_apart(config: RunConfig, names: Sequence[str]) -> None:
+    """`check_weights` in a process of its own, where there are weights, but no limit that takes a measurement.
+
+    Raises:
+        InputError: As it does.
+    """
+    if config.supernet.weights is not None:
+        _apart(config, names, limits=False)
+
+
+def _apart(config: RunConfig, names: Sequence[str], *, limits: bool) -> list[dict[str, Any]]:
+    request = json.dumps({"config": config.model_dump(mode="json"), "names": list(names), "limits": limits})
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **quiet.ultralytics(Path(folder))}
         command = [sys.executable, "-m", "yolov8_nas.preflight"]
@@ -201,7 +219,8 @@ def check_limits_apart(config: RunConfig, names: Sequence[str]) -> list[LimitChe
         raise RuntimeError(
             f"the check of weights and limits ended with status {done.returncode}:\n{done.stderr[-2000:]}"
         )
-    return [LimitCheck(**check) for check in json.loads(done.stdout.splitlines()[-1])]
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _export(
@@ -270,7 +289,7 @@ def _main() -> int:
     try:
         config = RunConfig.parse(request["config"], "run configuration")
         check_weights(config, request["names"])
-        checks = check_limits(config, request["names"])
+        checks = check_limits(config, request["names"]) if request["limits"] else []
     except (InputError, SpaceError) as error:
         print(error, file=sys.stderr)
         return 2

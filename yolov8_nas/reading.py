@@ -7,6 +7,7 @@ objects stand in how much text, how deep they nest and how long its integers are
 from __future__ import annotations
 
 import json
+import os
 import re
 from itertools import accumulate
 from pathlib import Path
@@ -101,6 +102,8 @@ def read_json(path: Path, *, most_bytes: int = MOST_BYTES, most_values: int = MO
         OSError: The file can't be read.
     """
     with path.open("rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > most_bytes:
+            raise InputError(f"{path}: {size:,} bytes of JSON, more than {most_bytes:,}; make it smaller")
         data = file.read(most_bytes + 1)
     return parse_json(data, str(path), most_bytes=most_bytes, most_values=most_values)
 

@@ -60,15 +60,15 @@ def opener(address: str) -> urllib.request.OpenerDirector:
 
 def inner(address: str) -> str | None:
     """What kind of address that is not public an IP address is, in a word; nothing for a public one."""
-    for one in _meant(ipaddress.ip_address(address.partition("%")[0])):
-        if one.is_link_local or one in _METADATA:
-            return "link-local"
-        if one.is_unspecified:
-            return "unspecified"
-        if one.is_loopback:
-            return "loopback"
-        if one.is_multicast or one.is_reserved or not one.is_global:
-            return "private"
+    meant = list(_meant(ipaddress.ip_address(address.partition("%")[0])))
+    if any(one.is_link_local or one in _METADATA for one in meant):
+        return "link-local"
+    if any(one.is_unspecified for one in meant):
+        return "unspecified"
+    if any(one.is_loopback for one in meant):
+        return "loopback"
+    if any(one.is_multicast or one.is_reserved or not one.is_global for one in meant):
+        return "private"
     return None
 
 
