@@ -205,6 +205,7 @@ def test_in_the_verdict_on_a_terminal(name: str) -> None:
 
 def test_in_markdown(name: str, tmp_path: Path) -> None:
     (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "status.json").write_text('{"status": "failed"}')
     pack(tmp_path / "result", tmp_path / "result.tar")
     failed = Outcome("failed", "0" * 64, "", 1.0, f"class {name}: no")
     told = tell("data-prep", None, failed, tmp_path / "result.tar").markdown

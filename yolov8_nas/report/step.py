@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 from yolov8_nas.foreign import fenced, markdown
 from yolov8_nas.progress import duration
+from yolov8_nas.reading import parse_json
 from yolov8_nas.report import wording
 from yolov8_nas.stages.stage import STATUS_FILE, Outcome
 
@@ -51,7 +51,7 @@ def tell(stage: str, target: str | None, outcome: Outcome, result: Path) -> Told
 
         def read(name: str) -> Any:
             member = tar.extractfile(name) if name in names else None
-            return json.load(member) if member else None
+            return parse_json(member.read(), name) if member else None
 
         failed = read(STATUS_FILE)
         figures = {} if failed else dict(_FIGURES[stage](read))
@@ -67,10 +67,10 @@ def tell_run(summary: Mapping[str, Any]) -> Told:
     """
     targets, retraining = summary["targets"], summary["run"].get("retraining")
     if retraining and not retraining["new"]:
-        return Told({}, f"# {summary['run']['name']} is as it was\n\n{markdown(retraining['says'])}\n")
+        return Told({}, f"# {markdown(summary['run']['name'])} is as it was\n\n{markdown(retraining['says'])}\n")
     shipped = [target for target in targets if target["status"] == "met"]
     figures: dict[str, float] = {"targets": len(targets), "targets_with_a_model": len(shipped)}
-    lines = [f"# {len(shipped)} of {len(targets)} targets of {summary['run']['name']} have a model", ""]
+    lines = [f"# {len(shipped)} of {len(targets)} targets of {markdown(summary['run']['name'])} have a model", ""]
     lines += ["| target | mAP50-95 | p50, ms | precision | model |", "|---|---:|---:|---|---|"]
     for target in targets:
         if target["status"] != "met":

@@ -645,7 +645,7 @@ def _read_status(path: Path) -> dict[str, Any] | None:
             member = tar.extractfile(STATUS_FILE)
         except KeyError:
             return None
-        status = json.load(member) if member else None
+        status = parse_json(member.read(), STATUS_FILE) if member else None
         if not isinstance(status, dict):
             raise InputError(f"{path}: its {STATUS_FILE} is none; run the stage before it again")
         return status
