@@ -468,3 +468,15 @@ def test_a_limit_that_nothing_can_keep_names_the_fastest(case: Case) -> None:
     assert "latency_p50<=0.001ms" in result.stderr
     assert re.search(r"even the smallest network of space tiny at 64 px has latency [\d.]+ ms; ", result.stderr)
     assert not case.work.exists()
+
+
+def test_weights_are_read_before_a_run_whatever_its_limits_are(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = case.folder / "weights.pt"
+    weights.write_bytes(b"no checkpoint")
+    case.target(constraints=["params<=4M"])  # nothing that takes a measurement
+    settings = yaml.safe_load(case.config.read_text())
+    case.config.write_text(yaml.safe_dump({**settings, "supernet": {"weights": str(weights)}}))
+    monkeypatch.setattr(local, "run_pipeline", lambda *_: pytest.fail("the run began"))
+    result = case.run()
+    assert result.exit_code == 2, result.output
+    assert "weights.pt" in result.stderr

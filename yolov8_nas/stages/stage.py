@@ -35,6 +35,7 @@ from yolov8_nas.errors import InputError, NoRoomError, StageError, WaitingError,
 from yolov8_nas.files import no_room, read_kept
 from yolov8_nas.host import HostLock
 from yolov8_nas.progress import Progress, duration
+from yolov8_nas.reading import parse_json
 from yolov8_nas.store import (
     Entry,
     Manifest,
