@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from typer.testing import CliRunner
 
 from yolov8_nas import cli, files, local
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.errors import NoRoomError
+from yolov8_nas.errors import NoRoomError, StageError
 from yolov8_nas.evaluation import Evaluation
 from yolov8_nas.registry import spool
 from yolov8_nas.stages.stage import Stage, StageContext, run_stage
@@ -90,7 +92,7 @@ def test_a_torn_entry_of_the_spool_blocks_nothing(cut: str, tmp_path: Path, caps
     torn = next(one.folder / "entry.json" for one in spool.waiting(store) if "aaa" in one.what)
     torn.write_bytes(CUTS[cut](torn.read_bytes()))
     assert [one.what for one in spool.waiting(store)] == ["the end of run b, which was killed"]
-    assert "torn or damaged" in capsys.readouterr().out
+    assert "torn or damaged" in "".join(capsys.readouterr())
     spool.keep_killed(store, "http://127.0.0.1:9", "e", "a" * 9000, 1, ConnectionError("away"))
     assert len(spool.waiting(store)) == 2
 
@@ -103,7 +105,7 @@ def test_a_torn_run_json_begins_a_new_run(cut: str, tmp_path: Path, capsys: pyte
     write_json(file, {**read_json(file), "more": "x" * 9000})
     file.write_bytes(CUTS[cut](file.read_bytes()))
     assert local._run_id(CONFIG, tmp_path) != first
-    assert "beginning anew" in capsys.readouterr().out
+    assert "beginning anew" in "".join(capsys.readouterr())
     assert read_json(file)["finished"] is False
 
 
@@ -212,6 +214,21 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path, at_most: Callable[
         cli.app, ["data", "make-demo", str(tmp_path / "demo"), "--images", "8", "--size", "320"]
     )
     assert result.exit_code == 0, result.output
+
+
+def test_a_run_that_could_not_even_write_down_why_it_ended_says_so(
+    tmp_path: Path, at_most: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline that ended without a summary, as none could be written: its parent finds out why."""
+    from yolov8_nas.terminal import Terminal
+
+    ended = SimpleNamespace(poll=lambda: 1)
+    monkeypatch.setattr(local.apart, "running", lambda *_: nullcontext(ended))
+    for most, told in ((500_000, "leaves no room for 1,048,576 bytes"), (resource.RLIM_INFINITY, "without a summary")):
+        at_most(most)
+        with pytest.raises(StageError, match=told):
+            local.run_pipeline(CONFIG, tmp_path, Terminal())
+    assert not list(tmp_path.rglob(".room*"))
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {

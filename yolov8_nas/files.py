@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,7 +211,7 @@ def previous_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def read_kept(path: Path, read: Callable[[Path], T], note: Callable[[str], None] = print) -> T | None:
+def read_kept(path: Path, read: Callable[[Path], T], note: Callable[[str], None] | None = None) -> T | None:
     """The newest of what `keep` or `atomic_write` wrote that can be read.
 
     One that is torn is told and set aside, so that the next try does not find it.
@@ -218,7 +219,7 @@ def read_kept(path: Path, read: Callable[[Path], T], note: Callable[[str], None]
     Args:
         path: The file; it need not exist.
         read: Reads it, and raises where it is not whole.
-        note: Is told of a torn file.
+        note: Is told of a torn file; `tell` unless given.
 
     Returns:
         What `read` gave; nothing where there is no whole file, and a fresh start is all that is left.
@@ -235,7 +236,7 @@ def read_kept(path: Path, read: Callable[[Path], T], note: Callable[[str], None]
             if _of_the_machine(error):
                 raise
             rest = "the one before it is taken" if file == path and previous_of(path).is_file() else "beginning anew"
-            note(f"{set_aside(file, error)}; {rest}")
+            (note or tell)(f"{set_aside(file, error)}; {rest}")
     return None
 
 
@@ -287,6 +288,11 @@ def copy_file(source: Path, target: Path) -> None:
     """
     with room(target, source.stat().st_size):
         shutil.copyfile(source, target)
+
+
+def tell(message: str) -> None:
+    """Say something by the way: on standard error, since what a command prints may be JSON."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def set_aside(path: Path, why: object) -> str:

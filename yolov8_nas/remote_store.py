@@ -36,7 +36,7 @@ from typing import Any, Final
 
 from yolov8_nas import names, s3, signing
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.files import room
+from yolov8_nas.files import room, tell
 from yolov8_nas.host import default_path
 from yolov8_nas.paths import expanded
 from yolov8_nas.reading import parse_json
@@ -601,7 +601,7 @@ class _Objects:
             if any(str(parent) in there for parent in PurePosixPath(name).parents):
                 why = why or "its folder is an object, too"
             if why:
-                print(f"{self.address}: the object {names.shown(name)} is left alone: {why}", flush=True)
+                tell(f"{self.address}: the object {names.shown(name)} is left alone: {why}")
             else:
                 safe.append(name)
         return safe

@@ -38,7 +38,7 @@ from yolov8_nas.files import append_line as append_line
 from yolov8_nas.files import atomic_write as atomic_write
 from yolov8_nas.files import read_json as read_json
 from yolov8_nas.files import read_lines as read_lines
-from yolov8_nas.files import room, set_aside
+from yolov8_nas.files import room, set_aside, tell
 from yolov8_nas.files import write_json as write_json
 
 SIGNATURE: Final = "signature"
@@ -447,7 +447,7 @@ class Entry:
         """Print something once."""
         if message not in self._told_so_far:
             self._told_so_far.add(message)
-            print(message, flush=True)
+            tell(message)
 
     def damage(self, manifest: Manifest, only: Sequence[str] = ()) -> str | None:
         """What is wrong with the outputs of a finished key, or nothing.
@@ -607,4 +607,4 @@ class Store:
 
     def lose(self, folder: str) -> None:
         """Set a folder below `root` aside that is torn; whatever its content is, it is not looked for again."""
-        print(set_aside(self.root / folder, "the file that says what it is cannot be read"), flush=True)
+        tell(set_aside(self.root / folder, "the file that says what it is cannot be read"))
