@@ -125,8 +125,8 @@ class YoloReader:
 
     def _described(self) -> dict[str, Any] | None:
         if self.description.suffix == ".data":
-            data = _darknet(self.description)
-            return {key: self._near(data[key]) for key in ("names", "train", "valid") if key in data}
+            written = _darknet(self.description)
+            return {key: self._near(written[key]) for key in ("names", "train", "valid") if key in written}
         if self.description.suffix != ".txt":
             data = description(self.description, self.where, self.faults)
             return None if data is None else {str(key).lower(): value for key, value in data.items()}
