@@ -33,6 +33,7 @@ FETCHED: Final = ".fetched"
 """Folder of a dataset that was downloaded, in the `scratch` of `checked`; of no use on another machine."""
 
 _QUICK = 2000  # up to so many images are opened even where labels are at fault already, to name everything at once
+_TOLD_EVERY = 64  # images: telling takes longer than looking one up
 _AHEAD = 32  # images that are read or decoded ahead of the one that is looked at
 
 Told = Callable[[str, int, int], None]
@@ -312,7 +313,7 @@ def _inspect(listing: Listing, faults: Faults, known: Known, progress: Told | No
                 else:
                     faults.add(sample.name, *outcome)
                 done += 1
-                if progress:
+                if progress and (done % _TOLD_EVERY == 0 or done == total):
                     progress("checking images", done, total)
     return pairs
 

@@ -125,7 +125,7 @@ def state(path: str) -> str:
 
     Among it is the time of change of the file's entry, which no program sets.
     """
-    found = Path(path).stat()
+    found = os.stat(path)
     if max(found.st_mtime_ns, found.st_ctime_ns) > time.time_ns() - _SETTLED:
         return ""
     mark = (

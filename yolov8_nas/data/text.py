@@ -52,7 +52,7 @@ def lines(file: str | Path, where: str, faults: Faults, most: int = MOST_LABELS)
         most: How many bytes it may have.
     """
     try:
-        data = _within(Path(file), most)
+        data = _within(file, most)
         text = decoded(data)
     except InputError as error:
         faults.add(where, str(error), "take out what does not belong to it")
@@ -129,8 +129,8 @@ def json_content(file: Path, where: str, faults: Faults, most_bytes: int, most_v
     return None
 
 
-def _within(file: Path, most: int) -> bytes:
-    with file.open("rb") as opened:
+def _within(file: str | Path, most: int) -> bytes:
+    with open(file, "rb") as opened:
         data = opened.read(most + 1)
     if len(data) > most:
         raise InputError(f"more than {most:,} bytes")

@@ -19,7 +19,10 @@ POSE: Final = "read from poses, without their keypoints"
 """What a row may be but a box."""
 
 _FARTHEST = 2.0  # no coordinate that is a share of a side is larger, however carelessly a box was drawn
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+_FINITE = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBER = re.compile(rf"{_FINITE}|[+-]?(?:nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+_PLAIN = re.compile(r"(\d{1,5})" + r" (\d?\.\d{1,12})" * 4 + r"\s*", re.ASCII)
+"""Rows as nearly all are: they need no closer look at each of their numbers."""
 
 
 def parse_row(
@@ -40,6 +43,10 @@ def parse_row(
     Raises:
         InputError: What is wrong with the row and, after a semicolon, what to do about it.
     """
+    if (plain := _PLAIN.fullmatch(line)) and (label := int(plain[1])) < classes:
+        x, y, width, height = map(float, plain.groups()[1:])
+        if max(x, y, width, height) <= _FARTHEST:
+            return *_fitted(label, x, y, width, height, line), None
     columns = line.split()
     if len(columns) in (9, 10) and not _NUMBER.fullmatch(columns[8]) and all(map(_NUMBER.fullmatch, columns[:8])):
         raise InputError(
@@ -59,11 +66,14 @@ def parse_row(
             f"box {line.strip()} reaches out of the image as if it were in pixels; "
             "divide x and width by the image's width, y and height by its height"
         )
+    return *_fitted(label, x, y, width, height, line), what
+
+
+def _fitted(label: int, x: float, y: float, width: float, height: float, line: str) -> tuple[Box | None, str | None]:
     try:
-        box, outcome = fit(label, x, y, width, height, (TOLERANCE, TOLERANCE))
+        return fit(label, x, y, width, height, (TOLERANCE, TOLERANCE))
     except InputError as error:
         raise InputError(f"box {line.strip()} {error}") from None
-    return box, outcome, what
 
 
 def _label(column: str, classes: int, names: Mapping[str, int]) -> int:
