@@ -651,9 +651,12 @@ class Killed:
 
 @pytest.fixture
 def killed(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Killed:
-    def call(function: str, *, log: Path, **arguments: Any) -> Any:
+    def call(function: str, *, log: Path, environment: dict[str, str], **arguments: Any) -> Any:
         assert function == "yolov8_nas.lifecycle:close_killed_run"
-        return lifecycle.close_killed_run(**arguments)
+        with pytest.MonkeyPatch.context() as process:
+            for name, value in environment.items():
+                process.setenv(name, value)
+            return lifecycle.close_killed_run(**arguments)
 
     monkeypatch.setattr(apart, "call", call)
     return Killed(uri, tmp_path / "work")

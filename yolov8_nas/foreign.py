@@ -59,8 +59,9 @@ def html(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """Text for a paragraph, a heading or a table's cell of Markdown: one line without any markup."""
-    return _MARKDOWN.sub(_marked, _html.escape(plain(text), quote=False))
+    """Text for a paragraph, a heading or a table's cell of Markdown: its lines in one, without any markup."""
+    together = " ".join(filter(None, (line.strip(" \t\r") for line in str(text).split("\n"))))
+    return _MARKDOWN.sub(_marked, _html.escape(plain(together), quote=False))
 
 
 def fenced(text: object) -> str:
