@@ -83,13 +83,13 @@ def test_finished_run_has_every_key_of_the_schema(run: FinishedRun) -> None:
     assert target["runtime"] == {"name": "onnxruntime", "version": "1.31.1"}
     assert (target["precision_requested"], target["precision_shipped"]) == ("best", "fp32")
     limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}
-    assert target["constraints"] == [{**limit, "measured": 3.0, "met": True}]
+    assert target["constraints"] == [{**limit, "measured": 3.0, "met": True, "share": None, "stock": None}]
     assert set(target["architecture"]) == {"convs", "blocks", "sppf", "attention"}
     model = target["model"]
     assert model["map50_95"] == 0.41
     assert model["latency_ms"] == {"p50": 3.0, "p90": 3.2, "p99": 4.0}
     told = {"map50_95", "map50", "latency_ms", "memory_mb", "params", "gflops", "files"}
-    assert set(model) == told | {"latency_with_nms_ms", "energy_mj", "power_w"}
+    assert set(model) == told | {"latency_with_nms_ms", "energy_mj", "power_w", "training"}
     assert target["baselines"][0]["name"] == "YOLOv8n"
     assert target["baselines"][0]["latency_ms"]["p50"] == 4.0
     errors = {"mape": 0.03, "spearman": 0.98, "networks": 40, "holdout": 10, "coverage": 0.9}
@@ -143,9 +143,9 @@ def test_branch_that_failed_early_still_names_device_limit_and_stock(run: Finish
     assert target["error"] == "search: no network keeps the limit"
     assert target["hardware"]["model"] == PROFILE["model"]
     assert (target["constraints"][0]["limit"], target["constraints"][0]["met"]) == (3.2, None)
-    assert target["baselines"] == [
-        {"name": "stock YOLOv8n", "map50_95": None, "latency_ms": {"p50": 4.0, "p90": 4.2, "p99": 4.9}}
-    ]
+    latency = {"p50": 4.0, "p90": 4.2, "p99": 4.9}
+    stock = {"name": "stock YOLOv8n", "map50_95": None, "latency_ms": latency, "training": None}
+    assert target["baselines"] == [stock]
 
 
 def test_failure_before_the_branches_is_the_cause_of_all(run: FinishedRun) -> None:
@@ -159,7 +159,7 @@ def test_failure_before_the_branches_is_the_cause_of_all(run: FinishedRun) -> No
     # Nothing is known of the device but what was asked for.
     assert target["hardware"]["name"] == "cpu-2t"
     limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 0.8, "unit": "of stock"}
-    assert target["constraints"] == [{**limit, "measured": None, "met": None}]
+    assert target["constraints"] == [{**limit, "measured": None, "met": None, "share": None, "stock": None}]
 
 
 def test_run_that_ended_between_stages_is_no_success(run: FinishedRun) -> None:
