@@ -131,7 +131,7 @@ class _Hops(urllib.request.HTTPRedirectHandler):
         followed: IO[bytes] | None = super().http_error_302(req, fp, code, msg, headers)  # type: ignore[arg-type]
         return followed
 
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # type: ignore[assignment]
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
