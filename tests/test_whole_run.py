@@ -109,6 +109,10 @@ def test_what_waits_in_a_store_in_s3_is_sent_from_another_machine(
     (entry,) = spool.waiting(branch.store)
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "second"))
+    refused = CliRunner().invoke(app, ["models", "sync", "--store", address])
+    assert refused.exit_code == 1 and f"not called unless {tracking.URI_VARIABLE} names it" in refused.stderr
+    assert len(spool.waiting(branch.store)) == 1
+    monkeypatch.setenv(tracking.URI_VARIABLE, uri)
     result = CliRunner().invoke(app, ["models", "sync", "--store", address])
     assert (result.exit_code, result.stdout) == (0, f"sent {entry.what}\n"), result.output
     assert query.find(uri, "waited").version == 1
