@@ -32,8 +32,8 @@ TABLE: Final = "table"
 """Purpose of a bundle whose results the latency model is fitted to; other purposes are names of stages."""
 
 MODULES: Final = (
-    "__init__", "credentials", "errors", "files", "foreign", "host", "names", "quiet", "reading", "signing", "store",
-    "hardware/__init__", "hardware/benchmark", "hardware/counters", "hardware/far", "hardware/memory",
+    "__init__", "credentials", "errors", "files", "foreign", "home", "host", "names", "quiet", "reading", "signing",
+    "store", "hardware/__init__", "hardware/benchmark", "hardware/counters", "hardware/far", "hardware/memory",
     "hardware/profile", "hardware/runtime",
 )  # fmt: skip
 """The modules of this package that a bundle carries: they import the standard library, NumPy and ONNX Runtime only."""
