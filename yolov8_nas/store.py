@@ -176,11 +176,12 @@ class _Header(tarfile.TarInfo):
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX):
+            archive = os.fsdecode(tar.name or "")
             if self.size > _LONGEST_HEADER:
-                raise ArchiveError(f"{tar.name}: a name or a record of {self.size:,} bytes; give another archive")
+                raise ArchiveError(f"{archive}: a name or a record of {self.size:,} bytes; give another archive")
             kept = sum(len(key) + len(value) for key, value in tar.pax_headers.items())
             if self.type == tarfile.XGLTYPE and kept > _MOST_GLOBAL:
-                raise ArchiveError(f"{tar.name}: more than {_MOST_GLOBAL:,} bytes of records; give another archive")
+                raise ArchiveError(f"{archive}: more than {_MOST_GLOBAL:,} bytes of records; give another archive")
         processed: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
         return processed
 
@@ -250,7 +251,7 @@ class _Extraction:
             raise ArchiveError(f"{self.archive}: neither tar, compressed tar nor zip; give one of them") from None
         with tar:
             while (entry := tar.next()) is not None:
-                tar.members.clear()  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined] # it would keep them all
                 if entry.issym():
                     yield _Member(entry.name, link=str(PurePosixPath(entry.name).parent / entry.linkname))
                 elif entry.islnk():
