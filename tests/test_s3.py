@@ -334,7 +334,9 @@ def test_a_result_is_there_for_every_machine(bench: Bench, monkeypatch: pytest.M
     machine(bench.bucket.folder, "third", monkeypatch)
     store = open_store(bench.store)
     assert (store.result("search", first.key).outputs / "result.txt").read_text() == "made once"
-    assert {file.name for run in ("r", "r2") for file in store.run_folder(run).iterdir()} == {"cpu-1t-fp32.search.json"}
+    records = {run: {file.name for file in store.run_folder(run).iterdir()} for run in ("r", "r2")}
+    told = {"cpu-1t-fp32.search.json"}
+    assert records == {"r": told | {"begun.cpu-1t-fp32.search.json"}, "r2": told}, "a cached stage computes nothing"
 
 
 def test_a_few_files_of_a_result_come_with_what_is_known_of_the_whole(
@@ -549,7 +551,7 @@ def test_what_https_cannot_give(https: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(Files.content, "/line3.tar", b"x" * 100)
     for address, told in (
         (f"{https}/line4.tar", "404"),
-        (https.replace("//", "//user:secret@") + "/line3.tar", "user and password"),
+        (https.replace("//", "//user:secret@") + "/line5.tar", "user and password"),  # a bare line3.tar stays bare
         (f"{https}/", "does not name a dataset"),
     ):
         with pytest.raises(InputError, match=told) as error:

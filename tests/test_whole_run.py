@@ -212,7 +212,8 @@ class Line:
             fetched = open_store(store)
         for file in fetched.run_folder(run_id).glob("*.*.json"):
             record = read_json(file)
-            fetched.result(record["stage"], record["key"])
+            if "begun" not in record:
+                fetched.result(record["stage"], record["key"])
         fetched.root.rename(self.work / "store")
 
 
