@@ -234,10 +234,12 @@ def test_importing_it_is_cheap_and_changes_nothing() -> None:
 import os, sys
 before = dict(os.environ)
 import yolov8_nas
-assert not any(name.startswith("yolov8_nas.") for name in sys.modules), "nothing is imported before it is needed"
+imported = {name for name in sys.modules if name.startswith("yolov8_nas.")}
+assert imported == {"yolov8_nas.home", "yolov8_nas.quiet"}, "nothing else is imported before it is needed"
 from yolov8_nas import NAS
 assert not {"torch", "ultralytics", "onnxruntime", "mlflow"} & set(sys.modules)
-assert dict(os.environ) == before
+from yolov8_nas.quiet import ENVIRONMENT
+assert dict(os.environ) == {**ENVIRONMENT, **before}, "libraries are kept quiet, and nothing else is changed"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {"NAS", "Subnet"} <= set(dir(yolov8_nas))
@@ -282,8 +284,10 @@ def test_a_call_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert apart.call("os:getenv", log=log, environment={"GREETING": "hello"}, key="GREETING") == "hello"
     with pytest.raises(SpaceError, match="no space 'x'"):
         apart.call("yolov8_nas.nas:NAS", log=log, space="x")
-    with pytest.raises(StageError, match=r"FileNotFoundError: .*call.log"):
+    with pytest.raises(InputError, match=r"missing: no such file or directory"):
         apart.call("os:listdir", log=log, path=str(tmp_path / "missing"))
+    with pytest.raises(StageError, match=r"TypeError: .*call.log"):
+        apart.call("os:fspath", log=log, path=5)
     assert "Traceback" in log.read_text()
     with pytest.raises(StageError, match="killed by signal 9"):
         apart.call("subprocess:call", log=log, args=["sh", "-c", "kill -9 $PPID"])
