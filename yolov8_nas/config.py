@@ -48,6 +48,8 @@ class SupernetConfig(_Section):
         random_networks: Random networks per step beside those that are trained in every step.
         anchor: Which networks are trained in every step: the `largest` and the smallest (sandwich rule), or `stock`,
             which then teaches the others. `auto`: stock where there are weights to start from.
+        near: Share of stock's multiply-accumulates near which every other random network lies: about the share of stock's
+            latency that the limits ask for. Without it, all are drawn uniformly, and one supernet serves any limit alike.
         largest_first: Share of the epochs in which the network that teaches trains alone, before the others join;
             `auto` for 0.4, and for none of them where there are weights to start from.
         processes: Processes that train together, each on a GPU of its own, or `auto`: as many as there are GPUs, one on
@@ -64,6 +66,7 @@ class SupernetConfig(_Section):
     lr: float = Field(2e-3, gt=0)
     random_networks: int = Field(2, ge=0)
     anchor: Literal["auto", "largest", "stock"] = "auto"
+    near: float | None = Field(None, gt=0, le=2)
     largest_first: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     processes: Positive | Literal["auto"] = "auto"
     accumulate: Positive = 1

@@ -68,7 +68,7 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
         "random_networks": supernet.random_networks,
         "largest_first": supernet.alone,
         "anchor": supernet.anchored,
-        "near": _searched_around(config),
+        "near": supernet.near,
         "seed": config.seed,
         "accumulate": supernet.accumulate,
         "amp": supernet.amp,
@@ -201,16 +201,6 @@ def _main() -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-def _searched_around(config: RunConfig) -> float | None:
-    """The share of stock's multiply-accumulates that is searched around: that of the loosest relative limit on latency.
-
-    A share of stock's latency is about as large a share of its work. Absolute limits are not known as shares before the
-    device is probed, and it may be probed at the same time.
-    """
-    shares = [limit.limit for t in config.targets for limit in t.limits if limit.relative and limit.metric == "latency"]
-    return max(shares, default=None)
 
 
 def _processes(asked: int | str) -> int:
