@@ -41,6 +41,7 @@ from scipy.stats import zscore
 from setting import inspection_pictures, machine
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.checkpoint.archive import read_plain
 from yolov8_nas.data import dataset
 from yolov8_nas.data.check import checked
 from yolov8_nas.deploy import finetune
@@ -237,7 +238,7 @@ class Study:
         work = self.workdir / "partial" / f"{record.parent.name}-{record.stem}"
         searched = dataset.data_yaml(self.data, self.workdir / "views", validate_on="search")
         trained = finetune.train(model, searched, recipe, work=work)
-        last = torch.load(work / finetune.CHECKPOINT, weights_only=True)["ema"]
+        last = read_plain(work / finetune.CHECKPOINT)["ema"]
         model.load_state_dict(last)
         score = validation.evaluate(model.eval().fuse(verbose=False))
         row = {

@@ -22,9 +22,9 @@ from scipy.stats import t
 from torch import nn
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.nms import non_max_suppression
 
+from yolov8_nas.checkpoint import network
 from yolov8_nas.errors import InputError
 from yolov8_nas.store import atomic_write
 
@@ -218,7 +218,7 @@ class Evaluator:
         """
         self.work.mkdir(parents=True, exist_ok=True)
         if isinstance(model, Path) and model.suffix == ".pt":
-            model, _ = load_checkpoint(model, device="cpu")
+            model = network.load(model).network
         # Ultralytics asks this setting for the branch of a network that has two, and not the network.
         nms_free = {"nms": False} if getattr(model, "end2end", False) else {}
         validator = _Validator(self, {**self._args, **nms_free})

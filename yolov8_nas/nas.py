@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -401,10 +402,16 @@ class Subnet:
         return file
 
     def yolo(self) -> YOLO:
-        """The network as a stock `ultralytics.YOLO`, in this process."""
+        """The network as a stock `ultralytics.YOLO`, in this process.
+
+        Ultralytics reads a file that is written here from what the checkpoint was read as.
+        """
         from ultralytics import YOLO
 
-        return YOLO(str(self.checkpoint))
+        from yolov8_nas.deploy.quantization import rewrite
+
+        with tempfile.TemporaryDirectory() as folder:
+            return YOLO(str(rewrite(self.checkpoint, Path(folder) / self.checkpoint.name)))
 
     def export(
         self,

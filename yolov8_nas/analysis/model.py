@@ -13,14 +13,13 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
-from ultralytics.nn.modules import Detect
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.nn.tasks import yaml_model_load
 
+from yolov8_nas.checkpoint.network import Loaded, load
 from yolov8_nas.deploy import packaging
 from yolov8_nas.deploy.artifact import build_engine, write_network
 from yolov8_nas.deploy.onnx_file import check_one_file
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.checkpoint import load_checkpoint
 from yolov8_nas.hardware.runtime import RUNTIMES, Runtime
 
 _ROW: Final = re.compile(r"(?:^|[/.@])model\.(\d+)(?=[./]|$)")
@@ -92,26 +91,17 @@ def read(file: Path, imgsz: int | None = None, rows_of: Path | None = None) -> D
     return _read_onnx(file, imgsz, _read_checkpoint(rows_of, None) if rows_of else None)
 
 
-def _network(file: Path) -> tuple[Any, dict[str, Any]]:
-    """The network of a detector's checkpoint, and everything in the file."""
-    content = load_checkpoint(file)
-    network: Any = content.get("ema") or content.get("model")
-    # Networks for segments, poses, prompts and transformers are subclasses.
-    if type(network) is not DetectionModel or not isinstance(network.model[-1], Detect):
-        raise InputError(f"{file}: a {type(network).__name__}, not a YOLO detector; give one of task detect")
-    return network.float().eval(), content
-
-
 def _read_checkpoint(file: Path, imgsz: int | None) -> Detector:
-    network, content = _network(file)
+    found: Loaded = load(file, quantized=False)
+    network: Any = found.network
     head = network.model[-1]
     rows = network.yaml.get("backbone")
     return Detector(
         file=file,
-        imgsz=packaging.side_of((content.get("train_args") or {}).get("imgsz"), file, imgsz),
+        imgsz=packaging.side_of(found.imgsz, file, imgsz),
         batch=None,
         classes=head.nc,
-        precision="int8" if content.get("modelopt") else None,
+        precision="int8" if found.quantized else None,
         nms_free=bool(head.end2end),
         two_heads=not head.end2end and getattr(head, "one2one_cv2", None) is not None,
         head=len(network.model) - 1,
@@ -264,7 +254,7 @@ def _from_checkpoint(detector: Detector, runtime: Runtime, batch: int, folder: P
             raise InputError(f"{detector.file}: quantized; it is analysed with runtime onnxruntime on a CPU only")
         return packaging.export(detector.file, folder / f"batch{batch}.onnx", imgsz=detector.imgsz, batch=batch)
     file = folder / f"batch{batch}{runtime.suffix}"
-    network, _ = _network(detector.file)
+    network = load(detector.file, quantized=False).network
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(4, 3, detector.imgsz, detector.imgsz, generator=generator)]
     calibration = images if runtime.precision == "int8" else []

@@ -229,12 +229,13 @@ def _scalar(_: _Machine, arguments: tuple[Any, ...]) -> float | int | bool:
 
 def _method(_: _Machine, arguments: tuple[Any, ...]) -> Name:
     """`getattr(module, "forward_fuse")`, by which a folded module says that it is folded: nothing is looked up."""
-    if len(arguments) != 2 or not isinstance(arguments[0], Record) or arguments[1] not in _METHODS:
+    if len(arguments) != 2 or not isinstance(arguments[0], Record) or arguments[1] not in METHODS:
         raise Refused("it looks up an attribute")
     return Name(arguments[1])
 
 
-_METHODS: Final = ("forward_fuse", "forward_split")
+METHODS: Final = ("forward_fuse", "forward_split")
+"""Methods that a folded module puts in place of another."""
 
 _Call = Callable[["_Machine", tuple[Any, ...]], Any]
 
@@ -289,6 +290,7 @@ class _Machine:
     Args:
         program: The pickle.
         classes: Names of classes that become records.
+        passed_over: Names of further ones, whose records may be made by a call without arguments.
         storage: The storage of a number of elements by its key.
         most_bytes: How many bytes all tensors may have together.
     """
@@ -297,11 +299,13 @@ class _Machine:
         self,
         program: bytes,
         classes: frozenset[str],
+        passed_over: frozenset[str],
         storage: Callable[[str, torch.dtype, int], Tensor],
         most_bytes: int,
     ) -> None:
         self.program = program
-        self.classes = classes
+        self.classes = classes | passed_over
+        self.passed_over = passed_over
         self.storage = storage
         self.bytes_left = most_bytes
         self.objects_left = MOST_OBJECTS
@@ -404,21 +408,21 @@ class _Machine:
         full = f"{module}.{name}"
         if full in _VALUES:
             self.stack.append(_VALUES[full])
-        elif full in _CALLS or full in _STORAGES or full in PASSED_OVER or full in self.classes:
+        elif full in _CALLS or full in _STORAGES or full in self.classes:
             self.stack.append(Name(full))
         else:
-            raise Refused(f"it refers to {_shown(full)}", full)
+            raise Refused(f"it refers to {shown(full)}", full)
 
     def reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise Refused("it calls something that is no function")
         call = _CALLS.get(function.text)
-        if function.text in PASSED_OVER and not arguments:  # how a SimpleNamespace is stored
+        if function.text in self.passed_over and not arguments:  # how a SimpleNamespace is stored
             self.stack.append(Record(function.text))
             return
         if call is None:
-            raise Refused(f"it calls {_shown(function.text)}")
+            raise Refused(f"it calls {shown(function.text)}")
         self.stack.append(call(self, arguments))
 
     def new(self) -> None:
@@ -428,7 +432,7 @@ class _Machine:
         if kind.text in _CALLS:  # sets, paths and OrderedDicts in later protocols
             self.stack.append(_CALLS[kind.text](self, arguments))
         elif arguments or kind.text in _STORAGES:
-            raise Refused(f"it gives arguments to {_shown(kind.text)}")
+            raise Refused(f"it gives arguments to {shown(kind.text)}")
         else:
             self.stack.append(Record(kind.text))
 
@@ -458,7 +462,7 @@ class _Machine:
         if known is None:
             known = self.storages[key] = _Storage(self.storage(key, dtype, elements))
         if known.tensor.dtype != dtype or known.tensor.numel() != elements:
-            raise Refused(f"the storage {_shown(key)} has two types or sizes")
+            raise Refused(f"the storage {shown(key)} has two types or sizes")
         self.stack.append(known)
 
     def set_items(self, items: list[Any]) -> None:
@@ -566,12 +570,56 @@ _ACTIONS: Final[Mapping[bytes, Callable[[_Machine], None]]] = {
 # The archive ----------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, classes: frozenset[str] = frozenset()) -> Content:
+def read_plain(path: Path, device: torch.device | None = None) -> dict[str, Any]:
+    """The state of a training, as this package keeps it: containers, numbers, text and tensors, and no objects.
+
+    Args:
+        path: The file.
+        device: Where its tensors go; the CPU unless given.
+
+    Raises:
+        Refused: It can't be read, or has something else in it.
+    """
+    moved: dict[int, tuple[Any, Any]] = {}  # what a file has once is there once; the first keeps its number alive
+
+    begun: set[int] = set()
+
+    def move(value: Any, depth: int) -> Any:
+        if depth > DEEPEST:
+            raise Refused(f"its containers lie more than {DEEPEST} deep in each other")
+        if isinstance(value, Name | Record | _Storage | _Dtype):
+            raise Refused("it has something in it that is no plain data")
+        if not isinstance(value, Tensor | dict | list | tuple):
+            return value
+        if id(value) in moved:
+            return moved[id(value)][1]
+        if id(value) in begun:
+            raise Refused("a container of it lies in itself")
+        begun.add(id(value))
+        result: Any = value
+        if isinstance(value, dict | list):
+            for key in range(len(value)) if isinstance(value, list) else list(value):
+                value[key] = move(value[key], depth + 1)
+        elif isinstance(value, tuple):
+            result = tuple(move(item, depth + 1) for item in value)
+        elif device is not None:
+            result = value.to(device)
+        moved[id(value)] = value, result
+        return result
+
+    found = move(read(path, frozenset(), passed_over=frozenset()).value, 0)
+    if not isinstance(found, dict):
+        raise Refused("it is no state of a training")
+    return found
+
+
+def read(path: Path, classes: frozenset[str], passed_over: frozenset[str] = PASSED_OVER) -> Content:
     """What a `.pt` file holds. Nothing of it is run, and no more is built than it has bytes for.
 
     Args:
         path: The file.
         classes: Full names of classes whose objects become records.
+        passed_over: The same, of classes that nothing is made of.
 
     Raises:
         Refused: It can't be read, is none, or holds something else.
@@ -582,10 +630,10 @@ def read(path: Path, classes: frozenset[str] = frozenset()) -> Content:
         program = bytes(files["data.pkl"])
         if len(program) > LARGEST_PICKLE:
             raise Refused(f"its pickle has more than {LARGEST_PICKLE} bytes")
-        machine = _Machine(program, classes, lambda *asked: _storage(files, *asked), most_bytes=len(data))
+        machine = _Machine(program, classes, passed_over, lambda *asked: _storage(files, *asked), most_bytes=len(data))
         return Content(path, hashlib.sha256(data).hexdigest(), machine.run())
     except (struct.error, zipfile.BadZipFile, zlib.error, EOFError, OverflowError, IndexError) as error:
-        raise Refused(f"it is damaged ({_shown(str(error))})") from None
+        raise Refused(f"it is damaged ({shown(str(error))})") from None
 
 
 def _bytes(path: Path) -> bytearray:
@@ -660,7 +708,7 @@ def _files(data: bytearray) -> dict[str, memoryview]:
         if entry.file_size != entry.compress_size or total > len(data):
             raise Refused("the sizes in its archive are not those of its bytes")
         if name in files:
-            raise Refused(f"its archive has {_shown(name)} twice")
+            raise Refused(f"its archive has {shown(name)} twice")
         files[name] = _piece(data, entry)
     if "data.pkl" not in files:
         raise Refused("it is a zip archive without a network of PyTorch")
@@ -678,7 +726,7 @@ def _piece(data: bytearray, entry: zipfile.ZipInfo) -> memoryview:
     start = entry.header_offset + 30 + names + extra
     piece = memoryview(data)[start : start + entry.file_size]
     if len(piece) != entry.file_size or zlib.crc32(piece) != entry.CRC:
-        raise Refused(f"it is damaged: {_shown(entry.filename)} has not the bytes that were written")
+        raise Refused(f"it is damaged: {shown(entry.filename)} has not the bytes that were written")
     return piece
 
 
@@ -701,13 +749,13 @@ def _storage(files: Mapping[str, memoryview], key: str, dtype: torch.dtype, elem
     """A storage of the archive."""
     piece = files.get(f"data/{key}")
     if piece is None:
-        raise Refused(f"the storage {_shown(key)} is missing")
+        raise Refused(f"the storage {shown(key)} is missing")
     if not 0 <= elements * dtype.itemsize == len(piece):
-        raise Refused(f"the storage {_shown(key)} has {len(piece)} bytes instead of {elements} {dtype}")
+        raise Refused(f"the storage {shown(key)} has {len(piece)} bytes instead of {elements} {dtype}")
     return torch.frombuffer(piece, dtype=dtype) if elements else torch.empty(0, dtype=dtype)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Text of the file's in a message: one line, of printable characters, not too long."""
     safe = "".join(c if c.isprintable() else "?" for c in text)
     return safe if len(safe) <= 120 else f"{safe[:120]}..."

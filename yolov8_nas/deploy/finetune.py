@@ -26,6 +26,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
+from yolov8_nas.checkpoint.archive import read_plain
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import PROTOCOL, DetectionImages, ProtocolValidator
 from yolov8_nas.files import keep, read_kept
@@ -228,7 +229,7 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
         self.state: dict[str, Any] | None
         self.best: dict[str, Any] = {"epoch": 0, "map50_95": -1.0, "state": {}}
         self.curves: list[dict[str, float]] = []
-        self.state = read_kept(self.checkpoint, lambda file: torch.load(file, map_location="cpu", weights_only=True))
+        self.state = read_kept(self.checkpoint, read_plain)
         if self.state is not None:
             self.best, self.curves = self.state["best"], self.state["curves"]
 

@@ -192,23 +192,18 @@ def _read(checkpoint: Path) -> DetectionModel:
         InputError: There is no such file, or it holds no detector with YOLOv8's head.
     """
     from ultralytics.nn.modules import Detect
-    from ultralytics.nn.tasks import DetectionModel
-    from ultralytics.utils.torch_utils import restore_qat
 
-    from yolov8_nas.hardware.checkpoint import load_checkpoint
+    from yolov8_nas.checkpoint.network import load
 
-    found = load_checkpoint(checkpoint)
-    network: Any = found.get("ema") or found.get("model")
-    head = network.model[-1] if isinstance(network, DetectionModel) else network
+    found = load(checkpoint)
+    network = found.network
+    head = network.model[-1]
     if type(head) is not Detect:
         raise InputError(
             f"{checkpoint}: a {type(network).__name__} with the head {type(head).__name__}, and only detectors with "
             f"YOLOv8's head are exported here; use Ultralytics: yolo export model={checkpoint}"
         )
-    network = network.float().eval()
-    if found.get("modelopt"):
-        restore_qat(network, found["modelopt"])
-    network.args = {**(found.get("train_args") or {})}
+    network.args = {"imgsz": found.imgsz} if found.imgsz else {}
     return network
 
 

@@ -22,11 +22,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import C2PSA, SPPF, Conv, Detect
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import is_qat, qat_state, strip_qat
 
+from yolov8_nas.checkpoint.network import load
+from yolov8_nas.checkpoint.quantized import recipe
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.files import replace, room
 from yolov8_nas.space import BLOCKS, CONVS, PARTS
 from yolov8_nas.supernet.derive import save_checkpoint
 
@@ -53,11 +54,6 @@ def quantize(model: DetectionModel, calibration: Sequence[Tensor], keep_float: S
     """
     import modelopt.torch.quantization as mtq
 
-    config = deepcopy(mtq.INT8_DEFAULT_CFG)
-    config["quant_cfg"].append(
-        {"quantizer_name": "*output_quantizer", "parent_class": "nn.BatchNorm2d", "cfg": {"num_bits": 8, "axis": None}}
-    )
-
     def calibrate(network: Any) -> None:
         for x_BCHW in calibration:
             network(x_BCHW.to(next(model.parameters())))
@@ -65,7 +61,7 @@ def quantize(model: DetectionModel, calibration: Sequence[Tensor], keep_float: S
     training = model.training
     model.eval()
     with torch.no_grad():
-        mtq.quantize(model, config, calibrate)
+        mtq.quantize(model, recipe(), calibrate)
     leave_float(model, keep_float)
     return model.train(training)
 
@@ -208,14 +204,25 @@ def save_qat_checkpoint(model: DetectionModel, path: Path, *, names: Sequence[st
     """
     plain = deepcopy(model)
     strip_qat(plain)
-    partial = path.with_name(f".{path.name}.tmp")
-    save_checkpoint(plain, partial, names=names, imgsz=imgsz)
-    checkpoint = torch.load(partial, weights_only=False)  # a second ago it was ours
-    with room(path):
-        torch.save({**checkpoint, "modelopt": qat_state(model)}, partial)
-    replace(partial, path)
+    save_checkpoint(plain, path, names=names, imgsz=imgsz, modelopt=qat_state(model))
+
+
+def rewrite(checkpoint: Path, path: Path) -> Path:
+    """Write a checkpoint anew from what is read of it, for libraries that would run what is in the other one.
+
+    Raises:
+        InputError: The file can't be read, or holds something else; see `checkpoint.network`.
+    """
+    found = load(checkpoint)
+    write = save_qat_checkpoint if found.quantized else save_checkpoint
+    write(found.network, path, names=list(found.network.names.values()), imgsz=found.imgsz or 640)
+    return path
 
 
 def load_network(path: Path) -> DetectionModel:
-    """The network of a checkpoint in evaluation mode, with its fake quantization where it has any."""
-    return load_checkpoint(path, device="cpu")[0]
+    """The network of a checkpoint in evaluation mode, with its fake quantization where it has any.
+
+    Raises:
+        InputError: The file can't be read, or holds something else; see `checkpoint.network`.
+    """
+    return load(path).network

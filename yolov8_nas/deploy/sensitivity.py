@@ -34,6 +34,7 @@ from torch import Tensor
 from ultralytics.nn.modules import C2f
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.checkpoint.network import load
 from yolov8_nas.data import dataset
 from yolov8_nas.data.check import CheckedDataset, CheckedImage, checked
 from yolov8_nas.deploy.artifact import build_engine, write_onnx
@@ -41,7 +42,6 @@ from yolov8_nas.deploy.quantization import float_parts, fold, leave_float, parts
 from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import Comparison, Evaluation, Evaluator, compare
 from yolov8_nas.hardware.benchmark import measure as measure_files
-from yolov8_nas.hardware.checkpoint import load_checkpoint
 from yolov8_nas.hardware.profile import available_cores
 from yolov8_nas.hardware.runtime import Runtime, find
 from yolov8_nas.hardware.target import Target, resolve
@@ -396,19 +396,18 @@ def smallest_set(
 
 def _read(checkpoint: Path, imgsz: int | None) -> tuple[DetectionModel, int]:
     """The network of a checkpoint, unrolled as those that are searched, and the side of its input in pixels."""
-    found = load_checkpoint(checkpoint)
-    network = found.get("ema") or found.get("model")
+    found = load(checkpoint, quantized=False)
+    network = found.network
     remedy = "give a checkpoint of stock YOLOv8 for detection, trained on the dataset and not quantized"
-    if not isinstance(network, DetectionModel) or found.get("modelopt"):
-        what = "a quantized network" if found.get("modelopt") else f"a {type(network).__name__}"
-        raise InputError(f"{checkpoint}: {what}; {remedy}")
+    if found.quantized:
+        raise InputError(f"{checkpoint}: a quantized network; {remedy}")
     try:
         parts_by_row(network)
         if any(isinstance(row, C2f) for row in network.model):
             network = unroll(network)
     except (AttributeError, RuntimeError, ValueError) as error:
         raise InputError(f"{checkpoint}: not YOLOv8 ({str(error).splitlines()[0]}); {remedy}") from None
-    side = (found.get("train_args") or {}).get("imgsz", 640) if imgsz is None else imgsz
+    side = (found.imgsz or 640) if imgsz is None else imgsz
     if not isinstance(side, int) or side < 32 or side % 32:
         raise InputError(f"{checkpoint}: imgsz = {side!r}; give the side of a square in pixels, a multiple of 32")
     return network.float().eval(), side

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 
+from yolov8_nas.checkpoint.network import load
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.checkpoint import load_checkpoint
 from yolov8_nas.hardware.cuda_events import event_times
 from yolov8_nas.hardware.runtime import TensorSpec
 
@@ -58,13 +58,10 @@ def read_detector(file: Path) -> tuple[DetectionModel, int]:
     Raises:
         InputError: There is no such file, or it holds no detector.
     """
-    found = load_checkpoint(file)
-    network = found.get("ema") or found.get("model")
-    if not isinstance(network, DetectionModel) or found.get("modelopt"):
-        what = "a quantized network" if found.get("modelopt") else f"a {type(network).__name__}"
-        raise InputError(f"{file}: {what}, and PyTorch is measured with detectors in floating point only")
-    imgsz = (found.get("train_args") or {}).get("imgsz", 640)
-    return network.float().eval().requires_grad_(False), int(imgsz)
+    found = load(file, quantized=False)
+    if found.quantized:
+        raise InputError(f"{file}: a quantized network, and PyTorch is measured with detectors in floating point only")
+    return found.network.requires_grad_(False), found.imgsz or 640
 
 
 class TorchRunner:

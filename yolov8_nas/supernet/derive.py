@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,7 +231,9 @@ def unroll(stock: DetectionModel) -> DetectionModel:
     return model.train(stock.training)
 
 
-def save_checkpoint(model: DetectionModel, path: Path, *, names: Sequence[str], imgsz: int) -> None:
+def save_checkpoint(
+    model: DetectionModel, path: Path, *, names: Sequence[str], imgsz: int, modelopt: Mapping[str, Any] | None = None
+) -> None:
     """Write a plain Ultralytics checkpoint, in full precision and atomically.
 
     It refers to stock classes only: `YOLO(path)` validates, predicts, exports and trains it where this package is not
@@ -242,6 +244,7 @@ def save_checkpoint(model: DetectionModel, path: Path, *, names: Sequence[str], 
         path: The file, by custom with the suffix `.pt`.
         names: Class names.
         imgsz: Side of the square input in pixels that the network was trained for.
+        modelopt: What Ultralytics keeps of fake quantization beside the network, if there is any.
     """
     import torch
     import ultralytics
@@ -267,6 +270,8 @@ def save_checkpoint(model: DetectionModel, path: Path, *, names: Sequence[str], 
         "version": ultralytics.__version__,
         "license": "AGPL-3.0",
     }
+    if modelopt is not None:
+        checkpoint["modelopt"] = modelopt
     partial = path.with_name(f".{path.name}.tmp")
     with room(path):
         torch.save(checkpoint, partial)

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from yolov8_nas import files
+from yolov8_nas.checkpoint.archive import read_plain
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import DetectionImages, Evaluator
 from yolov8_nas.progress import Progress
@@ -229,7 +230,7 @@ def _checkpoint(file: Path, recipe: Recipe, device: torch.device, note: Callable
     """
 
     def read(kept: Path) -> dict[str, Any]:
-        found: dict[str, Any] = torch.load(kept, map_location=device, weights_only=True)
+        found = read_plain(kept, device)
         missing = {"learner", "epoch", "curves", "batch"} - found.keys()
         if missing:
             raise InputError(f"no {min(missing)} in it")
