@@ -381,10 +381,7 @@ def test_what_cannot_be_exported(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"text\.pt: not a checkpoint"):
         packaging.export(tmp_path / "text.pt", out)
     torch.save({"model": torch.nn.Conv2d(3, 3, 1), "ema": None}, tmp_path / "other.pt")
-    with pytest.raises(
-        InputError,
-        match=r"other\.pt: not a checkpoint.*refers to torch\.nn\.modules\.conv\.Conv2d|no detection network",
-    ):
+    with pytest.raises(InputError, match=r"other\.pt: not a checkpoint.*no detection network in it"):
         packaging.export(tmp_path / "other.pt", out)
     with pytest.raises(InputError, match="imgsz = 100"):
         packaging.export(checkpoint, out, imgsz=100)
