@@ -36,6 +36,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from yolov8_nas.data import dataset
 from yolov8_nas.deploy import finetune
+from yolov8_nas.deploy.quantization import rewrite
 from yolov8_nas.evaluation import Comparison, Evaluator, over_trainings
 from yolov8_nas.host import HostLock
 from yolov8_nas.space import stock_architecture
@@ -130,7 +131,11 @@ class Bench:
         a = self.arguments
         shutil.rmtree(work, ignore_errors=True)
         threads = torch.get_num_threads()
-        model = YOLO(str(a.weights) if a.weights else f"yolov8{a.scale}.yaml", task="detect")
+        source = f"yolov8{a.scale}.yaml"
+        if a.weights:  # Ultralytics runs what is in a file, so it gets one that is written here
+            work.parent.mkdir(parents=True, exist_ok=True)
+            source = str(rewrite(a.weights, work.parent / f"{work.name}-start.pt"))
+        model = YOLO(source, task="detect")
         chosen: dict[str, Any] = {}
         model.train(
             trainer=partial(_Watched, chosen=chosen),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import os
@@ -22,6 +23,7 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 from yolov8_nas.checkpoint import archive, network, stock
 from yolov8_nas.checkpoint.archive import Refused
+from yolov8_nas.deploy import packaging
 from yolov8_nas.errors import InputError
 
 ROOM = 200 * 2**20
@@ -501,3 +503,38 @@ def test_the_state_of_a_training_comes_back(tmp_path: Path) -> None:
         torch.equal(found["best"]["state"]["a"], weight) and found["best"]["state"]["a"] is found["best"]["state"]["b"]
     )
     assert {**found, "best": None} == {**state, "best": None}
+
+
+@pytest.mark.parametrize("content", [b"torn", None])
+def test_an_export_neither_deletes_nor_fetches(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ultralytics would delete a damaged file of such a name and download another."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("yolov8n.pt")
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=r"yolov8n\.pt: no"):
+        packaging.export(file, tmp_path / "model.onnx")
+    assert (file.read_bytes() if file.exists() else None) == content
+    assert [path.name for path in tmp_path.iterdir()] == ([file.name] if content else [])
+
+
+READERS = ("torch_load", "torch_safe_load", "load_checkpoint", "attempt_load_one_weight", "YOLO", "restore_qat")
+
+
+def test_nothing_else_reads_checkpoints() -> None:
+    """Files of pickles reach neither PyTorch's reader nor Ultralytics' by another way."""
+    root = Path(__file__).parents[1]
+    found = set()
+    for folder in ("yolov8_nas", "components", "pipelines", "benchmarks", "examples"):
+        for path in (root / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    owner, _, last = called.rpartition(".")
+                    if last in READERS or owner == "pickle" or called in ("torch.load", "torch.jit.load"):
+                        found.add((path.relative_to(root).as_posix(), called))
+    written_just_before = {("yolov8_nas/nas.py", "YOLO"), ("benchmarks/stock_arm.py", "YOLO")}
+    between_own_processes = {("yolov8_nas/apart.py", f"pickle.{call}") for call in ("loads", "dumps")}
+    assert found == written_just_before | between_own_processes
