@@ -48,8 +48,8 @@ class SupernetConfig(_Section):
         random_networks: Random networks per step beside those that are trained in every step.
         anchor: Which networks are trained in every step: the `largest` and the smallest (sandwich rule), or `stock`,
             which then teaches the others. `auto`: stock where there are weights to start from.
-        near: Share of stock's multiply-accumulates near which every other random network lies: about the share of stock's
-            latency that the limits ask for. Without it, all are drawn uniformly, and one supernet serves any limit alike.
+        near: Share of stock's multiply-accumulates near which every other random network lies: about the share of
+            stock's latency that limits ask for. Without it, all are drawn uniformly: any limit is served alike.
         largest_first: Share of the epochs in which the network that teaches trains alone, before the others join;
             `auto` for 0.4, and for none of them where there are weights to start from.
         processes: Processes that train together, each on a GPU of its own, or `auto`: as many as there are GPUs, one on
