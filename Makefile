@@ -32,7 +32,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python requirements/audit.py
+	$(BIN)/python images/audit.py
 
 # On a machine that does nothing else. benchmarks/rank_correlation.py and search_quality.py take hours.
 bench: $(READY)

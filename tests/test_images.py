@@ -12,11 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "images"))  # scripts, not a package
 
-import build
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "requirements"))
-
 import audit
+import build
 
 from components.images import IMAGES, by_digest
 

@@ -1,4 +1,4 @@
-"""Hold the locks against an index of advisories: `python requirements/audit.py`, a part of `make lint`.
+"""Hold the locks against an index of advisories: `python images/audit.py`, a part of `make lint`.
 
 It asks OSV for every pinned package of every lock. Where no index of advisories is reachable it says so, with the date,
 and ends well: what was not audited is told, and does not stop whoever works offline. A found advisory ends it with 1.
@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-LOCKS: Final = ("requirements/runtime.txt", "requirements/dev.txt", "images/mlflow.txt", "images/sbom.txt")
+LOCKS: Final = (
+    "requirements/runtime.txt",
+    "requirements/dev.txt",
+    "requirements/rtx.txt",
+    "images/mlflow.txt",
+    "images/sbom.txt",
+)
 
 ACCEPTED: Final[dict[str, str]] = {}
 """Advisories that do not apply, by id, with the reason and the date of the decision."""
