@@ -24,9 +24,10 @@ TRACKING_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 """MLflow's own environment variable with an address that may hold a password."""
 
 _ADDRESS: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
-_USER: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#\"<>]*@")
+# Lengths are bounded, so that a search takes time in proportion to the text, whatever somebody makes of it.
+_USER: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)[^\s/?#\"<>]*@")
 _QUERY: Final = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?\"'<>]*)\?[^\s\"'<>]*?(?=[;,:.)\]}]*(?:[\s\"'<>]|$))", re.ASCII
+    r"([A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s?\"'<>]{0,2048})\?[^\s\"'<>]*?(?=[;,:.)\]}]*(?:[\s\"'<>]|$))", re.ASCII
 )
 _STANDS_FOR: Final = "***"
 _LEAST: Final = 6

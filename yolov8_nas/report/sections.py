@@ -268,7 +268,8 @@ def flatten(data: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 def public(address: str) -> str:
     """An address without user, password and query, which may be credentials: a report is passed on."""
-    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", re.sub(r"(\w+://[^?\s]*)\?\S*", r"\1", address))
+    without_query = re.sub(r"(?<!\w)(\w{1,32}://[^?\s]{0,2048})\?\S*", r"\1", address)
+    return re.sub(r"(?<!\w)(\w{1,32}://)[^/@\s]*@", r"\1", without_query)
 
 
 def _measures(row: Mapping[str, Any]) -> dict[str, Any]:
