@@ -18,7 +18,7 @@ from yolov8_nas.supernet.derive import add_one_to_one, build
 SIDE = 64
 """Pixels: smallest that all levels have cells at, so that a build takes a second."""
 
-SPACES = ("tiny", "yolov8n", "yolov8s", "yolov8m", "yolov8l")
+SPACES = ("tiny", *(f"yolov8{scale}{kind}" for scale in "nsml" for kind in ("", "-mixed")))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Kind:
 KINDS = (
     *(Kind(space, shift, precision) for space in SPACES for shift, precision in enumerate(("fp32", "fp16"))),
     # What a quantized file takes to be written and built is five seconds; a large space's operators are a small one's.
-    *(Kind(space, 2, "int8") for space in ("tiny", "yolov8n", "yolov8l")),
+    *(Kind(space, 2, "int8") for space in ("tiny", "yolov8n-mixed", "yolov8l-mixed")),
     *(Kind(classes=classes) for classes in (1, 80, 300)),
     *(Kind(dynamic=True, precision=precision) for precision in ("fp32", "fp16")),
     *(Kind(nms_free=True, dynamic=dynamic, precision=p) for dynamic in (False, True) for p in ("fp32", "fp16")),

@@ -340,7 +340,7 @@ def test_secrets_are_made_of_files_that_are_not_committed(tmp_path: Path) -> Non
         assert not re.search(r'[=:] *"?[^\s"{]{1,}"?$', example.read_text(), re.M), f"{example.name} holds a value"
         example.rename(example.with_suffix(""))
     secrets = {found["metadata"]["name"]: found for found in render.objects(render.kustomize(folder))}
-    assert secrets.keys() == {"mlflow-database", pods.SECRET, pods.PULL_SECRET}
+    assert secrets.keys() == {"mlflow-database", pods.SECRET, pods.PULL_SECRET, pods.CREDENTIALS_SECRET}
     assert secrets[pods.SECRET]["data"].keys() == set(pods.SECRET_KEYS)
     assert secrets[pods.PULL_SECRET]["type"] == "kubernetes.io/dockerconfigjson"
     for overlay in render.OVERLAYS:

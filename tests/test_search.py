@@ -20,7 +20,7 @@ from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.deploy import artifact
 from yolov8_nas.errors import InputError, StageError, WaitingError
-from yolov8_nas.hardware import benchmark, bundle
+from yolov8_nas.hardware import benchmark, bundle, engine_file
 from yolov8_nas.hardware.benchmark import Measurement, Percentiles
 from yolov8_nas.hardware.cost import cost
 from yolov8_nas.hardware.latency_model import LatencyModel
@@ -735,8 +735,9 @@ def test_the_stage_writes_what_others_read(inputs: dict[str, Path], tmp_path: Pa
 
 
 def test_hardware_rules_narrow_what_is_searched_and_nothing_else(
-    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine_file, "told_of", lambda engine: {"layers": 1})  # there is no engine
     probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
     write_json(probe / "profile.json", GPU_PROFILE)
 

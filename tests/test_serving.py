@@ -200,14 +200,14 @@ def test_the_example_finds_what_stock_ultralytics_finds(exported: Path, tmp_path
     for number, picture in enumerate(pictures):
         cv2.imwrite(picture, np.random.default_rng(number).integers(0, 255, (40, 100, 3)).astype(np.uint8))
     stock = YOLO(str(exported / "fixed.onnx"), task="detect")
-    results = [stock.predict(picture, imgsz=SIDE, conf=0.01, iou=0.7, verbose=False)[0] for picture in pictures]
+    results = [stock.predict(picture, imgsz=SIDE, conf=0.001, iou=0.7, verbose=False)[0] for picture in pictures]
     expected = [
         (picture, result.names[int(row[5])], row[4], row[:4])
         for picture, result in zip(pictures, results, strict=True)
         for row in result.boxes.data.tolist()
     ]
     assert len(expected) > 3
-    found = list(example.detect(str(exported / "fixed.onnx"), pictures, confidence=0.01))
+    found = list(example.detect(str(exported / "fixed.onnx"), pictures, confidence=0.001))
     assert [row[:2] for row in found] == [row[:2] for row in expected]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose([ours[2], *ours[3]], [theirs[2], *theirs[3]], rtol=1e-4, atol=1e-2)

@@ -345,7 +345,7 @@ def test_of_a_trained_network_more_survives(tmp_path: Path) -> None:
 
     seen = [torch.stack([images[i + k]["img"] for i in range(32)]).float() / 255 for k in (0, 32)]
     recalibrate(stock, seen)
-    space = SearchSpace.load("yolov8n")
+    space = SearchSpace.load("yolov8n-mixed")
     supernets = {kind: Supernet(space, 2) for kind in ("started", "unordered")}
     warm_start(supernets["started"], stock)
     transfer(supernets["unordered"], space.stock, states(stock))
