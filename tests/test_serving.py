@@ -211,7 +211,7 @@ def test_the_example_finds_what_stock_ultralytics_finds(exported: Path, tmp_path
     assert [row[:2] for row in found] == [row[:2] for row in expected]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose([ours[2], *ours[3]], [theirs[2], *theirs[3]], rtol=1e-4, atol=1e-2)
-    batches = list(example.detect(str(exported / "dynamic.onnx"), pictures, batch=2, confidence=0.01))
+    batches = list(example.detect(str(exported / "dynamic.onnx"), pictures, batch=2, confidence=0.001))
     assert {row[0] for row in batches} == set(pictures)
 
 
