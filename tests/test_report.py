@@ -631,10 +631,14 @@ def test_tells_where_candidates_come_from_and_what_they_use_of_the_limit(page: P
 @pytest.mark.parametrize(
     ("budget", "words", "others"),
     [
-        ({"used": 0.97}, "uses 97 %", "reserve"),
+        ({"used": 0.97}, "uses 97 %", "upper bound"),
         ({"used": 0.7, "largest_keeps_it": True}, "largest network of the space keeps", "No scored network"),
         ({"used": 0.7, "larger": {"scored": 0}}, "No scored network within the limits", "largest network"),
-        ({"used": 0.8, "used_predicted": 0.96, "reserve": 0.08}, "a reserve of 8.0 %", "largest network"),
+        (
+            {"used": 0.8, "used_predicted": 0.96, "reserve": 0.08},
+            "bound lies 8.0 % above its prediction",
+            "largest network",
+        ),
     ],
 )
 def test_unused_budget_is_explained(budget: dict[str, Any], words: str, others: str) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from web_server import certificate
 
 
 class Files(BaseHTTPRequestHandler):
@@ -43,38 +42,14 @@ class Files(BaseHTTPRequestHandler):
 @pytest.fixture
 def https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a web server whose certificate this process trusts."""
-    certificate = tmp_path / "certificate.pem"
-    certificate.write_bytes(_certificate())
+    trusted = tmp_path / "certificate.pem"
+    trusted.write_bytes(certificate())
     server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(trusted)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield f"https://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-def _certificate() -> bytes:
-    """A key and a certificate for 127.0.0.1 that it has signed itself."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem, raw = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL
-    return key.private_bytes(pem, raw, serialization.NoEncryption()) + certificate.public_bytes(pem)

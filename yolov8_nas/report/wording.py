@@ -204,9 +204,8 @@ def budget_sentence(budget: Mapping[str, Any]) -> str:
             told.append("The largest network of the space keeps the limit as well: there is little left to use it for.")
         if is_number(predicted) and predicted > used:
             told.append(
-                f"It was predicted to use {percent(predicted, 0)}, which holds a reserve of "
-                f"{percent(budget.get('reserve'))} for errors of the latency model: larger networks would have been "
-                "expected to miss the limit."
+                f"It was predicted to use {percent(predicted, 0)} of it; the latency model's upper bound lies "
+                f"{percent(budget.get('reserve'))} above its prediction."
             )
         if larger.get("scored"):
             told.append(

@@ -63,8 +63,8 @@ def budget(costs: CostModel, trials: Sequence[Trial], best: Candidate) -> dict[s
         best: The first candidate.
 
     Returns:
-        `map50_95` on the search split; `limit`; `used` of it as measured and `used_predicted`, with the reserve of the
-        cost model, as shares; `reserve`: by how much its upper bound of latency exceeds the expectation, as a share;
+        `map50_95` on the search split; `limit`; `used` of it as measured and `used_predicted`, as shares; `reserve`: by
+        how much its upper bound of latency exceeds the expectation, as a share;
         `largest_keeps_it`: whether the largest network of the space does; `larger`: how many `scored` networks within
         the limits are predicted to use more, and the `best_map50_95` among them.
     """
