@@ -18,8 +18,8 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Comparison, Evaluation, mean_average_precision, over_trainings
-from yolov8_nas.stages.stage import run_stage, target_labels
-from yolov8_nas.store import read_json
+from yolov8_nas.files import read_json
+from yolov8_nas.runner.stage import run_stage, target_labels
 
 BATCH = 8
 EVALUATION_BATCH = 16

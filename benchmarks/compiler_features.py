@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from yolov8_nas.deploy.artifact import write_onnx
-from yolov8_nas.deploy.quantization import quantize
-from yolov8_nas.deploy.tensorrt_rtx import build_ahead
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.benchmark import measure
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import Features
-from yolov8_nas.hardware.runtime import find
-from yolov8_nas.hardware.tensorrt_rtx import PORTABLE, RUNTIME, capability_here, missing
-from yolov8_nas.host import HostLock
+from yolov8_nas.export.artifact import write_onnx
+from yolov8_nas.export.tensorrt_rtx import build_ahead
+from yolov8_nas.measure.benchmark import measure
+from yolov8_nas.measure.latency_model import Features
+from yolov8_nas.measure.runtime import find
+from yolov8_nas.measure.tensorrt_rtx import PORTABLE, RUNTIME, capability_here, missing
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
 from yolov8_nas.supernet.derive import build
+from yolov8_nas.train.quantization import quantize
 
 TOLD: Final = (
     "parsed_layers",

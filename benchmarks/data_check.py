@@ -100,7 +100,7 @@ def check(root: Path, cache: Path) -> dict[str, float]:
     """Run `data check`: seconds, the largest memory in MiB, and the load of the machine before."""
     load, environment = os.getloadavg()[0], {**os.environ, "XDG_CACHE_HOME": str(cache)}
     begin = time.perf_counter()
-    command = [sys.executable, "-m", "yolov8_nas.cli", "data", "check", str(root)]
+    command = [sys.executable, "-m", "yolov8_nas.commands.main", "data", "check", str(root)]
     _, status, used = os.wait4(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL).pid, 0)
     seconds = time.perf_counter() - begin
     if status:

@@ -29,12 +29,12 @@ from setting import machine
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset
-from yolov8_nas.deploy.quantization import fold, load_network
+from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.profile import available_cores
 from yolov8_nas.evaluation import Evaluator
-from yolov8_nas.hardware.profile import available_cores
-from yolov8_nas.host import HostLock
+from yolov8_nas.files import atomic_write, read_json, write_json
 from yolov8_nas.space import Architecture
-from yolov8_nas.store import atomic_write, read_json, write_json
+from yolov8_nas.train.quantization import fold, load_network
 
 SCORED = {"int8": "scores under fake quantization", "float": "scores in floating point"}
 TRAINED = {"best": "floating point", "ptq": "INT8 after training", "qat": "INT8 after training for it"}

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov8_nas.config import RunConfig
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import StageError
-from yolov8_nas.hardware.latency_model import CONFIDENCE
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import read_json
+from yolov8_nas.measure.latency_model import CONFIDENCE
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages import hw_probe
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import read_json
 
 
 def main() -> None:

@@ -44,22 +44,22 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.checkpoint.archive import read_plain
 from yolov8_nas.data import dataset
 from yolov8_nas.data.check import checked
-from yolov8_nas.deploy import finetune
-from yolov8_nas.deploy.onnx import export_onnx
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import Evaluator
-from yolov8_nas.hardware.benchmark import PROBE, measure
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.export.onnx import export_onnx
+from yolov8_nas.files import atomic_write, read_json, write_json
+from yolov8_nas.measure.benchmark import PROBE, measure
+from yolov8_nas.runner.progress import Progress
 from yolov8_nas.search.objective import Scorer
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.store import atomic_write, read_json, write_json
+from yolov8_nas.space.cost import cost
 from yolov8_nas.supernet import training
 from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
 from yolov8_nas.supernet.derive import build, derive
 from yolov8_nas.supernet.supernet import Supernet
 from yolov8_nas.supernet.training import CALIBRATION_IMAGES
+from yolov8_nas.train import finetune
 
 Floats: TypeAlias = NDArray[np.float64]
 

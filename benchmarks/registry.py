@@ -38,10 +38,10 @@ import psutil
 from pytest import MonkeyPatch
 from setting import machine
 
+from yolov8_nas.files import read_json, write_json
 from yolov8_nas.registry import query, tracking
 from yolov8_nas.registry.query import RegisteredVersion
 from yolov8_nas.registry.register import COMPLETE, CONTENT, MODEL_ID, STATE, register
-from yolov8_nas.store import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers are those of the tests
 
@@ -93,7 +93,7 @@ def report(uri: str, bucket: str, arguments: argparse.Namespace) -> None:
     template, filling = fill(uri, folder, arguments.versions, arguments.registered)
     load.append(os.getloadavg()[0])
     latencies, used = ask(uri, template, arguments.calls)
-    command = [sys.executable, "-m", "yolov8_nas.cli", "models", "best", "--tracking", uri]
+    command = [sys.executable, "-m", "yolov8_nas.commands.main", "models", "best", "--tracking", uri]
     command += ["--hardware", "device-1", "--max-latency", "5ms"]
     latencies["the whole command `yolov8-nas models best`"] = repeated(
         lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), max(3, arguments.calls // 10)

@@ -45,27 +45,24 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy import finetune
-from yolov8_nas.deploy.artifact import write_network
-from yolov8_nas.deploy.halving import Result, Rung, halve, schedule
-from yolov8_nas.deploy.quantization import load_network
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, Evaluator
-from yolov8_nas.hardware.benchmark import VERIFY, level, measure
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import LatencyModel
-from yolov8_nas.hardware.runtime import of_profile
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.export.artifact import write_network
+from yolov8_nas.files import read_json, write_json
+from yolov8_nas.measure.benchmark import VERIFY, level, measure
+from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.measure.runtime import of_profile
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import run_stage, target_labels
 from yolov8_nas.search.evolution import to_the_limit
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.memo import Memo
 from yolov8_nas.search.objective import CostModel, Scorer
 from yolov8_nas.search.searcher import Plan, Searcher
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.stages.stage import run_stage, target_labels
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.space.cost import cost
+from yolov8_nas.space.limits import Constraint
 from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import build, save_checkpoint
 from yolov8_nas.supernet.learner import draw
@@ -73,6 +70,9 @@ from yolov8_nas.supernet.slicing import sliced
 from yolov8_nas.supernet.supernet import Supernet
 from yolov8_nas.supernet.training import Recipe, train
 from yolov8_nas.supernet.warmstart import read_stock, warm_start
+from yolov8_nas.train import finetune
+from yolov8_nas.train.halving import Result, Rung, halve, schedule
+from yolov8_nas.train.quantization import load_network
 
 ARMS: Final = ("searched", "rescaled", "random", "stock", "compute")
 FRESH: Final = 5000

@@ -23,15 +23,16 @@ from setting import machine
 
 from yolov8_nas.data import dataset
 from yolov8_nas.data.check import checked
+from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.profile import available_cores
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import LatencyModel
-from yolov8_nas.hardware.profile import available_cores
-from yolov8_nas.host import HostLock
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.files import read_json
+from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.search.objective import CostModel, Scorer
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.store import Manifest, read_json
+from yolov8_nas.space.cost import cost
+from yolov8_nas.space.limits import Constraint
+from yolov8_nas.store.store import Manifest
 from yolov8_nas.supernet.supernet import Supernet
 
 

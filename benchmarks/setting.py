@@ -13,7 +13,7 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.data import dataset
 from yolov8_nas.data.check import checked
 from yolov8_nas.data.demo import make_demo
-from yolov8_nas.hardware.profile import available_cores, cpu_model
+from yolov8_nas.device.profile import available_cores, cpu_model
 from yolov8_nas.space import Architecture
 from yolov8_nas.supernet.derive import build
 from yolov8_nas.supernet.slicing import sliced

@@ -1,7 +1,7 @@
 """Whether our stock arm is what a user gets from `yolo train`: Ultralytics' own trainer with its defaults.
 
 Stock YOLOv8 is trained twice with every seed, from the same weights, on the same images, for as many epochs: by the
-pipeline's trainer and recipe (`deploy.finetune`), and by `YOLO(weights).train(...)` with whatever Ultralytics does by
+pipeline's trainer and recipe (`train.finetune`), and by `YOLO(weights).train(...)` with whatever Ultralytics does by
 default (its optimizer, learning rate, weight decay, augmentation, its choice of `best.pt` by the split that it
 validates on, which is the search split in both cases). Both are scored on the validation split, once, under the one
 protocol. The difference comes with Student's t over seeds (`evaluation.over_trainings`).
@@ -35,14 +35,14 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from yolov8_nas.data import dataset
-from yolov8_nas.deploy import finetune
-from yolov8_nas.deploy.quantization import rewrite
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.evaluation import Comparison, Evaluator, over_trainings
-from yolov8_nas.host import HostLock
+from yolov8_nas.files import atomic_write, read_json, write_json
 from yolov8_nas.space import stock_architecture
-from yolov8_nas.store import atomic_write, read_json, write_json
 from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import save_checkpoint
+from yolov8_nas.train import finetune
+from yolov8_nas.train.quantization import rewrite
 
 ARMS: Final = {"ours": "the pipeline's trainer", "yolo": "`yolo train`, its defaults"}
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from ultralytics.utils.loss import v8DetectionLoss
 
-from yolov8_nas.hardware.profile import available_cores
+from yolov8_nas.device.profile import available_cores
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.supernet.autobatch import invented_batch
 from yolov8_nas.supernet.derive import build

@@ -37,7 +37,7 @@ from scipy.stats import chi2
 from setting import begun, machine, prepared
 
 from yolov8_nas.data import dataset
-from yolov8_nas.deploy import finetune
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.evaluation import (
     TYPICAL_SPREAD,
     Evaluation,
@@ -46,10 +46,10 @@ from yolov8_nas.evaluation import (
     compare,
     over_trainings,
 )
-from yolov8_nas.host import HostLock
+from yolov8_nas.files import atomic_write, read_json, write_json
 from yolov8_nas.space import rescale, stock_architecture
-from yolov8_nas.store import atomic_write, read_json, write_json
 from yolov8_nas.supernet.batchnorm import calibration_batches
+from yolov8_nas.train import finetune
 
 TOY = {"imgsz": 64, "train": 40, "val": 16, "epochs": 1, "seeds": 3, "draws": 3, "runs": 50}
 """A few images and epochs, whose figures mean nothing."""

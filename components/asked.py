@@ -11,8 +11,8 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.data.remote import check_address, is_address
 from yolov8_nas.registry.register import check_aliases
 from yolov8_nas.registry.tracking import check_form
+from yolov8_nas.runner.stage import check_store
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.stages.stage import check_store
 
 
 def check(

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from components import forms
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.device import catalogue
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import catalogue
-from yolov8_nas.hardware.target import names_cpu, require_runtime_supports
-from yolov8_nas.stages.stage import target_labels
+from yolov8_nas.measure.target import names_cpu, require_runtime_supports
+from yolov8_nas.runner.stage import target_labels
 
 KEYS_PATH: Final = "/var/run/yolov8-nas/keys"
 """Where the secret with the keys of signatures lies in a pod."""

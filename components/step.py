@@ -9,9 +9,9 @@ from typing import Any
 
 from kfp import dsl
 
-from yolov8_nas.lifecycle import tell_failure
 from yolov8_nas.report.step import tell
-from yolov8_nas.stages.stage import StageContext, find_stage, run_stage
+from yolov8_nas.run.lifecycle import tell_failure
+from yolov8_nas.runner.stage import StageContext, find_stage, run_stage
 
 
 def run_step(

@@ -14,16 +14,16 @@ import json
 import tempfile
 from pathlib import Path
 
-from yolov8_nas.deploy.artifact import write_network
-from yolov8_nas.hardware.benchmark import level
-from yolov8_nas.hardware.latency_model import LatencyModel
-from yolov8_nas.hardware.runtime import of_profile
-from yolov8_nas.host import HostLock
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.device.host import HostLock
+from yolov8_nas.export.artifact import write_network
+from yolov8_nas.measure.benchmark import level
+from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.measure.runtime import of_profile
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.objective import CostModel, Scorer
 from yolov8_nas.search.searcher import Plan, Searcher
 from yolov8_nas.space import Architecture
+from yolov8_nas.space.limits import Constraint
 from yolov8_nas.supernet.supernet import Supernet
 
 

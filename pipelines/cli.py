@@ -15,7 +15,7 @@ import yaml
 from rich.table import Table
 
 from yolov8_nas import terminal
-from yolov8_nas.cli import Commands
+from yolov8_nas.commands.main import Commands
 from yolov8_nas.errors import InputError
 from yolov8_nas.terminal import Terminal
 

@@ -13,7 +13,7 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from components import images
 from pipelines.pipeline import yolov8_nas
 from yolov8_nas.errors import InputError
-from yolov8_nas.store import canonical_digest
+from yolov8_nas.files import canonical_digest
 
 NAME: Final = "yolov8-nas"
 """Name of the pipeline on a server."""

@@ -17,7 +17,7 @@ from kfp.local import subprocess_task_handler
 from kfp.pipeline_spec.pipeline_spec_pb2 import ComponentSpec, PipelineSpec
 
 from pipelines.pipeline import PROBES, VERDICT, yolov8_nas
-from yolov8_nas.stages.stage import die_with_parent
+from yolov8_nas.runner.stage import die_with_parent
 
 
 def run_locally(arguments: dict[str, Any], pipeline_root: Path) -> None:

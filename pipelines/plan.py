@@ -14,12 +14,13 @@ from typing import Any, Final, Literal
 from components.placement import is_gpu, pool_name
 from pipelines.request import Request
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.deploy.halving import Rung, epochs_of, schedule
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import read_json
+from yolov8_nas.run.summary import RUN_FILE
+from yolov8_nas.runner.stage import STAGES, open_store, target_labels
 from yolov8_nas.stages.qat_finetune import QAT_COST
-from yolov8_nas.stages.stage import STAGES, open_store, target_labels
-from yolov8_nas.store import Store, read_json
-from yolov8_nas.summary import RUN_FILE
+from yolov8_nas.store.store import Store
+from yolov8_nas.train.halving import Rung, epochs_of, schedule
 from yolov8_nas.yaml_text import read_yaml
 
 TRAINING: Final = "training"

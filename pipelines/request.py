@@ -18,7 +18,7 @@ from yolov8_nas import credentials
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.weights import is_stock_name
 from yolov8_nas.errors import InputError
-from yolov8_nas.lifecycle import requested
+from yolov8_nas.run.lifecycle import requested
 from yolov8_nas.yaml_text import parse_yaml
 
 _ASKED: Final = ("data", "targets", "constraints", "precision", "budget")

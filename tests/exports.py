@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
-from yolov8_nas.deploy.onnx import export_onnx
-from yolov8_nas.deploy.quantization import quantize
+from yolov8_nas.export.gpu_int8 import int8_for_gpu
+from yolov8_nas.export.onnx import export_onnx
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.supernet.derive import add_one_to_one, build
+from yolov8_nas.train.quantization import quantize
 
 SIDE = 64
 """Pixels: smallest that all levels have cells at, so that a build takes a second."""

@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from yolov8_nas.config import RunConfig
+from yolov8_nas.files import write_json
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.store import write_json
 
 CONFIG = RunConfig.parse(
     {

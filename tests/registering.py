@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from fabricated import CONFIG, write_outputs
 
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.evaluation import Evaluation, ImageStats
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import read_json, write_json
 from yolov8_nas.registry import query, tracking
 from yolov8_nas.registry.pull import pull
 from yolov8_nas.registry.register import Deployable, register
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.register import STAGE
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import Store, read_json, write_json
+from yolov8_nas.store.store import Store
 
 
 class Branch:

@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from yolov8_nas import apart
 from yolov8_nas.analysis import findings, frame, model, operators, run, tables, terminal
 from yolov8_nas.analysis.figures import (
     NETWORK,
@@ -34,15 +33,17 @@ from yolov8_nas.analysis.figures import (
     speed,
 )
 from yolov8_nas.analysis.page import write_page
-from yolov8_nas.cli import app
-from yolov8_nas.deploy.onnx import export_onnx
+from yolov8_nas.commands.main import app
+from yolov8_nas.device.roofline import Roofline
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.benchmark import Percentiles, Protocol, Timing
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.roofline import Roofline
-from yolov8_nas.hardware.runtime import find
+from yolov8_nas.export.onnx import export_onnx
+from yolov8_nas.measure.benchmark import Percentiles, Protocol, Timing
+from yolov8_nas.measure.runtime import find
+from yolov8_nas.runner import process
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.supernet.derive import build, model_rows, save_checkpoint
+from yolov8_nas.space.cost import cost
+from yolov8_nas.space.topology import model_rows
+from yolov8_nas.supernet.derive import build, save_checkpoint
 
 SIDE = 64
 QUICK = Protocol(warmup=1, repetitions=2, min_rounds=2, max_rounds=2)
@@ -410,7 +411,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append(arguments)
         return analysis(settings=SWEPT)
 
-    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(process, "call", call)
     return asked
 
 

@@ -23,8 +23,8 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 from yolov8_nas.checkpoint import archive, network, stock
 from yolov8_nas.checkpoint.archive import Refused
-from yolov8_nas.deploy import packaging
 from yolov8_nas.errors import InputError
+from yolov8_nas.export import packaging
 
 ROOM = 200 * 2**20
 """Bytes of memory that a refusal may take."""
@@ -536,5 +536,5 @@ def test_nothing_else_reads_checkpoints() -> None:
                     if last in READERS or owner == "pickle" or called in ("torch.load", "torch.jit.load"):
                         found.add((path.relative_to(root).as_posix(), called))
     written_just_before = {("yolov8_nas/nas.py", "YOLO"), ("benchmarks/stock_arm.py", "YOLO")}
-    between_own_processes = {("yolov8_nas/apart.py", f"pickle.{call}") for call in ("loads", "dumps")}
+    between_own_processes = {("yolov8_nas/runner/process.py", f"pickle.{call}") for call in ("loads", "dumps")}
     assert found == written_just_before | between_own_processes

@@ -29,17 +29,17 @@ import yaml
 from PIL import Image
 
 from pipelines.plan import Rates
-from yolov8_nas import store, web
 from yolov8_nas.config import RunConfig
-from yolov8_nas.data import remote
+from yolov8_nas.data import remote, web
 from yolov8_nas.data.check import check_source
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.engine_file import split_header
-from yolov8_nas.hardware.far import unsealed
-from yolov8_nas.lifecycle import requested
+from yolov8_nas.measure.engine_file import split_header
+from yolov8_nas.measure.far import unsealed
 from yolov8_nas.reading import read_json
+from yolov8_nas.run.lifecycle import requested
 from yolov8_nas.space import SearchSpace, SpaceError
-from yolov8_nas.store import ArchiveError, extract
+from yolov8_nas.store import archive
+from yolov8_nas.store.archive import ArchiveError, extract
 
 GROWTH: Final = 200 * 2**20
 PATIENCE: Final = 120
@@ -498,7 +498,7 @@ def test_a_file_that_is_meant_to_grow(attack: Attack, tmp_path: Path) -> None:
 
 
 def test_members_count_though_they_are_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "RATIO_FROM", 4 * MIB)  # so that few members are enough for a test
+    monkeypatch.setattr(archive, "RATIO_FROM", 4 * MIB)  # so that few members are enough for a test
     hold(Attack("many members", _many_members, "decompression bomb"), tmp_path)
     assert not (tmp_path / "out").exists()
 

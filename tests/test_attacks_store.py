@@ -30,13 +30,19 @@ from onnx import TensorProto, helper
 from registering import Branch, made_up_scores
 from typer.testing import CliRunner
 
-from yolov8_nas import cli, local, names, remote_store, retraining, s3, signing
+from yolov8_nas import names, signing
+from yolov8_nas.commands import main as cli
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.deploy.onnx_file import read_onnx
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.export.onnx_file import read_onnx
+from yolov8_nas.files import read_json, write_json
 from yolov8_nas.registry import champions, promote, pull, query, register, spool, tracking
-from yolov8_nas.stages.stage import Stage, StageContext, open_store, run_stage
-from yolov8_nas.store import ArchiveError, Manifest, Store, extract, pack, read_json, write_json
+from yolov8_nas.run import local, retraining
+from yolov8_nas.runner.stage import Stage, StageContext, open_store, run_stage
+from yolov8_nas.store import remote as remote_store
+from yolov8_nas.store import s3
+from yolov8_nas.store.archive import ArchiveError, extract, pack
+from yolov8_nas.store.store import Manifest, Store
 
 EVIL = b"EVIL " * 40
 CONFIG = RunConfig(targets=(TargetConfig(hardware="cpu-1t", constraints=("params<=9M",)),))

@@ -28,20 +28,20 @@ from typer.testing import CliRunner
 
 from pipelines import request
 from yolov8_nas import credentials, foreign, quiet, terminal
-from yolov8_nas.cli import app
+from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.faults import Faults
-from yolov8_nas.display import Display
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.lifecycle import IN_CLUSTER, open_run, requested
-from yolov8_nas.progress import Progress
 from yolov8_nas.registry import tracking
 from yolov8_nas.report.build import build_report
 from yolov8_nas.report.step import tell, tell_run
 from yolov8_nas.report.terminal import verdict
+from yolov8_nas.run.lifecycle import IN_CLUSTER, open_run, requested
+from yolov8_nas.runner.display import Display
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import Outcome, run_stage
 from yolov8_nas.space import SpaceError
-from yolov8_nas.stages.stage import Outcome, run_stage
-from yolov8_nas.store import ArchiveError, pack
+from yolov8_nas.store.archive import ArchiveError, pack
 
 ROOT: Final = Path(__file__).parents[1]
 

@@ -26,12 +26,15 @@ from memory_bucket import MemoryBucket
 from PIL import Image
 from typer.testing import CliRunner
 
-from yolov8_nas import local, paths, preflight, remote_store, s3, store
-from yolov8_nas.cli import app
+from yolov8_nas import paths, space
+from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig
-from yolov8_nas.deploy.packaging import side_of
+from yolov8_nas.device import counters
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import counters
+from yolov8_nas.export.packaging import side_of
+from yolov8_nas.run import local, preflight
+from yolov8_nas.store import archive, s3
+from yolov8_nas.store import remote as remote_store
 
 SETTINGS: dict[str, Any] = {
     "name": "x",
@@ -136,7 +139,7 @@ def _label(text: str) -> Callable[[Case], object]:
 
 
 def _space(c: Case) -> None:
-    text = (Path(preflight.__file__).parent / "spaces" / "tiny.yaml").read_text()
+    text = (Path(space.__file__).parent / "spaces" / "tiny.yaml").read_text()
     (c.folder / "space.yaml").write_text(text.replace("conv5", "conv7"))
     c.configure(space=str(c.folder / "space.yaml"))
 
@@ -254,7 +257,7 @@ BAD: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_told_before_anything_is_done(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "RATIO_FROM", 4 * 2**20)  # so that a bomb is small enough for a test
+    monkeypatch.setattr(archive, "RATIO_FROM", 4 * 2**20)  # so that a bomb is small enough for a test
     monkeypatch.setattr(counters, "RAPL", case.folder / "no counter")
     spoil, told = BAD[name]
     spoil(case)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from yolov8_nas.hardware.cost import cost
 from yolov8_nas.search.baseline import TOLERANCE, rescaled_stock
 from yolov8_nas.space import SCALES, Architecture, stock_architecture
+from yolov8_nas.space.cost import cost
 from yolov8_nas.supernet.derive import build
 
 

@@ -38,9 +38,9 @@ from rank_correlation import (
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import TYPICAL_SPREAD, Evaluation, compare
-from yolov8_nas.hardware.cost import cost
+from yolov8_nas.files import read_json, write_json
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.space.cost import cost
 
 SPACE = SearchSpace.load("tiny")
 SETTING = Setting(space="tiny", imgsz=64, train=0, val=0, networks=4, epochs=1, batch=8, lr=1e-3)

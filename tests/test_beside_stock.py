@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from yolov8_nas.hardware.benchmark import Measurement, Percentiles
+from yolov8_nas.measure.benchmark import Measurement, Percentiles
 from yolov8_nas.registry.register import content_digest
 from yolov8_nas.report import wording
-from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.search.objective import CostModel
 from yolov8_nas.space import SearchSpace
+from yolov8_nas.space.limits import Constraint
 
 TINY = SearchSpace.load("tiny")
 

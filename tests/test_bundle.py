@@ -18,19 +18,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from yolov8_nas.cli import app
+from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, WaitingError
-from yolov8_nas.hardware import benchmark, bundle, far
-from yolov8_nas.hardware.benchmark import Measurement, Protocol
-from yolov8_nas.hardware.bundle import MODULES, PROGRAM, TABLE
-from yolov8_nas.hardware.far import sealed
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import file_sha256, read_json, write_json
+from yolov8_nas.measure import benchmark, bundle, far
+from yolov8_nas.measure.benchmark import Measurement, Protocol
+from yolov8_nas.measure.bundle import MODULES, PROGRAM, TABLE
+from yolov8_nas.measure.far import sealed
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.stages import hw_probe
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import Store, file_sha256, read_json, write_json
+from yolov8_nas.store.store import Store
 
 SPACE = SearchSpace.load("tiny")
 QUICK = Protocol(warmup=1, repetitions=2, min_rounds=2, max_rounds=2, leg=20)

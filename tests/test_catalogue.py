@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from yolov8_nas.device import catalogue, gpu
+from yolov8_nas.device.catalogue import Specification, find, identify, named, tensor_core_types
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import catalogue, gpu, target
-from yolov8_nas.hardware.catalogue import Specification, find, identify, named, tensor_core_types
+from yolov8_nas.measure import target
 
 ENTRIES = list(catalogue.catalogue().values())
 
@@ -184,4 +185,4 @@ def test_a_gpu_that_the_scheduler_shares_is_refused(here: list[str], monkeypatch
 
 def test_the_catalogue_is_shipped_with_the_package() -> None:
     patterns = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert '"hardware/*.yaml"' in patterns and catalogue.FILE.is_file()
+    assert '"device/*.yaml"' in patterns and catalogue.FILE.is_file()

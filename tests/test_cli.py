@@ -11,10 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from yolov8_nas import apart, local, preflight
-from yolov8_nas.cli import app
+from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.run import local, preflight
+from yolov8_nas.runner import process
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.supernet.derive import build, save_checkpoint
 
@@ -157,7 +158,7 @@ def test_export_of_a_run_is_of_what_it_ships(
         arguments["path"].write_bytes(b"onnx")
         return Path(arguments["path"])
 
-    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(process, "call", call)
     assert _invoke("export", tmp_path, "--imgsz", 96, "--batch", 4, "-o", tmp_path / "x.onnx").exit_code == 0
     (arguments,) = asked
     assert arguments["checkpoint"] == tmp_path / "models" / "cpu-best" / checkpoint
@@ -189,12 +190,12 @@ def test_a_log_stays_where_the_message_names_it_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert apart.call_and_tell("builtins:dict", "adding", "", one=1).pop("one") == 1
-    with pytest.raises(InputError), apart.log_file("x"):
+    assert process.call_and_tell("builtins:dict", "adding", "", one=1).pop("one") == 1
+    with pytest.raises(InputError), process.log_file("x"):
         raise InputError("the input's fault")
     assert not list(tmp_path.iterdir())
     with pytest.raises(StageError, match=r"TypeError: .*; see ") as failed:
-        apart.call_and_tell("json:loads", "reading", "", s="{}")  # which takes no `progress`
+        process.call_and_tell("json:loads", "reading", "", s="{}")  # which takes no `progress`
     (log,) = tmp_path.iterdir()
     assert str(log) in str(failed.value)
     assert "Traceback" in log.read_text()
@@ -207,7 +208,7 @@ def test_commands_name_logs_that_stay(
     def call(function: str, *, log: Path, **_: object) -> None:
         raise StageError(f"{function}: ZeroDivisionError; see {log}")
 
-    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(process, "call", call)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = _invoke(*arguments)
     assert result.exit_code == 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.search.constraint import _MEANT, STATISTICS, UNITS, Constraint, Figures
+from yolov8_nas.space.limits import _MEANT, STATISTICS, UNITS, Constraint, Figures
 
 amounts = st.floats(1e-3, 1e6, allow_nan=False).map(lambda x: float(f"{x:.6g}"))
 

@@ -23,12 +23,12 @@ from yolov8_nas.data.sample import CLIPPED, EMPTY, ROUNDING
 from yolov8_nas.data.splits import LEAST, SHARE, position, search_split
 from yolov8_nas.data.yolo_layout import label_file
 from yolov8_nas.data.yolo_rows import TOLERANCE, parse_row
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import tree_digest
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.data_prep import STAGE
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import tree_digest
 
 NAMES = ["dent", "hole"]
 

@@ -10,7 +10,7 @@ import pytest
 from yolov8_nas.data import demo
 from yolov8_nas.data.demo import CLASSES, make_demo, render
 from yolov8_nas.errors import InputError
-from yolov8_nas.store import tree_digest
+from yolov8_nas.files import tree_digest
 
 
 def test_same_seed_same_bytes_other_seed_other_pictures(tmp_path: Path) -> None:

@@ -23,25 +23,25 @@ from ultralytics import YOLO
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy import tensorrt
-from yolov8_nas.deploy.finetune import Recipe, train
-from yolov8_nas.deploy.onnx import export_int8, export_int8_ptq, export_onnx
-from yolov8_nas.deploy.quantization import fold, load_network, quantize, save_qat_checkpoint
-from yolov8_nas.deploy.thresholds import THRESHOLDS
-from yolov8_nas.deploy.verification import verify_onnx
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, evaluate
-from yolov8_nas.hardware import benchmark, nms
-from yolov8_nas.hardware.benchmark import VERIFY, Measurement, Percentiles, Protocol, Timing
-from yolov8_nas.hardware.runtime import Runtime
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.export import tensorrt
+from yolov8_nas.export.onnx import export_int8, export_int8_ptq, export_onnx
+from yolov8_nas.export.thresholds import THRESHOLDS
+from yolov8_nas.export.verification import verify_onnx
+from yolov8_nas.measure import benchmark, nms
+from yolov8_nas.measure.benchmark import VERIFY, Measurement, Percentiles, Protocol, Timing
+from yolov8_nas.measure.runtime import Runtime
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
+from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages import trt_export
-from yolov8_nas.stages.stage import StageContext
 from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
 from yolov8_nas.supernet.derive import build, save_checkpoint
+from yolov8_nas.train.finetune import Recipe, train
+from yolov8_nas.train.quantization import fold, load_network, quantize, save_qat_checkpoint
 
 TINY = SearchSpace.load("tiny")
 SIDE = 64

@@ -17,13 +17,13 @@ from detection import CLASSES, make_dataset
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import write_json
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages import supernet_train
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import write_json
 from yolov8_nas.supernet import loading, training
 from yolov8_nas.supernet.distributed import Processes, launch
 from yolov8_nas.supernet.images import train_split

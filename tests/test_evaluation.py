@@ -21,8 +21,8 @@ from yolov8_nas.evaluation import (
     mean_average_precision,
     over_trainings,
 )
+from yolov8_nas.files import tree_digest
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.store import tree_digest
 from yolov8_nas.supernet.derive import build
 
 
@@ -146,7 +146,7 @@ def test_evaluator_leaves_network_and_dataset_alone(tmp_path: Path) -> None:
 
 
 def test_an_onnx_file_of_another_size_is_refused(tmp_path: Path) -> None:
-    from yolov8_nas.deploy.onnx import export_onnx
+    from yolov8_nas.export.onnx import export_onnx
 
     folder = detection.make_dataset(tmp_path / "data", train=2, search=2, val=2)
     data = data_yaml(folder, tmp_path / "view", validate_on="val")

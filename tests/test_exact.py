@@ -11,13 +11,13 @@ import pytest
 from toys import TINY, fitted, networks, toy
 
 from yolov8_nas.errors import StageError
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import LatencyModel, Smoothness
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.measure.latency_model import LatencyModel, Smoothness
 from yolov8_nas.search.exact import solve
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.search.objective import CostModel, MemoryModel
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
+from yolov8_nas.space.limits import Constraint
 
 TOY = toy(
     {

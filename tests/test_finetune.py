@@ -24,21 +24,22 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.checkpoint import stock
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy import finetune, starting
-from yolov8_nas.deploy.finetune import CHECKPOINT, Recipe, Trained, train
-from yolov8_nas.deploy.quantization import load_network, quantize
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import canonical_digest, read_json, write_json
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace, rescale
+from yolov8_nas.space.cost import cost
 from yolov8_nas.stages.qat_finetune import CALIBRATION_IMAGES, STAGE, rivals_of
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import Store, canonical_digest, read_json, write_json
+from yolov8_nas.store.store import Store
 from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import build, derive, save_checkpoint
 from yolov8_nas.supernet.slicing import sliced
 from yolov8_nas.supernet.supernet import Supernet
+from yolov8_nas.train import finetune, starting
+from yolov8_nas.train.finetune import CHECKPOINT, Recipe, Trained, train
+from yolov8_nas.train.quantization import load_network, quantize
 
 TINY = SearchSpace.load("tiny")
 RECIPE = Recipe(epochs=3, batch=8, lr=2e-3, imgsz=64, seed=0)
@@ -553,10 +554,10 @@ import sys
 from pathlib import Path
 from yolov8_nas.checkpoint import stock
 from yolov8_nas.config import RunConfig
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.device.host import HostLock
+from yolov8_nas.runner.progress import Progress
 from yolov8_nas.stages.qat_finetune import STAGE
-from yolov8_nas.stages.stage import StageContext
+from yolov8_nas.runner.stage import StageContext
 root, work = map(Path, sys.argv[1:])
 config = RunConfig.parse(
     {"space": "tiny", "imgsz": 64, "supernet": {"epochs": 1}, "search": {"candidates": 2},

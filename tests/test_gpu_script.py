@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "gpu"))  # a script, not a packag
 
 import ten_minutes
 
-from yolov8_nas.store import file_sha256, read_json, write_json
+from yolov8_nas.files import file_sha256, read_json, write_json
 
 FOLDER = Path(__file__).parent / "gpu"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: make test-gpu is the test")

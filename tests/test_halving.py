@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from yolov8_nas.deploy.halving import Result, Rung, Standing, epochs_of, halve, schedule
+from yolov8_nas.train.halving import Result, Rung, Standing, epochs_of, halve, schedule
 
 
 def run(rungs: Sequence[Rung], scores: Sequence[Sequence[float]]) -> tuple[list[Standing], list[tuple[int, int]]]:

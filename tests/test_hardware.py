@@ -19,9 +19,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from yolov8_nas.device import counters, gpu, profile
+from yolov8_nas.device.counters import NoCounterError, NvmlEnergy, NvmlPower, Rapl, open_counter, why_not
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import benchmark, counters, gpu, nms, profile
-from yolov8_nas.hardware.benchmark import (
+from yolov8_nas.measure import benchmark, nms
+from yolov8_nas.measure.benchmark import (
     Measurement,
     Protocol,
     Visit,
@@ -31,12 +33,11 @@ from yolov8_nas.hardware.benchmark import (
     median_interval,
     timed_runs,
 )
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.counters import NoCounterError, NvmlEnergy, NvmlPower, Rapl, open_counter, why_not
-from yolov8_nas.hardware.memory import peak_memory
-from yolov8_nas.hardware.target import resolve
+from yolov8_nas.measure.memory import peak_memory
+from yolov8_nas.measure.target import resolve
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.supernet.derive import model_yaml
+from yolov8_nas.space.cost import cost
+from yolov8_nas.space.topology import model_yaml
 
 QUICK = Protocol(warmup=1, repetitions=3, min_rounds=3, max_rounds=4, precision=0.5, leg=2)
 
@@ -345,7 +346,7 @@ def test_real_networks_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_memory_is_measured_without_torch() -> None:
-    code = "import sys, yolov8_nas.hardware.memory; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+    code = "import sys, yolov8_nas.measure.memory; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

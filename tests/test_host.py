@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError
-from yolov8_nas.host import HostLock
 
 
 def _free(path: Path) -> bool:

@@ -13,20 +13,22 @@ import numpy as np
 import pytest
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.device import counters
+from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.profile import available_cores
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware import benchmark, counters, nms
-from yolov8_nas.hardware.benchmark import Failed, Measurement, Percentiles
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import LatencyModel
-from yolov8_nas.hardware.profile import available_cores
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.files import read_json, tree_digest
+from yolov8_nas.measure import benchmark, nms
+from yolov8_nas.measure.benchmark import Failed, Measurement, Percentiles
+from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext, find_stage
 from yolov8_nas.search.objective import CostModel
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
+from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages import hw_probe
-from yolov8_nas.stages.stage import StageContext, find_stage
-from yolov8_nas.store import Store, read_json, tree_digest
+from yolov8_nas.store.store import Store
 
 SPACE = SearchSpace.load("tiny")
 NMS_MS = {"p50": 0.5, "p90": 0.6, "p99": 0.9}

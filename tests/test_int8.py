@@ -20,15 +20,25 @@ from torch import Tensor
 from typer.testing import CliRunner
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas import apart
-from yolov8_nas.cli import app
+from yolov8_nas.analysis import sensitivity
+from yolov8_nas.analysis.sensitivity import Sensitivity, Speed, Variant, fastest, pareto_front, smallest_set, worth
+from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.data.demo import CLASSES, make_demo
-from yolov8_nas.deploy import finetune, sensitivity
-from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
-from yolov8_nas.deploy.onnx import export_onnx
-from yolov8_nas.deploy.quantization import (
+from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.evaluation import Comparison, Evaluation, ImageStats, mean_average_precision
+from yolov8_nas.export.gpu_int8 import int8_for_gpu
+from yolov8_nas.export.onnx import export_onnx
+from yolov8_nas.measure.benchmark import Protocol, measure
+from yolov8_nas.report import wording
+from yolov8_nas.runner import process
+from yolov8_nas.space import PARTS, Architecture, SearchSpace
+from yolov8_nas.space.topology import model_rows
+from yolov8_nas.stages import hw_probe, qat_finetune, search, trt_export
+from yolov8_nas.supernet.derive import build, save_checkpoint, unroll
+from yolov8_nas.train import finetune
+from yolov8_nas.train.quantization import (
     float_parts,
     fold,
     load_network,
@@ -37,14 +47,6 @@ from yolov8_nas.deploy.quantization import (
     require_recipe,
     save_qat_checkpoint,
 )
-from yolov8_nas.deploy.sensitivity import Sensitivity, Speed, Variant, fastest, pareto_front, smallest_set, worth
-from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.evaluation import Comparison, Evaluation, ImageStats, mean_average_precision
-from yolov8_nas.hardware.benchmark import Protocol, measure
-from yolov8_nas.report import wording
-from yolov8_nas.space import PARTS, Architecture, SearchSpace
-from yolov8_nas.stages import hw_probe, qat_finetune, search, trt_export
-from yolov8_nas.supernet.derive import build, model_rows, save_checkpoint, unroll
 
 TINY = SearchSpace.load("tiny")
 SIDE = 64
@@ -281,7 +283,7 @@ def test_each_part_is_measured_in_int8(user: Path, tmp_path: Path, monkeypatch: 
 def test_the_command_prints_what_goes_into_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     quantized, stem, both = variant([], 0.05), variant(["stem"], 0.01), variant(["stem", "sppf"], 0.004)
     found = Sensitivity(8, "search", 64, 0.5, 0.5, quantized, (stem, variant(["sppf"], 0.05)), (both,), both)
-    monkeypatch.setattr(apart, "call", lambda *_, **__: found)
+    monkeypatch.setattr(process, "call", lambda *_, **__: found)
     arguments = ["sensitivity", "stock.pt", "--data", "somewhere"]
     told = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
     assert told.exit_code == 0 and told.output.endswith("\nquantization:\n  keep_float: [stem, sppf]\n")

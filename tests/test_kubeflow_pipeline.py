@@ -27,12 +27,13 @@ from pipelines.cli import app
 from pipelines.compile import version_of
 from pipelines.local import without_pods
 from pipelines.pipeline import yolov8_nas
-from yolov8_nas import lifecycle
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, WaitingError
+from yolov8_nas.files import read_json, write_json
 from yolov8_nas.report.step import Told, tell, tell_run
-from yolov8_nas.stages.stage import Outcome, Stage, open_store, require_gpus, run_stage
-from yolov8_nas.store import pack, read_json, write_json
+from yolov8_nas.run import lifecycle
+from yolov8_nas.runner.stage import Outcome, Stage, open_store, require_gpus, run_stage
+from yolov8_nas.store.archive import pack
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import CONFIDENCE, Features, LatencyModel, accuracy
+from yolov8_nas.measure.latency_model import CONFIDENCE, Features, LatencyModel, accuracy
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
 from yolov8_nas.stages.hw_probe import sample
 
 SPACE = SearchSpace.load("tiny")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from toys import TINY, fitted, gflops, networks, toy
 
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import LatencyModel, Smoothness
+from yolov8_nas.measure.latency_model import LatencyModel, Smoothness
 from yolov8_nas.search.linear_cost import LinearCost, interactions
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
 
 
 @pytest.mark.parametrize("name", ["tiny", "yolov8n", "yolov8l", "yolov8n-mixed"])

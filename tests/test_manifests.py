@@ -296,7 +296,7 @@ def test_the_pipeline_finds_what_it_names(overlay: str) -> None:
 
 
 def test_queues_lead_to_flavors_of_gpus_that_the_catalogue_knows() -> None:
-    from yolov8_nas.hardware import catalogue
+    from yolov8_nas.device import catalogue
 
     queues, flavors = of_kind("gpu-cluster", "ClusterQueue"), of_kind("gpu-cluster", "ResourceFlavor")
     for queue in of_kind("gpu-cluster", "LocalQueue").values():

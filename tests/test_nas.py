@@ -20,18 +20,21 @@ import yaml
 from typer.testing import CliRunner
 
 import yolov8_nas
-from yolov8_nas import NAS, Subnet, apart, nas, preflight
-from yolov8_nas.cli import app
+from yolov8_nas import NAS, Subnet, nas
+from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.demo import make_demo
-from yolov8_nas.deploy import packaging
-from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
+from yolov8_nas.device import gpu
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware import gpu, tensorrt
+from yolov8_nas.export import packaging
+from yolov8_nas.files import write_json
+from yolov8_nas.measure import tensorrt
+from yolov8_nas.run import preflight
+from yolov8_nas.runner import process
+from yolov8_nas.runner.stage import find_stage
 from yolov8_nas.space import SearchSpace, SpaceError
-from yolov8_nas.stages.stage import find_stage
-from yolov8_nas.store import write_json
 from yolov8_nas.supernet.derive import build, save_checkpoint
+from yolov8_nas.train.quantization import quantize, save_qat_checkpoint
 
 STOCK = SearchSpace.load("tiny").stock
 
@@ -85,7 +88,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         calls.append((function, arguments))
         return arguments.get("path")
 
-    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(process, "call", call)
     return calls
 
 
@@ -281,16 +284,16 @@ def test_the_command_search_tells_what_each_target_got(
 
 def test_a_call_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "logs" / "call.log"
-    assert apart.call("os:getenv", log=log, environment={"GREETING": "hello"}, key="GREETING") == "hello"
+    assert process.call("os:getenv", log=log, environment={"GREETING": "hello"}, key="GREETING") == "hello"
     with pytest.raises(SpaceError, match="no space 'x'"):
-        apart.call("yolov8_nas.nas:NAS", log=log, space="x")
+        process.call("yolov8_nas.nas:NAS", log=log, space="x")
     with pytest.raises(InputError, match=r"missing: no such file or directory"):
-        apart.call("os:listdir", log=log, path=str(tmp_path / "missing"))
+        process.call("os:listdir", log=log, path=str(tmp_path / "missing"))
     with pytest.raises(StageError, match=r"TypeError: .*call.log"):
-        apart.call("os:fspath", log=log, path=5)
+        process.call("os:fspath", log=log, path=5)
     assert "Traceback" in log.read_text()
     with pytest.raises(StageError, match="killed by signal 9"):
-        apart.call("subprocess:call", log=log, args=["sh", "-c", "kill -9 $PPID"])
+        process.call("subprocess:call", log=log, args=["sh", "-c", "kill -9 $PPID"])
 
 
 def test_an_interrupted_call_leaves_nothing_running(tmp_path: Path) -> None:
@@ -302,7 +305,7 @@ def test_an_interrupted_call_leaves_nothing_running(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        apart.call("subprocess:call", log=tmp_path / "log", wait=interrupt, args=["sleep", "60"])
+        process.call("subprocess:call", log=tmp_path / "log", wait=interrupt, args=["sleep", "60"])
     assert not psutil.wait_procs(started, timeout=10)[1], "neither the process nor what it had started"
 
 
@@ -329,7 +332,7 @@ def test_export_of_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
         raise wrong
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StageError):
-        patch.setattr("yolov8_nas.deploy.verification.verify_onnx", refuse)
+        patch.setattr("yolov8_nas.export.verification.verify_onnx", refuse)
         packaging.export(checkpoint, tmp_path / "other.onnx")
     assert list(tmp_path.iterdir()) == [file], "a file that is refused never gets its name"
 

@@ -25,36 +25,36 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss
 
-from yolov8_nas import preflight
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy import artifact, packaging, serving
-from yolov8_nas.deploy import tensorrt as engines
-from yolov8_nas.deploy.artifact import write_network
-from yolov8_nas.deploy.deepstream import parsed_by_deepstream
-from yolov8_nas.deploy.finetune import Recipe, _TaughtLoss, train
-from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
-from yolov8_nas.deploy.onnx import export_onnx
-from yolov8_nas.deploy.onnx_file import read_metadata, read_onnx
-from yolov8_nas.deploy.quantization import float_parts, fold, load_network, quantize, save_qat_checkpoint
-from yolov8_nas.deploy.servable import nms_free, read_servable
-from yolov8_nas.deploy.verification import TOLERANCE, _distance_of_detections, verify_onnx
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import ProtocolValidator, evaluate
-from yolov8_nas.hardware import benchmark, nms
-from yolov8_nas.hardware.benchmark import Measurement, Percentiles, Protocol, Timing
-from yolov8_nas.hardware.runtime import find
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.export import artifact, packaging, serving
+from yolov8_nas.export import tensorrt as engines
+from yolov8_nas.export.artifact import write_network
+from yolov8_nas.export.deepstream import parsed_by_deepstream
+from yolov8_nas.export.gpu_int8 import int8_for_gpu
+from yolov8_nas.export.onnx import export_onnx
+from yolov8_nas.export.onnx_file import read_metadata, read_onnx
+from yolov8_nas.export.servable import nms_free, read_servable
+from yolov8_nas.export.verification import TOLERANCE, _distance_of_detections, verify_onnx
+from yolov8_nas.files import read_json, write_json
+from yolov8_nas.measure import benchmark, nms
+from yolov8_nas.measure.benchmark import Measurement, Percentiles, Protocol, Timing
+from yolov8_nas.measure.runtime import find
 from yolov8_nas.report import sections
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.run import preflight
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
+from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages import hw_probe, qat_finetune, search, trt_export
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import read_json, write_json
 from yolov8_nas.supernet.derive import add_one_to_one, build, save_checkpoint, unroll
 from yolov8_nas.supernet.images import settings
 from yolov8_nas.supernet.supernet import Supernet
+from yolov8_nas.train.finetune import Recipe, _TaughtLoss, train
+from yolov8_nas.train.quantization import float_parts, fold, load_network, quantize, save_qat_checkpoint
 
 TINY = SearchSpace.load("tiny")
 SIDE = 64

@@ -1219,7 +1219,7 @@ def many_classes(root: Path, count: int) -> list[str]:
 
 def command(root: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "yolov8_nas.cli", "data", "check", str(root)],
+        [sys.executable, "-m", "yolov8_nas.commands.main", "data", "check", str(root)],
         env={**os.environ, **environment},
         capture_output=True,
         check=False,

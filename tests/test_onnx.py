@@ -18,11 +18,11 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 
-from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_nms
-from yolov8_nas.deploy.onnx import export_onnx, put_nms
-from yolov8_nas.deploy.quantization import quantize
-from yolov8_nas.deploy.verification import TOLERANCE, verify_onnx
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.export.nms_in_graph import NmsOptions, add_nms
+from yolov8_nas.export.onnx import export_onnx, put_nms
+from yolov8_nas.export.verification import TOLERANCE, verify_onnx
+from yolov8_nas.train.quantization import quantize
 
 SIDE = 64
 
@@ -131,7 +131,7 @@ def test_stock_ultralytics_uses_a_file_with_suppression(network: DetectionModel,
 def test_precisions_exclude_each_other(
     network: DetectionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yolov8_nas.deploy.onnx.is_qat", lambda network: True)
+    monkeypatch.setattr("yolov8_nas.export.onnx.is_qat", lambda network: True)
     with pytest.raises(InputError, match="choose one"):
         export_onnx(network, tmp_path / "model.onnx", imgsz=SIDE, half=True)
     assert not (tmp_path / "model.onnx").exists()

@@ -31,14 +31,14 @@ from pipelines.local import one_at_a_time, with_this_interpreter
 from pipelines.pipeline import yolov8_nas
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.lifecycle import CONFIG_FILE, telling
-from yolov8_nas.lifecycle import close_run as end_run
-from yolov8_nas.lifecycle import verdict as say
-from yolov8_nas.local import _last_words
+from yolov8_nas.files import append_line, write_json
 from yolov8_nas.report.step import tell_run
-from yolov8_nas.stages.stage import STAGES, Stage, StageContext, open_store, run_stage, target_labels
-from yolov8_nas.store import append_line, write_json
-from yolov8_nas.summary import summarise
+from yolov8_nas.run.lifecycle import CONFIG_FILE, telling
+from yolov8_nas.run.lifecycle import close_run as end_run
+from yolov8_nas.run.lifecycle import verdict as say
+from yolov8_nas.run.local import _last_words
+from yolov8_nas.run.summary import summarise
+from yolov8_nas.runner.stage import STAGES, Stage, StageContext, open_store, run_stage, target_labels
 
 ROOT = Path(__file__).parents[1]
 COMPONENTS = (

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import kendalltau
 from toys import TINY
 
-from yolov8_nas.hardware.cost import cost
 from yolov8_nas.search.evolution import Trial
 from yolov8_nas.search.predictor import FEATURES, Predictor
+from yolov8_nas.space.cost import cost
 
 
 def trials(count: int, seed: int = 0, noise: float = 1.0) -> tuple[list[Trial], dict]:

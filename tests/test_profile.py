@@ -23,14 +23,14 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from yolov8_nas import doctor
-from yolov8_nas.cli import app
+from yolov8_nas.commands import doctor
+from yolov8_nas.commands.main import app
+from yolov8_nas.device import catalogue, gpu, machine, profile, roofline
+from yolov8_nas.device.gpu import GpuInfo, get_gpu_info, theoretical_bandwidth
+from yolov8_nas.device.host import default_path
+from yolov8_nas.device.roofline import Roofline
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import catalogue, gpu, machine, profile, roofline
-from yolov8_nas.hardware.gpu import GpuInfo, get_gpu_info, theoretical_bandwidth
-from yolov8_nas.hardware.roofline import Roofline
-from yolov8_nas.hardware.target import Target, resolve
-from yolov8_nas.host import default_path
+from yolov8_nas.measure.target import Target, resolve
 
 T4 = {
     "nvmlDeviceGetName": "Tesla T4",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from yolov8_nas.display import Display
-from yolov8_nas.progress import FILE_VARIABLE, Progress, duration
+from yolov8_nas.runner.display import Display
+from yolov8_nas.runner.progress import FILE_VARIABLE, Progress, duration
 
 
 def _events(file: Path) -> list[dict[str, object]]:

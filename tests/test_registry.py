@@ -18,17 +18,20 @@ from registering import Branch, detector, made_up_scores
 from rich.console import Console
 from typer.testing import CliRunner
 
-from yolov8_nas import apart, lifecycle, local
-from yolov8_nas.cli import app
+from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import file_sha256, read_json, tree_files, write_json
 from yolov8_nas.registry import champions, closing, promote, query, register, spool, tracking, trial
 from yolov8_nas.registry.compare import compare
 from yolov8_nas.registry.pull import pull
 from yolov8_nas.registry.register import Registration
+from yolov8_nas.run import lifecycle, local
+from yolov8_nas.runner import process
+from yolov8_nas.runner.stage import run_stage
 from yolov8_nas.stages.register import STAGE
-from yolov8_nas.stages.stage import run_stage
-from yolov8_nas.store import Manifest, Store, file_sha256, pack, read_json, tree_files, write_json
+from yolov8_nas.store.archive import pack
+from yolov8_nas.store.store import Manifest, Store
 
 _names = (f"line-{number}" for number in count())
 
@@ -652,13 +655,13 @@ class Killed:
 @pytest.fixture
 def killed(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Killed:
     def call(function: str, *, log: Path, environment: dict[str, str], **arguments: Any) -> Any:
-        assert function == "yolov8_nas.lifecycle:close_killed_run"
+        assert function == "yolov8_nas.run.lifecycle:close_killed_run"
         with pytest.MonkeyPatch.context() as process:
             for name, value in environment.items():
                 process.setenv(name, value)
             return lifecycle.close_killed_run(**arguments)
 
-    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(process, "call", call)
     return Killed(uri, tmp_path / "work")
 
 
@@ -666,7 +669,7 @@ def test_the_next_run_closes_one_that_was_killed(killed: Killed, monkeypatch: py
     def run(command: list[str], *_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(apart, "running", run)
+    monkeypatch.setattr(process, "running", run)
     for config, status in ((killed.config, "RUNNING"), (killed.other, "KILLED")):
         os.utime(killed.work / "logs" / "progress.jsonl", (4e9, 4e9))
         with pytest.raises(KeyboardInterrupt), local.held(killed.work):

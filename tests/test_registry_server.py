@@ -23,11 +23,11 @@ from fabricated import CONFIG, PROFILE
 from typer.testing import CliRunner
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.cli import app
-from yolov8_nas.deploy.onnx import export_onnx
+from yolov8_nas.commands.main import app
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware import benchmark
-from yolov8_nas.hardware.target import resolve
+from yolov8_nas.export.onnx import export_onnx
+from yolov8_nas.measure import benchmark
+from yolov8_nas.measure.target import resolve
 from yolov8_nas.registry import promote, query, recheck, register, spool, tracking
 from yolov8_nas.registry.pull import pull
 from yolov8_nas.supernet.derive import save_checkpoint

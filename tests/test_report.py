@@ -18,12 +18,12 @@ import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
-from yolov8_nas.hardware.latency_model import LatencyModel
-from yolov8_nas.hardware.rules import RULES, Device, Evidence, consider, narrowed
+from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, sections, wording
 from yolov8_nas.report.build import build_report
 from yolov8_nas.report.terminal import verdict
+from yolov8_nas.search.rules import RULES, Device, Evidence, consider, narrowed
 from yolov8_nas.space import Architecture, SearchSpace
 
 SPACE = SearchSpace.load("tiny")

@@ -16,17 +16,19 @@ import yaml
 from detection import make_dataset
 from registering import Branch
 
-from yolov8_nas import lifecycle, retraining
 from yolov8_nas.config import RunConfig
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import read_json, write_json
 from yolov8_nas.registry import tracking, trial
 from yolov8_nas.report.step import tell_run
+from yolov8_nas.run import lifecycle, retraining
+from yolov8_nas.run.summary import RUN_FILE
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext, key_of
 from yolov8_nas.stages import hw_probe, supernet_train
-from yolov8_nas.stages.stage import StageContext, key_of
-from yolov8_nas.store import Store, pack, read_json, write_json
-from yolov8_nas.summary import RUN_FILE
+from yolov8_nas.store.archive import pack
+from yolov8_nas.store.store import Store
 
 _names = (f"cast-{number}" for number in count())
 TARGET = {"hardware": "cpu-2t", "precision": "best", "constraints": ["latency<=80%stock"]}
@@ -246,7 +248,7 @@ def test_on_one_machine_the_run_ends_where_nothing_is_new(branch: Branch, data: 
     branch.register(dataset=read_json(prepared)["digest"], map50_95=0.5)
     assert opened["retraining"]["new"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config.model_dump(mode="json"), "retrain": None}))
-    command = [sys.executable, "-m", "yolov8_nas.cli", "retrain", "config.yaml", "--workdir", "work"]
+    command = [sys.executable, "-m", "yolov8_nas.commands.main", "retrain", "config.yaml", "--workdir", "work"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert f"Nothing new: {config.name}/2 came from this state of the dataset." in done.stdout

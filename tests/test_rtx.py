@@ -27,17 +27,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, no
 import compiler_features
 
 from components.placement import branches
-from yolov8_nas import doctor
+from yolov8_nas.commands import doctor
 from yolov8_nas.config import RunConfig
-from yolov8_nas.deploy.artifact import write_network
-from yolov8_nas.deploy.nms_in_graph import NmsOptions, add_efficient_nms, add_nms
-from yolov8_nas.deploy.packaging import export
-from yolov8_nas.deploy.servable import read_servable
-from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, status
-from yolov8_nas.deploy.tensorrt_rtx import NOWHERE, build_ahead, reveal
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware import tensorrt_rtx as rtx
-from yolov8_nas.hardware.engine_file import (
+from yolov8_nas.export.artifact import write_network
+from yolov8_nas.export.nms_in_graph import NmsOptions, add_efficient_nms, add_nms
+from yolov8_nas.export.packaging import export
+from yolov8_nas.export.servable import read_servable
+from yolov8_nas.export.tensorrt import EngineOptions, Profile, status
+from yolov8_nas.export.tensorrt_rtx import NOWHERE, build_ahead, reveal
+from yolov8_nas.measure import tensorrt_rtx as rtx
+from yolov8_nas.measure.engine_file import (
     RTX,
     GpuEnvironment,
     kernels_path,
@@ -46,9 +46,9 @@ from yolov8_nas.hardware.engine_file import (
     split_header,
     told_of,
 )
-from yolov8_nas.hardware.runtime import find
-from yolov8_nas.hardware.target import resolve
-from yolov8_nas.hardware.tensorrt import load_engine, open_log
+from yolov8_nas.measure.runtime import find
+from yolov8_nas.measure.target import resolve
+from yolov8_nas.measure.tensorrt import load_engine, open_log
 from yolov8_nas.space import OPERATORS, SearchSpace
 from yolov8_nas.supernet.derive import save_checkpoint
 

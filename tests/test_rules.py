@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from yolov8_nas.config import RulesConfig, RunConfig
+from yolov8_nas.device.catalogue import catalogue
+from yolov8_nas.device.profile import Profile, cpu_profile
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.catalogue import catalogue
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.profile import Profile, cpu_profile
-from yolov8_nas.hardware.rules import RULES, Applied, Device, consider, narrowed, with_evidence
+from yolov8_nas.search.rules import RULES, Applied, Device, consider, narrowed, with_evidence
 from yolov8_nas.space import BLOCKS, SearchSpace
+from yolov8_nas.space.cost import cost
 
 N = SearchSpace.load("yolov8n-mixed")
 

@@ -14,26 +14,26 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from yolov8_nas.deploy import tensorrt
-from yolov8_nas.deploy.artifact import write_network
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import benchmark, memory, nms, runtime
-from yolov8_nas.hardware.benchmark import Failed, Measurement, Protocol, measure, measure_what_can_be
-from yolov8_nas.hardware.runtime import (
+from yolov8_nas.export import tensorrt
+from yolov8_nas.export.artifact import write_network
+from yolov8_nas.files import read_lines
+from yolov8_nas.measure import benchmark, memory, nms, runtime
+from yolov8_nas.measure.benchmark import Failed, Measurement, Protocol, measure, measure_what_can_be
+from yolov8_nas.measure.open_network import TensorSpec
+from yolov8_nas.measure.runtime import (
     RUNTIMES,
     BoundSession,
     OnnxRuntime,
     OnnxRuntimeTensorRT,
-    TensorSpec,
     Torch,
     find,
     of_profile,
     random_feed,
     usable,
 )
-from yolov8_nas.hardware.torch_runner import CudaRunner
+from yolov8_nas.measure.torch_runner import CudaRunner
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.store import read_lines
 from yolov8_nas.supernet.derive import build
 
 SIDE = 64
@@ -320,6 +320,6 @@ def test_where_there_is_no_driver_that_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_interface_needs_no_pytorch() -> None:
-    code = "import sys, yolov8_nas.hardware.runtime; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+    code = "import sys, yolov8_nas.measure.runtime; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

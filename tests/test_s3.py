@@ -24,15 +24,16 @@ from typer.testing import CliRunner
 from web_files import Files
 
 from pipelines import plan
-from yolov8_nas import local, preflight, remote_store
-from yolov8_nas.cli import app
+from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.data import remote
 from yolov8_nas.data.check import check_source, source_digest
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.run import local, preflight
+from yolov8_nas.run.summary import RUN_FILE
+from yolov8_nas.runner.stage import Outcome, Stage, StageContext, open_store, run_stage
 from yolov8_nas.stages import data_prep
-from yolov8_nas.stages.stage import Outcome, Stage, StageContext, open_store, run_stage
-from yolov8_nas.summary import RUN_FILE
+from yolov8_nas.store import remote as remote_store
 
 pytestmark = pytest.mark.slow
 
@@ -460,7 +461,7 @@ WORKER = """
     from pathlib import Path
     from yolov8_nas import remote_store
     from yolov8_nas.config import RunConfig, TargetConfig
-    from yolov8_nas.stages.stage import Stage, run_stage
+    from yolov8_nas.runner.stage import Stage, run_stage
     from yolov8_nas.store import atomic_write, file_sha256
 
     folder, store, kill = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "kill"

@@ -18,18 +18,18 @@ import torch
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy import artifact
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError, WaitingError
-from yolov8_nas.hardware import benchmark, bundle, engine_file
-from yolov8_nas.hardware.benchmark import Measurement, Percentiles
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import LatencyModel
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.export import artifact
+from yolov8_nas.files import read_json, write_json
+from yolov8_nas.measure import benchmark, bundle, engine_file
+from yolov8_nas.measure.benchmark import Measurement, Percentiles
+from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.search import baseline, candidates, measuring, objective
 from yolov8_nas.search.baseline import mac_ranking, random_networks
 from yolov8_nas.search.candidates import ATTEMPTS, choose, near_the_limits
-from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.search.evolution import (
     SPARE,
     Trial,
@@ -47,9 +47,9 @@ from yolov8_nas.search.objective import CostModel, Estimate, MemoryModel
 from yolov8_nas.search.preference import Preference
 from yolov8_nas.search.searcher import Plan, Searcher
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
+from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages import search
-from yolov8_nas.stages.stage import StageContext
-from yolov8_nas.store import read_json, write_json
 from yolov8_nas.supernet.supernet import Supernet
 
 SPACE = SearchSpace.load("tiny")

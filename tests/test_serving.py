@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 from ultralytics import YOLO
 from ultralytics.utils.ops import xywh2xyxy
 
-from yolov8_nas.cli import app
-from yolov8_nas.deploy import serving
-from yolov8_nas.deploy.deepstream import parsed_by_deepstream
-from yolov8_nas.deploy.onnx import export_onnx
-from yolov8_nas.deploy.serving import Place
-from yolov8_nas.hardware import engine_file
-from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment
+from yolov8_nas.commands.main import app
+from yolov8_nas.export import serving
+from yolov8_nas.export.deepstream import parsed_by_deepstream
+from yolov8_nas.export.onnx import export_onnx
+from yolov8_nas.export.serving import Place
+from yolov8_nas.measure import engine_file
+from yolov8_nas.measure.engine_file import EngineManifest, GpuEnvironment
 
 SIDE = 64
 GOLDEN = Path(__file__).parent / "golden" / "serving"

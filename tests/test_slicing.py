@@ -17,8 +17,9 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace, stock_architecture
+from yolov8_nas.space.topology import model_rows
 from yolov8_nas.supernet.channels import axis_sizes, wiring
-from yolov8_nas.supernet.derive import architecture_of, build, model_rows, unroll
+from yolov8_nas.supernet.derive import architecture_of, build, unroll
 from yolov8_nas.supernet.slicing import fitted, sliced
 
 N = stock_architecture("n")

@@ -18,9 +18,9 @@ import pytest
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError, WaitingError
-from yolov8_nas.stages import stage as stages
-from yolov8_nas.stages.stage import Outcome, Stage, StageContext, find_target, open_store, run_stage, target_labels
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.files import read_json, write_json
+from yolov8_nas.runner import stage as stages
+from yolov8_nas.runner.stage import Outcome, Stage, StageContext, find_target, open_store, run_stage, target_labels
 
 CONFIG = RunConfig(targets=(TargetConfig(hardware="cpu", constraints=("latency<=80%stock",)),))
 TARGET = "cpu-fp32"
@@ -304,7 +304,7 @@ WORKER = """
     import os, signal, sys, time
     from pathlib import Path
     from yolov8_nas.config import RunConfig, TargetConfig
-    from yolov8_nas.stages.stage import Stage, run_stage
+    from yolov8_nas.runner.stage import Stage, run_stage
     from yolov8_nas.store import atomic_write
 
     folder, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
@@ -341,7 +341,7 @@ def test_a_killed_stage_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
 
 CHILD = (
-    "import os, time; from yolov8_nas.stages.stage import die_with_parent; die_with_parent();"
+    "import os, time; from yolov8_nas.runner.stage import die_with_parent; die_with_parent();"
     "print(os.getpid(), flush=True); time.sleep(60)"
 )
 PARENT = f"""

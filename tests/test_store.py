@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from yolov8_nas import store
-from yolov8_nas.store import ArchiveError, Manifest, Store, atomic_write, extract, pack, tree_digest, write_json
+from yolov8_nas.files import atomic_write, file_sha256, tree_digest, tree_files, write_json
+from yolov8_nas.store import archive
+from yolov8_nas.store.archive import ArchiveError, extract, pack
+from yolov8_nas.store.store import Entry, Manifest, Store
 
 
 def _tree(folder: Path) -> Path:
@@ -36,7 +38,7 @@ def test_the_tar_depends_on_names_and_bytes_only(tmp_path: Path) -> None:
     assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
     assert tree_digest(first) == tree_digest(second)
     (second / "b.txt").write_text("c")
-    assert pack(second, tmp_path / "2.tar") != store.file_sha256(tmp_path / "1.tar")
+    assert pack(second, tmp_path / "2.tar") != file_sha256(tmp_path / "1.tar")
     assert tree_digest(first) != tree_digest(second)
 
 
@@ -44,7 +46,7 @@ def test_what_is_packed_comes_out_again(tmp_path: Path) -> None:
     folder = _tree(tmp_path / "folder")
     pack(folder, tmp_path / "x.tar")
     extract(tmp_path / "x.tar", tmp_path / "out")
-    assert {name: path.read_bytes() for name, path in store.tree_files(tmp_path / "out").items()} == {
+    assert {name: path.read_bytes() for name, path in tree_files(tmp_path / "out").items()} == {
         "b.txt": b"b",
         "sub/a.txt": b"a",
     }
@@ -69,8 +71,8 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
         write_json(tmp_path / "x.json", {"x": float("nan")})
 
 
-def _manifest(entry: store.Entry) -> Manifest:
-    files = {name: store.file_sha256(path) for name, path in store.tree_files(entry.outputs).items()}
+def _manifest(entry: Entry) -> Manifest:
+    files = {name: file_sha256(path) for name, path in tree_files(entry.outputs).items()}
     return Manifest("search", 1, "k", {}, {}, files, "d", 1.0)
 
 
@@ -193,7 +195,7 @@ def test_hostile_archives_leave_nothing(tmp_path: Path, case: str) -> None:
 
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = _tar(tmp_path / "bomb.tgz", ("zeros", bytes(4 * 2**20)), mode="w:gz")
-    monkeypatch.setattr(store, "RATIO_FROM", 2**20)
+    monkeypatch.setattr(archive, "RATIO_FROM", 2**20)
     with pytest.raises(ArchiveError, match="'zeros': a decompression bomb"):
         extract(bomb, tmp_path / "out")
     plain = _tar(tmp_path / "plain.tar", ("zeros", bytes(4 * 2**20)))

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from fabricated import CONFIG, PROFILE, write_outputs
 
-from yolov8_nas.stages.stage import target_labels
-from yolov8_nas.store import Store, file_sha256, write_json
-from yolov8_nas.summary import Summary, summarise
+from yolov8_nas.files import file_sha256, write_json
+from yolov8_nas.run.summary import Summary, summarise
+from yolov8_nas.runner.stage import target_labels
+from yolov8_nas.store.store import Store
 
 SHARED = ("data-prep", "supernet-train")
 (LABEL,) = target_labels(CONFIG)

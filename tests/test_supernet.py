@@ -17,8 +17,9 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.space import Architecture, SearchSpace, SpaceError, stock_architecture
+from yolov8_nas.space.topology import model_rows
 from yolov8_nas.supernet.batchnorm import recalibrate
-from yolov8_nas.supernet.derive import build, derive, model_rows, save_checkpoint, unroll
+from yolov8_nas.supernet.derive import build, derive, save_checkpoint, unroll
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticPSA
 from yolov8_nas.supernet.supernet import Supernet
 

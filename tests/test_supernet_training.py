@@ -15,17 +15,18 @@ import pytest
 import torch
 from detection import CLASSES, make_dataset
 
-from yolov8_nas import files, preflight
+from yolov8_nas import files
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import evaluate
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.run import preflight
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
 from yolov8_nas.stages import supernet_train
-from yolov8_nas.stages.stage import StageContext
 from yolov8_nas.supernet import batchnorm, learner, loading, training
 from yolov8_nas.supernet.autobatch import largest_power
 from yolov8_nas.supernet.batchnorm import ImageBatches, StatisticsCache, calibration_batches, recalibrate

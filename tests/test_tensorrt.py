@@ -25,15 +25,15 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from yolov8_nas import doctor
-from yolov8_nas.deploy import gpu_int8, tensorrt
-from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
-from yolov8_nas.deploy.nms_in_graph import DOMAIN, NmsOptions, add_efficient_nms
-from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine, read_network, summarize_layers
+from yolov8_nas.commands import doctor
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.hardware import engine_file, runtime
-from yolov8_nas.hardware import tensorrt as runner
-from yolov8_nas.hardware.engine_file import EngineManifest, GpuEnvironment, read_manifest, split_header
+from yolov8_nas.export import gpu_int8, tensorrt
+from yolov8_nas.export.gpu_int8 import int8_for_gpu
+from yolov8_nas.export.nms_in_graph import DOMAIN, NmsOptions, add_efficient_nms
+from yolov8_nas.export.tensorrt import EngineOptions, Profile, build_engine, read_network, summarize_layers
+from yolov8_nas.measure import engine_file, runtime
+from yolov8_nas.measure import tensorrt as runner
+from yolov8_nas.measure.engine_file import EngineManifest, GpuEnvironment, read_manifest, split_header
 
 ROOT = Path(__file__).parents[1]
 
@@ -433,7 +433,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An INT8 file as ONNX Runtime on a CPU likes it."""
     import detection
 
-    from yolov8_nas.deploy.onnx import export_int8_ptq
+    from yolov8_nas.export.onnx import export_int8_ptq
     from yolov8_nas.space import SearchSpace
     from yolov8_nas.supernet.derive import build as build_network
 

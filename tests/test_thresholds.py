@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from yolov8_nas.deploy.thresholds import ENOUGH, THRESHOLDS, confidences
 from yolov8_nas.evaluation import Evaluation, ImageStats
+from yolov8_nas.export.thresholds import ENOUGH, THRESHOLDS, confidences
 from yolov8_nas.report.wording import confidence_sentence
 
 Change = Callable[[NDArray[np.float64]], NDArray[np.float64]]

@@ -21,13 +21,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from yolov8_nas import cli, files, local
+from yolov8_nas import files
+from yolov8_nas.commands import main as cli
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import NoRoomError, StageError
 from yolov8_nas.evaluation import Evaluation
+from yolov8_nas.files import read_json, read_lines, write_json
 from yolov8_nas.registry import spool
-from yolov8_nas.stages.stage import Stage, StageContext, run_stage
-from yolov8_nas.store import Store, pack, read_json, read_lines, write_json
+from yolov8_nas.run import local
+from yolov8_nas.runner.stage import Stage, StageContext, run_stage
+from yolov8_nas.store.archive import pack
+from yolov8_nas.store.store import Store
 
 CONFIG = RunConfig(targets=(TargetConfig(hardware="cpu-1t", constraints=("params<=9M",)),))
 CUTS: dict[str, Callable[[bytes], bytes]] = {

@@ -18,14 +18,15 @@ from kube_server import JOBS, PODS, KubernetesApi, serving
 
 from components.placement import over_nodes, training_nodes
 from components.supernet_train import node, trainjob
-from yolov8_nas import remote_store
 from yolov8_nas.config import RunConfig
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, WaitingError
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import file_sha256, read_json, write_json
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import StageContext, open_store
 from yolov8_nas.stages import supernet_train
-from yolov8_nas.stages.stage import StageContext, open_store
-from yolov8_nas.store import Manifest, file_sha256, read_json, write_json
+from yolov8_nas.store import remote as remote_store
+from yolov8_nas.store.store import Manifest
 
 OWN: dict[str, Any] = {
     "metadata": {

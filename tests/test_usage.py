@@ -11,9 +11,9 @@ import pynvml
 import pytest
 
 from yolov8_nas.config import RunConfig
-from yolov8_nas.hardware import usage
-from yolov8_nas.stages.stage import Stage, open_store, run_stage
-from yolov8_nas.store import read_json
+from yolov8_nas.device import usage
+from yolov8_nas.files import read_json
+from yolov8_nas.runner.stage import Stage, open_store, run_stage
 
 HOST = {"time", "cpu_utilization_percentage", "system_memory_usage_megabytes"}
 

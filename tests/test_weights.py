@@ -11,7 +11,7 @@ from web_files import Files
 from yolov8_nas.config import SupernetConfig
 from yolov8_nas.data import weights
 from yolov8_nas.errors import InputError
-from yolov8_nas.local import with_absolute_paths
+from yolov8_nas.run.local import with_absolute_paths
 from yolov8_nas.stages import supernet_train
 
 CONTENT = b"a checkpoint" * 100

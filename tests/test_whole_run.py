@@ -21,18 +21,19 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, no
 
 import registry
 
-from yolov8_nas.cli import app
+from yolov8_nas.commands.main import app
 from yolov8_nas.errors import InputError
+from yolov8_nas.files import file_sha256, read_json
 from yolov8_nas.registry import query, spool, tracking
 from yolov8_nas.registry.pull import pull
 from yolov8_nas.registry.register import register
-from yolov8_nas.remote_store import CACHE_VARIABLE
-from yolov8_nas.stages.stage import STAGES, open_store
-from yolov8_nas.store import file_sha256, pack, read_json
+from yolov8_nas.runner.stage import STAGES, open_store
+from yolov8_nas.store.archive import pack
+from yolov8_nas.store.remote import CACHE_VARIABLE
 
 pytestmark = pytest.mark.slow
 
-CLI = [sys.executable, "-m", "yolov8_nas.cli"]
+CLI = [sys.executable, "-m", "yolov8_nas.commands.main"]
 
 MINIATURE = """
 name: miniature

@@ -50,7 +50,7 @@ def training(processes: Processes, folder: Path) -> None:
     """Train from scratch for 20 steps, then go on from a checkpoint that one process wrote."""
     from detection import CLASSES
 
-    from yolov8_nas.progress import Progress
+    from yolov8_nas.runner.progress import Progress
     from yolov8_nas.space import SearchSpace
     from yolov8_nas.supernet.supernet import Supernet
     from yolov8_nas.supernet.training import Recipe, _Validation, train

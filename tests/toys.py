@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from yolov8_nas.hardware.cost import cost
-from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
 
 TINY = SearchSpace.load("tiny")
 

@@ -8,7 +8,7 @@ from yolov8_nas.home import settle
 from yolov8_nas.quiet import hush
 
 if TYPE_CHECKING:
-    from yolov8_nas.hardware.gpu import get_gpu_info
+    from yolov8_nas.device.gpu import get_gpu_info
     from yolov8_nas.nas import NAS, Subnet
 
 __all__ = ["NAS", "Subnet", "get_gpu_info"]
@@ -21,7 +21,7 @@ settle()
 def __getattr__(name: str) -> Any:
     # On first use, because every process of a run imports this package and hardly one of them needs these.
     if name == "get_gpu_info":
-        from yolov8_nas.hardware import gpu
+        from yolov8_nas.device import gpu
 
         return gpu.get_gpu_info
     if name in __all__:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from yolov8_nas import credentials
 from yolov8_nas.errors import InputError
-from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.space import PARTS
+from yolov8_nas.space.limits import Constraint
 from yolov8_nas.yaml_text import parse_yaml, read_yaml
 
 Precision = Literal["fp32", "fp16", "int8", "best"]
@@ -114,7 +114,7 @@ class ObjectiveConfig(_Section):
 
 
 class RulesConfig(_Section):
-    """Which hardware rules may take options out of the space before it is searched (`hardware.rules`).
+    """Which hardware rules may take options out of the space before it is searched (`search.rules`).
 
     Attributes:
         tensor_core_types: Count on tensor cores only for the data types that the chip's have.

@@ -26,7 +26,7 @@ from ultralytics.utils.nms import non_max_suppression
 
 from yolov8_nas.checkpoint import network
 from yolov8_nas.errors import InputError
-from yolov8_nas.store import atomic_write
+from yolov8_nas.files import atomic_write
 
 PROTOCOL: Final = {"rect": False, "conf": 0.001, "iou": 0.7, "max_det": 300, "split": "val"}
 """What every evaluation has in common, in Ultralytics' terms."""

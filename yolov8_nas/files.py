@@ -352,3 +352,25 @@ def read_lines(path: Path) -> list[Any]:
     if length < len(text):
         atomic_write(path, text[:length])
     return whole
+
+
+def canonical_digest(content: Any) -> str:
+    """SHA-256 of plain data in its one canonical JSON form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_files(folder: Path) -> dict[str, Path]:
+    """Every file below a folder by its relative POSIX name, in sorted order."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return dict(sorted(files.items()))
+
+
+def tree_digest(folder: Path) -> str:
+    """One SHA-256 for names and bytes of all files below a folder."""
+    return canonical_digest({name: file_sha256(path) for name, path in tree_files(folder).items()})

@@ -27,17 +27,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.console import Console
 
-from yolov8_nas import apart
 from yolov8_nas.config import Precision, RunConfig, TargetConfig
-from yolov8_nas.deploy.packaging import SUFFIXES, Score
 from yolov8_nas.errors import InputError
-from yolov8_nas.files import copy_file
-from yolov8_nas.hardware.cost import Cost, cost
-from yolov8_nas.local import run_stages, with_absolute_paths
-from yolov8_nas.search.constraint import UNITS, Constraint
+from yolov8_nas.export.packaging import SUFFIXES, Score
+from yolov8_nas.files import copy_file, read_json
+from yolov8_nas.run.local import run_stages, with_absolute_paths
+from yolov8_nas.runner import process
+from yolov8_nas.runner.stage import find_target, target_labels
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace
-from yolov8_nas.stages.stage import find_target, target_labels
-from yolov8_nas.store import read_json
+from yolov8_nas.space.cost import Cost, cost
+from yolov8_nas.space.limits import UNITS, Constraint
 from yolov8_nas.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -260,10 +259,10 @@ class Session:
         return run_stages(self.config, self.workdir, last, target, console, self.environment)
 
     def call(self, function: str, **arguments: Any) -> Any:
-        """`apart.call` of a function of `deploy.packaging`."""
+        """`process.call` of a function of `export.packaging`."""
         log = self.workdir / "logs" / f"{function}.log"
-        name = f"yolov8_nas.deploy.packaging:{function}"
-        return apart.call(name, log=log, environment=self.environment, **arguments)
+        name = f"yolov8_nas.export.packaging:{function}"
+        return process.call(name, log=log, environment=self.environment, **arguments)
 
 
 def search(session: Session, label: str) -> list[Subnet]:
@@ -408,7 +407,7 @@ class Subnet:
         """
         from ultralytics import YOLO
 
-        from yolov8_nas.deploy.quantization import rewrite
+        from yolov8_nas.train.quantization import rewrite
 
         with tempfile.TemporaryDirectory() as folder:
             return YOLO(str(rewrite(self.checkpoint, Path(folder) / self.checkpoint.name)))

@@ -34,8 +34,8 @@ def close_run(
     """
     from pathlib import Path
 
-    from yolov8_nas.lifecycle import close_run, telling
     from yolov8_nas.report.step import tell_run
+    from yolov8_nas.run.lifecycle import close_run, telling
 
     with telling("close-run", store=store, run_id=run_id or job_id):
         closed = close_run(

@@ -64,7 +64,7 @@ def open_run(
     from pathlib import Path
 
     from components.asked import check
-    from yolov8_nas.lifecycle import open_run, requested, telling
+    from yolov8_nas.run.lifecycle import open_run, requested, telling
 
     Opened = namedtuple("Opened", "settings branches name work supernet_gpus")
     name = run_id or job_id

@@ -33,9 +33,9 @@ def promote(
     import json
     from pathlib import Path
 
-    from yolov8_nas.lifecycle import telling
     from yolov8_nas.report.wording import gate
-    from yolov8_nas.retraining import challenge
+    from yolov8_nas.run.lifecycle import telling
+    from yolov8_nas.run.retraining import challenge
 
     with telling("promote", store=store, run_id=run_id, target=target):
         opened = json.loads(Path(run.path).read_text())

@@ -23,10 +23,11 @@ from typing import Final
 
 from yolov8_nas import quiet
 from yolov8_nas.errors import StageError
-from yolov8_nas.remote_store import RemoteEntry
-from yolov8_nas.stages.stage import PARENT_VARIABLE, StageContext, open_store
+from yolov8_nas.files import canonical_digest, file_sha256, read_json, tree_files, write_json
+from yolov8_nas.runner.stage import PARENT_VARIABLE, StageContext, open_store
 from yolov8_nas.stages.supernet_train import FAILURE, KEPT, STAGE, kept_at
-from yolov8_nas.store import Entry, Manifest, Store, canonical_digest, file_sha256, read_json, tree_files, write_json
+from yolov8_nas.store.remote import RemoteEntry
+from yolov8_nas.store.store import Entry, Manifest, Store
 
 ENTRIES: Final = "supernet-nodes"
 REQUEST: Final = "request.json"

@@ -27,10 +27,10 @@ import urllib3
 from components.placement import KEYS_PATH
 from components.supernet_train import node
 from yolov8_nas.errors import WaitingError
-from yolov8_nas.remote_store import RemoteStore
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.signing import KEY_VARIABLE, TRUSTED_VARIABLE
-from yolov8_nas.stages.stage import StageContext
 from yolov8_nas.stages.supernet_train import run
+from yolov8_nas.store.remote import RemoteStore
 
 GROUP: Final = "trainer.kubeflow.org"
 VERSION: Final = "v1alpha1"

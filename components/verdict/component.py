@@ -17,7 +17,7 @@ def verdict(store: str, run_id: str, job_id: str) -> None:
         job_id: Name of the run otherwise: Kubeflow's own.
     """
     from yolov8_nas.errors import StageError
-    from yolov8_nas.lifecycle import verdict
+    from yolov8_nas.run.lifecycle import verdict
 
     try:
         verdict(store=store, run_id=run_id or job_id)

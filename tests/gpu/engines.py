@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 
-from yolov8_nas.hardware.tensorrt import missing
+from yolov8_nas.measure.tensorrt import missing
 
 if lacking := missing():
     pytest.exit(f"{'no TensorRT here' if torch.cuda.is_available() else 'no GPU here'}: {' and '.join(lacking)}", 1)
@@ -34,17 +34,17 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 
 from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.deploy.finetune import Recipe, train
-from yolov8_nas.deploy.gpu_int8 import int8_for_gpu
-from yolov8_nas.deploy.nms_in_graph import NmsOptions
-from yolov8_nas.deploy.onnx import export_int8_ptq, export_onnx
-from yolov8_nas.deploy.tensorrt import EngineOptions, Profile, build_engine
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.engine_file import EngineManifest, layers_path, manifest_path, split_header
-from yolov8_nas.hardware.tensorrt import TensorRTRunner, bindings, environment
+from yolov8_nas.export.gpu_int8 import int8_for_gpu
+from yolov8_nas.export.nms_in_graph import NmsOptions
+from yolov8_nas.export.onnx import export_int8_ptq, export_onnx
+from yolov8_nas.export.tensorrt import EngineOptions, Profile, build_engine
+from yolov8_nas.measure.engine_file import EngineManifest, layers_path, manifest_path, split_header
+from yolov8_nas.measure.tensorrt import TensorRTRunner, bindings, environment
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.supernet.batchnorm import recalibrate
 from yolov8_nas.supernet.derive import add_one_to_one, build
+from yolov8_nas.train.finetune import Recipe, train
 
 SIDE = 64
 EXACT = EngineOptions(tf32=False)

@@ -33,7 +33,7 @@ os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolov8-nas-gpu
 
 import torch
 
-from yolov8_nas.store import atomic_write, file_sha256, read_json, write_json
+from yolov8_nas.files import atomic_write, file_sha256, read_json, write_json
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -121,7 +121,7 @@ def _module(module: str, wheel: str) -> list[str]:
 
 
 def profile(record: Record, sizes: Sizes) -> None:
-    from yolov8_nas.hardware.machine import look
+    from yolov8_nas.device.machine import look
 
     machine = look(note=lambda _: None)
     write_json(record.work / "machine.json", machine.to_dict())
@@ -137,10 +137,10 @@ def profile(record: Record, sizes: Sizes) -> None:
 def probe(record: Record, sizes: Sizes) -> None:
     """The stage itself, on PyTorch, whose networks are replayed from CUDA graphs and need no engine."""
     from yolov8_nas.config import RunConfig
-    from yolov8_nas.host import HostLock
-    from yolov8_nas.progress import Progress
+    from yolov8_nas.device.host import HostLock
+    from yolov8_nas.runner.progress import Progress
+    from yolov8_nas.runner.stage import StageContext
     from yolov8_nas.stages import hw_probe
-    from yolov8_nas.stages.stage import StageContext
 
     hardware = torch.cuda.get_device_name() if sizes.gpu else "cpu-1t"
     target = {"hardware": hardware, "runtime": "torch", "precision": "fp16" if sizes.gpu else "fp32",
@@ -160,9 +160,9 @@ def probe(record: Record, sizes: Sizes) -> None:
 
 
 def rtx_engines(record: Record, sizes: Sizes) -> None:
-    from yolov8_nas.deploy.tensorrt_rtx import build_ahead
-    from yolov8_nas.hardware.runtime import random_feed
-    from yolov8_nas.hardware.tensorrt_rtx import RtxRunner, capability_here, refusal
+    from yolov8_nas.export.tensorrt_rtx import build_ahead
+    from yolov8_nas.measure.runtime import random_feed
+    from yolov8_nas.measure.tensorrt_rtx import RtxRunner, capability_here, refusal
 
     capability = capability_here()
     for precision, file in _files(record, sizes, ("fp32", "fp16", "int8")).items():
@@ -182,7 +182,7 @@ def rtx_engines(record: Record, sizes: Sizes) -> None:
 
 
 def providers(record: Record, sizes: Sizes) -> None:
-    from yolov8_nas.hardware.runtime import find
+    from yolov8_nas.measure.runtime import find
 
     files = _files(record, sizes, ("fp32", "fp16", "int8"))
     for name, runtime, precisions in (
@@ -219,7 +219,7 @@ def _rtx_provider(record: Record, files: dict[str, Path]) -> None:
 
 
 def _time_session(record: Record, what: str, session: Any) -> None:
-    from yolov8_nas.hardware.runtime import random_feed
+    from yolov8_nas.measure.runtime import random_feed
 
     feed, times = random_feed(session), []
     for turn in range(350):
@@ -232,10 +232,10 @@ def _time_session(record: Record, what: str, session: Any) -> None:
 
 def int8_against_fp16(record: Record, sizes: Sizes) -> None:
     """In alternating rounds, by every runtime that has both and is here."""
-    from yolov8_nas.deploy.artifact import write_network
-    from yolov8_nas.hardware.benchmark import measure
-    from yolov8_nas.hardware.runtime import find
-    from yolov8_nas.host import HostLock
+    from yolov8_nas.device.host import HostLock
+    from yolov8_nas.export.artifact import write_network
+    from yolov8_nas.measure.benchmark import measure
+    from yolov8_nas.measure.runtime import find
 
     network = _network(sizes)
     for name in ("tensorrt-rtx", "tensorrt", "onnxruntime-tensorrt"):
@@ -261,7 +261,7 @@ def training(record: Record, sizes: Sizes) -> None:
     import detection
 
     from yolov8_nas.data.dataset import data_yaml
-    from yolov8_nas.progress import Progress
+    from yolov8_nas.runner.progress import Progress
     from yolov8_nas.space import SearchSpace
     from yolov8_nas.supernet.distributed import Processes
     from yolov8_nas.supernet.supernet import Supernet
@@ -346,13 +346,13 @@ def tensorrt(record: Record, sizes: Sizes) -> None:
 
 
 def no_tensorrt() -> list[str]:
-    from yolov8_nas.hardware.tensorrt import missing
+    from yolov8_nas.measure.tensorrt import missing
 
     return missing()
 
 
 def no_rtx() -> list[str]:
-    from yolov8_nas.hardware.tensorrt_rtx import missing
+    from yolov8_nas.measure.tensorrt_rtx import missing
 
     return missing()
 
@@ -389,9 +389,9 @@ def _network(sizes: Sizes) -> Any:
 
 
 def _files(record: Record, sizes: Sizes, precisions: Sequence[str]) -> dict[str, Path]:
-    from yolov8_nas.deploy.artifact import write_onnx
-    from yolov8_nas.deploy.quantization import quantize
-    from yolov8_nas.hardware.runtime import find
+    from yolov8_nas.export.artifact import write_onnx
+    from yolov8_nas.measure.runtime import find
+    from yolov8_nas.train.quantization import quantize
 
     found = {}
     for precision in precisions:

@@ -123,7 +123,9 @@ def test_its_bill_of_materials_is_that_of_what_is_installed(image: str, bills: P
 
 @pytest.mark.parametrize("image", ["cpu", "training", "target"])
 def test_everything_that_steps_import_is_there(image: str) -> None:
-    modules = "cv2, kfp, mlflow, modelopt.torch.quantization, onnxruntime, torchvision, ultralytics, yolov8_nas.cli"
+    modules = (
+        "cv2, kfp, mlflow, modelopt.torch.quantization, onnxruntime, torchvision, ultralytics, yolov8_nas.commands.main"
+    )
     run(image, "python", "-c", f"import {modules}, components.images, pipelines.pipeline")
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from yolov8_nas.hardware.benchmark import Timing
-from yolov8_nas.hardware.roofline import Roofline
+from yolov8_nas.device.roofline import Roofline
+from yolov8_nas.measure.benchmark import Timing
 
 SECTIONS: Final = ("backbone", "neck", "backbone and neck", "head", "no row")
 """Parts of a network in their order. `backbone and neck` where the file does not tell them apart; `no row` is what a

@@ -16,7 +16,7 @@ from yolov8_nas.analysis.figures import (
     Recommendation,
     Setting,
 )
-from yolov8_nas.hardware.rules import GRANULARITY
+from yolov8_nas.search.rules import GRANULARITY
 
 SMALL_MS: Final = 0.01
 """An operator below this does little more than being launched: a launch on a GPU and an operator's share of the host's

@@ -16,11 +16,11 @@ from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_sha
 from ultralytics.nn.tasks import yaml_model_load
 
 from yolov8_nas.checkpoint.network import Loaded, load
-from yolov8_nas.deploy import packaging
-from yolov8_nas.deploy.artifact import build_engine, write_network
-from yolov8_nas.deploy.onnx_file import check_one_file
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware.runtime import RUNTIMES, Runtime
+from yolov8_nas.export import packaging
+from yolov8_nas.export.artifact import build_engine, write_network
+from yolov8_nas.export.onnx_file import check_one_file
+from yolov8_nas.measure.runtime import RUNTIMES, Runtime
 
 _ROW: Final = re.compile(r"(?:^|[/.@])model\.(\d+)(?=[./]|$)")
 _STOCK: Final = re.compile(r"Ultralytics (YOLO\S+) model")

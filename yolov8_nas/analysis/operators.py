@@ -24,9 +24,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from yolov8_nas.analysis.figures import Operator, Trace
 from yolov8_nas.analysis.model import Detector, load_onnx, row_of
-from yolov8_nas.hardware.runtime import Runtime, open_session, random_feed
-from yolov8_nas.hardware.tensorrt import TensorRTRunner
-from yolov8_nas.hardware.torch_runner import read_detector
+from yolov8_nas.measure.runtime import Runtime, open_session, random_feed
+from yolov8_nas.measure.tensorrt import TensorRTRunner
+from yolov8_nas.measure.torch_runner import read_detector
 
 _WARM_UP: Final = 3
 _RUNS: Final = 12

@@ -12,11 +12,11 @@ from plotly.offline import get_plotlyjs
 
 from yolov8_nas.analysis import tables
 from yolov8_nas.analysis.figures import NETWORK, Analysis, Speed
+from yolov8_nas.files import atomic_write
 from yolov8_nas.foreign import html
 from yolov8_nas.report import plots
 from yolov8_nas.report.plots import Figure, Plot, axes
 from yolov8_nas.report.wording import number, shown
-from yolov8_nas.store import atomic_write
 
 _OWN: Final = Path(__file__).parent
 _STYLE: Final = Path(plots.__file__).parent / "templates"

@@ -14,15 +14,15 @@ import torch
 from yolov8_nas.analysis import findings, frame, model
 from yolov8_nas.analysis.figures import Analysis, Frame, Trace
 from yolov8_nas.analysis.operators import NotTracedError, trace
+from yolov8_nas.device.gpu import first_gpu
+from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.profile import Profile
+from yolov8_nas.device.roofline import Roofline, measure_cpu, measure_gpu
 from yolov8_nas.errors import InputError
-from yolov8_nas.hardware import nms
-from yolov8_nas.hardware.gpu import first_gpu
-from yolov8_nas.hardware.profile import Profile
-from yolov8_nas.hardware.roofline import Roofline, measure_cpu, measure_gpu
-from yolov8_nas.hardware.rules import Device
-from yolov8_nas.hardware.runtime import Runtime, find
-from yolov8_nas.hardware.target import resolve
-from yolov8_nas.host import HostLock
+from yolov8_nas.measure import nms
+from yolov8_nas.measure.runtime import Runtime, find
+from yolov8_nas.measure.target import resolve
+from yolov8_nas.search.rules import Device
 
 _SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _MOST: Final = 32

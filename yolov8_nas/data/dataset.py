@@ -15,8 +15,7 @@ import yaml
 from yolov8_nas.data.check import SPLITS, CheckedDataset, CheckedImage
 from yolov8_nas.data.images import normal
 from yolov8_nas.data.sample import Box
-from yolov8_nas.files import write_file
-from yolov8_nas.store import atomic_write, canonical_digest, file_sha256, read_json, tree_files, write_json
+from yolov8_nas.files import atomic_write, canonical_digest, file_sha256, read_json, tree_files, write_file, write_json
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from yolov8_nas import credentials, store, web
+from yolov8_nas import credentials
+from yolov8_nas.data import web
 from yolov8_nas.errors import InputError
+from yolov8_nas.files import canonical_digest
+from yolov8_nas.store import archive
 
 PART: Final = 64 * 2**20
 """Bytes that are fetched as one; what is whole of a download that was cut off is kept."""
@@ -79,7 +82,7 @@ class Listing:
     @property
     def digest(self) -> str:
         """SHA-256 of names, sizes and versions: other content has another one."""
-        return store.canonical_digest([[file.name, file.size, file.version] for file in self.files])
+        return canonical_digest([[file.name, file.size, file.version] for file in self.files])
 
 
 def is_address(source: str | Path | None) -> bool:
@@ -103,10 +106,10 @@ def look(address: str, *, patient: bool = True) -> Listing:
 
 def _look(address: str, place: _Place, patient: bool) -> Listing:
     listing = _again_and_again(place.look) if patient else place.look()
-    if len(listing.files) > store.MAX_FILES:
-        raise InputError(f"{address}: more than {store.MAX_FILES:,} files; pack them into an archive or split them")
-    if listing.size > store.MAX_BYTES:
-        raise InputError(f"{address}: {listing.size:,} bytes, more than {store.MAX_BYTES:,}; split the dataset")
+    if len(listing.files) > archive.MAX_FILES:
+        raise InputError(f"{address}: more than {archive.MAX_FILES:,} files; pack them into an archive or split them")
+    if listing.size > archive.MAX_BYTES:
+        raise InputError(f"{address}: {listing.size:,} bytes, more than {archive.MAX_BYTES:,}; split the dataset")
     return listing
 
 
@@ -302,7 +305,7 @@ class _S3:
     """An archive in a bucket, or a folder: a common beginning of keys that ends with a slash."""
 
     def __init__(self, address: str, patient: bool) -> None:
-        from yolov8_nas import s3  # here, since most datasets are local and boto3 takes its time
+        from yolov8_nas.store import s3  # here, since most datasets are local and boto3 takes its time
 
         self.s3 = s3
         self.address = credentials.hidden(address)
@@ -340,7 +343,7 @@ class _S3:
         found = []
         for page in pages:
             found += [entry for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
-            if len(found) > store.MAX_FILES:  # before the rest of a list that may have no end is read
+            if len(found) > archive.MAX_FILES:  # before the rest of a list that may have no end is read
                 break
         if not found:
             raise InputError(f"{self.address}: there is nothing; correct the address")

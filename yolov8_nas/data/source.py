@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from yolov8_nas import store
 from yolov8_nas.errors import InputError
 from yolov8_nas.paths import expanded
+from yolov8_nas.store import archive
 
 ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
@@ -62,8 +62,8 @@ def opened(source: Path, scratch: Path | None = None, shown: str | None = None) 
         return
     with tempfile.TemporaryDirectory(dir=scratch, prefix="unpacked-") as folder:
         try:
-            store.extract(source, Path(folder))
-        except store.ArchiveError as error:
+            archive.extract(source, Path(folder))
+        except archive.ArchiveError as error:
             text = str(error).replace("give one of them", "give one of them, or the dataset's folder")
             raise InputError(text.replace(str(source), shown or str(source))) from None
         except OSError as error:

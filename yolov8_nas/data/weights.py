@@ -25,8 +25,8 @@ from urllib.parse import unquote, urlsplit
 from yolov8_nas.config import SupernetConfig
 from yolov8_nas.data import remote
 from yolov8_nas.errors import InputError
+from yolov8_nas.files import atomic_write, file_sha256
 from yolov8_nas.paths import expanded
-from yolov8_nas.store import atomic_write, file_sha256
 
 FOLDER_VARIABLE: Final = "YOLOV8_NAS_WEIGHTS"
 CONSENT_VARIABLE: Final = "YOLOV8_NAS_DOWNLOAD"

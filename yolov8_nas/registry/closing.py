@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from yolov8_nas.hardware import usage
+from yolov8_nas.device import usage
+from yolov8_nas.files import read_json
 from yolov8_nas.registry.tracking import (
     BRANCH_TAG,
     RUN_TAG,
@@ -27,8 +28,8 @@ from yolov8_nas.registry.tracking import (
     upload,
     without_credentials,
 )
-from yolov8_nas.stages.stage import STAGES, TOLD
-from yolov8_nas.store import Store, read_json
+from yolov8_nas.runner.stage import STAGES, TOLD
+from yolov8_nas.store.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -189,7 +190,7 @@ def _stage_run(store: Store, record: Mapping[str, Any]) -> StageRun:
 
 
 def _curves(outputs: Path) -> Iterator[tuple[str, Curves]]:
-    """What a stage recorded over time: of the supernet, of the candidates, of the machine (see `hardware.usage`)."""
+    """What a stage recorded over time: of the supernet, of the candidates, of the machine (see `device.usage`)."""
     if (file := outputs / "curves.json").is_file():
         yield "supernet", read_json(file)
     for file in sorted(outputs.rglob("tuning.json")):

@@ -42,7 +42,7 @@ from yolov8_nas.registry.register import (
 )
 from yolov8_nas.registry.seal import CHANGING, SIGNATURE, Sealed
 from yolov8_nas.registry.tracking import experiment_id, find_or_create_run, opened, without_credentials
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.space.limits import Constraint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

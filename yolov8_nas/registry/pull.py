@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.files import room
+from yolov8_nas.files import file_sha256, room, tree_files, write_json
 from yolov8_nas.names import digest as checked_digest
 from yolov8_nas.names import files as checked_files
 from yolov8_nas.registry.query import RegisteredVersion, find_version
 from yolov8_nas.registry.register import CONTENT, SCORES, SCORES_FILE, content_digest
 from yolov8_nas.registry.tracking import opened
-from yolov8_nas.store import file_sha256, tree_files, write_json
 
 MANIFEST: Final = "manifest.json"
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from yolov8_nas import signing
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import canonical_digest, file_sha256, write_json
 from yolov8_nas.registry import tracking
 from yolov8_nas.registry.champions import CHALLENGER, CHAMPION, alias, alias_holders, challenge, crown
 from yolov8_nas.registry.seal import SIGNATURE, Sealed
 from yolov8_nas.registry.tracking import repeated_on_conflict
-from yolov8_nas.search.constraint import Constraint
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.store import canonical_digest, file_sha256, write_json
+from yolov8_nas.space.limits import Constraint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

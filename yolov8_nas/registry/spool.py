@@ -20,7 +20,17 @@ from typing import Any, Final
 
 from yolov8_nas import names, signing
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.files import read_kept, room, sync_folder, sync_tree
+from yolov8_nas.files import (
+    canonical_digest,
+    file_sha256,
+    read_json,
+    read_kept,
+    room,
+    sync_folder,
+    sync_tree,
+    tree_files,
+    write_json,
+)
 from yolov8_nas.registry.closing import StageRun, close_killed, close_run, stage_runs
 from yolov8_nas.registry.submission import Submission, submit
 from yolov8_nas.registry.tracking import (
@@ -33,7 +43,7 @@ from yolov8_nas.registry.tracking import (
     unavailable,
     without_credentials,
 )
-from yolov8_nas.store import Store, canonical_digest, file_sha256, read_json, tree_files, write_json
+from yolov8_nas.store.store import Store
 
 FOLDER: Final = "spool"
 

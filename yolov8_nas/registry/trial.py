@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import copy_file
-from yolov8_nas.hardware.target import Target, resolve
-from yolov8_nas.host import HostLock
+from yolov8_nas.measure.target import Target, resolve
 from yolov8_nas.names import shown
 from yolov8_nas.registry import pull
 from yolov8_nas.registry.query import RegisteredVersion
-from yolov8_nas.search.constraint import STATISTICS, Constraint, Figures
+from yolov8_nas.space.limits import STATISTICS, Constraint, Figures
 
 if TYPE_CHECKING:
     from yolov8_nas.evaluation import Evaluation
-    from yolov8_nas.hardware.benchmark import Measurement, Timing
+    from yolov8_nas.measure.benchmark import Measurement, Timing
 
 BATCH: Final = 16
 """Images at once when a checkpoint is scored; an exported file has its own batch."""
@@ -93,7 +93,7 @@ def entrant(version: RegisteredVersion, work: Path) -> Entrant:
         StageError: A file is not the one that was registered.
         InputError: The network is not whole in its file.
     """
-    from yolov8_nas.deploy.onnx_file import read_onnx
+    from yolov8_nas.export.onnx_file import read_onnx
 
     folder = work / f"{version.model}-{version.version}"
     files = pull.fetch(version, folder)
@@ -145,8 +145,8 @@ def score(entrants: Sequence[Entrant], images: Images, work: Path) -> list[Evalu
     """
     import torch
 
+    from yolov8_nas.device.profile import available_cores
     from yolov8_nas.evaluation import Evaluator
-    from yolov8_nas.hardware.profile import available_cores
 
     for one in entrants:
         classes = one.version.params["classes"]
@@ -187,10 +187,10 @@ def measure(entrants: Sequence[Entrant], images: Images | None, work: Path) -> l
     Raises:
         InputError: The device is not here or cannot run a file, or the versions take different numbers of images.
     """
-    from yolov8_nas.hardware.benchmark import VERIFY
-    from yolov8_nas.hardware.benchmark import measure as measure_files
-    from yolov8_nas.hardware.nms import frames, measure_with_nms
-    from yolov8_nas.hardware.runtime import find
+    from yolov8_nas.measure.benchmark import VERIFY
+    from yolov8_nas.measure.benchmark import measure as measure_files
+    from yolov8_nas.measure.nms import frames, measure_with_nms
+    from yolov8_nas.measure.runtime import find
 
     first = entrants[0].version
     target, batch = device_of(first), int(first.params["batch"])

@@ -12,10 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from yolov8_nas.files import atomic_write
 from yolov8_nas.report import plots, sections, wording
 from yolov8_nas.report.evidence import Outputs, mapping, pick, records
 from yolov8_nas.report.wording import shown
-from yolov8_nas.store import atomic_write
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 _SPLITS: Final = ("train", "search", "val")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from yolov8_nas.hardware.latency_model import LatencyModel
+from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, wording
 from yolov8_nas.report.evidence import Outputs, mapping, pick, records

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from yolov8_nas.foreign import fenced, markdown
-from yolov8_nas.progress import duration
 from yolov8_nas.reading import parse_json
 from yolov8_nas.report import wording
-from yolov8_nas.stages.stage import STATUS_FILE, Outcome
+from yolov8_nas.runner.progress import duration
+from yolov8_nas.runner.stage import STATUS_FILE, Outcome
 
 Read = Callable[[str], Any]
 """Reads a JSON file of the result by its name; nothing where it is not there."""

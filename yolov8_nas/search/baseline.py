@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from yolov8_nas.hardware.cost import cost
 from yolov8_nas.search.evolution import Price
 from yolov8_nas.space import Architecture, SearchSpace, rescale, stock_architecture
+from yolov8_nas.space.cost import cost
 
 DRAWS: Final = 20_000
 """Networks drawn at most in search of random ones that keep the limits."""

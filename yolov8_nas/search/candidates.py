@@ -20,12 +20,12 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from yolov8_nas.errors import StageError
-from yolov8_nas.hardware.benchmark import Measurement
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.measure.benchmark import Measurement
 from yolov8_nas.search.evolution import SPARE, Trial
 from yolov8_nas.search.objective import CostModel, Estimate, Floats
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.limits import Constraint
 
 Measure: TypeAlias = Callable[[Sequence[Architecture]], Sequence[Measurement]]
 """Exports networks as they ship and measures them on the device, all in the same rounds."""

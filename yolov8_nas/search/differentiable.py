@@ -37,10 +37,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.files import read_kept
+from yolov8_nas.files import read_json, read_kept, write_json
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.store import read_json, write_json
 from yolov8_nas.supernet.images import read_split
 from yolov8_nas.supernet.learner import detection_loss
 from yolov8_nas.supernet.relaxed import RelaxedSupernet

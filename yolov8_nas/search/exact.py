@@ -37,12 +37,12 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from yolov8_nas.errors import StageError
-from yolov8_nas.hardware.cost import Cost, cost
-from yolov8_nas.hardware.latency_model import LatencyModel
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.search.linear_cost import Floats, LinearCost, interactions
 from yolov8_nas.search.objective import CostModel
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import Cost, cost
+from yolov8_nas.space.limits import Constraint
 
 CUTS: Final = 10
 """Networks that are excluded at most for each solution, before it is given without a proof."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov8_nas.hardware.latency_model import SOURCES, LatencyModel
+from yolov8_nas.measure.latency_model import SOURCES, LatencyModel
 from yolov8_nas.space import BLOCKS, Architecture, SearchSpace
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from yolov8_nas.config import TargetConfig
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.files import read_json, read_kept, write_json
-from yolov8_nas.hardware import benchmark, bundle
-from yolov8_nas.hardware.benchmark import Measurement, Protocol
-from yolov8_nas.hardware.runtime import Runtime
-from yolov8_nas.host import HostLock
+from yolov8_nas.measure import benchmark, bundle
+from yolov8_nas.measure.benchmark import Measurement, Protocol
+from yolov8_nas.measure.runtime import Runtime
 from yolov8_nas.space import Architecture
 
 AGAIN: Final = 2

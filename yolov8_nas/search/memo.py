@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yolov8_nas.files import append_line, read_lines
 from yolov8_nas.space import Architecture
-from yolov8_nas.store import append_line, read_lines
 
 
 class Memo:

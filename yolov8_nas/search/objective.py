@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.deploy.quantization import fold, quantize
 from yolov8_nas.evaluation import Evaluator
-from yolov8_nas.hardware.benchmark import Measurement
-from yolov8_nas.hardware.cost import Cost, cost
-from yolov8_nas.hardware.latency_model import LatencyModel
-from yolov8_nas.search.constraint import COUNTED, STATISTICS, Constraint, Figures, Value
+from yolov8_nas.measure.benchmark import Measurement
+from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.space import Architecture
+from yolov8_nas.space.cost import Cost, cost
+from yolov8_nas.space.limits import COUNTED, STATISTICS, Constraint, Figures, Value
 from yolov8_nas.supernet.batchnorm import StatisticsCache, calibration_batches
 from yolov8_nas.supernet.derive import derive
 from yolov8_nas.supernet.supernet import Supernet
+from yolov8_nas.train.quantization import fold, quantize
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -128,7 +128,7 @@ def figures(
 
 
 def with_nms(latency_ms: Mapping[str, Value], nms_ms: Mapping[str, float]) -> dict[str, Value]:
-    """Latency with non-maximum suppression by percentile, both timed apart; see `hardware.nms` on adding them."""
+    """Latency with non-maximum suppression by percentile, both timed apart; see `measure.nms` on adding them."""
     return {statistic: latency + nms_ms[statistic] for statistic, latency in latency_ms.items()}
 
 

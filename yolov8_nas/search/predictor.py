@@ -24,10 +24,10 @@ from typing import Final
 import numpy as np
 from scipy.stats import kendalltau
 
-from yolov8_nas.hardware.cost import cost
 from yolov8_nas.search.evolution import Trial, option_effects, utility
 from yolov8_nas.search.objective import Floats
 from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.cost import cost
 
 FEATURES: Final = ("score", "options", "macs", "params")
 

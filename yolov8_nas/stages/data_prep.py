@@ -7,8 +7,9 @@ from typing import Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import StageError
-from yolov8_nas.stages.stage import TOLD, Stage, StageContext, key_of
-from yolov8_nas.store import Store, read_json
+from yolov8_nas.files import read_json
+from yolov8_nas.runner.stage import TOLD, Stage, StageContext, key_of
+from yolov8_nas.store.store import Store
 
 
 def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:

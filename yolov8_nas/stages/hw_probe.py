@@ -11,7 +11,7 @@ networks; that is far from the denormal numbers below 1e-38 which would be slow.
 A network that cannot be built or run (it has no room in memory, say) is recorded with the reason and left out. Where
 that happens to stock, or to more than a share of `FAILURES`, there is something wrong with more than a network.
 
-A device elsewhere is measured through a bundle (`hardware.bundle`): the same networks, packed by `write_bundle`, whose
+A device elsewhere is measured through a bundle (`measure.bundle`): the same networks, packed by `write_bundle`, whose
 results `import_results` takes in. What came back is part of the settings, so nothing is measured when the stage runs.
 """
 
@@ -27,19 +27,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
-from yolov8_nas.search.constraint import COUNTED, Constraint, Figures
+from yolov8_nas.files import read_json, write_json
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import Settings, Stage, StageContext, find_target, open_store
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.stages.stage import Settings, Stage, StageContext, find_target, open_store
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.space.limits import COUNTED, Constraint, Figures
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-    from yolov8_nas.hardware.benchmark import Failed, Measurement
-    from yolov8_nas.hardware.latency_model import Floats, LatencyModel
+    from yolov8_nas.measure.benchmark import Failed, Measurement
+    from yolov8_nas.measure.latency_model import Floats, LatencyModel
     from yolov8_nas.search.objective import CostModel
 
 TABLES: Final = "tables"
@@ -61,8 +61,8 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
     Raises:
         InputError: The target cannot be used here, a limit cannot be measured, or the space has too few networks.
     """
-    from yolov8_nas.hardware.counters import NoCounterError, open_counter
-    from yolov8_nas.hardware.target import resolve
+    from yolov8_nas.device.counters import NoCounterError, open_counter
+    from yolov8_nas.measure.target import resolve
 
     assert target is not None
     if target.far is not None:
@@ -91,7 +91,7 @@ def recipe(config: RunConfig, target: TargetConfig) -> Settings:
     Raises:
         InputError: The space has too few networks.
     """
-    from yolov8_nas.hardware.benchmark import PROBE
+    from yolov8_nas.measure.benchmark import PROBE
 
     space = SearchSpace.load(config.space)
     if space.size < 2 * (config.probe.networks + config.probe.holdout):
@@ -116,7 +116,7 @@ def recipe(config: RunConfig, target: TargetConfig) -> Settings:
 
 def _differences(results: Mapping[str, Any], asked: Settings) -> list[str]:
     """Names of what was measured elsewhere by another recipe than is asked for."""
-    from yolov8_nas.hardware.bundle import differences
+    from yolov8_nas.measure.bundle import differences
 
     # A recipe in which no part stays in floating point, or with YOLOv8's own head, does not say so.
     return differences(results, {"keep_float": None, "nms_free": None, **asked})
@@ -128,7 +128,7 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Settings:
     Raises:
         InputError: Nothing was measured there yet, or by another recipe; or a limit cannot be measured there.
     """
-    from yolov8_nas.hardware.bundle import place, read_kept
+    from yolov8_nas.measure.bundle import place, read_kept
 
     asked = recipe(config, target)
     if any(limit.scope == "with_nms" for limit in target.limits):
@@ -211,8 +211,8 @@ def write_bundle(config: RunConfig, label: str, num_classes: int, path: Path, wo
         InputError: The target is no device elsewhere, or cannot be measured through a bundle.
         StageError: Stock cannot be built.
     """
-    from yolov8_nas.hardware import bundle
-    from yolov8_nas.hardware.benchmark import PROBE
+    from yolov8_nas.measure import bundle
+    from yolov8_nas.measure.benchmark import PROBE
 
     target = find_target(config, label)
     runtime = bundle.runtime_there(target)
@@ -251,7 +251,7 @@ def import_results(config: RunConfig, label: str, results: Path, store: str) -> 
         InputError: The results are damaged, incomplete or not the target's.
         StageError: Too much failed there, or latency is predicted too badly.
     """
-    from yolov8_nas.hardware import bundle
+    from yolov8_nas.measure import bundle
 
     target = find_target(config, label)
     read = bundle.read_results(results, target)
@@ -333,7 +333,7 @@ class _Bench:
     """Exports networks with fresh weights and measures them on the device."""
 
     def __init__(self, ctx: StageContext) -> None:
-        from yolov8_nas.hardware.runtime import find
+        from yolov8_nas.measure.runtime import find
 
         self.ctx = ctx
         self.space = SearchSpace.from_dict(ctx.settings["space"])
@@ -370,7 +370,7 @@ class _Bench:
         """Write a network in the form and precision that is measured."""
         import torch
 
-        from yolov8_nas.deploy.artifact import write_network
+        from yolov8_nas.export.artifact import write_network
 
         images = [torch.rand(2, 3, self.imgsz, self.imgsz)]  # ranges have no influence on speed
         write_network(
@@ -386,7 +386,7 @@ class _Bench:
 
     def measure(self, files: Sequence[Path], checkpoint: str) -> list[Measurement | Failed]:
         """Measure files in the same rounds, with stock as the reference network."""
-        from yolov8_nas.hardware.benchmark import PROBE, measure_what_can_be
+        from yolov8_nas.measure.benchmark import PROBE, measure_what_can_be
 
         count = len(files)
 
@@ -432,9 +432,9 @@ class _Table:
         if "elsewhere" in self.ctx.settings:
             self.take_in_results(self.ctx.settings["elsewhere"])
             return
-        from yolov8_nas.hardware.counters import why_not
-        from yolov8_nas.hardware.nms import time_nms
-        from yolov8_nas.hardware.target import Target
+        from yolov8_nas.device.counters import why_not
+        from yolov8_nas.measure.nms import time_nms
+        from yolov8_nas.measure.target import Target
 
         runtime = self.bench.runtime
         # The name is the settings' own: on another machine with the same key it means the same.
@@ -476,7 +476,7 @@ class _Table:
         Raises:
             StageError: Too much failed, or latency is predicted too badly.
         """
-        from yolov8_nas.hardware.benchmark import Failed, Measurement
+        from yolov8_nas.measure.benchmark import Failed, Measurement
 
         self.measured = {a: one for a, one in found.items() if isinstance(one, Measurement)}
         self.failed |= {a: one.reason for a, one in found.items() if isinstance(one, Failed)}
@@ -503,7 +503,7 @@ class _Table:
             InputError: It was measured for another number of classes.
             StageError: As `take_in`.
         """
-        from yolov8_nas.hardware.benchmark import Failed, Measurement
+        from yolov8_nas.measure.benchmark import Failed, Measurement
 
         packed = results["bundle"]["recipe"]
         if packed["num_classes"] != self.bench.num_classes:
@@ -559,7 +559,7 @@ class _Table:
         Raises:
             StageError: It is stock, or too much.
         """
-        from yolov8_nas.hardware.benchmark import Failed
+        from yolov8_nas.measure.benchmark import Failed
 
         stock = self.failed.get(self.space.stock) or (c2f.reason if isinstance(c2f, Failed) else None)
         if stock:
@@ -575,7 +575,7 @@ class _Table:
         self.ctx.progress.note(f"{told}; left out")
 
     def _stock(self, c2f: Measurement) -> dict[str, Any]:
-        from yolov8_nas.hardware.cost import cost
+        from yolov8_nas.space.cost import cost
 
         paper = cost(self.space.stock, self.bench.num_classes, self.bench.imgsz)
         stock = self.measured[self.space.stock]
@@ -615,7 +615,7 @@ class _Table:
 
     def _fit(self, values: Mapping[Architecture, float]) -> tuple[LatencyModel, dict[str, float], Floats]:
         """A model of latencies (or energies), its errors on the held-out networks, and their upper bounds."""
-        from yolov8_nas.hardware.latency_model import LatencyModel, accuracy
+        from yolov8_nas.measure.latency_model import LatencyModel, accuracy
 
         fitted = [s.architecture for s in self.samples if s.role != "holdout" and self._was_measured(s)]
         model = LatencyModel.fit(
@@ -676,9 +676,9 @@ class _Limits:
             raise StageError(self._incompatible())
 
     def _figures(self, row: Mapping[str, Any]) -> Figures[float]:
-        from yolov8_nas.hardware.benchmark import Measurement
-        from yolov8_nas.hardware.cost import cost
+        from yolov8_nas.measure.benchmark import Measurement
         from yolov8_nas.search.objective import figures, with_nms
+        from yolov8_nas.space.cost import cost
 
         paper = cost(Architecture.from_dict(row["architecture"]), self.bench.num_classes, self.bench.imgsz)
         timed = with_nms(row["latency_ms"], self.nms_ms) if self.nms_ms else None
@@ -698,8 +698,8 @@ class _Limits:
 
     def _measure_closest(self, limits: Sequence[Constraint]) -> None:
         """Measure the network that is predicted to come closest to the limits, unless it is measured already."""
-        from yolov8_nas.hardware.benchmark import Failed, level
-        from yolov8_nas.hardware.latency_model import LatencyModel
+        from yolov8_nas.measure.benchmark import Failed, level
+        from yolov8_nas.measure.latency_model import LatencyModel
         from yolov8_nas.search.objective import CostModel
 
         costs = CostModel.from_probe(

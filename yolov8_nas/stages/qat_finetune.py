@@ -1,6 +1,6 @@
 """qat-finetune: real trainings choose among the search's candidates; the chosen ones and stock are trained to the end.
 
-All candidates enter a successive halving (`deploy.halving`), from the same start. A short training is scored on the
+All candidates enter a successive halving (`train.halving`), from the same start. A short training is scored on the
 search split and on a fold of the train split that it does not see, another one in each rung: the search split alone is
 small, and has served the supernet's scores before. Ultralytics' trainer validates after each epoch anyway, so this
 costs nothing but the fold's images, which are not trained on, and all networks of a rung are asked the same. The score
@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from yolov8_nas.config import RunConfig, Start, TargetConfig
-from yolov8_nas.stages.stage import Settings, Stage, StageContext
-from yolov8_nas.store import read_json, write_json
+from yolov8_nas.files import read_json, write_json
+from yolov8_nas.runner.stage import Settings, Stage, StageContext
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-    from yolov8_nas.deploy.finetune import Recipe, Trained
-    from yolov8_nas.deploy.halving import Result, Rung, Standing
-    from yolov8_nas.deploy.starting import Begun
     from yolov8_nas.space import Architecture
+    from yolov8_nas.train.finetune import Recipe, Trained
+    from yolov8_nas.train.halving import Result, Rung, Standing
+    from yolov8_nas.train.starting import Begun
 
 CALIBRATION_IMAGES: Final = 256
 """Training images from which BatchNorm statistics and INT8 ranges come."""
@@ -130,12 +130,12 @@ class _Finetuning:
         import torch
 
         from yolov8_nas.data.dataset import data_yaml
-        from yolov8_nas.deploy.halving import Rung, epochs_of
-        from yolov8_nas.deploy.starting import Starts
-        from yolov8_nas.hardware.profile import available_cores
+        from yolov8_nas.device.profile import available_cores
         from yolov8_nas.space import Architecture
         from yolov8_nas.supernet.batchnorm import calibration_batches
         from yolov8_nas.supernet.supernet import Supernet
+        from yolov8_nas.train.halving import Rung, epochs_of
+        from yolov8_nas.train.starting import Starts
 
         self.ctx = ctx
         self.options = ctx.settings["finetune"]
@@ -205,7 +205,7 @@ class _Finetuning:
 
     def _rungs(self, recipe: Recipe) -> tuple[Rung, ...]:
         """The trainings among which one is chosen, of candidates or of what they are compared with."""
-        from yolov8_nas.deploy.halving import Rung, schedule
+        from yolov8_nas.train.halving import Rung, schedule
 
         asked = self.options["rungs"]
         short: Sequence[Rung] | Literal["auto"] = "auto" if asked == "auto" else [Rung(**rung) for rung in asked]
@@ -228,8 +228,8 @@ class _Finetuning:
         Computing is multiply-accumulates times images; which networks go on is not known yet, so the largest are
         reckoned with.
         """
-        from yolov8_nas.deploy.halving import epochs_of
-        from yolov8_nas.hardware.cost import cost
+        from yolov8_nas.space.cost import cost
+        from yolov8_nas.train.halving import epochs_of
 
         def macs(architecture: Architecture) -> float:
             return cost(architecture, len(self.names), self.imgsz).macs
@@ -258,8 +258,8 @@ class _Finetuning:
         A teacher teaches whole trainings only: short ones have to tell networks apart, which they do as well without
         the time that it takes.
         """
-        from yolov8_nas.deploy.finetune import average
-        from yolov8_nas.deploy.halving import Result, halve
+        from yolov8_nas.train.finetune import average
+        from yolov8_nas.train.halving import Result, halve
 
         whole: dict[int, Trained] = {}
 
@@ -281,8 +281,8 @@ class _Finetuning:
     def _short(self, arm: _Arm, i: int, rung: int) -> Result:
         """Train a network for a while, without a fold of the images; the score is that of the fold and the rest."""
         from yolov8_nas.data.dataset import data_yaml
-        from yolov8_nas.deploy.finetune import CHECKPOINT, average
-        from yolov8_nas.deploy.halving import Result
+        from yolov8_nas.train.finetune import CHECKPOINT, average
+        from yolov8_nas.train.halving import Result
 
         entrant = arm.entrants[i]
         recipe = replace(arm.recipe, epochs=arm.rungs[rung].epochs, seed=entrant.seed + RUNG_SEED * (rung + 1))
@@ -370,9 +370,9 @@ class _Finetuning:
 
     def _write(self, arm: _Arm, entrant: _Entrant, tuned: Trained, folder: Path) -> dict[str, Any]:
         """Write a trained network, and train it for INT8 where that is asked for; returns its row of the summary."""
-        from yolov8_nas.deploy.finetune import average
-        from yolov8_nas.deploy.quantization import quantize, save_qat_checkpoint
         from yolov8_nas.supernet.derive import save_checkpoint
+        from yolov8_nas.train.finetune import average
+        from yolov8_nas.train.quantization import quantize, save_qat_checkpoint
 
         save_checkpoint(tuned.network, folder / "best.pt", names=self.names, imgsz=self.imgsz)
         score = {"fp32": tuned.curves[tuned.epoch - 1]["map50_95"]}
@@ -408,8 +408,8 @@ class _Finetuning:
 
     def _computing(self, arm: _Arm, entrant: _Entrant) -> dict[str, float]:
         """Multiply-accumulates of a network's whole trainings; see `starting.computing`."""
-        from yolov8_nas.deploy.starting import computing
-        from yolov8_nas.hardware.cost import cost
+        from yolov8_nas.space.cost import cost
+        from yolov8_nas.train.starting import computing
 
         def macs(architecture: Architecture) -> float:
             return cost(architecture, len(self.names), self.imgsz).macs
@@ -423,9 +423,9 @@ class _Finetuning:
 
     def _shared(self, name: str, network: DetectionModel, recipe: Recipe, *, teacher: None = None) -> Trained:
         """Train stock in floating point, or find it trained; nothing teaches it."""
-        from yolov8_nas.deploy.finetune import Trained
-        from yolov8_nas.deploy.quantization import load_network
         from yolov8_nas.supernet.derive import save_checkpoint
+        from yolov8_nas.train.finetune import Trained
+        from yolov8_nas.train.quantization import load_network
 
         weights = self.ctx.settings["supernet"]["weights"]
         begun = self.begun[name].start
@@ -464,7 +464,7 @@ class _Finetuning:
         """Train a network, with its checkpoints in the stage's `partial` or another one."""
         from ultralytics.utils.torch_utils import is_qat
 
-        from yolov8_nas.deploy.finetune import train
+        from yolov8_nas.train.finetune import train
 
         weight = QAT_COST if is_qat(network) else 1
 
@@ -484,7 +484,7 @@ class _Finetuning:
         return (partial or self.ctx.partial) / "trainings" / name.replace(", ", "-").replace(" ", "-").lower()
 
     def _recipe(self, epochs: int, lr: float, *, mosaic: bool = True) -> Recipe:
-        from yolov8_nas.deploy.finetune import Recipe
+        from yolov8_nas.train.finetune import Recipe
 
         return Recipe(epochs, self.options["batch"], lr, self.imgsz, self.seed, mosaic)
 

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.files import file_sha256, read_json, tree_files, write_json
+from yolov8_nas.runner.stage import Stage, StageContext
 from yolov8_nas.space import Architecture
-from yolov8_nas.stages.stage import Stage, StageContext
-from yolov8_nas.store import file_sha256, read_json, tree_files, write_json
 
 if TYPE_CHECKING:
     from yolov8_nas.registry.register import Deployable

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
-from yolov8_nas.search.constraint import Constraint
-from yolov8_nas.stages.stage import Settings, Stage, StageContext
-from yolov8_nas.store import atomic_write, read_json, write_json
+from yolov8_nas.files import atomic_write, read_json, write_json
+from yolov8_nas.runner.stage import Settings, Stage, StageContext
+from yolov8_nas.space.limits import Constraint
 
 if TYPE_CHECKING:
-    from yolov8_nas.hardware.rules import Applied
     from yolov8_nas.search.evolution import Source, Trial
+    from yolov8_nas.search.rules import Applied
     from yolov8_nas.search.searcher import Found, Searcher
     from yolov8_nas.space import Architecture
 
@@ -85,8 +85,8 @@ class _Search:
         import torch
 
         from yolov8_nas.data.dataset import data_yaml
-        from yolov8_nas.hardware.profile import available_cores
-        from yolov8_nas.hardware.runtime import of_profile
+        from yolov8_nas.device.profile import available_cores
+        from yolov8_nas.measure.runtime import of_profile
         from yolov8_nas.search.memo import Memo
         from yolov8_nas.search.objective import Scorer
         from yolov8_nas.supernet.supernet import Supernet
@@ -128,7 +128,7 @@ class _Search:
 
     def consider_rules(self) -> list[Applied]:
         """The hardware rules, with what the latency table says of them."""
-        from yolov8_nas.hardware.rules import Device, consider, with_evidence
+        from yolov8_nas.search.rules import Device, consider, with_evidence
 
         rules = consider(
             self.supernet.space,
@@ -148,12 +148,12 @@ class _Search:
 
     def make_searcher(self) -> Searcher:
         """The search, given what the stages before have written."""
-        from yolov8_nas.hardware.benchmark import level
-        from yolov8_nas.hardware.latency_model import LatencyModel
-        from yolov8_nas.hardware.rules import narrowed
+        from yolov8_nas.measure.benchmark import level
+        from yolov8_nas.measure.latency_model import LatencyModel
         from yolov8_nas.search.measuring import Bench
         from yolov8_nas.search.objective import CostModel
         from yolov8_nas.search.preference import Preference
+        from yolov8_nas.search.rules import narrowed
         from yolov8_nas.search.searcher import Plan, Searcher
 
         space = narrowed(self.supernet.space, self.rules)
@@ -219,7 +219,7 @@ class _Search:
 
     def export(self, architecture: Architecture) -> Path:
         """The network's file with the supernet's weights, in the form and precision that the search is for."""
-        from yolov8_nas.deploy.artifact import write_network
+        from yolov8_nas.export.artifact import write_network
         from yolov8_nas.supernet.derive import build
 
         file = self.ctx.partial / "networks" / f"{architecture.digest}{self.runtime.suffix}"
@@ -248,7 +248,7 @@ class _Search:
 
     def write(self, found: Found) -> None:
         """Write the results, all with latencies as the last latency model predicts them."""
-        from yolov8_nas.hardware.engine_file import told_of
+        from yolov8_nas.measure.engine_file import told_of
         from yolov8_nas.search.evolution import SEARCHED
         from yolov8_nas.search.outcome import best_score, budget, comparison
 

@@ -23,11 +23,11 @@ from typing import Any, Final
 
 from yolov8_nas.config import RunConfig, SupernetConfig, TargetConfig
 from yolov8_nas.data import weights
+from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.host import HostLock
-from yolov8_nas.progress import Progress
-from yolov8_nas.stages.stage import PARENT_VARIABLE, Settings, Stage, StageContext, die_with_parent
-from yolov8_nas.store import canonical_digest, file_sha256, read_json, write_json
+from yolov8_nas.files import canonical_digest, file_sha256, read_json, write_json
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import PARENT_VARIABLE, Settings, Stage, StageContext, die_with_parent
 
 FAILURE: Final = "failure.json"
 """File in `partial` with what a process said before it ended."""
@@ -111,7 +111,7 @@ def _train(ctx: StageContext) -> None:
         import torch
 
         from yolov8_nas.data import dataset
-        from yolov8_nas.hardware.profile import available_cores
+        from yolov8_nas.device.profile import available_cores
         from yolov8_nas.space import SearchSpace
         from yolov8_nas.supernet import warmstart
         from yolov8_nas.supernet.batchnorm import calibration_batches

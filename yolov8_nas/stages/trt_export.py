@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import StageError
-from yolov8_nas.files import copy_file, read_kept
-from yolov8_nas.search.constraint import Constraint
+from yolov8_nas.files import canonical_digest, copy_file, read_json, read_kept, write_json
+from yolov8_nas.runner.stage import Settings, Stage, StageContext
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.stages.stage import Settings, Stage, StageContext
-from yolov8_nas.store import canonical_digest, read_json, write_json
+from yolov8_nas.space.limits import Constraint
 
 if TYPE_CHECKING:
     from yolov8_nas.evaluation import Evaluation, Evaluator, TrainingSpread
-    from yolov8_nas.hardware.benchmark import Measurement, Timing
-    from yolov8_nas.hardware.cost import Cost
-    from yolov8_nas.hardware.nms import Images
-    from yolov8_nas.search.constraint import Figures
+    from yolov8_nas.measure.benchmark import Measurement, Timing
+    from yolov8_nas.measure.nms import Images
+    from yolov8_nas.space.cost import Cost
+    from yolov8_nas.space.limits import Figures
 
 BATCH: Final = 16
 """Images at once when a checkpoint is scored; an exported file has its own batch."""
@@ -129,7 +128,7 @@ class _Export:
     """One run of the stage."""
 
     def __init__(self, ctx: StageContext) -> None:
-        from yolov8_nas.hardware.runtime import RUNTIMES, find
+        from yolov8_nas.measure.runtime import RUNTIMES, find
 
         self.ctx = ctx
         self.imgsz: int = ctx.settings["imgsz"]
@@ -167,9 +166,9 @@ class _Export:
             self._decide(files)
 
     def _export(self) -> list[_Exported]:
-        from yolov8_nas.deploy.artifact import build_engine, write_onnx
-        from yolov8_nas.deploy.quantization import load_network, require_recipe
-        from yolov8_nas.deploy.verification import verify_onnx
+        from yolov8_nas.export.artifact import build_engine, write_onnx
+        from yolov8_nas.export.verification import verify_onnx
+        from yolov8_nas.train.quantization import load_network, require_recipe
 
         rows: list[tuple[str, int | None, Path, dict[str, Any]]] = [
             (f"candidate-{row['index']}", row["index"], self.tuned / "candidates" / str(row["index"]), row)
@@ -206,8 +205,8 @@ class _Export:
 
     def _measure(self, files: Sequence[_Exported]) -> list[dict[str, Any]]:
         """What the device tells of each file: the fields of a `_File` without its scores."""
-        from yolov8_nas.hardware.benchmark import PROBE, VERIFY, measure
-        from yolov8_nas.hardware.nms import NMS_FREE, SETTINGS, boxes, frames, measure_with_nms
+        from yolov8_nas.measure.benchmark import PROBE, VERIFY, measure
+        from yolov8_nas.measure.nms import NMS_FREE, SETTINGS, boxes, frames, measure_with_nms
 
         self.stock, extra = self._stock_beside(files)
         runs = [file.runs for file in files]
@@ -266,7 +265,7 @@ class _Export:
         """
         import torch
 
-        from yolov8_nas.deploy.artifact import write_network
+        from yolov8_nas.export.artifact import write_network
         from yolov8_nas.space import stock_architecture
         from yolov8_nas.supernet.derive import build
 
@@ -295,9 +294,9 @@ class _Export:
         self, runs: Sequence[Path], measurements: Sequence[Measurement], timings: Sequence[Timing | None]
     ) -> None:
         """Hold limits that are shares of stock against what stock took in the same rounds."""
-        from yolov8_nas.hardware.cost import cost
         from yolov8_nas.search.objective import figures, with_nms
         from yolov8_nas.space import stock_architecture
+        from yolov8_nas.space.cost import cost
 
         at = next((i for i, file in enumerate(runs) if file == self.stock), None)
         if at is None:
@@ -322,9 +321,9 @@ class _Export:
         Raises:
             WaitingError: The files have to be measured there first.
         """
-        from yolov8_nas.hardware.benchmark import VERIFY
-        from yolov8_nas.hardware.bundle import measured_there
-        from yolov8_nas.hardware.nms import boxes
+        from yolov8_nas.measure.benchmark import VERIFY
+        from yolov8_nas.measure.bundle import measured_there
+        from yolov8_nas.measure.nms import boxes
 
         runs = [*(file.runs for file in files), *extra]
         measurements = measured_there(
@@ -379,7 +378,7 @@ class _Export:
 
     def _decide(self, files: Sequence[_File]) -> None:
         """Walk the files from the most wanted on, ship the first that holds, and write the verdict."""
-        from yolov8_nas.deploy.tensorrt import status
+        from yolov8_nas.export.tensorrt import status
 
         ours = sorted((f for f in files if f.candidate is not None), key=self._loss)
         stock = [f for f in files if f.candidate is None]
@@ -454,8 +453,8 @@ class _Export:
         )
 
     def _cost(self, file: _File) -> Cost:
-        from yolov8_nas.hardware.cost import cost
         from yolov8_nas.space import Architecture
+        from yolov8_nas.space.cost import cost
 
         return cost(Architecture.from_dict(file.architecture), len(self.classes), self.imgsz)
 
@@ -556,8 +555,8 @@ class _Export:
 
     def _calibrated(self, trained: _File) -> Evaluation:
         """The score on the val split of the network before its quantization-aware training: the same graph in INT8."""
-        from yolov8_nas.deploy.artifact import write_onnx
-        from yolov8_nas.deploy.quantization import load_network, require_recipe
+        from yolov8_nas.export.artifact import write_onnx
+        from yolov8_nas.train.quantization import load_network, require_recipe
 
         onnx = self.ctx.partial / f"{trained.name}-ptq.onnx"
         network = load_network(trained.folder / "ptq.pt")
@@ -587,7 +586,7 @@ class _Export:
 
         They are held against the same network in floating point: its file where it was exported, else its checkpoint.
         """
-        from yolov8_nas.deploy.thresholds import confidences
+        from yolov8_nas.export.thresholds import confidences
 
         if shipped.precision != "int8":
             return None

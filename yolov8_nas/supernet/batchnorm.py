@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.files import atomic_write
 from yolov8_nas.space import Architecture
-from yolov8_nas.store import atomic_write
 from yolov8_nas.supernet.images import train_split
 from yolov8_nas.supernet.supernet import Supernet
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yolov8_nas.space import Architecture
-from yolov8_nas.supernet.derive import model_rows
+from yolov8_nas.space.topology import model_rows
 from yolov8_nas.supernet.elastic import State
 
 EPS: Final = 1e-3

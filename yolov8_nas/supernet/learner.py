@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ultralytics.utils.loss import v8DetectionLoss
 
-from yolov8_nas.hardware.cost import cost
 from yolov8_nas.space import Architecture
+from yolov8_nas.space.cost import cost
 from yolov8_nas.supernet.derive import build
 from yolov8_nas.supernet.distributed import Processes
 from yolov8_nas.supernet.elastic import REG_MAX

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from ultralytics.data.augment import Mosaic
 
+from yolov8_nas.device.profile import available_cores
 from yolov8_nas.evaluation import DetectionImages
-from yolov8_nas.hardware.profile import available_cores
 from yolov8_nas.supernet.distributed import Processes
 from yolov8_nas.supernet.images import settings
 

@@ -35,6 +35,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.space import BLOCKS, SCALES, Architecture, is_backbone, stock_architecture
+from yolov8_nas.space.topology import model_rows
 from yolov8_nas.supernet.batchnorm import restore_statistics
 from yolov8_nas.supernet.channels import (
     EPS,
@@ -46,7 +47,7 @@ from yolov8_nas.supernet.channels import (
     spread_of,
     wiring,
 )
-from yolov8_nas.supernet.derive import architecture_of, build, model_rows, unroll
+from yolov8_nas.supernet.derive import architecture_of, build, unroll
 from yolov8_nas.supernet.elastic import State
 from yolov8_nas.supernet.operators import dilated, linearised, pass_through, separable
 

@@ -1,9 +1,9 @@
 """The weight-sharing supernet: one set of weights that holds every network of a space.
 
-The supernet has no topology of its own. It walks the rows of the active architecture (`derive.model_rows`), the same
-rows from which the stand-alone network is built, and applies to each the elastic layer of the row's name. So every
-elastic dimension comes from one place: depth is a shorter list of rows, width and expansion are fewer channels of the
-members, the operator is an argument.
+The supernet has no topology of its own. It walks the rows of the active architecture (`space.topology.model_rows`),
+the same rows from which the stand-alone network is built, and applies to each the elastic layer of the row's name. So
+every elastic dimension comes from one place: depth is a shorter list of rows, width and expansion are fewer channels of
+the members, the operator is an argument.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.files import atomic_write, room
+from yolov8_nas.files import atomic_write, read_json, room
 from yolov8_nas.space import Architecture, SearchSpace, is_backbone
-from yolov8_nas.store import read_json
-from yolov8_nas.supernet.derive import Row, model_rows
+from yolov8_nas.space.topology import Row, model_rows
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticPSA, ElasticSPPF, State
 
 WEIGHTS: Final = "supernet.safetensors"

@@ -31,9 +31,9 @@ from yolov8_nas import files
 from yolov8_nas.checkpoint.archive import read_plain
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import DetectionImages, Evaluator
-from yolov8_nas.progress import Progress
+from yolov8_nas.files import write_json
+from yolov8_nas.runner.progress import Progress
 from yolov8_nas.space import Architecture
-from yolov8_nas.store import write_json
 from yolov8_nas.supernet import loading
 from yolov8_nas.supernet.autobatch import most_that_fit
 from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate

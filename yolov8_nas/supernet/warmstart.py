@@ -36,8 +36,8 @@ from yolov8_nas.checkpoint import stock
 from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.errors import InputError
 from yolov8_nas.space import BLOCKS, CONVS, SCALES, Architecture, SearchSpace, stock_architecture
+from yolov8_nas.space.topology import model_rows
 from yolov8_nas.supernet.channels import importance_orders, reordered, wiring
-from yolov8_nas.supernet.derive import model_rows
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticPSA, ElasticPSABlock, ElasticSPPF, State
 from yolov8_nas.supernet.operators import dilated, linearised, pass_through, separable
 from yolov8_nas.supernet.slicing import Sliced, sliced

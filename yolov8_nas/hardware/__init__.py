@@ -1,1 +1,0 @@
-"""The target device: profile, measurement and the latency model."""

@@ -1,0 +1,1 @@
+"""Measurement on the target device: runtimes, the protocol, and the latency model."""

@@ -1,0 +1,1 @@
+"""Training of single networks: fine-tuning, successive halving, quantization."""
