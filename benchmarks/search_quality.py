@@ -66,20 +66,19 @@ from yolov8_nas.space.limits import Constraint
 from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import build, save_checkpoint
 from yolov8_nas.supernet.learner import draw
-from yolov8_nas.supernet.slicing import sliced
 from yolov8_nas.supernet.supernet import Supernet
 from yolov8_nas.supernet.training import Recipe, train
 from yolov8_nas.supernet.warmstart import read_stock, warm_start
 from yolov8_nas.train import finetune
 from yolov8_nas.train.halving import Result, Rung, halve, schedule
 from yolov8_nas.train.quantization import load_network
+from yolov8_nas.train.starting import SLICING_IMAGES, Starts
 
 ARMS: Final = ("searched", "rescaled", "random", "stock", "compute")
 FRESH: Final = 5000
 """By how much the seeds of the arms' trainings lie from those by which anything was chosen."""
 
 BATCH: Final = 16
-CALIBRATION: Final = 256
 TOY: Final = {
     "imgsz": 64, "train": 40, "val": 10, "seeds": 2, "epochs": 3, "supernet_epochs": 1, "generations": 2,
     "population": 6, "candidates": 3, "rungs": ["3x1"], "finalists": 2, "probe_networks": 12, "probe_holdout": 5,
@@ -155,7 +154,10 @@ class Study:
         self.folds = 4
         limit = Constraint.parse(arguments.limit)
         self.share = limit.limit if limit.relative else None
-        self.calibration = calibration_batches(self.data, arguments.imgsz, CALIBRATION, BATCH, 0)
+        calibration = calibration_batches(self.data, arguments.imgsz, SLICING_IMAGES, BATCH, 0)
+        names, folder = self.names, self.folder("starts")
+        untrained = Supernet(self.space, len(names), names)
+        self.starts = Starts("weights", untrained, arguments.weights, calibration, folder)
 
     def folder(self, *parts: str) -> Path:
         """A folder of the study, made where it is missing."""
@@ -207,12 +209,6 @@ class Study:
         """Multiply-accumulates of one image."""
         return float(cost(network, len(self.names), self.arguments.imgsz).macs)
 
-    def start(self, network: Architecture, seed: int) -> DetectionModel:
-        """A network with the weights that every arm starts from; what is new in it depends on the seed."""
-        torch.manual_seed(seed)
-        model, _ = sliced(self.source, network, self.names, self.calibration)
-        return model
-
     def trained(
         self,
         network: Architecture,
@@ -220,6 +216,7 @@ class Study:
         *,
         epochs: int,
         seed: int,
+        start_seed: int,
         teacher: DetectionModel | None = None,
         held_out: int | None = None,
     ) -> dict[str, Any]:
@@ -229,7 +226,8 @@ class Study:
             network: The network.
             folder: The training's own.
             epochs: How long.
-            seed: Of new weights, order and augmentation.
+            seed: Of order and augmentation.
+            start_seed: Of what is new in the network; a network and seed are sliced once.
             teacher: What it learns from beside the labels.
             held_out: Fold of the train split that is not trained on but scored on.
 
@@ -245,7 +243,8 @@ class Study:
                 data = data_yaml(self.prepared, views, validate_on="search", held_out=(held_out, self.folds))
             recipe = finetune.Recipe(epochs, a.batch, a.lr, a.imgsz, seed)
             report = teller(f"{folder.relative_to(self.workdir)}, {epochs} epochs")
-            tuned = finetune.train(self.start(network, seed), data, recipe, work=folder, teacher=teacher, report=report)
+            start, _ = self.starts.network(network, start_seed, candidate=True)
+            tuned = finetune.train(start, data, recipe, work=folder, teacher=teacher, report=report)
             save_checkpoint(tuned.network, folder / "best.pt", names=self.names, imgsz=a.imgsz)
             (folder / finetune.CHECKPOINT).unlink(missing_ok=True)
             write_json(
@@ -266,7 +265,7 @@ class Study:
         if not self.arguments.distill:
             return None
         epochs = self.arguments.epochs
-        trained = self.trained(self.space.stock, self.folder("stock", "0"), epochs=epochs, seed=0)
+        trained = self.trained(self.space.stock, self.folder("stock", "0"), epochs=epochs, seed=0, start_seed=0)
         return load_network(Path(trained["file"]))
 
 
@@ -305,7 +304,10 @@ class Contest:
                 folder = base / f"{FRESH + seed}"
                 folder.mkdir(parents=True, exist_ok=True)
                 teacher = None if arm == "stock" else self.study.teacher
-                told = self.study.trained(network, folder, epochs=epochs[arm], seed=FRESH + seed, teacher=teacher)
+                fresh = FRESH + seed
+                told = self.study.trained(
+                    network, folder, epochs=epochs[arm], seed=fresh, start_seed=fresh, teacher=teacher
+                )
                 if not (folder / "val.npz").exists():
                     scored = evaluator.evaluate(load_network(Path(told["file"])))
                     scored.save(folder / "val.npz")
@@ -334,9 +336,11 @@ class Contest:
         rungs = schedule(len(networks), min(a.finalists, len(networks)), a.epochs, short)
         if len(networks) == 1:
             return networks[0]
+        if rungs[-1].networks == 1:  # the arms train it to the end, with other seeds
+            rungs = rungs[:-1]
 
         def one(i: int, rung: int) -> Result:
-            last = rung == len(rungs) - 1
+            last = rungs[rung].epochs == a.epochs
             folder = self.folder / "halving" / arm / f"{rungs[rung].epochs}-{networks[i].digest}"
             folder.mkdir(parents=True, exist_ok=True)
             told = self.study.trained(
@@ -344,6 +348,7 @@ class Contest:
                 folder,
                 epochs=rungs[rung].epochs,
                 seed=1000 * (self.number + 1) + rung,
+                start_seed=self.number,
                 teacher=self.study.teacher if last else None,
                 held_out=None if last else rung % self.study.folds,
             )
@@ -371,13 +376,17 @@ class Contest:
     def computing_of_halving(
         self, networks: Sequence[Architecture], rungs: Sequence[Rung], lengths: Sequence[int], ranking: Sequence[Any]
     ) -> float:
-        """Multiply-accumulates times images of all trainings of a halving, backward passes included."""
-        images = self.study.images
-        return sum(
-            3 * self.study.macs(networks[s.entrant]) * images * rung.epochs
-            for s, length in zip(ranking, lengths, strict=True)
-            for rung in rungs[:length]
-        )
+        """Multiply-accumulates times images of all trainings of a halving, backward passes included.
+
+        One whole training of the winner counts in any case.
+        """
+        images, epochs = self.study.images, self.arguments.epochs
+        trained = [
+            (s.entrant, rung.epochs) for s, length in zip(ranking, lengths, strict=True) for rung in rungs[:length]
+        ]
+        if rungs[-1].epochs < epochs:
+            trained.append((ranking[0].entrant, epochs))
+        return sum(3 * self.study.macs(networks[entrant]) * images * epochs for entrant, epochs in trained)
 
     def epochs_of_equal_computing(self, chosen: dict[str, Architecture]) -> int:
         """For how long rescaled stock can be trained with all the computing that the searched network took."""
