@@ -187,7 +187,7 @@ def source_digest(source: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     with opened(path) as folder, Known.of(path) as known:
         faults = Faults()
-        listing = _read(folder, str(source), faults, confined=False)
+        listing = _read(folder, str(source), faults, known, confined=False)
         faults.raise_any(str(source))
         assert listing is not None
         digest = hashlib.sha256(repr(listing.names).encode())
@@ -208,9 +208,9 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(folder: Path, source: str, faults: Faults, *, confined: bool) -> Listing | None:
+def _read(folder: Path, source: str, faults: Faults, known: Known, *, confined: bool) -> Listing | None:
     try:
-        return layout.read(folder, faults, confined=confined)
+        return layout.read(folder, faults, confined=confined, known=known)
     except OSError as error:  # no rights, a name too long for the file system, a disk that fails
         raise InputError(f"{source}: cannot be read ({error}); make its files and folders readable") from None
 
@@ -219,11 +219,11 @@ def _check(
     folder: Path, source: str, name: str, confined: bool, progress: Told | None, remembered: Path | None = None
 ) -> CheckedDataset:
     faults = Faults()
-    listing = _read(folder, source, faults, confined=confined)
-    if listing is None or (faults.count and sum(map(len, listing.samples.values())) > _QUICK):
-        faults.raise_any(source)
-        raise AssertionError("a reader gave nothing and no reason")
     with Known.of(remembered) as known:
+        listing = _read(folder, source, faults, known, confined=confined)
+        if listing is None or (faults.count and sum(map(len, listing.samples.values())) > _QUICK):
+            faults.raise_any(source)
+            raise AssertionError("a reader gave nothing and no reason")
         found = _inspect(listing, faults, known, progress)
     _judge(listing, faults, folder)
     faults.raise_any(source)

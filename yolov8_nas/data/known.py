@@ -1,4 +1,4 @@
-"""What an earlier check found out about images, so that unchanged files are not opened again.
+"""What an earlier check found out about images and label files, so that unchanged ones are not opened again.
 
 It lies in the user's cache folder, and is only ever an economy: without it everything is opened.
 """
@@ -38,7 +38,7 @@ def folder() -> Path | None:
 
 
 class Known:
-    """Facts about the images of one dataset by path, size and times.
+    """Facts about the files of one dataset by path, size and times.
 
     Args:
         file: The database, or nothing to know nothing.
@@ -48,6 +48,7 @@ class Known:
         self._file = file
         self._database: sqlite3.Connection | None = None
         self._waiting: list[tuple[str, str, str]] = []
+        self._rows_waiting: list[tuple[str, str, bytes]] = []
         if file is not None and file.is_file():
             self._open(file)
 
@@ -56,6 +57,7 @@ class Known:
             file.parent.mkdir(parents=True, exist_ok=True)
             database = sqlite3.connect(file, timeout=5, isolation_level=None)
             database.execute("CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, state TEXT, facts TEXT)")
+            database.execute("CREATE TABLE IF NOT EXISTS labels (path TEXT PRIMARY KEY, state TEXT, boxes BLOB)")
             file.touch()
             self._database = database
 
@@ -91,9 +93,26 @@ class Known:
             if len(self._waiting) >= _TOGETHER:
                 self._write()
 
+    def boxes(self, path: str, state: str) -> bytes | None:
+        """The boxes of a label file in a state, as `keep_boxes` got them."""
+        if self._database is None or not state:
+            return None
+        try:
+            row = self._database.execute("SELECT state, boxes FROM labels WHERE path = ?", (_text(path),)).fetchone()
+        except sqlite3.Error:
+            return None
+        return row[1] if row is not None and row[0] == state and isinstance(row[1], bytes) else None
+
+    def keep_boxes(self, path: str, state: str, boxes: bytes) -> None:
+        """Note the boxes of a label file in which there is nothing to remark on."""
+        if self._file is not None and state:
+            self._rows_waiting.append((_text(path), state, boxes))
+            if len(self._rows_waiting) >= _TOGETHER:
+                self._write()
+
     def close(self) -> None:
         """Write what waits."""
-        if self._waiting:
+        if self._waiting or self._rows_waiting:
             self._write()
         if self._database is not None:
             self._database.close()
@@ -108,8 +127,10 @@ class Known:
             with contextlib.suppress(sqlite3.Error):
                 self._database.execute("BEGIN")
                 self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", self._waiting)
+                self._database.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?, ?)", self._rows_waiting)
                 self._database.execute("COMMIT")
         self._waiting.clear()
+        self._rows_waiting.clear()
 
 
 def _forget(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from yolov8_nas.data import coco, images, yolo_layout
 from yolov8_nas.data.coco import CocoReader
 from yolov8_nas.data.faults import Faults
+from yolov8_nas.data.known import Known
 from yolov8_nas.data.sample import Listing
 from yolov8_nas.data.text import description, shown
 from yolov8_nas.data.tree import folders, is_hidden, walk
@@ -42,19 +43,20 @@ class _Found:
     contents: dict[Path, Any]
 
 
-def read(source: Path, faults: Faults, *, confined: bool) -> Listing | None:
+def read(source: Path, faults: Faults, *, confined: bool, known: Known | None = None) -> Listing | None:
     """Read a dataset, in whichever layout it is.
 
     Args:
         source: The dataset, or a folder with the dataset somewhere below, or the path of a data.yaml or of a JSON file.
         faults: Takes what is wrong.
         confined: Whether files outside the folder are refused, as for an archive that came from elsewhere.
+        known: What an earlier check found in the dataset's label files.
 
     Returns:
         The listing, or nothing where the faults leave nothing to read.
     """
     if source.is_file():
-        return _read_file(source, faults, confined)
+        return _read_file(source, faults, confined, known or Known(None))
     unreadable = Faults()
     for level in folders(source, _DEPTH):
         found = [one for root in level for one in _look(root, unreadable)]
@@ -66,7 +68,7 @@ def read(source: Path, faults: Faults, *, confined: bool) -> Listing | None:
             faults.take(unreadable)
             return None
         if found:
-            return _reader(found[0], faults, confined, source).read()
+            return _reader(found[0], faults, confined, source, known or Known(None)).read()
     faults.add(
         "data.yaml",
         f"missing, and there are no COCO annotations either (seen: {seen(source)})",
@@ -75,9 +77,9 @@ def read(source: Path, faults: Faults, *, confined: bool) -> Listing | None:
     return None
 
 
-def _read_file(source: Path, faults: Faults, confined: bool) -> Listing | None:
+def _read_file(source: Path, faults: Faults, confined: bool, known: Known) -> Listing | None:
     if source.suffix.lower() != ".json":
-        return YoloReader(source, source.parent, faults, confined).read()
+        return YoloReader(source, source.parent, faults, confined, known=known).read()
     root = source.parent
     if root.name.lower() in ("annotations", "labels", "json"):
         root = root.parent
@@ -107,9 +109,9 @@ def _look(root: Path, unreadable: Faults) -> list[_Found]:
     return [_Found(root, instead, {})] if instead else []
 
 
-def _reader(found: _Found, faults: Faults, confined: bool, top: Path) -> YoloReader | CocoReader:
+def _reader(found: _Found, faults: Faults, confined: bool, top: Path, known: Known) -> YoloReader | CocoReader:
     if found.description is not None:
-        return YoloReader(found.description, found.root, faults, confined, top)
+        return YoloReader(found.description, found.root, faults, confined, top, known)
     return CocoReader(found.root, found.contents, faults)
 
 

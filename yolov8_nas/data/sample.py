@@ -39,6 +39,23 @@ class Boxes(Sequence[Box]):
     def __init__(self, boxes: Iterable[Box] = ()) -> None:
         self._packed = array("d", [value for box in boxes for value in box])
 
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Boxes:
+        """What `packed` gave.
+
+        Raises:
+            ValueError: It is torn.
+        """
+        boxes = cls()
+        boxes._packed.frombytes(packed)
+        if len(boxes._packed) % 5:
+            raise ValueError(f"{len(packed)} bytes are no boxes")
+        return boxes
+
+    def packed(self) -> bytes:
+        """The boxes as bytes, for this machine alone."""
+        return self._packed.tobytes()
+
     def __len__(self) -> int:
         return len(self._packed) // 5
 

@@ -12,11 +12,13 @@ from typing import Any, Final
 
 from yolov8_nas.data import images, ledger
 from yolov8_nas.data.faults import Faults
+from yolov8_nas.data.known import Known, state
 from yolov8_nas.data.ledger import Ledger
 from yolov8_nas.data.sample import CLIPPED, SPLITS, TWICE, Box, Boxes, Listing, Sample, cut_off
 from yolov8_nas.data.text import MOST_CLASSES, MOST_LISTED, checked_names, description, lines, shown
 from yolov8_nas.data.tree import Places, is_hidden, parts_of, walk
 from yolov8_nas.data.yolo_rows import ORIENTED, parse_row
+from yolov8_nas.data.yolo_rows import VERSION as ROWS
 from yolov8_nas.errors import InputError
 
 NO_LABELS: Final = 0.2
@@ -24,6 +26,9 @@ NO_LABELS: Final = 0.2
 
 MANY_CLIPPED: Final = 0.2
 """Share of boxes that reach out of their images above which something else than boxes may have been written."""
+
+USED: Final = "used"
+"""What becomes of a box that is taken as it is written."""
 
 _LISTS = frozenset(
     f"{name}.txt"
@@ -65,6 +70,7 @@ class YoloReader:
         faults: Takes what is wrong.
         confined: Whether files outside the folder are refused.
         top: The folder above in which it was found: a description may lie in a folder of its own.
+        known: What an earlier check found in its label files.
     """
 
     description: Path
@@ -72,6 +78,7 @@ class YoloReader:
     faults: Faults
     confined: bool
     top: Path | None = None
+    known: Known = field(default_factory=lambda: Known(None))
     ledger: Ledger = field(default_factory=Ledger)
     warnings: list[str] = field(default_factory=list)
     _labels: dict[str, _LabelFolder] = field(default_factory=dict)
@@ -321,8 +328,8 @@ class YoloReader:
     def _samples(
         self, split: str, paths: Sequence[str], names: tuple[str, ...], keypoints: tuple[int, int] | None
     ) -> list[Sample]:
-        numbers = {name: i for i, name in enumerate(names)}
-        samples = [self._sample(split, path, len(names), numbers, keypoints) for path in paths]
+        rows = _Rows({name: i for i, name in enumerate(names)}, len(names), keypoints)
+        samples = [self._sample(split, path, rows) for path in paths]
         bare = [sample.name for sample in samples if not sample.labelled]
         if len(bare) > NO_LABELS * len(samples) and any(sample.boxes for sample in samples):
             expected = os.path.relpath(label_file(Path(next(s.image for s in samples if not s.labelled))), self.root)
@@ -345,31 +352,51 @@ class YoloReader:
             )
         return samples
 
-    def _sample(
-        self, split: str, image: str, classes: int, names: dict[str, int], keypoints: tuple[int, int] | None
-    ) -> Sample:
-        boxes: dict[Box, None] = {}
+    def _sample(self, split: str, image: str, rows: _Rows) -> Sample:
+        boxes = Boxes()
         file = self._label(image)
         if file is not None:
             where = shown(file, self.root)
             if self._image_of.setdefault(file, image) != image:
                 self._shared.append(f"{shown(image, self.root)} and {shown(self._image_of[file], self.root)}")
-            rows = 0
-            for number, line in lines(file, where, self.faults):
-                rows += 1
-                try:
-                    box, outcome, what = parse_row(line, classes, keypoints=keypoints, names=names)
-                except InputError as error:
-                    fault, _, remedy = str(error).partition("; ")
-                    self.faults.add(f"{where}, line {number}", fault, remedy)
-                    continue
-                if box is not None and box in boxes:
-                    outcome = TWICE
-                elif box is not None:
-                    boxes[box] = None
-                self.ledger.add(split, "boxes", outcome or what or "used", f"{where}, line {number}" if outcome else "")
-            self.ledger.add(split, "labels", "read, with rows" if rows else "read, empty")
-        return Sample(image, shown(image, self.root), Boxes(boxes), file is not None)
+            boxes = self._known_boxes(split, file, rows) or self._read_boxes(split, file, where, rows)
+        return Sample(image, shown(image, self.root), boxes, file is not None)
+
+    def _known_boxes(self, split: str, file: str, rows: _Rows) -> Boxes | None:
+        """The boxes of a label file that has not changed since a check found nothing to remark on."""
+        try:
+            packed = self.known.boxes(file, rows.state(file))
+            boxes = Boxes.unpacked(packed) if packed else None
+        except (OSError, ValueError):
+            return None
+        if boxes:
+            self.ledger.add(split, "boxes", USED, count=len(boxes))
+            self.ledger.add(split, "labels", "read, with rows")
+        return boxes
+
+    def _read_boxes(self, split: str, file: str, where: str, rows: _Rows) -> Boxes:
+        found: dict[Box, None] = {}
+        count, faults = 0, self.faults.count
+        remarks = False
+        for number, line in lines(file, where, self.faults):
+            count += 1
+            try:
+                box, outcome, what = parse_row(line, rows.classes, keypoints=rows.keypoints, names=rows.names)
+            except InputError as error:
+                fault, _, remedy = str(error).partition("; ")
+                self.faults.add(f"{where}, line {number}", fault, remedy)
+                continue
+            if box is not None and box in found:
+                outcome = TWICE
+            elif box is not None:
+                found[box] = None
+            remarks = remarks or bool(outcome or what)
+            self.ledger.add(split, "boxes", outcome or what or USED, f"{where}, line {number}" if outcome else "")
+        self.ledger.add(split, "labels", "read, with rows" if count else "read, empty")
+        boxes = Boxes(found)
+        if boxes and not remarks and self.faults.count == faults:
+            self.known.keep_boxes(file, rows.state(file), boxes.packed())
+        return boxes
 
     def _label(self, image: str) -> str | None:
         """The label file of an image, where there is one."""
@@ -405,6 +432,26 @@ class YoloReader:
         else:
             outcome, alarm = "skipped: without an image", "give each the name of its image, or take them out"
         self.ledger.add(split, "labels", outcome, shown(path, self.root), alarm=alarm)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What rows of label files mean in a dataset.
+
+    Attributes:
+        names: Classes by name.
+        classes: How many there are.
+        keypoints: How many keypoints a pose has and how many numbers each, where the dataset says so.
+    """
+
+    names: Mapping[str, int]
+    classes: int
+    keypoints: tuple[int, int] | None
+
+    def state(self, file: str) -> str:
+        """What changes when the rows of a file are to be read anew; empty for a file that has just changed."""
+        mark = state(file)
+        return f"{mark} {ROWS} {self.classes} {self.keypoints}" if mark else ""
 
 
 @dataclass

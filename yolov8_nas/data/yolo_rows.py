@@ -10,6 +10,9 @@ from typing import Final
 from yolov8_nas.data.sample import Box, fit
 from yolov8_nas.errors import InputError
 
+VERSION: Final = 1
+"""Of what `parse_row` makes of a row: boxes that another version found are not used."""
+
 TOLERANCE: Final = 1e-3
 """How far a box may reach out of its image without a word, as a share of the side: rounding of written coordinates."""
 
