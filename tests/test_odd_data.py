@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -24,7 +25,7 @@ from PIL import Image
 from test_data import as_zip, edit_coco, edit_yaml, prepare, write_coco, write_image, write_yolo
 
 from yolov8_nas.data import dataset as normalised
-from yolov8_nas.data import images, known, ledger
+from yolov8_nas.data import images, known, ledger, yolo_layout
 from yolov8_nas.data.check import CheckedDataset, check_source, source_digest
 from yolov8_nas.data.images import look, normal, ranges
 from yolov8_nas.data.yolo_rows import ORIENTED, POLYGON, POSE, parse_row
@@ -649,6 +650,32 @@ def test_a_jpeg_without_its_end_marker_is_whole_and_a_truncated_one_is_not(progr
             look(data[:-missing])
 
 
+def test_what_opencv_cannot_decode_of_a_jpeg_is_refused() -> None:
+    """The check decodes to an eighth of the size; the training decodes all of it, and must find as much."""
+    rng = random.Random(0)
+    outcomes = []
+    for i in range(200):
+        size, form = (rng.randint(16, 90), rng.randint(16, 90)), {"progressive": i % 2 == 0, "subsampling": i % 3}
+        data = bytearray(encoded("JPEG", size, **form))
+        if i % 4 == 0:
+            del data[rng.randrange(len(data)) :]
+        elif i % 4 == 1:
+            start = rng.randrange(len(data))
+            del data[start : start + rng.randint(1, 40)]
+        elif i % 4 == 2:
+            for place in rng.choices(range(len(data)), k=rng.randint(1, 20)):
+                data[place] = rng.randrange(256)
+        try:
+            facts = look(bytes(data))
+        except InputError:
+            outcomes.append(False)
+            continue
+        read = cv2.imdecode(np.frombuffer(normal(bytes(data), facts, {}), np.uint8), cv2.IMREAD_COLOR)
+        assert read is not None and read.shape[1::-1] == (facts.width, facts.height), (i, form)
+        outcomes.append(True)
+    assert 20 < sum(outcomes) < 180
+
+
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF"])
 def test_truncated_images_of_every_kind_are_refused(form: str) -> None:
     data = encoded(form, (200, 160))
@@ -715,6 +742,27 @@ def test_a_second_check_opens_nothing_and_a_changed_image_is_seen(
     assert source_digest(root) != digest
     (root / "images/train/train_03.png").write_bytes(b"gone")
     with pytest.raises(InputError, match=r"train_03\.png: unreadable"):
+        check_source(root)
+
+
+def test_a_second_check_reads_no_label_and_a_changed_one_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(known, "_SETTLED", -(10**12))
+    root = write_yolo(tmp_path / "parts")
+    labels = sorted((root / "labels/train").glob("*.txt"))
+    labels[0].write_text("0 0.95 0.5 0.2 0.4\n")  # clipped, which each check is to tell
+    first = check_source(root)
+    read: list[str] = []
+    lines = yolo_layout.lines
+    monkeypatch.setattr(yolo_layout, "lines", lambda file, *rest: (read.append(str(file)), lines(file, *rest))[1])
+    assert check_source(root) == first
+    assert {file for file in read if Path(file) in labels} == {str(labels[0])}
+    labels[1].write_text("0 0.4 0.5 0.2 0.4\n")
+    assert check_source(root) != first
+    labels[1].write_text("9 0.4 0.5 0.2 0.4\n")
+    with pytest.raises(InputError, match="class 9 is out of range"):
         check_source(root)
 
 
