@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kfp import dsl
 
 from yolov8_nas.report.step import tell
 from yolov8_nas.run.lifecycle import tell_failure
-from yolov8_nas.runner.stage import StageContext, find_stage, run_stage
+from yolov8_nas.runner import guarded
+from yolov8_nas.runner.stage import Outcome, Stage, StageContext, find_stage, run_stage
 
 
 def run_step(
@@ -31,6 +32,9 @@ def run_step(
 ) -> None:
     """Bring a stage to its end, as `run_stage` does, and write its figures and its report.
 
+    A target's stage runs in a fork: when that is killed or crashes, the target is lost and its step ends green, like
+    one whose stage failed, so that other targets go on.
+
     Args:
         stage: Name of the stage.
         config: Run configuration as JSON.
@@ -47,9 +51,10 @@ def run_step(
     """
     artifacts = inputs or {}
     found = find_stage(stage)
-    try:
-        outcome = run_stage(
-            replace(found, run=run) if run else found,
+
+    def carry_out(it: Stage) -> Outcome:
+        return run_stage(
+            it,
             config=config,
             target=target,
             inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
@@ -60,6 +65,11 @@ def run_step(
             run_id=run_id,
             gpus=int(gpus),
         )
+
+    try:
+        if run is not None:
+            found = replace(found, run=run)
+        outcome = carry_out(found) if target is None else _survived(found, carry_out)
     except Exception as error:
         tell_failure(error, stage, store=store, run_id=run_id, target=target)
         raise
@@ -68,3 +78,16 @@ def run_step(
     for name, value in told.figures.items():
         metrics.log_metric(name, value)
     Path(report.path).write_text(told.markdown)
+
+
+def _survived(stage: Stage, carry_out: Callable[[Stage], Outcome]) -> Outcome:
+    """Carry a stage out in a fork; where that is lost, the stage is one that failed for it."""
+    try:
+        return guarded.call(lambda: carry_out(stage))
+    except guarded.EndedError as ended:
+        lost = ended
+
+    def fail(ctx: StageContext) -> NoReturn:
+        raise lost
+
+    return carry_out(replace(stage, run=fail, watched=False))
