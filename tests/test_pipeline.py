@@ -174,7 +174,6 @@ def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
         workdir=tmp_path / "work",
         summary_file=tmp_path / "summary.json",
         report_file=tmp_path / "report.html",
-        pipeline_error=None,
     )
     assert summary["run"]["status"] == "failed"
     first, second = summary["targets"]
@@ -205,7 +204,6 @@ def _open(tmp_path: Path, labels: dict[str, Any] | None = None, **changes: Any) 
         workdir=tmp_path / "work",
         summary_file=tmp_path / "summary.json",
         report_file=tmp_path / "report.html",
-        pipeline_error="a task failed",
     )
 
 

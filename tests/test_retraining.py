@@ -76,7 +76,7 @@ def _open(config: RunConfig, store: Path, run_id: str) -> dict[str, Any]:
 def _close(store: Path, run_id: str) -> dict[str, Any]:
     out = store.parent / "work"
     files = {"summary_file": out / "copy.json", "report_file": out / "copy.html"}
-    return lifecycle.close_run(store=str(store), run_id=run_id, workdir=out, pipeline_error=None, **files)
+    return lifecycle.close_run(store=str(store), run_id=run_id, workdir=out, **files)
 
 
 def test_new_images_are_trained_on_from_the_champions_supernet_and_known_ones_are_not(

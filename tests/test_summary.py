@@ -46,8 +46,8 @@ class FinishedRun:
         for name in later:
             self.record(name, "failed", f"not run, because {stage} failed", key="")
 
-    def summarise(self, error: str | None = None) -> dict[str, Any]:
-        content = summarise(self.store, "run", self.out, CONFIG, error)
+    def summarise(self) -> dict[str, Any]:
+        content = summarise(self.store, "run", self.out, CONFIG)
         assert content == json.loads((self.out / "summary.json").read_text())
         Summary.model_validate(content)
         return content
@@ -165,14 +165,16 @@ def test_failure_before_the_branches_is_the_cause_of_all(run: FinishedRun) -> No
 
 def test_run_that_ended_between_stages_is_no_success(run: FinishedRun) -> None:
     run.file("register").unlink()
-    summary = run.summarise(error="the pipeline was stopped")
-    assert (summary["run"]["status"], summary["run"]["error"]) == ("failed", "the pipeline was stopped")
+    summary = run.summarise()
+    assert (summary["run"]["status"], summary["run"]["error"]) == ("failed", None)
     assert summary["targets"][0]["error"].startswith("register: the run ended before it")
     # What ships is there all the same.
     assert summary["targets"][0]["model"]["map50_95"] == 0.41
 
 
 def test_run_that_never_opened_has_a_summary(tmp_path: Path) -> None:
-    summary = summarise(Store(tmp_path / "store"), "run", tmp_path, CONFIG, "open-run: no such dataset")
+    store = Store(tmp_path / "store")
+    store.record("run", "failure.all.open-run.json", {"task": "open-run", "target": None, "error": "no such dataset"})
+    summary = summarise(store, "run", tmp_path, CONFIG)
     assert (summary["run"]["status"], summary["stages"]) == ("failed", [])
     assert summary["targets"][0]["status"] == "failed"

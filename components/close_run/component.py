@@ -15,11 +15,12 @@ def close_run(
     report: dsl.Output[dsl.HTML],
     verdict: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
-    status: dsl.PipelineTaskFinalStatus,
 ) -> None:
     """Write summary and report of a run, however it ended, close it in MLflow, and say which targets have a model.
 
-    It does not fail where none has one, because Kubeflow uploads nothing of a failed step; the step `verdict` does.
+    It does not fail where none has one, because Kubeflow uploads nothing of a failed step; the step `verdict` does. How
+    the run went it reads from the records of its stages: the state that Kubeflow would tell is RUNNING in most endings,
+    and its error message empty.
 
     Args:
         store: The stage store.
@@ -30,7 +31,6 @@ def close_run(
         report: report.html.
         verdict: The targets, each with its model or why it has none.
         metrics: Figures of the targets.
-        status: How the pipeline ended, from Kubeflow.
     """
     from pathlib import Path
 
@@ -44,7 +44,6 @@ def close_run(
             workdir=Path(workdir) if workdir else None,
             summary_file=Path(summary.path),
             report_file=Path(report.path),
-            pipeline_error=status.error_message or "a task failed" if status.state == "FAILED" else None,
         )
     told = tell_run(closed)
     for name, value in told.figures.items():

@@ -121,7 +121,6 @@ def close_run(
     workdir: Path | None,
     summary_file: Path,
     report_file: Path,
-    pipeline_error: str | None,
 ) -> dict[str, Any]:
     """Write summary and report of a run, however it ended, and close it in MLflow.
 
@@ -131,7 +130,6 @@ def close_run(
         workdir: Folder for `summary.json`, `report.html` and the models that ship; nothing for a temporary one.
         summary_file: Where a copy of the summary goes.
         report_file: Where a copy of the report goes.
-        pipeline_error: What the pipeline says went wrong, if anything.
 
     Returns:
         The summary; of a run that was never opened, one without targets that says why.
@@ -147,7 +145,7 @@ def close_run(
     config = _recorded(folder)
     with tempfile.TemporaryDirectory() as temporary:
         out = workdir or Path(temporary)
-        summary = summarise(opened_store, run_id, out, config, pipeline_error)
+        summary = summarise(opened_store, run_id, out, config)
         report = build_report(summary, evidence(opened_store, run_id, target_labels(config)), out / "report.html")
         for source, copy in ((out / "summary.json", summary_file), (report, report_file)):
             copy.parent.mkdir(parents=True, exist_ok=True)

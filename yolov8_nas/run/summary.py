@@ -225,7 +225,7 @@ class Summary(_Model):
     targets: list[Target]
 
 
-def summarise(store: Store, run_id: str, out: Path, config: RunConfig, error: str | None = None) -> dict[str, Any]:
+def summarise(store: Store, run_id: str, out: Path, config: RunConfig) -> dict[str, Any]:
     """Write `summary.json` and copy the files that ship to `models/<target>/`.
 
     Args:
@@ -233,7 +233,6 @@ def summarise(store: Store, run_id: str, out: Path, config: RunConfig, error: st
         run_id: The run in whose records to look.
         out: Folder for `summary.json` and the models.
         config: The run's configuration.
-        error: What went wrong outside of the stages, if anything.
 
     Returns:
         The content of `summary.json`.
@@ -242,8 +241,7 @@ def summarise(store: Store, run_id: str, out: Path, config: RunConfig, error: st
     failures = list(_failures(store, run_id, records))
     shared = [record for (label, _), record in records.items() if label == _ALL and record["status"] == "failed"]
     failures += [f"{record['stage']}: {record['error']}" for record in shared]
-    if failures:
-        error = "; ".join(failures)
+    error = "; ".join(failures) or None
     labels = target_labels(config)
     rows = [_row(record) for record in _in_order(records, labels)]
     opened = _read(store.run_folder(run_id), RUN_FILE) or {}
