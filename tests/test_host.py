@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.host import FOLDER_VARIABLE, LOCK_VARIABLE, NODE_VARIABLE, HostLock, default_path
 from yolov8_nas.errors import InputError
 
 
@@ -91,3 +92,25 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lock.*remove it"), HostLock(tmp_path / "lock").computing():
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_containers_of_one_host_share_a_lock_in_a_folder_and_those_of_another_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LOCK_VARIABLE, raising=False)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "volume" / "hosts"))
+    monkeypatch.setenv(NODE_VARIABLE, "node-1.example.com")
+    first = HostLock()
+    with first.computing():
+        assert not _free(default_path())
+        monkeypatch.setenv(NODE_VARIABLE, "node-2")
+        assert _free(default_path())
+    monkeypatch.setenv(NODE_VARIABLE, "../elsewhere")
+    with pytest.raises(InputError, match=NODE_VARIABLE):
+        default_path()
+    monkeypatch.setenv(NODE_VARIABLE, "node")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(first.path / "below-a-file"))
+    with pytest.raises(InputError, match="locks of hosts"):
+        default_path()
+    monkeypatch.delenv(NODE_VARIABLE)
+    assert default_path().parent == Path(tempfile.gettempdir())

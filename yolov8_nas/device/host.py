@@ -5,21 +5,44 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.names import part
 
 LOCK_VARIABLE: Final = "YOLOV8_NAS_HOST_LOCK"
 """Environment variable with another lock file, for containers that share a host and a folder."""
 
+FOLDER_VARIABLE: Final = "YOLOV8_NAS_HOST_LOCKS"
+"""Environment variable with a folder of lock files, one for each host, where containers of several hosts share it."""
+
+NODE_VARIABLE: Final = "YOLOV8_NAS_NODE"
+"""Environment variable with the name of this host, as a file in that folder is called."""
+
 
 def default_path() -> Path:
-    """The lock file that all processes of a user on this host share."""
-    named = os.environ.get(LOCK_VARIABLE)
-    return Path(named) if named else Path(tempfile.gettempdir()) / f"yolov8-nas-{os.getuid()}.lock"
+    """The lock file that all processes of a user on this host share.
+
+    Containers of one host that mount one volume have the same file system below it, so that the kernel's locks hold
+    between them, whatever the volume makes of locks between hosts.
+
+    Raises:
+        InputError: The folder of lock files cannot be made.
+    """
+    if named := os.environ.get(LOCK_VARIABLE):
+        return Path(named)
+    folder, node = os.environ.get(FOLDER_VARIABLE), os.environ.get(NODE_VARIABLE)
+    if not folder or not node:
+        return Path(tempfile.gettempdir()) / f"yolov8-nas-{os.getuid()}.lock"
+    try:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made for the locks of hosts ({error.strerror})") from None
+    return Path(folder) / f"{part(node, NODE_VARIABLE)}.lock"
 
 
 class HostLock:
@@ -102,7 +125,9 @@ class HostLock:
             raise InputError(
                 f"{self.path}: cannot be opened as the host's lock ({error.strerror}); remove it"
             ) from None
-        if os.fstat(file).st_uid != os.getuid():
+        # A volume may give its files another owner; in a folder that others may not write to, that says nothing.
+        everybodys = self.path.parent.stat().st_mode & stat.S_IWOTH
+        if everybodys and os.fstat(file).st_uid != os.getuid():
             os.close(file)
             raise InputError(f"{self.path}: belongs to another user, so it cannot be the host's lock; remove it")
         return file
