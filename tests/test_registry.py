@@ -83,6 +83,19 @@ def test_server_that_does_not_answer_is_named_at_once() -> None:
         tracking.open_run(CONFIG, "run", "http://127.0.0.1:9")
 
 
+def test_a_run_nests_in_that_of_kubeflows_plugin_where_there_is_one(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = tracking.connect(uri)
+    pipeline = client.create_run("0").info.run_id
+    task = client.create_run("0", tags={tracking.PARENT_TAG: pipeline}).info.run_id
+    for named, parent in ((task, pipeline), (pipeline, pipeline), ("of-another-server", None), ("", None)):
+        monkeypatch.setenv(tracking.PLUGIN_VARIABLE, named)
+        opened = tracking.open_run(CONFIG, f"run-below-{named}", uri)
+        assert client.get_run(opened).data.tags.get(tracking.PARENT_TAG) == parent
+    assert "of-another-server: not nested below it" in capsys.readouterr().out
+
+
 def test_run_is_opened_once_and_closed_with_what_it_took(uri: str, tmp_path: Path) -> None:
     client = tracking.connect(uri)
     first = tracking.open_run(CONFIG, "run-once", uri)

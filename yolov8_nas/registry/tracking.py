@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+PLUGIN_VARIABLE: Final = "MLFLOW_RUN_ID"
+"""Environment variable with MLflow's id of the run that Kubeflow's plugin has made for the task."""
+
+PARENT_TAG: Final = "mlflow.parentRunId"
+
 RUN_TAG: Final = "yolov8_nas.run_id"
 """Tag of a parent run: the pipeline run's id."""
 
@@ -309,6 +314,8 @@ def _remedy(error: Exception) -> str:
 def open_run(config: RunConfig, run_id: str, tracking_uri: str) -> str:
     """Open the parent run of a pipeline run, or the one that an earlier try of the same run opened.
 
+    Where Kubeflow's MLflow plugin has made a run for the pipeline on this server, it nests in that one.
+
     Args:
         config: The run configuration; its values become parameters, and the whole an artifact.
         run_id: Id of the pipeline run.
@@ -324,7 +331,9 @@ def open_run(config: RunConfig, run_id: str, tracking_uri: str) -> str:
     with foreseen(tracking_uri):
         client = connect(tracking_uri)
         where = experiment_id(client, config.tracking.experiment)
-        run = find_or_create_run(client, where, RUN_TAG, run_id, name=f"{config.name}-{run_id}")
+        run = find_or_create_run(
+            client, where, RUN_TAG, run_id, name=f"{config.name}-{run_id}", tags=_below_plugin(client)
+        )
         known = client.get_run(run).data.params  # a parameter can't be changed: a run that is resumed keeps its own
         values = {key: str(value) for key, value in flat(config.model_dump(mode="json")) if key not in known}
         from mlflow.entities import Param
@@ -333,6 +342,24 @@ def open_run(config: RunConfig, run_id: str, tracking_uri: str) -> str:
         client.log_text(run, config.to_json(), "config.json")
         client.update_run(run, status="RUNNING")
         return run
+
+
+def _below_plugin(client: MlflowClient) -> dict[str, str]:
+    """The tag that nests a run below the pipeline's, of which Kubeflow's plugin names that of the task it starts.
+
+    The variable is MLflow's own, too, and may name a run of another server.
+    """
+    from mlflow.exceptions import MlflowException
+
+    named = os.environ.get(PLUGIN_VARIABLE)
+    if not named:
+        return {}
+    try:
+        task = client.get_run(named)
+    except MlflowException as error:
+        print(f"{PLUGIN_VARIABLE} = {named}: not nested below it: {' '.join(str(error).split())[:200]}", flush=True)
+        return {}
+    return {PARENT_TAG: task.data.tags.get(PARENT_TAG, named)}
 
 
 def target_run(client: MlflowClient, experiment_id: str, parent: str, run_id: str, label: str) -> str:
@@ -348,7 +375,7 @@ def target_run(client: MlflowClient, experiment_id: str, parent: str, run_id: st
     Returns:
         MLflow's id of the run.
     """
-    tags = {"mlflow.parentRunId": parent}
+    tags = {PARENT_TAG: parent}
     return find_or_create_run(client, experiment_id, BRANCH_TAG, f"{run_id}/{label}", name=label, tags=tags)
 
 
