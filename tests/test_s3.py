@@ -26,6 +26,7 @@ from web_files import Files
 from pipelines import plan
 from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.credentials import DATA_KEYS
 from yolov8_nas.data import remote
 from yolov8_nas.data.check import check_source, source_digest
 from yolov8_nas.errors import InputError, StageError
@@ -34,6 +35,7 @@ from yolov8_nas.run.summary import RUN_FILE
 from yolov8_nas.runner.stage import Outcome, Stage, StageContext, open_store, run_stage
 from yolov8_nas.stages import data_prep
 from yolov8_nas.store import remote as remote_store
+from yolov8_nas.store import s3
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +46,23 @@ TARGET = TargetConfig(hardware="cpu-1t", constraints=("params<=9M",))
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with object_store.running(tmp_path_factory.mktemp("swift")) as environment:
         yield environment
+
+
+def test_data_may_have_keys_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "store")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-store")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+    def key(data: bool) -> str:
+        return str(s3.connect("s3://bucket/key", data=data)._request_signer._credentials.access_key)
+
+    assert (key(data=True), key(data=False)) == ("store", "store")
+    monkeypatch.setenv(DATA_KEYS[0], "data")
+    with pytest.raises(InputError, match="go together"):
+        key(data=True)
+    monkeypatch.setenv(DATA_KEYS[1], "secret-of-data")
+    assert (key(data=True), key(data=False)) == ("data", "store")
+    assert remote._S3("s3://bucket/key", True).client._request_signer._credentials.access_key == "data"
 
 
 @dataclass

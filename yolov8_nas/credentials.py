@@ -20,6 +20,9 @@ from urllib.parse import parse_qsl, unquote
 VARIABLE: Final = "YOLOV8_NAS_CREDENTIALS"
 """Environment variable with a JSON object: a bare address to the whole one."""
 
+DATA_KEYS: Final = ("YOLOV8_NAS_DATA_ACCESS_KEY_ID", "YOLOV8_NAS_DATA_SECRET_ACCESS_KEY")
+"""Environment variables with the access key and the secret key of S3 for datasets and weights."""
+
 TRACKING_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 """MLflow's own environment variable with an address that may hold a password."""
 

@@ -311,7 +311,7 @@ class _S3:
         self.address = credentials.hidden(address)
         self.bucket, self.key = s3.split(self.address)
         self.prefix = self.key[: self.key.rfind("/") + 1]
-        self.client = s3.connect(address, s3.ATTEMPTS if patient else 2)
+        self.client = s3.connect(address, s3.ATTEMPTS if patient else 2, data=True)
 
     def look(self) -> Listing:
         with self.s3.foreseen(self.address):

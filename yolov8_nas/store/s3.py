@@ -1,12 +1,14 @@
 """Objects in S3, or in what speaks its protocol.
 
-Credentials, region and endpoint (`AWS_ENDPOINT_URL`) come from boto3's standard chain and from nowhere else. What
+Credentials, region and endpoint (`AWS_ENDPOINT_URL`) come from boto3's standard chain; for datasets and weights there
+may be keys of their own (`credentials.DATA_KEYS`), so that whoever reads them need not be able to write results. What
 passes by itself is retried by boto3. What is left becomes one of two errors: `InputError` where somebody has to do
 something about bucket, key or credentials, `ConnectionError` where trying again later can help.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -16,7 +18,7 @@ from boto3.exceptions import RetriesExceededError, S3UploadFailedError
 from botocore import exceptions
 from botocore.config import Config
 
-from yolov8_nas.credentials import revealed
+from yolov8_nas.credentials import DATA_KEYS, revealed
 from yolov8_nas.errors import InputError
 
 ATTEMPTS: Final = 5
@@ -48,16 +50,17 @@ def split(address: str) -> tuple[str, str]:
     return bucket, key
 
 
-def connect(address: str, attempts: int = ATTEMPTS, within: float = 10.0) -> Any:
+def connect(address: str, attempts: int = ATTEMPTS, within: float = 10.0, data: bool = False) -> Any:
     """boto3's client for what lies at an address.
 
     Args:
         address: What is to be reached, for messages.
         attempts: How often a request is tried.
         within: Seconds in which the server has to be reached.
+        data: Whether a dataset or weights are read, for which `DATA_KEYS` are taken where they are set.
 
     Raises:
-        InputError: What the environment says of endpoint, profile or region cannot be used.
+        InputError: What the environment says of endpoint, profile, region or keys cannot be used.
     """
     settings = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
@@ -67,9 +70,19 @@ def connect(address: str, attempts: int = ATTEMPTS, within: float = 10.0) -> Any
     )
     with foreseen(address):
         try:
-            return boto3.Session().client("s3", config=settings)  # boto3's own session remembers old credentials
+            access, secret = _data_keys(address) if data else (None, None)
+            # boto3's own session remembers old credentials
+            return boto3.Session(access, secret).client("s3", config=settings)
         except ValueError as error:  # an endpoint that is no URL
             raise InputError(f"{address}: {error}; check AWS_ENDPOINT_URL") from None
+
+
+def _data_keys(address: str) -> tuple[str | None, str | None]:
+    """The keys for data, where there are any."""
+    access, secret = (os.environ.get(name) or None for name in DATA_KEYS)
+    if bool(access) != bool(secret):
+        raise InputError(f"{address}: {' and '.join(DATA_KEYS)} go together; set both, or none of them")
+    return access, secret
 
 
 @contextmanager
