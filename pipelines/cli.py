@@ -83,6 +83,9 @@ def submit(
     ui: Ui = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run to its end; exit 1 where it fails.")] = False,
     poll: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 15.0,
+    unschedulable: Annotated[
+        float, typer.Option(min=0, help="Hours that --watch waits for a step that no node can take.")
+    ] = 24.0,
     dry_run: DryRun = False,
 ) -> None:
     """Run the pipeline in a Kubeflow cluster. The same pipeline is uploaded once, however often it is run."""
@@ -104,7 +107,10 @@ def submit(
     terminal.say(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
     terminal.say(f"run      {to.link(server, run.run_id, ui)}")
     if watch:
-        state = to.watch(server, run.run_id, [branch.label for branch in asked.branches], terminal.say, poll)
+        from pipelines.watch import watch as follow
+
+        labels = [branch.label for branch in asked.branches]
+        state = follow(server, run.run_id, labels, terminal.say, poll, unschedulable=unschedulable)
         terminal.say(f"run {state.lower()}; its report is an artifact of the step Write the report")
         if state != "SUCCEEDED":
             raise typer.Exit(1)

@@ -27,6 +27,7 @@ IN_CLUSTER_HOST: Final = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 
 _ANSWER_WITHIN: Final = 10.0  # seconds
 _PASSING: Final = (401, 408, 429)  # statuses below 500 that time, or a token that is renewed, can mend
+_NOT_SERVED: Final = (404, 405, 501)  # by a server without version 1 of the API, or a gateway that does not pass it on
 _EQUALS: Final = 1  # operation of a filter
 
 
@@ -119,6 +120,28 @@ class Server:
             raise kind(f"{self.host}: {_refused(error, doing, getattr(self, 'namespace', None))}") from None
         except (urllib3.exceptions.HTTPError, ssl.SSLError, OSError) as error:
             raise PassingError(f"{self.host}: {_unreached(error)}") from None
+
+    def workflow(self, run_id: str) -> dict[str, Any] | None:
+        """Argo's workflow of a run as the server last saw it, empty at first; nothing where it doesn't hand it out."""
+        try:
+            answer = self.client._run_api.api_client.call_api(
+                "/apis/v1beta1/runs/{run_id}",
+                "GET",
+                path_params={"run_id": run_id},
+                response_type="object",
+                auth_settings=["Bearer"],
+                _return_http_data_only=True,
+            )
+        except kfp_server_api.ApiException as error:
+            if error.status in _NOT_SERVED:
+                return None
+            raise
+        manifest = ((answer or {}).get("pipeline_runtime") or {}).get("workflow_manifest")
+        try:
+            workflow = json.loads(manifest or "{}")
+        except ValueError:
+            return None
+        return workflow if isinstance(workflow, dict) else None
 
     def pipeline(self, name: str) -> Any | None:
         """The pipeline of a name."""

@@ -18,6 +18,8 @@ from yolov8_nas.files import canonical_digest
 NAME: Final = "yolov8-nas"
 """Name of the pipeline on a server."""
 
+_DIGEST_SHOWN: Final = 12  # letters of a digest; a tag has room for 63
+
 
 def compile_pipeline(out: Path) -> None:
     """Write the compiled pipeline to a file."""
@@ -28,6 +30,17 @@ def version_of(package: Path) -> str:
     """The name of a version: that of this package and a digest of the content, so that equal content has one name."""
     content = list(yaml.safe_load_all(package.read_text()))  # the order within comments is another one each time
     return f"{version('yolov8-nas')}-{canonical_digest(content)[:12]}"
+
+
+def tags_of(name: str) -> dict[str, str]:
+    """Tags of a version, by which people find it on a server: the release, the content, and the images it runs.
+
+    Args:
+        name: Name of the version, from `version_of`.
+    """
+    release, _, content = name.rpartition("-")
+    digests = {f"image-{kind}": image.rpartition(":")[2][:_DIGEST_SHOWN] for kind, image in images.IMAGES.items()}
+    return {"release": release, "content": content, **digests}
 
 
 def write_manifest(package: Path, folder: Path, namespace: str | None) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import json
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,13 @@ from typing import Any, Final
 
 import kfp_server_api
 
-from pipelines.client import PassingError, Server
-from pipelines.compile import NAME, compile_pipeline, require_digests, version_of
-from pipelines.pipeline import yolov8_nas
+from pipelines.client import Server
+from pipelines.compile import NAME, compile_pipeline, require_digests, tags_of, version_of
 from pipelines.request import Request
 from yolov8_nas.errors import InputError
 
 SERVICE_ACCOUNT: Final = "yolov8-nas-runner"
 EXPERIMENT: Final = "yolov8-nas"
-
-_ITERATION: Final = re.compile(r"\((\d+):\d+\)$")  # how Argo names what it repeats
-_ENDED: Final = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,8 @@ def upload(server: Server) -> Version:
             body = kfp_server_api.V2beta1Pipeline(display_name=NAME, name=NAME, namespace=server.namespace)
             pipeline = server.client._pipelines_api.pipeline_service_create_pipeline(body)
         found = server.version(pipeline.pipeline_id, name)
-        made = found or server.client.upload_pipeline_version(
-            str(file), pipeline_version_name=name, pipeline_id=pipeline.pipeline_id
+        made = found or server.client._upload_api.upload_pipeline_version(  # kfp's own method knows no tags
+            str(file), name=name, pipelineid=pipeline.pipeline_id, tags=json.dumps(tags_of(name))
         )
         return Version(name, pipeline.pipeline_id, made.pipeline_version_id, new=found is None)
 
@@ -92,120 +87,6 @@ def submit(server: Server, request: Request, version: Version, experiment: Any, 
             version_id=version.id,
             service_account=service_account,
         )
-
-
-def watch(
-    server: Server,
-    run_id: str,
-    labels: Sequence[str],
-    tell: Callable[[str], None],
-    every: float,
-    patience: float = 900.0,
-) -> str:
-    """Follow a run to its end.
-
-    Args:
-        server: The server.
-        run_id: The run.
-        labels: Labels of its targets, in the order of the loops over them.
-        tell: Told of every step that begins or ends.
-        every: Seconds between two looks.
-        patience: Seconds for which the server may fail to answer before this gives up; the run goes on without it.
-
-    Returns:
-        The state it ended in.
-
-    Raises:
-        InputError: The server refused, or did not answer for too long.
-    """
-    known: dict[str, str] = {}
-    silent_since: float | None = None
-    while True:
-        try:
-            with server.told("follow the run"):
-                run = server.client.get_run(run_id)
-        except PassingError as error:
-            now = time.monotonic()
-            if silent_since is None:
-                silent_since = now
-                tell(f"{error}; the run goes on, and is asked for again")
-            if now - silent_since > patience:
-                raise
-            time.sleep(every)
-            continue
-        silent_since = None
-        tasks = (run.run_details and run.run_details.task_details) or []
-        for task, name in _named_steps(tasks, labels):
-            state = str(task.state or "PENDING")
-            if known.get(task.task_id) != state:
-                known[task.task_id] = state
-                why = task.error.message if task.error and task.error.message else ""
-                tell(f"{name}: {state.lower()}" + (f" ({' '.join(why.split())})" if why else ""))
-        if run.state in _ENDED:
-            if run.error and run.error.message:
-                tell(" ".join(run.error.message.split()))
-            return str(run.state)
-        time.sleep(every)
-
-
-def _named_steps(tasks: Sequence[Any], labels: Sequence[str]) -> Iterator[tuple[Any, str]]:
-    """The steps that people know among what a server calls tasks, each with a name of its own.
-
-    A server makes a task of every node of Argo's: of the drivers of steps, of loops and their iterations, conditions
-    and nested pipelines, too. A step's own has the name of the step in the pipeline. Two targets' steps have the same
-    one; which target's it is says the iteration that it hangs below, by its number.
-    """
-    steps, in_loops = _steps()
-    above: dict[str, list[Any]] = {}
-    for task in tasks:
-        for child in task.child_tasks or []:
-            above.setdefault(child.pod_name or child.task_id, []).append(task)
-    for task in sorted(tasks, key=lambda task: str(task.create_time)):
-        title = steps.get(task.display_name)
-        if title is None:
-            continue
-        number = _iteration(task, above) if task.display_name in in_loops else None
-        known = number is not None and number < len(labels)
-        yield task, f"{title}, {labels[number]}" if known and number is not None else title
-
-
-def _iteration(task: Any, above: Mapping[str, Sequence[Any]]) -> int | None:
-    """The number of the nearest iteration that a task hangs below."""
-    seen: set[str] = set()
-    row = [task]
-    while row:
-        next_row: list[Any] = []
-        for one in row:
-            if match := _ITERATION.search(one.display_name or ""):
-                return int(match[1])
-            for key in (one.pod_name, one.task_id):
-                if key and key not in seen:
-                    seen.add(key)
-                    next_row += above.get(key, [])
-        row = next_row
-    return None
-
-
-@functools.cache
-def _steps() -> tuple[Mapping[str, str], frozenset[str]]:
-    """What people call each step, by its name in the pipeline; and the names of those that run once a target."""
-    spec = yolov8_nas.pipeline_spec
-    dags = [component.dag for component in (spec.root, *spec.components.values()) if component.dag.tasks]
-    tasks = [task for dag in dags for task in dag.tasks.items()]
-    titles = {
-        name: task.task_info.name for name, task in tasks if spec.components[task.component_ref.name].executor_label
-    }
-    within: set[str] = set()
-
-    def enter(component: str) -> None:
-        for name, task in spec.components[component].dag.tasks.items():
-            within.add(name)
-            enter(task.component_ref.name)
-
-    for _, task in tasks:
-        if task.WhichOneof("iterator"):
-            enter(task.component_ref.name)
-    return titles, frozenset(within & titles.keys())
 
 
 def link(server: Server, run_id: str, ui: str | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import threading
@@ -13,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 API = "/apis/v2beta1"
+API_1 = "/apis/v1beta1"
 
 
 @dataclass
@@ -23,9 +26,10 @@ class Cluster:
         multi_user: Whether it asks for namespaces.
         token: Bearer token that it wants; nothing for none.
         namespaces: Namespaces that a user may use.
-        states: States that a run goes through, a look at it at a time: of the run, and of its steps by name, or all
-            that a server says of its tasks.
+        states: States that a run goes through, a look at it at a time: of the run, and of its steps by name, or the
+            nodes of its workflow, which the server then hands out by version 1 of the API.
         refuse: Status and message for a path, instead of what it would do.
+        packed: Whether the nodes of a workflow are compressed, as Argo does with many.
         fails: The same, for the next requests below a path (with a slash at its end) alone; a status of 0 breaks the
             connection off.
     """
@@ -44,6 +48,8 @@ class Cluster:
     recurring: list[dict[str, Any]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     uploads: list[bytes] = field(default_factory=list)
+    packed: bool = False
+    now: dict[str, str] | list[dict[str, Any]] = field(default_factory=dict)
 
     def health(self, **_: Any) -> Any:
         return {"multi_user": self.multi_user}
@@ -66,11 +72,22 @@ class Cluster:
 
     def run(self, run_id: str) -> Any:
         (run,) = (run for run in self.runs if run["run_id"] == run_id)
-        state, steps = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        if isinstance(steps, dict):
-            steps = [{"task_id": name, "display_name": name, "state": state} for name, state in steps.items()]
-        details = [{**step, "create_time": f"2030-01-01T00:{i // 60:02}:{i % 60:02}Z"} for i, step in enumerate(steps)]
+        state, self.now = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        steps = self.now if isinstance(self.now, dict) else {}
+        details = [
+            {"task_id": name, "display_name": name, "state": of, "create_time": f"2030-01-01T00:00:{i:02}Z"}
+            for i, (name, of) in enumerate(steps.items())
+        ]
         return {**run, "state": state, "run_details": {"task_details": details}}
+
+    def workflow(self) -> Any:
+        """Argo's workflow, as of the last look at the run."""
+        status = {"nodes": {node["id"]: node for node in self.now}} if isinstance(self.now, list) else {}
+        if self.packed and status:
+            nodes = gzip.compress(json.dumps(status["nodes"]).encode())
+            status = {"compressedNodes": base64.b64encode(nodes).decode()}
+        workflow = {"metadata": {"name": "run-x", "namespace": "team"}, "status": status}
+        return {"pipeline_runtime": {"workflow_manifest": json.dumps(workflow)}}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -96,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         cluster.log.append(f"{self.command} {path}")
         if cluster.token and self.headers.get("authorization") != f"Bearer {cluster.token}":
             return self._answer(401, {"message": "Unauthenticated"})
+        if url.path.startswith(f"{API_1}/runs/") and isinstance(cluster.now, list):
+            return self._answer(200, cluster.workflow())
         if not url.path.startswith(API):
             return self._answer(404, {"message": "nothing here"})
         if failures := cluster.fails.get(path[: path.rfind("/") + 1]):
@@ -120,10 +139,13 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/pipelines/upload_version":
             cluster.uploads.append(body)
             row = {"display_name": query["name"], "name": query["name"], "pipeline_id": query["pipelineid"]}
+            row["tags"] = json.loads(query.get("tags", "{}"))
             return cluster.add("versions", "pipeline_version_id", row)
         if match := re.fullmatch(r"/pipelines/([^/]+)/versions", path):
             found = cluster.list_of("versions", **query)["versions"]
             return {"pipeline_versions": [row for row in found if row["pipeline_id"] == match[1]]}
+        if re.fullmatch(r"/runs/[^/]+:(archive|terminate)", path):
+            return {}
         if match := re.fullmatch(r"/runs/([^/]+)", path):
             return cluster.run(match[1])
         if match := re.fullmatch(r"/recurringruns/([^/]+)", path):

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from components import images
 from pipelines import nodes
-from pipelines import submit as to
 from pipelines.cli import app
 from pipelines.client import Access, Server
 from pipelines.submit import cron
+from pipelines.watch import watch
 from yolov8_nas.errors import InputError
 
 T4 = {"hardware": "NVIDIA_T4", "runtime": "tensorrt", "precision": "int8", "constraints": ["latency<=2.5ms"]}
@@ -65,6 +65,10 @@ def test_what_is_submitted_twice_is_uploaded_once(config: Path, cluster: Cluster
     assert json.loads(parameters["config"])["targets"][0]["hardware"] == "NVIDIA_T4"
     assert f"{cluster.host}/#/runs/details/{one['run_id']}" in first
     assert b"schemaVersion" in cluster.uploads[0]
+    tags = cluster.versions[0]["tags"]
+    assert "-".join((tags["release"], tags["content"])) == cluster.versions[0]["display_name"]
+    assert tags["image-target"] == "1" * 12
+    assert all("." not in key and len(key) < 64 and len(value) < 64 for key, value in tags.items())
 
 
 @pytest.mark.parametrize(("end", "status"), [("SUCCEEDED", 0), ("FAILED", 1)])
@@ -82,58 +86,125 @@ def test_watch_tells_each_step_once_and_ends_as_the_run(config: Path, cluster: C
     assert f"run {end.lower()}" in told
 
 
-def _nodes(state: str) -> list[dict[str, Any]]:
-    """A server's tasks for a run of two targets: Argo's nodes, which know what comes next, not what they are in."""
-    found: list[dict[str, Any]] = []
+class Workflow:
+    """Argo's nodes for a run of two targets, as Argo v4.0 makes them under Kubeflow's settings.
 
-    def node(name: str, *below: str, state: str = state) -> str:
-        pod = f"run-{len(found)}"
-        children = [{"pod_name": pod} for pod in below]
-        found.append(
-            {"task_id": f"uuid-{pod}", "pod_name": pod, "display_name": name, "state": state, "child_tasks": children}
+    Names are paths, and each template may be tried again, so that a node of type Retry stands above its tries.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[dict[str, Any]] = []
+        root = self.add("", "run-x", "DAG")
+        inner = self.task(root, "root")
+        self.step(inner, "open-run")
+        self.run = self.task(self.task(inner, "exit-handler-1"), "all-targets")
+        self.step(self.run, "data-prep")
+        self.branches = []
+        for loop, name in (("for-loop-1", "probe-target"), ("for-loop-2", "target-branch")):
+            above = self.task(self.run, loop)
+            self.add(f"{above}.", "iteration-iterations", "TaskGroup")
+            for number in range(2):
+                item = self.add(f"{above}.", f"iteration-iterations({number}:{number})", "Retry")
+                inside = self.task(self.task(self.add(item, "(0)", "DAG"), "iteration-item"), name)
+                self.step(inside, "hw-probe")
+                self.branches.append(inside)
+
+    def add(self, above: str, name: str, kind: str, phase: str = "Running", message: str = "") -> str:
+        whole = f"{above}{name}"
+        display = whole.rpartition(".")[2]
+        row = {"id": f"run-x-{len(self.nodes)}", "name": whole, "displayName": display, "type": kind, "phase": phase}
+        started = f"2030-01-01T00:{len(self.nodes) // 60:02}:{len(self.nodes) % 60:02}Z"
+        self.nodes.append({**row, "message": message, "startedAt": started, "templateName": "system-container-impl"})
+        return whole
+
+    def task(self, above: str, name: str, phase: str = "Running") -> str:
+        """A pipeline in a pipeline, which its driver comes before."""
+        self.driver(above, name)
+        return self.add(self.add(f"{above}.", name, "Retry", phase), "(0)", "DAG", phase)
+
+    def driver(self, above: str, name: str, phase: str = "Succeeded", message: str = "") -> None:
+        self.add(self.add(f"{above}.", f"{name}-driver", "Retry", phase, message), "(0)", "Pod", phase, message)
+
+    def step(self, above: str, name: str, *tries: tuple[str, str], phase: str = "Running") -> None:
+        """A step, with the phase and the message of each of its pods."""
+        self.driver(above, name)
+        inner = self.add(
+            self.add(self.add(f"{above}.", name, "Retry", phase), "(0)", "DAG", phase), ".executor", "Retry"
         )
-        return pod
-
-    def step(name: str, *after: str) -> str:
-        inner = node("executor", *after)
-        return node(f"{name}-driver", node(name, inner))
-
-    report = step("close-run", step("verdict"))
-    branches = []
-    for number in range(2):
-        stages = report
-        for name in ("register", "trt-export", "qat-finetune", "search", "hw-probe"):
-            stages = step(name, stages)
-        branch = node("target-branch-driver", node("target-branch", stages))
-        item = node("iteration-item", node("iteration-item-driver", branch))
-        branches.append(node(f"iteration-iterations({number}:{number})", item))
-    loop = node("for-loop-2", node("iteration-driver", node("iteration-iterations", *branches)))
-    probes = [node(f"iteration-iterations({n}:{n})", node("probe-target", step("hw-probe"))) for n in range(2)]
-    training = step("data-prep", step("supernet-train", loop), node("for-loop-1", *probes))
-    node("root", step("open-run", node("condition-1-driver", node("condition-1", training))))
-    return found
+        for number, (state, message) in enumerate(tries or (("Running", ""),)):
+            self.add(inner, f"({number})", "Pod", state, message)
 
 
-def test_watch_tells_steps_alone_and_which_targets_they_are(config: Path, cluster: Cluster) -> None:
+def _told(config: Path, cluster: Cluster, *looks: Workflow, end: str = "SUCCEEDED") -> list[str]:
     two = [T4, {"hardware": "cpu-2t", "constraints": ["latency<=9ms"]}]
     config.write_text(yaml.safe_dump({**SETTINGS, "targets": two}))
-    cluster.states = [("RUNNING", _nodes("RUNNING")), ("SUCCEEDED", _nodes("SUCCEEDED"))]
-    told = _invoke("submit", config, "--host", cluster.host, "--watch", "--poll", "0.05").splitlines()
-    lines = [line for line in told if line.endswith(": running")]
-    assert sorted(line.removesuffix(": running") for line in lines) == sorted(
+    cluster.states = [("RUNNING", look.nodes) for look in looks]
+    cluster.states[-1] = (end, looks[-1].nodes)
+    command = ("submit", config, "--host", cluster.host, "--watch", "--poll", "0.05")
+    return _invoke(*command, status=int(end != "SUCCEEDED")).splitlines()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_watch_tells_steps_alone_and_which_targets_they_are(config: Path, cluster: Cluster, packed: bool) -> None:
+    cluster.packed = packed
+    told = [line for line in _told(config, cluster, Workflow(), Workflow()) if ": running" in line]
+    assert sorted(told) == sorted(
         [
-            "Check and open the run", "Prepare the dataset", "Train the supernet", "Write the report",
-            "Give the verdict",
-            *(
-                f"{name}, {target}"
-                for target in ("nvidia-t4-int8", "cpu-2t-fp32")
-                for name in (
-                    "Measure the device", "Measure the device", "Search networks", "Fine-tune and quantize",
-                    "Export and verify", "Register the model",
-                )
-            ),
+            "Check and open the run: running",
+            "Prepare the dataset: running",
+            *[f"Measure the device, {target}: running" for target in ("nvidia-t4-int8", "cpu-2t-fp32")] * 2,
         ]
-    )  # fmt: skip
+    )
+
+
+def test_watch_tells_what_the_scheduler_says_and_what_was_lost(config: Path, cluster: Cluster) -> None:
+    why = "Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    waits, runs, lost, again, failed = (Workflow() for _ in range(5))
+    waits.step(waits.branches[2], "search", ("Pending", why))
+    runs.step(runs.branches[2], "search")
+    lost.step(lost.branches[2], "search", ("Error", "pod deleted"), ("Pending", ""))
+    again.step(again.branches[2], "search", ("Error", "pod deleted"), ("Running", ""))
+    failed.step(
+        failed.branches[2],
+        "search",
+        ("Error", "pod deleted"),
+        ("Failed", "main: OOMKilled (exit code 137)"),
+        phase="Failed",
+    )
+    failed.driver(failed.branches[3], "search", "Failed", "main: Error (exit code 1)")
+    told = _told(config, cluster, waits, waits, runs, lost, again, failed, end="FAILED")
+    search = [line for line in told if line.startswith("Search networks, nvidia-t4-int8")]
+    assert search[0] == f"Search networks, nvidia-t4-int8: waits ({why})"
+    assert search[1].endswith(": running") and "try 2; the one before was lost: pod deleted" in search[2]
+    assert len(search) == 4
+    assert "failed (main: OOMKilled (exit code 137), after 2 tries; give it more memory" in search[3]
+    assert "log: kubectl -n team logs run-x-system-container-impl-" in search[3]
+    (driver,) = [line for line in told if "Kubeflow's driver failed" in line]
+    assert driver.startswith("Search networks, cpu-2t-fp32: not begun") and "logs run-x-" in driver
+
+
+def test_watch_explains_what_comes_of_pipelines_that_argo_tries_again(config: Path, cluster: Cluster) -> None:
+    workflow = Workflow()
+    workflow.add(workflow.branches[2].removesuffix("(0)"), "(1)", "DAG")
+    workflow.driver(workflow.branches[2], "search", "Failed", "main: Error (exit code 1)")
+    told = _told(config, cluster, workflow, end="FAILED")
+    assert any("lost more often than it is tried again" in line and "submit the run again" in line for line in told)
+
+
+def test_watch_does_not_wait_for_ever_for_a_node(config: Path, cluster: Cluster) -> None:
+    workflow = Workflow()
+    workflow.step(
+        workflow.branches[3], "search", ("Pending", "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.")
+    )
+    cluster.states = [("RUNNING", workflow.nodes)]
+    cluster.runs.append({"run_id": "run"})
+    said: list[str] = []
+    with pytest.raises(InputError, match=r"Search networks, cpu: no node for it in 0 hours .*3 Insufficient cpu"):
+        watch(Server(Access(cluster.host)), "run", ["t4", "cpu"], said.append, 0.01, unschedulable=0.0)
+    queued = Workflow()
+    queued.step(queued.branches[3], "search", ("Pending", ""))  # as under Kueue, whose word Argo does not pass on
+    cluster.states = [("RUNNING", queued.nodes)] * 3 + [("SUCCEEDED", queued.nodes)]
+    assert watch(Server(Access(cluster.host)), "run", [], said.append, 0.01, unschedulable=0.0) == "SUCCEEDED"
 
 
 def test_watch_goes_on_when_the_server_comes_back(config: Path, cluster: Cluster) -> None:
@@ -150,11 +221,11 @@ def test_watch_gives_up_where_a_server_stays_away_or_has_no_such_run(config: Pat
     server = Server(Access(cluster.host))
     cluster.fails["/runs/"] = [(503, "away")] * 9
     with pytest.raises(InputError, match="503"):
-        to.watch(server, "run", [], lambda _: None, 0.01, patience=0.0)
+        watch(server, "run", [], lambda _: None, 0.01, patience=0.0)
     cluster.fails["/runs/"] = [(404, "gone")] * 2
     said: list[str] = []
     with pytest.raises(InputError, match="not found"):
-        to.watch(server, "run", [], said.append, 0.01)
+        watch(server, "run", [], said.append, 0.01)
     assert said == []
 
 

@@ -1,0 +1,268 @@
+"""Following a run: which of its steps wait, run, were lost and end, and why.
+
+Version 2 of Kubeflow's API tells a state for each of Argo's nodes, drivers, loops and pipelines among them, and nothing
+of which is in which, nor of reasons: its converter leaves the pod's name out, to which the rows refer (2.17.0,
+`api_converter.go`, `toApiPipelineTaskDetail`). The workflow itself has all of that, the scheduler's own words for a pod
+that waits included. Version 1 of the API, which 2.17 serves beside it under the same right (`get` on `runs`), hands the
+workflow out as the persistence agent last saw it. Without it, steps are told by name alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import gzip
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipelines.client import PassingError, Server
+from pipelines.pipeline import yolov8_nas
+from yolov8_nas.errors import InputError
+
+_ENDED: Final = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+_ITERATION: Final = re.compile(r"\.iteration-iterations\((\d+):")  # how Argo names what a loop repeats
+_TRY: Final = re.compile(r"\((\d+)\)$")
+_UNSCHEDULABLE: Final = "Unschedulable"  # how Argo begins the scheduler's message
+_LOST: Final = ("Failed", "Error")
+_NOT_RUN: Final = ("Skipped", "Omitted")
+_HOUR: Final = 3600.0
+
+_ADVICE: Final = (
+    ("OOMKilled", "give it more memory: target_pools or training_memory"),
+    ("DeadlineExceeded", "it took longer than its step may; submit the run again, and it goes on from there"),
+    ("ImagePullBackOff", "see that the registry has this digest, and the pull secret yolov8-nas-pull"),
+    ("ErrImagePull", "see that the registry has this digest, and the pull secret yolov8-nas-pull"),
+    ("low on resource", "its node ran full: see its volumes' limits; submit the run again, and it goes on from there"),
+)
+"""What to do, by what stands in Argo's message."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run as it is at the moment.
+
+    Attributes:
+        id: What tells it from all others.
+        name: What people call it, with its target.
+        state: One word.
+        why: The reason, in the words of whoever knows it; empty where there is none.
+    """
+
+    id: str
+    name: str
+    state: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.state}" + (f" ({self.why})" if self.why else "")
+
+    @property
+    def homeless(self) -> bool:
+        """Whether the scheduler has found no node for it."""
+        return self.state == "waits" and self.why.startswith(_UNSCHEDULABLE)
+
+
+def watch(
+    server: Server,
+    run_id: str,
+    labels: Sequence[str],
+    tell: Callable[[str], None],
+    every: float,
+    patience: float = 900.0,
+    unschedulable: float = 24.0,
+) -> str:
+    """Follow a run to its end.
+
+    Args:
+        server: The server.
+        run_id: The run.
+        labels: Labels of its targets, in the order of the loops over them.
+        tell: Told of every step that begins, waits, is tried again or ends.
+        every: Seconds between two looks.
+        patience: Seconds for which the server may fail to answer before this gives up; the run goes on without it.
+        unschedulable: Hours for which the scheduler may find no node for a step before this gives up.
+
+    Returns:
+        The state it ended in.
+
+    Raises:
+        InputError: The server refused, or did not answer for too long, or a step has found no node for too long.
+    """
+    known: dict[str, str] = {}
+    homeless: dict[str, float] = {}
+    silent_since: float | None = None
+    while True:
+        now = time.monotonic()
+        try:
+            with server.told("follow the run"):
+                run = server.client.get_run(run_id)
+                workflow = server.workflow(run_id)
+        except PassingError as error:
+            if silent_since is None:
+                silent_since = now
+                tell(f"{error}; the run goes on, and is asked for again")
+            if now - silent_since > patience:
+                raise
+            time.sleep(every)
+            continue
+        silent_since = None
+        if workflow is None:
+            found = _named((run.run_details and run.run_details.task_details) or [])
+        else:
+            found = steps(workflow, labels)
+        for step in found:
+            if known.get(step.id) != str(step):
+                known[step.id] = str(step)
+                tell(str(step))
+            since = homeless.setdefault(step.id, now) if step.homeless else now
+            if not step.homeless:
+                homeless.pop(step.id, None)
+            if now - since > unschedulable * _HOUR:
+                raise InputError(
+                    f"{step.name}: no node for it in {unschedulable:g} hours ({step.why}); it goes on waiting: make "
+                    "room or such a node, or end the run and submit it with other labels, tolerations or resources"
+                )
+        if run.state in _ENDED:
+            if run.error and run.error.message:
+                tell(" ".join(run.error.message.split()))
+            return str(run.state)
+        time.sleep(every)
+
+
+def steps(workflow: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Step]:
+    """The steps that people know among the nodes of Argo's workflow, in the order in which they began.
+
+    A step of the pipeline has a node of its name, whose path tells in which iteration of a loop, and so for which
+    target, it runs. Below it are its pods, one for each try. Drivers are told where they fail.
+
+    Args:
+        workflow: The workflow, as Kubernetes has it.
+        labels: Labels of the targets, in the order of the loops over them.
+    """
+    titles, in_loops = _titles()
+    nodes = sorted(_nodes(workflow), key=lambda node: (str(node.get("startedAt") or "9"), str(node["name"])))
+    pods = [node for node in nodes if node.get("type") == "Pod"]
+    repeated = [node for node in nodes if node.get("type") == "DAG" and _number(node["name"]) and _is_pipeline(node)]
+    for node in nodes:
+        driven = node["displayName"].removesuffix("-driver")
+        title = titles.get(driven)
+        if title is None or node.get("phase") in _NOT_RUN:
+            continue
+        if driven in in_loops and (found := _ITERATION.findall(node["name"])) and int(found[-1]) < len(labels):
+            title = f"{title}, {labels[int(found[-1])]}"
+        own = [
+            pod
+            for pod in pods
+            if pod["name"] == node["name"] or pod["name"].startswith((f"{node['name']}.", f"{node['name']}("))
+        ]
+        if driven == node["displayName"]:
+            yield _step(workflow, node, title, own)
+        elif node.get("phase") in _LOST:
+            why = _failure(workflow, node, own)
+            if repeated:
+                why += (
+                    "; a step was lost more often than it is tried again, so Argo began the pipeline around it anew, "
+                    "which Kubeflow's drivers cannot: submit the run again, and it goes on from the store"
+                )
+            yield Step(node["name"], title, "not begun: Kubeflow's driver failed", why)
+
+
+def _step(workflow: Mapping[str, Any], node: Mapping[str, Any], title: str, pods: Sequence[Mapping[str, Any]]) -> Step:
+    phase = node.get("phase") or "Pending"
+    if phase in _LOST:
+        return Step(node["name"], title, "failed", _failure(workflow, node, pods))
+    if phase == "Succeeded" or not pods:
+        return Step(node["name"], title, phase.lower())
+    last, message = pods[-1], _one_line(pods[-1].get("message"))
+    if last.get("phase") == "Pending" and message:
+        return Step(node["name"], title, "waits", message + _advice(message))
+    lost = [pod for pod in pods[:-1] if pod.get("phase") in _LOST]
+    if not lost:
+        return Step(node["name"], title, (last.get("phase") or phase).lower())
+    before = f"try {len(pods)}; the one before was lost: {_one_line(lost[-1].get('message')) or 'no reason given'}"
+    return Step(node["name"], title, "running again", before)
+
+
+def _failure(workflow: Mapping[str, Any], node: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> str:
+    """Why a node failed, what to do, and where its log is."""
+    lost = next((pod for pod in reversed(pods) if pod.get("phase") in _LOST), None)
+    message = _one_line((lost or node).get("message")) or "no reason given"
+    if len(pods) > 1:
+        message = f"{message}, after {len(pods)} tries"
+    if lost is None:
+        return message
+    place = workflow.get("metadata", {}).get("namespace")
+    log = f"kubectl {f'-n {place} ' if place else ''}logs {_pod_name(workflow, lost)} -c main"
+    return f"{message}{_advice(message)}; log: {log}"
+
+
+def _advice(message: str) -> str:
+    return next((f"; {advice}" for sign, advice in _ADVICE if sign in message), "")
+
+
+def _one_line(message: Any) -> str:
+    return " ".join(str(message or "").split())
+
+
+def _number(name: str) -> int:
+    """Which try a node is; 0 for the first, or for one that is none."""
+    found = _TRY.search(name)
+    return int(found[1]) if found else 0
+
+
+def _is_pipeline(node: Mapping[str, Any]) -> bool:
+    """Whether a node is a pipeline within the pipeline, and not what Kubeflow puts around the pod of a step."""
+    return _TRY.sub("", node["displayName"]) not in _titles()[0]
+
+
+def _pod_name(workflow: Mapping[str, Any], node: Mapping[str, Any]) -> str:
+    """The name that Argo gives a node's pod (its pod names of version 2)."""
+    return f"{workflow['metadata']['name']}-{node.get('templateName')}-{str(node['id']).rpartition('-')[2]}"
+
+
+def _nodes(workflow: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    status = workflow.get("status") or {}
+    found = status.get("nodes")
+    if not found and (packed := status.get("compressedNodes")):  # of a large workflow
+        try:
+            found = json.loads(gzip.decompress(base64.b64decode(packed)))
+        except (binascii.Error, OSError, EOFError, ValueError):
+            found = None
+    rows = found.values() if isinstance(found, dict) else ()
+    return [row for row in rows if isinstance(row, dict) and {"id", "name", "displayName"} <= row.keys()]
+
+
+def _named(tasks: Sequence[Any]) -> Iterator[Step]:
+    """The steps among what version 2 of the API calls tasks; of two targets they have the same name."""
+    titles, _ = _titles()
+    for task in sorted(tasks, key=lambda task: str(task.create_time)):
+        if title := titles.get(task.display_name):
+            why = task.error.message if task.error and task.error.message else ""
+            yield Step(task.task_id, title, str(task.state or "PENDING").lower(), _one_line(why))
+
+
+@functools.cache
+def _titles() -> tuple[Mapping[str, str], frozenset[str]]:
+    """What people call each step, by its name in the pipeline; and the names of those that run once a target."""
+    spec = yolov8_nas.pipeline_spec
+    dags = [component.dag for component in (spec.root, *spec.components.values()) if component.dag.tasks]
+    tasks = [task for dag in dags for task in dag.tasks.items()]
+    titles = {
+        name: task.task_info.name for name, task in tasks if spec.components[task.component_ref.name].executor_label
+    }
+    within: set[str] = set()
+
+    def enter(component: str) -> None:
+        for name, task in spec.components[component].dag.tasks.items():
+            within.add(name)
+            enter(task.component_ref.name)
+
+    for _, task in tasks:
+        if task.WhichOneof("iterator"):
+            enter(task.component_ref.name)
+    return titles, frozenset(within & titles.keys())
