@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from components import forms
-from components.placement import Branch, branches, training_nodes
+from components.placement import Branch, Training, branches, training
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.remote import check_address, is_address
 from yolov8_nas.registry.register import check_aliases
 from yolov8_nas.registry.tracking import check_form
 from yolov8_nas.runner.stage import check_store
 from yolov8_nas.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the steps of a run are placed.
+
+    Attributes:
+        branches: Where those of each target run.
+        training: Where it trains.
+    """
+
+    branches: list[Branch]
+    training: Training
 
 
 def check(
@@ -26,7 +40,7 @@ def check(
     cpu: str,
     memory: str,
     labels: Any,
-) -> list[Branch]:
+) -> Places:
     """Check everything of a run that can be told from what was asked for alone, without asking anybody.
 
     Args:
@@ -35,13 +49,13 @@ def check(
         target_pools: What is special about the nodes of a target, by hardware.
         tolerations: Taints of GPU nodes.
         nodes: Nodes that the supernet is trained on.
-        gpus: GPUs of each.
-        cpu: Cores of a training step.
-        memory: Memory of a training step.
+        gpus: GPUs of each; empty for what the targets are.
+        cpu: Cores of a training step; empty for the default.
+        memory: Memory of a training step; empty for the default.
         labels: Labels of the nodes that train.
 
     Returns:
-        Where the steps of each target run.
+        Where the steps run.
 
     Raises:
         InputError: Something of it could not be run.
@@ -52,9 +66,7 @@ def check(
         check_address(config.data)
     if config.tracking.uri is not None:
         check_form(config.tracking.uri, "tracking.uri")
-    training_nodes(nodes, gpus)
-    forms.quantity(cpu, forms.CORES, "training_cpu")
-    forms.quantity(memory, forms.BYTES, "training_memory")
+    trains = training(config, nodes, gpus, cpu, memory)
     asked = forms.labels(labels, "training_labels")
     for key, values in asked.items():
         if len(values) > 1:
@@ -63,4 +75,4 @@ def check(
     if not config.space.endswith((".yaml", ".yml")):  # of a file, open-run tells where it is
         SearchSpace.load(config.space)
         check_aliases(config)
-    return placed
+    return Places(placed, trains)

@@ -19,13 +19,28 @@ from components import forms
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.device import catalogue
 from yolov8_nas.errors import InputError
-from yolov8_nas.measure.target import names_cpu, require_runtime_supports
+from yolov8_nas.measure.target import named_threads, names_cpu, require_runtime_supports
 from yolov8_nas.runner.stage import target_labels
 
 KEYS_PATH: Final = "/var/run/yolov8-nas/keys"
 """Where the secret with the keys of signatures lies in a pod."""
 
+TRAINJOBS_ACCOUNT: Final = "yolov8-nas-trainjobs"
+"""The service account that may make TrainJobs, and the Secret with its token, which supernet-train alone mounts."""
+
+TRAINJOBS_PATH: Final = "/var/run/yolov8-nas/trainjobs"
+"""Where that Secret lies in a pod."""
+
+NODE_ACCOUNT: Final = "yolov8-nas-training-node"
+"""The service account of a TrainJob's pods, which may do nothing."""
+
 PRODUCT: Final = "nvidia.com/gpu.product"
+
+# Cores and memory of a step. Without a GPU they fit on a node of two cores beside what Kubernetes runs there.
+_TRAINING_ON_GPU: Final = ("7", "28Gi")
+_TRAINING_ON_CPU: Final = ("1", "4Gi")
+_TARGET: Final = ("3", "12Gi")
+_TARGET_CPU_MEMORY: Final = "4Gi"
 
 _KEYS: Final = ("node_labels", "tolerations", "gpus", "cpu", "memory")
 
@@ -63,20 +78,52 @@ def is_gpu(target: TargetConfig) -> bool:
     return not names_cpu(target.hardware) and target.far is None
 
 
-def training_nodes(nodes: str, gpus: str) -> int:
-    """How many nodes the supernet is trained on.
+@dataclass(frozen=True)
+class Training:
+    """Where a run trains, in the strings that Kubernetes takes.
+
+    Attributes:
+        nodes: Nodes that the supernet is trained on.
+        gpus: GPUs of each, and of the steps that fine-tune.
+        cpu: Cores per step, request and limit.
+        memory: Memory per step, request and limit.
+    """
+
+    nodes: int
+    gpus: str
+    cpu: str
+    memory: str
+
+    @property
+    def supernet_gpus(self) -> str:
+        """GPUs of the step that trains the supernet: none where a TrainJob has them."""
+        return self.gpus if self.nodes == 1 else "0"
+
+
+def training(config: RunConfig, nodes: str, gpus: str = "", cpu: str = "", memory: str = "") -> Training:
+    """Where a run trains. What is not asked for follows from its targets: GPUs where one of them is a GPU.
 
     Args:
-        nodes: As it was asked for.
-        gpus: GPUs of each.
+        config: The run configuration.
+        nodes: Nodes that the supernet is trained on.
+        gpus: GPUs of each; empty for one or none, as the targets are.
+        cpu: Cores; empty for those of a small node, or more beside a GPU.
+        memory: Memory; likewise.
 
     Raises:
-        InputError: One of the two is no such number.
+        InputError: One of them is no such number or quantity.
     """
+    gpus = gpus or str(int(any(map(is_gpu, config.targets))))
     for name, value, least in (("training_nodes", nodes, 1), ("training_gpus", gpus, 0)):
         if not value.isdecimal() or int(value) < least:
             raise InputError(f"{name} = {value!r}: give a whole number from {least} on")
-    return int(nodes)
+    cores, room = _TRAINING_ON_GPU if int(gpus) else _TRAINING_ON_CPU
+    return Training(
+        int(nodes),
+        gpus,
+        forms.quantity(cpu or cores, forms.CORES, "training_cpu"),
+        forms.quantity(memory or room, forms.BYTES, "training_memory"),
+    )
 
 
 def over_nodes(config: str, nodes: int, gpus: int) -> str:
@@ -138,12 +185,14 @@ def _branch(label: str, target: TargetConfig, asked: Any, tolerations: Sequence[
             )
         suffix = f"-MIG-{known.mig}" if known.mig else ""
         labels = {PRODUCT: [f"{value}{suffix}" for one in known.specifications for value in one.labels]}
+    small = names_cpu(target.hardware) and target.far is None
+    cores, memory = (str(named_threads(target.hardware) or 1), _TARGET_CPU_MEMORY) if small else _TARGET
     return Branch(
         label=label,
         pool=name,
         gpus=_whole(asked.get("gpus", int(gpu)), place),
-        cpu=forms.quantity(asked.get("cpu", "3"), forms.CORES, f"{place}: cpu"),
-        memory=forms.quantity(asked.get("memory", "12Gi"), forms.BYTES, f"{place}: memory"),
+        cpu=forms.quantity(asked.get("cpu", cores), forms.CORES, f"{place}: cpu"),
+        memory=forms.quantity(asked.get("memory", memory), forms.BYTES, f"{place}: memory"),
         node_affinity=_affinity(labels),
         tolerations=forms.tolerations(asked.get("tolerations", tolerations if gpu else []), f"{place}: tolerations"),
     )

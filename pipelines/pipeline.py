@@ -40,7 +40,7 @@ from components.search.component import search
 from components.supernet_train.component import supernet_train
 from components.trt_export.component import trt_export
 from components.verdict.component import verdict
-from pipelines.pods import GPU_TOLERATION, STORE, Light, Placed, light, placed
+from pipelines.pods import GPU_TOLERATION, STORE, Light, Placed, light, makes_train_jobs, placed, reads_data
 
 PROBES: Final = "probes"
 """Name of the loop that measures the devices."""
@@ -48,8 +48,11 @@ PROBES: Final = "probes"
 VERDICT: Final = "Give the verdict"
 """What people call the last step, which fails where nothing came of the run."""
 
+_LONGEST_RUN: Final = 60 * 24 * 3600
+"""Seconds after which a run is ended, whatever its steps wait for: their own limits count from the start of a pod."""
+
 _SHORT: Final = Light(cpu="1", memory="4Gi", hours=2)
-_DATA: Final = Light(cpu="4", memory="8Gi", hours=12, cpu_request="1", memory_request="2Gi")
+_DATA: Final = Light(cpu="4", memory="8Gi", hours=12, memory_request="2Gi")
 
 
 def _trains(task: dsl.PipelineTask, name: str, where: Placed, hours: int) -> dsl.PipelineTask:
@@ -57,7 +60,8 @@ def _trains(task: dsl.PipelineTask, name: str, where: Placed, hours: int) -> dsl
 
 
 def _measures(task: dsl.PipelineTask, name: str, where: Placed) -> dsl.PipelineTask:
-    return placed(task, name, where, hours=72, priority="yolov8-nas-target")
+    # It may have to wait for trainings on its node, which count as well.
+    return placed(task, name, where, hours=21 * 24, priority="yolov8-nas-target")
 
 
 def _uncached(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
@@ -289,8 +293,7 @@ def all_targets(
             "run": run,
         }
 
-    data = light(data_prep(**common), "Prepare the dataset", _DATA)
-    data.set_retry(2, backoff_duration="60s")
+    data = reads_data(light(data_prep(**common), "Prepare the dataset", _DATA))
     with dsl.ParallelFor(branches, name=PROBES) as branch:
         _uncached(probe_target(**of(branch)), "Measure early")
     trained = _trains(
@@ -305,8 +308,7 @@ def all_targets(
         _training_pod(supernet_gpus, training_cpu, training_memory, training_labels, training_tolerations),
         hours=14 * 24,
     )
-    # A lost pod goes on from its last checkpoint. In loops kfp ignores retries: there the run is started again.
-    trained.set_retry(5, backoff_duration="60s")
+    makes_train_jobs(reads_data(trained))
     with dsl.ParallelFor(branches, name="targets") as branch:
         _uncached(
             target_branch(
@@ -374,7 +376,11 @@ def if_anything_is_new(
         )
 
 
-@dsl.pipeline(name="yolov8-nas", description="Hardware-aware architecture search for YOLOv8-style detectors")
+@dsl.pipeline(
+    name="yolov8-nas",
+    description="Hardware-aware architecture search for YOLOv8-style detectors",
+    pipeline_config=dsl.PipelineConfig(active_deadline_seconds=_LONGEST_RUN),
+)
 def yolov8_nas(
     config: str = "",
     data: str = "",
@@ -384,9 +390,9 @@ def yolov8_nas(
     budget: float = 1.0,
     store: str = STORE,
     training_nodes: str = "1",
-    training_gpus: str = "1",
-    training_cpu: str = "7",
-    training_memory: str = "28Gi",
+    training_gpus: str = "",
+    training_cpu: str = "",
+    training_memory: str = "",
     training_labels: dict[str, Any] = {},  # noqa: B006
     target_pools: dict[str, Any] = {},  # noqa: B006
     tolerations: list[Any] = [GPU_TOLERATION],  # noqa: B006
@@ -407,9 +413,10 @@ def yolov8_nas(
         budget: Factor on epochs and generations: 0.1 for a cheap trial.
         store: The stage store: what is there is not computed again.
         training_nodes: Nodes that the supernet is trained on. More than "1" take Kubeflow Trainer.
-        training_gpus: GPUs of a training step, and of each of these nodes; "0" for a cluster without.
-        training_cpu: Cores of a training step.
-        training_memory: Memory of a training step.
+        training_gpus: GPUs of a training step, and of each of these nodes. Empty for one where a target is a GPU, and
+            none otherwise.
+        training_cpu: Cores of a training step. Empty for 7 with a GPU, 1 without.
+        training_memory: Memory of a training step. Empty for 28Gi with a GPU, 4Gi without.
         training_labels: Labels of the nodes that train, for example {"nvidia.com/gpu.product": "NVIDIA-A10"}. Empty for
             any.
         target_pools: Nodes and resources of targets by hardware, where the defaults are not right, for example
@@ -439,7 +446,7 @@ def yolov8_nas(
             run_id=run_id,
             job_id=job,
         )
-        light(opened, "Check and open the run", _DATA)  # a retraining's prepares the dataset
+        reads_data(light(opened, "Check and open the run", _DATA))  # a retraining's prepares the dataset
         everything = if_anything_is_new(
             config=opened.outputs["settings"],
             branches=opened.outputs["branches"],
@@ -448,9 +455,9 @@ def yolov8_nas(
             work=opened.outputs["work"],
             supernet_gpus=opened.outputs["supernet_gpus"],
             training_nodes=training_nodes,
-            training_gpus=training_gpus,
-            training_cpu=training_cpu,
-            training_memory=training_memory,
+            training_gpus=opened.outputs["training_gpus"],
+            training_cpu=opened.outputs["training_cpu"],
+            training_memory=opened.outputs["training_memory"],
             training_labels=training_labels,
             training_tolerations=tolerations,
             run=opened.outputs["run"],

@@ -92,7 +92,7 @@ class Pool:
 def steps(request: Request, rates: Rates) -> list[Step]:
     """The steps of a run that have work in them, in the order of the pipeline."""
     config = request.config.retrained_from(None)
-    training_gpus = int(request.parameters.get("training_gpus", 1))
+    training_gpus = int(request.training.gpus)
     placed = {branch.label: branch for branch in request.branches}
     found = []
     for label, target in [(None, None), *zip(target_labels(config), config.targets, strict=True)]:
@@ -270,7 +270,7 @@ def assumptions(request: Request, found: Sequence[Step]) -> list[str]:
         "A supernet's epoch is counted by the networks trained in it, fine-tuning's by plain epochs: one with fake "
         f"quantization counts {QAT_COST}.",
     ]
-    if (nodes := request.parameters.get("training_nodes", "1")) != "1":
+    if (nodes := request.training.nodes) > 1:
         lines.append(f"The supernet is trained on one node: how much faster {nodes} are has not been measured.")
     if request.config.retrain is not None:
         lines.append("The dataset is a new one: without anything new, a retraining ends after its first step.")

@@ -1,7 +1,8 @@
-"""The pods that steps run in: resources, store, settings by reference, security, time limits.
+"""The pods that steps run in: resources, store, settings by reference, security, time limits, further tries.
 
 What Kubeflow Pipelines cannot set is left to the cluster: a read-only root file system (steps write to /tmp, /dev/shm
-and /store only), fsGroup, and the priority class, for which a step names Kueue's instead.
+and /store only), fsGroup, the priority class, for which a step names Kueue's instead, and for which reasons a step is
+tried again: Argo's policy comes from its controller's settings (docs/kubeflow-runs.md, Lost pods).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any, Final
 
 from kfp import dsl, kubernetes
 
-from components.placement import KEYS_PATH
-from yolov8_nas import credentials, signing
+from components.placement import KEYS_PATH, TRAINJOBS_ACCOUNT, TRAINJOBS_PATH
+from yolov8_nas import credentials, host, signing
 
 STORE_CLAIM: Final = "yolov8-nas-store"
 STORE_PATH: Final = "/store"
@@ -22,13 +23,22 @@ STORE: Final = f"{STORE_PATH}/stages"
 
 UID: Final = 10001
 SECRET: Final = "yolov8-nas-s3"
+"""Secret with the keys of the stage store's bucket."""
 SECRET_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+DATA_SECRET: Final = "yolov8-nas-s3-data"
+"""Secret of the same form for the buckets with datasets and weights; without it, the store's keys are taken."""
+TRACKING_SECRET: Final = "mlflow-client"
+TRACKING_KEYS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+CA: Final = "yolov8-nas-ca"
+"""ConfigMap with the certificate of the CA that MLflow's is signed by, where it is one of the cluster's own."""
+CA_PATH: Final = "/var/run/yolov8-nas/ca"
 CREDENTIALS_SECRET: Final = "yolov8-nas-credentials"
 CREDENTIALS: Final = credentials.VARIABLE
 """Key and environment variable with addresses that hold user, password or query; a run's parameters are no place."""
 CONFIG_MAP: Final = "yolov8-nas-config"
 CONFIG_KEYS: Final = (
     "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
     "MLFLOW_S3_ENDPOINT_URL",
     "AWS_ENDPOINT_URL",
     "AWS_DEFAULT_REGION",
@@ -45,7 +55,14 @@ SIGNING_VARIABLE: Final = "YOLOV8_NAS_SIGNING_SECRET"
 """Environment variable with the secret that holds the keys of signatures, when the pipeline is compiled: `signing.key`,
 and a public key in each `<id>.pub`. Pods that do not find it do not start."""
 
+LOCKS_PATH: Final = f"{STORE_PATH}/.hosts"
+"""Folder on the volume of every pod with a lock for each node: pods of one node measure alone (`host`)."""
+
+TRIES_AGAIN: Final = 5
+"""How often a step whose pod was lost is tried again."""
+
 _HOUR: Final = 3600
+_FIRST_WAIT: Final = 60  # seconds before the second try; each further one waits twice as long
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,17 @@ def placed(task: dsl.PipelineTask, name: str, where: Placed, *, hours: int, prio
     return _pod(task, name, hours, shm="8Gi", scratch="200Gi")
 
 
+def reads_data(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a step the keys with which datasets and weights are read; no other step has them."""
+    keys = dict(zip(SECRET_KEYS, credentials.DATA_KEYS, strict=True))
+    return kubernetes.use_secret_as_env(task, DATA_SECRET, keys, optional=True)
+
+
+def makes_train_jobs(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a step the token of the account that may make TrainJobs, where there is one; no other step has it."""
+    return kubernetes.use_secret_as_volume(task, TRAINJOBS_ACCOUNT, TRAINJOBS_PATH, optional=True)
+
+
 def _pod(task: dsl.PipelineTask, name: str, hours: int, *, shm: str, scratch: str) -> dsl.PipelineTask:
     # State lives in the stage store; a second cache beside it would only be another thing that can be stale.
     task.set_caching_options(False).set_display_name(name)
@@ -129,6 +157,8 @@ def _pod(task: dsl.PipelineTask, name: str, hours: int, *, shm: str, scratch: st
     kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=scratch)
     kubernetes.use_secret_as_env(task, SECRET, {key: key for key in SECRET_KEYS}, optional=True)
     kubernetes.use_secret_as_env(task, CREDENTIALS_SECRET, {CREDENTIALS: CREDENTIALS}, optional=True)
+    kubernetes.use_secret_as_env(task, TRACKING_SECRET, {key: key for key in TRACKING_KEYS}, optional=True)
+    kubernetes.use_config_map_as_volume(task, CA, CA_PATH, optional=True)
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG_KEYS}, optional=True)
     if secret := os.environ.get(SIGNING_VARIABLE):
         kubernetes.use_secret_as_volume(task, secret, KEYS_PATH)
@@ -137,5 +167,13 @@ def _pod(task: dsl.PipelineTask, name: str, hours: int, *, shm: str, scratch: st
     kubernetes.set_image_pull_secrets(task, [PULL_SECRET])
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
+    kubernetes.use_field_path_as_env(task, host.NODE_VARIABLE, "spec.nodeName")
+    task.set_env_variable(host.FOLDER_VARIABLE, LOCKS_PATH)
     kubernetes.set_timeout(task, hours * _HOUR)
+    waits = sum(_FIRST_WAIT * 2**number for number in range(TRIES_AGAIN))
+    # Argo counts the longest duration from the beginning of the first try, and ends a later one at that moment.
+    longest = (TRIES_AGAIN + 1) * hours * _HOUR + waits
+    task.set_retry(
+        TRIES_AGAIN, backoff_duration=f"{_FIRST_WAIT}s", backoff_factor=2, backoff_max_duration=f"{longest}s"
+    )
     return task

@@ -11,7 +11,7 @@ from typing import Any, Final
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
 from components import asked
-from components.placement import Branch
+from components.placement import Branch, Training
 from pipelines.pipeline import yolov8_nas
 from pipelines.pods import CREDENTIALS, CREDENTIALS_SECRET, GPU_TOLERATION, SIGNING_VARIABLE, STORE, STORE_PATH
 from yolov8_nas import credentials
@@ -38,11 +38,13 @@ class Request:
     Attributes:
         config: What comes out when the parameters are laid over the configuration.
         branches: Where its targets' steps run.
+        training: Where it trains.
         parameters: Parameters of the pipeline.
     """
 
     config: RunConfig
     branches: tuple[Branch, ...]
+    training: Training
     parameters: dict[str, Any]
 
 
@@ -72,18 +74,18 @@ def make(file: Path, overrides: Sequence[str], parameters: Sequence[str]) -> Req
     whole = requested(values["config"], **{name: given[name] for name in _ASKED if name in given})
     _check_addresses([whole.model_dump(mode="json"), given], str(file))
     _check_paths(whole, values["store"], str(file))
-    placed = asked.check(
+    places = asked.check(
         whole,
         store=values["store"],
         target_pools=given.get("target_pools", {}),
         tolerations=given.get("tolerations", [GPU_TOLERATION]),
         nodes=given.get("training_nodes", "1"),
-        gpus=given.get("training_gpus", "1"),
-        cpu=given.get("training_cpu", "1"),
-        memory=given.get("training_memory", "1Gi"),
+        gpus=given.get("training_gpus", ""),
+        cpu=given.get("training_cpu", ""),
+        memory=given.get("training_memory", ""),
         labels=given.get("training_labels", {}),
     )
-    return Request(whole, tuple(placed), values)
+    return Request(whole, tuple(places.branches), places.training, values)
 
 
 def _parameter(text: str) -> tuple[str, Any]:

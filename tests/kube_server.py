@@ -35,6 +35,7 @@ class KubernetesApi:
     job: dict[str, Any] | None = None
     made: list[dict[str, Any]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
     going: int = -1
 
     def route(self, method: str, path: str, query: dict[str, str], sent: Any) -> tuple[int, Any]:
@@ -81,6 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         called = f"{self.command} {url.path}"
         self.api.log.append(called)
+        self.api.tokens.add(self.headers.get("Authorization", ""))
         if called in self.api.refuse:
             status, message = self.api.refuse[called]
             if status >= 500:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import components
 from components.close_run.component import close_run
-from components.placement import branches
+from components.placement import Training, branches, training
 from components.verdict.component import verdict
 from pipelines import plan
 from pipelines.cli import app
@@ -100,9 +100,11 @@ def test_every_image_is_named_by_digest(compiled: tuple[dict[str, Any], dict[str
 
 def test_secrets_are_references(text: str, compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
     for executor in compiled[0]["deploymentSpec"]["executors"].values():
-        assert not executor["container"].get("env"), "a value would stand in the pipeline for everybody to read"
+        names = {row["name"] for row in executor["container"]["env"]}
+        assert names == {"YOLOV8_NAS_HOST_LOCKS"}, "a value would stand in the pipeline for everybody to read"
     for pod in compiled[1].values():
         assert all(row["optional"] and row["secretName"] for row in pod["secretAsEnv"])
+    text = text.replace("MLFLOW_TRACKING_PASSWORD", "")  # the name of a variable, and of a key in a secret
     assert not re.search(r"(?i)password|AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|token:|bearer", text)
 
 
@@ -215,7 +217,7 @@ def test_pods_find_the_keys_of_signatures_in_a_secret(tmp_path: Path) -> None:
     pipeline, platform = yaml.safe_load_all((tmp_path / "x.yaml").read_text())
     place = "/var/run/yolov8-nas/keys"
     for name, pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
-        (volume,) = pod["secretAsVolume"]
+        volume = next(row for row in pod["secretAsVolume"] if row["mountPath"] == place)
         assert (volume["secretName"], volume["mountPath"]) == ("our-keys", place), name
         assert volume.get("optional") is not True, "a pod without its keys would do without signatures"
     for name, executor in pipeline["deploymentSpec"]["executors"].items():
@@ -268,6 +270,65 @@ def test_a_gpu_of_the_catalogue_is_found_by_its_label_and_a_cpu_gets_none() -> N
     gpu, cpu = branches(CONFIG, pools, [])
     assert gpu.cpu == "4" and '"values": ["t4"]' in json.dumps(gpu.node_affinity)
     assert cpu.memory == "4Gi"
+
+
+def test_the_demo_fits_on_a_node_of_two_cores_and_asks_for_no_gpu(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    """Requests as Kubernetes counts them; beside a step run Kubeflow's own containers, and others of the node."""
+    demo = lifecycle.requested("")
+    (target,), trains = branches(demo, {}, []), training(demo, "1")
+    assert (target.gpus, trains.gpus, trains.supernet_gpus) == ("0", "0", "0")
+    light = compiled[0]["deploymentSpec"]["executors"]["exec-data-prep"]["container"]["resources"]
+    requests = [light["resourceCpuRequest"], target.cpu, trains.cpu]
+    assert max(_cores(text) for text in requests) <= 1.0
+    assert all(memory in ("2Gi", "4Gi") for memory in (light["resourceMemoryRequest"], target.memory, trains.memory))
+
+
+def _cores(text: str) -> float:
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def test_where_a_target_is_a_gpu_a_training_has_one_unless_it_is_asked_for_otherwise() -> None:
+    assert training(CONFIG, "1") == Training(1, "1", "7", "28Gi")
+    assert training(CONFIG, "2", "8", cpu="32").supernet_gpus == "0"
+    assert training(CONFIG, "1", "0") == Training(1, "0", "1", "4Gi")
+    assert training(CONFIG, "1", "4", "16", "64Gi") == Training(1, "4", "16", "64Gi")
+
+
+def test_a_step_whose_pod_was_lost_is_tried_again_as_long_as_its_tries_may_take(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    """Argo counts the longest duration from the first try's beginning, and kfp fills an hour in where none is given."""
+    spec, pods = compiled
+    for _, task, label in _steps(spec):
+        retry = task["retryPolicy"]
+        wait, tries, longest = (float(str(retry[key]).rstrip("s")) for key in (
+            "backoffDuration", "maxRetryCount", "backoffMaxDuration",
+        ))  # fmt: skip
+        assert tries >= 3, label
+        assert float(retry["backoffFactor"]).is_integer(), "Argo reads no other factor"
+        waits = sum(wait * retry["backoffFactor"] ** number for number in range(int(tries)))
+        assert longest >= (tries + 1) * float(pods[label]["activeDeadlineSeconds"]) + waits, label
+
+
+def test_each_step_has_the_keys_that_it_needs_and_no_others(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    with_data = {"exec-open-run", "exec-data-prep", "exec-supernet-train"}
+    for label, pod in compiled[1].items():
+        secrets = {row["secretName"] for row in pod["secretAsEnv"]}
+        assert ("yolov8-nas-s3-data" in secrets) == (label in with_data), label
+        mounted = {row["secretName"] for row in pod.get("secretAsVolume", ())}
+        assert mounted == ({"yolov8-nas-trainjobs"} if label == "exec-supernet-train" else set()), label
+        assert "yolov8-nas-s3-artifacts" not in secrets, "artifacts go through MLflow"
+
+
+def test_pods_of_one_node_share_a_lock(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec, pods = compiled
+    for _, _, label in _steps(spec):
+        (field,) = pods[label]["fieldPathAsEnv"]
+        assert field == {"name": "YOLOV8_NAS_NODE", "fieldPath": "spec.nodeName"}
+        told = {row["name"]: row["value"] for row in spec["deploymentSpec"]["executors"][label]["container"]["env"]}
+        assert told["YOLOV8_NAS_HOST_LOCKS"].startswith(f"{pods[label]['pvcMount'][0]['mountPath']}/")
 
 
 def test_what_a_person_fills_in_is_laid_over_the_configuration() -> None:
@@ -411,8 +472,7 @@ def test_the_run_fails_where_no_target_has_a_model_and_its_report_is_kept(
 
     monkeypatch.setattr(lifecycle, "close_run", close)
     artifacts = {name: dsl.Artifact(uri=str(tmp_path / name)) for name in ("summary", "report", "verdict")}
-    status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "job", "task", None, None)
-    arguments = {"store": store, "run_id": "r", "job_id": "j", "workdir": "", "status": status, **artifacts}
+    arguments = {"store": store, "run_id": "r", "job_id": "j", "workdir": "", **artifacts}
     metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
     close_run.python_func(**arguments, metrics=metrics)  # it ends green in any case
     assert (tmp_path / "verdict").read_text().startswith(f"# {sum(met)} of {len(met)}")

@@ -16,7 +16,7 @@ import object_store
 import pytest
 from kube_server import JOBS, PODS, KubernetesApi, serving
 
-from components.placement import over_nodes, training_nodes
+from components.placement import over_nodes, training
 from components.supernet_train import node, trainjob
 from yolov8_nas.config import RunConfig
 from yolov8_nas.device.host import HostLock
@@ -53,6 +53,7 @@ OWN: dict[str, Any] = {
                 "env": [
                     {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "secret"}}},
                     {"name": "KFP_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                    {"name": "YOLOV8_NAS_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
                     {"name": "PLAIN", "value": "x"},
                 ],
                 "resources": {
@@ -192,7 +193,7 @@ def test_sigterm_takes_the_job_away(api: KubernetesApi) -> None:
     ("call", "status", "told"),
     [
         (f"POST {JOBS}", 404, "has no TrainJob of trainer.kubeflow.org/v1alpha1: install Kubeflow Trainer 2.2"),
-        (f"POST {JOBS}", 403, "apply the overlay gpu-cluster .role yolov8-nas-trainjobs."),
+        (f"POST {JOBS}", 403, "apply the overlay gpu-cluster, with its Secret yolov8-nas-trainjobs"),
         (f"POST {JOBS}", 422, "no runtime of that name.*see that the runtime torch-distributed"),
         (f"GET {PODS}/run-abc-step", 403, "cannot read the pod run-abc-step in team"),
         (f"GET {PODS}", 403, "cannot follow the TrainJob"),
@@ -349,6 +350,22 @@ def test_nodes_without_a_disk_in_common_go_by_the_bucket(
             assert not [name for name in left if "/job/" in name or "partial" in name or "lease" in name]
 
 
+def test_a_job_is_made_by_an_account_of_its_own_where_its_token_is_mounted(
+    api: KubernetesApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    api.looks = [_look(ended="Complete")]
+    monkeypatch.setattr(trainjob, "TRAINJOBS_PATH", str(tmp_path / "account"))
+    assert _carry_out() == 0
+    assert api.tokens == {""}, "the pod's own"
+    (tmp_path / "account").mkdir()
+    (tmp_path / "account" / "token").write_text("of-the-account\n")
+    api.looks, api.tokens = [_look(ended="Complete")], set()
+    assert _carry_out() == 0
+    assert api.tokens == {"Bearer of-the-account"}
+    pods = api.made[-1]["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    assert pods["template"]["spec"]["template"]["spec"]["serviceAccountName"] == "yolov8-nas-training-node"
+
+
 @pytest.mark.parametrize(
     ("nodes", "gpus", "told"),
     [
@@ -359,4 +376,4 @@ def test_nodes_without_a_disk_in_common_go_by_the_bucket(
 )
 def test_nodes_that_cannot_be(nodes: str, gpus: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        training_nodes(nodes, gpus)
+        training(RunConfig.parse({"targets": [{"constraints": ["latency<=9ms"]}]}, "test"), nodes, gpus)

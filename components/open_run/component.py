@@ -27,7 +27,17 @@ def open_run(
     job_id: str,
     run: dsl.Output[dsl.Artifact],
 ) -> NamedTuple(  # type: ignore[valid-type]
-    "Opened", [("settings", str), ("branches", list), ("name", str), ("work", str), ("supernet_gpus", str)]
+    "Opened",
+    [
+        ("settings", str),
+        ("branches", list),
+        ("name", str),
+        ("work", str),
+        ("supernet_gpus", str),
+        ("training_gpus", str),
+        ("training_cpu", str),
+        ("training_memory", str),
+    ],
 ):
     """Put together what is asked for, check what can be checked before anything is paid for, open the run in MLflow.
 
@@ -41,9 +51,9 @@ def open_run(
         target_pools: What is special about the nodes of a target, by hardware.
         tolerations: Taints of GPU nodes.
         training_nodes: Nodes that the supernet is trained on.
-        training_gpus: GPUs of each.
-        training_cpu: Cores of a training step.
-        training_memory: Memory of a training step.
+        training_gpus: GPUs of each; empty for one where a target is a GPU, and none otherwise.
+        training_cpu: Cores of a training step; empty for what suits these GPUs.
+        training_memory: Memory of a training step; empty for what suits these GPUs.
         training_labels: Labels of the nodes that train.
         store: The stage store.
         run_id: Name of the run, where not empty.
@@ -57,6 +67,9 @@ def open_run(
         name: Name of the run.
         work: `all`; for a retraining `retrain`, or `none` where nothing is new.
         supernet_gpus: GPUs of the step that trains the supernet: none where a TrainJob has them.
+        training_gpus: GPUs of a training.
+        training_cpu: Its cores.
+        training_memory: Its memory.
     """
     import json
     from collections import namedtuple
@@ -66,13 +79,15 @@ def open_run(
     from components.asked import check
     from yolov8_nas.run.lifecycle import open_run, requested, telling
 
-    Opened = namedtuple("Opened", "settings branches name work supernet_gpus")
+    Opened = namedtuple(
+        "Opened", "settings branches name work supernet_gpus training_gpus training_cpu training_memory"
+    )
     name = run_id or job_id
     with telling("open-run", store=store, run_id=name):
         asked = requested(
             config, data=data, targets=targets, constraints=constraints, precision=precision, budget=budget
         )
-        checked = check(
+        places = check(
             asked,
             store=store,
             target_pools=target_pools,
@@ -83,12 +98,13 @@ def open_run(
             memory=training_memory,
             labels=training_labels,
         )
-        placed = [asdict(branch) for branch in checked]
-        supernet_gpus = "0" if int(training_nodes) > 1 else training_gpus
-        print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}", flush=True)
+        placed = [asdict(branch) for branch in places.branches]
+        trains = places.training
+        print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}\ntraining: {trains}", flush=True)
         opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
     work = "all"
     if retraining := opened["retraining"]:
         print(retraining["says"], flush=True)
         work = "retrain" if retraining["new"] else "none"
-    return Opened(json.dumps(opened["config"], sort_keys=True), placed, name, work, supernet_gpus)
+    settings = json.dumps(opened["config"], sort_keys=True)
+    return Opened(settings, placed, name, work, trains.supernet_gpus, trains.gpus, trains.cpu, trains.memory)

@@ -24,8 +24,9 @@ from typing import Any, Final
 import kubernetes
 import urllib3
 
-from components.placement import KEYS_PATH
+from components.placement import KEYS_PATH, NODE_ACCOUNT, TRAINJOBS_ACCOUNT, TRAINJOBS_PATH
 from components.supernet_train import node
+from yolov8_nas.device.host import FOLDER_VARIABLE, NODE_VARIABLE
 from yolov8_nas.errors import WaitingError
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.signing import KEY_VARIABLE, TRUSTED_VARIABLE
@@ -46,7 +47,7 @@ _ANSWER_WITHIN: Final = 30.0  # seconds
 _NODE: Final = "node"
 _SCRATCH: Final = ("/dev/shm", "/tmp", KEYS_PATH)
 _QUEUE: Final = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
-_PASSED_ON: Final = ("YOLO_CONFIG_DIR", "YOLO_AUTOINSTALL", KEY_VARIABLE, TRUSTED_VARIABLE)
+_PASSED_ON: Final = ("YOLO_CONFIG_DIR", "YOLO_AUTOINSTALL", KEY_VARIABLE, TRUSTED_VARIABLE, FOLDER_VARIABLE)
 _ADVICE: Final = "or set training_nodes to 1"
 
 Object = dict[str, Any]
@@ -90,6 +91,7 @@ class TrainJob:
             self.namespace = NAMESPACE_FILE.read_text().strip()
         except (kubernetes.config.ConfigException, OSError) as error:
             raise WaitingError(f"several nodes: this is no pod of a cluster ({error}); {_ADVICE[3:]}") from None
+        _log_in(Path(TRAINJOBS_PATH) / "token")
         self.pods = kubernetes.client.CoreV1Api()
         self.jobs = kubernetes.client.CustomObjectsApi()
         self._place = {"group": GROUP, "version": VERSION, "namespace": self.namespace, "plural": "trainjobs"}
@@ -217,11 +219,28 @@ class TrainJob:
                 raise
             remedy = {
                 401: "its token is not taken: see that the pod's service account mounts one",
-                403: "its service account may not: apply the overlay gpu-cluster (role yolov8-nas-trainjobs), "
-                "and run the steps as yolov8-nas-runner",
+                403: f"not allowed: apply the overlay gpu-cluster, with its Secret {TRAINJOBS_ACCOUNT}",
                 404: f"this cluster has no TrainJob of {GROUP}/{VERSION}: install Kubeflow Trainer 2.2 or later",
             }.get(error.status, f"{_brief(error)}: see that the runtime {RUNTIME} and Kubeflow Trainer 2.2 are there")
             raise WaitingError(f"several nodes: cannot {what} in {self.namespace}: {remedy}, {_ADVICE}") from None
+
+
+def _log_in(token: Path) -> None:
+    """Ask the API as the account that may make TrainJobs; the pod's own is left where there is no such token.
+
+    Raises:
+        WaitingError: The token cannot be read.
+    """
+    try:
+        written = token.read_text().strip()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WaitingError(f"several nodes: {token} cannot be read ({error.strerror}); {_ADVICE[3:]}") from None
+    configuration = kubernetes.client.Configuration.get_default_copy()
+    configuration.api_key = {"authorization": f"Bearer {written}"}
+    configuration.refresh_api_key_hook = None  # it would put the pod's own in its place
+    kubernetes.client.Configuration.set_default(configuration)
 
 
 def manifest(name: str, pod: Object, command: Sequence[str], *, nodes: int, gpus: int) -> Object:
@@ -244,15 +263,19 @@ def manifest(name: str, pod: Object, command: Sequence[str], *, nodes: int, gpus
         | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
         for kind in ("requests", "limits")
     }
-    # References alone: a value would stand in the job for everybody to read, and Kubeflow's own say nothing here.
+    # References alone: a value would stand in the job for everybody to read, and Kubeflow's own say nothing here. Nodes
+    # compute, and log in nowhere but to the store.
     references = [
-        row for row in main.get("env", ()) if {"secretKeyRef", "configMapKeyRef"} & row.get("valueFrom", {}).keys()
+        row
+        for row in main.get("env", ())
+        if {"secretKeyRef", "configMapKeyRef"} & row.get("valueFrom", {}).keys() or row["name"] == NODE_VARIABLE
+        if not row["name"].startswith("MLFLOW_TRACKING_")
     ]
     own = [{"name": key, "value": os.environ[key]} for key in _PASSED_ON if key in os.environ]
     like = {key: spec[key] for key in ("nodeSelector", "affinity", "tolerations", "imagePullSecrets") if spec.get(key)}
     pod_spec = {
         **like,
-        "serviceAccountName": spec["serviceAccountName"],
+        "serviceAccountName": NODE_ACCOUNT,
         "securityContext": spec.get("securityContext", {}),
         "volumes": [volume for volume in spec.get("volumes", ()) if volume["name"] in mounted],
         "containers": [

@@ -74,7 +74,7 @@ def resolve(hardware: str, runtime: str = "onnxruntime", precision: str = "fp32"
     if not names_cpu(name):
         return _gpu_target(hardware, runtime, precision)
     cores = profile.available_cores()
-    threads = cores if name in ("auto", "cpu") else int(name[len("cpu-") : -1])
+    threads = named_threads(name) or (cores if name in ("auto", "cpu") else 0)
     if not 1 <= threads <= cores:
         raise InputError(
             f"hardware {hardware!r}: {threads} threads, but this process may use {cores} "
@@ -105,7 +105,13 @@ def require_runtime_supports(hardware: str, runtime: str, precision: str) -> Non
 def names_cpu(hardware: str) -> bool:
     """Whether a configuration's name means a CPU, be it this machine's or a cluster node's."""
     name = hardware.strip().lower()
-    return name in _CPU_NAMES or re.fullmatch(r"cpu-\d+t", name) is not None
+    return name in _CPU_NAMES or named_threads(name) is not None
+
+
+def named_threads(hardware: str) -> int | None:
+    """The number of threads in a CPU's name, `cpu-<n>t`; nothing where it names none."""
+    found = re.fullmatch(r"cpu-(\d+)t", hardware.strip().lower())
+    return int(found[1]) if found else None
 
 
 def _gpu_target(hardware: str, runtime: str, precision: str) -> Target:
