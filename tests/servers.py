@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -63,11 +63,78 @@ def postgres() -> Iterator[str]:
             process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder, **who)
         try:
             ready = [initdb.with_name("pg_isready"), "--host", folder]
-            _wait_for(lambda: subprocess.run(ready, stdout=subprocess.DEVNULL).returncode == 0, process, log)
+            wait_for(lambda: subprocess.run(ready, stdout=subprocess.DEVNULL).returncode == 0, process, log)
             yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"
         finally:
             process.send_signal(signal.SIGINT)  # at once, whoever is connected
             process.wait()
+
+
+@contextmanager
+def postgres_with_tls(
+    args: Sequence[str], rules: str, certificates: Path
+) -> Iterator[tuple[Callable[[str, Mapping[str, str]], subprocess.CompletedProcess[str]], dict[str, str]]]:
+    """A database that is reached over TCP, with a server's arguments as a cluster has them.
+
+    Args:
+        args: The arguments; paths below /tls and /hba are those of the files here.
+        rules: Content of pg_hba.conf.
+        certificates: Folder with `postgres.crt` and `postgres.key`.
+
+    Returns:
+        What runs SQL with an environment, and an environment with libpq's variables; `PATH` finds its other programs.
+    """
+    initdb = _initdb()
+    if initdb is None:
+        pytest.skip("no PostgreSQL: install it (apt-get install postgresql)")
+    with tempfile.TemporaryDirectory(prefix="yolov8-nas-pg-") as name:
+        folder = Path(name)
+        data, log, password = folder / "data", folder / "log", folder / "password"
+        (folder / "pg_hba.conf").write_text(rules)
+        for kind in ("crt", "key"):
+            shutil.copy(certificates / f"postgres.{kind}", folder / f"tls.{kind}")
+            (folder / f"tls.{kind}").chmod(0o600)
+        password.write_text("a 'password' of $pecial letters")
+        who: dict[str, Any] = {}
+        if os.getuid() == 0:
+            for path in (folder, *folder.iterdir()):
+                shutil.chown(path, "nobody")
+            who = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        made = [initdb, "--pgdata", data, "--username", "mlflow", "--auth", "scram-sha-256", "--pwfile", password]
+        subprocess.run([*made, "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
+        port = free_port()
+        here = [part.replace("/tls/", f"{folder}/").replace("/hba/", f"{folder}/") for part in args]
+        command = [initdb.with_name("postgres"), "-D", data, "-p", str(port), "-k", folder, "-F", *here]
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder, **who)
+        environment = {
+            "PATH": f"{initdb.parent}:{os.environ['PATH']}",
+            "PGHOST": "localhost",
+            "PGPORT": str(port),
+            "PGUSER": "mlflow",
+            "PGDATABASE": "postgres",
+            "PGPASSWORD": password.read_text(),
+        }
+
+        def psql(sql: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+            asked = [initdb.with_name("psql"), "--no-psqlrc", "--tuples-only", "--command", sql]
+            return subprocess.run(asked, env=dict(environment), capture_output=True, text=True)
+
+        try:
+            ready = [initdb.with_name("pg_isready"), "--host", folder, "--port", str(port)]
+            wait_for(lambda: subprocess.run(ready, stdout=subprocess.DEVNULL).returncode == 0, process, log)
+            yield psql, environment
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+    return number
 
 
 def _initdb() -> Path | None:
@@ -85,9 +152,7 @@ def mlflow(folder: Path, database: str, artifacts: str) -> Iterator[str]:
         database: What it keeps its records in.
         artifacts: Where it hands artifacts on to.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", database, "--artifacts-destination", artifacts]
     # Its helpers for jobs that nobody here gives it would take longer to start than itself.
@@ -102,14 +167,20 @@ def mlflow(folder: Path, database: str, artifacts: str) -> Iterator[str]:
         return False
 
     try:
-        _wait_for(answers, process, log)
+        wait_for(answers, process, log)
         yield uri
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _wait_for(answers: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(answers: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        AssertionError: It ended; its log says why.
+        TimeoutError: It did not answer.
+    """
     for _ in range(600):
         assert process.poll() is None, log.read_text()
         if answers():

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "images"))
 
 import build
 import render
+import servers
 from render import ManifestError, Object
 
+from components import placement
 from pipelines import pods
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which renders them, is not installed")
+pytestmark = pytest.mark.skipif(render.kubectl() is None, reason="kubectl, which renders them, is not installed")
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 CLUSTER_SCOPED = {
@@ -36,6 +39,8 @@ CLUSTER_SCOPED = {
 }
 STEP = {"pipelines.kubeflow.org/v2_component": "true"}
 """What Kubeflow Pipelines puts on the pod of each step."""
+TRAINING = {"jobset.sigs.k8s.io/jobset-name": "supernet"}
+"""What JobSet puts on the pods of a TrainJob."""
 
 
 @cache
@@ -52,7 +57,8 @@ def of_kind(overlay: str, kind: str) -> dict[str, Object]:
 def pod_templates(overlay: str) -> Iterator[tuple[str, Object]]:
     """Name and pod template of everything that makes pods."""
     for found in rendered(overlay):
-        if template := found.get("spec", {}).get("template"):
+        spec = found.get("spec", {})
+        if template := spec.get("jobTemplate", {}).get("spec", spec).get("template"):
             yield f"{found['kind']} {found['metadata']['name']}", template
 
 
@@ -115,11 +121,9 @@ def test_the_namespace_enforces_the_restricted_profile(overlay: str) -> None:
 
 def test_every_pod_keeps_the_restricted_profile(overlay: str) -> None:
     templates = list(pod_templates(overlay))
-    assert {name for name, _ in templates} == {
-        "Deployment mlflow",
-        "Job yolov8-nas-store-owner",
-        "StatefulSet postgres",
-    }
+    of_all = {"Deployment mlflow", "Job yolov8-nas-store-owner", "StatefulSet postgres"}
+    of_clusters = {"CronJob postgres-backup", "Job mlflow-accounts"}
+    assert {name for name, _ in templates} == of_all | (of_clusters if overlay == "gpu-cluster" else set())
     for name, template in templates:
         pod = template["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True, name
@@ -128,7 +132,7 @@ def test_every_pod_keeps_the_restricted_profile(overlay: str) -> None:
         assert pod["automountServiceAccountToken"] is False, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), name
         for volume in pod.get("volumes", []):
-            assert volume.keys() & {"emptyDir", "persistentVolumeClaim"}, name
+            assert volume.keys() & {"emptyDir", "persistentVolumeClaim", "configMap", "secret"}, name
         for container in pod["containers"] + pod.get("initContainers", []):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -193,7 +197,7 @@ def test_probes_ask_ports_that_are_there(overlay: str) -> None:
 
 def test_the_tracking_uri_is_a_name_that_mlflow_answers_to(overlay: str) -> None:
     uri = of_kind(overlay, "ConfigMap")["yolov8-nas-config"]["data"]["MLFLOW_TRACKING_URI"]
-    host = re.fullmatch(r"http://(.*)", uri)
+    host = re.fullmatch(r"https://(.*)" if overlay == "gpu-cluster" else r"http://(.*)", uri)
     assert host
     mlflow = of_kind(overlay, "Deployment")["mlflow"]["spec"]["template"]["spec"]["containers"][0]
     (allowed,) = (each for each in mlflow["args"] if each.startswith("--allowed-hosts="))
@@ -245,8 +249,68 @@ def test_policies_let_through_what_is_needed_and_nothing_else(overlay: str) -> N
     assert not _lets(overlay, STEP, postgres, 5432)
     assert not _lets(overlay, {"app": "stranger"}, mlflow, 5000)
     assert not _lets(overlay, mlflow, STEP, 8080)
-    training = {"jobset.sigs.k8s.io/jobset-name": "supernet"}
-    assert _lets(overlay, training, training, 29500) == (overlay == "gpu-cluster")
+    cluster = overlay == "gpu-cluster"
+    assert _lets(overlay, TRAINING, TRAINING, 29500) == cluster
+    backup, accounts = ({"app.kubernetes.io/name": name} for name in ("postgres-backup", "mlflow-accounts"))
+    assert _lets(overlay, backup, postgres, 5432) == cluster and not _lets(overlay, backup, mlflow, 5000)
+    assert _lets(overlay, accounts, mlflow, 5000) == cluster and not _lets(overlay, accounts, postgres, 5432)
+
+
+def _leads_to(overlay: str, client: dict[str, str]) -> set[tuple[str, int]]:
+    """Where the policies let a client go to beside pods of its own namespace: a network or a namespace, and a port."""
+    found = set()
+    for policy in of_kind(overlay, "NetworkPolicy").values():
+        if not _selects(policy["spec"]["podSelector"], client):
+            continue
+        for rule in policy["spec"].get("egress", []):
+            for peer in rule.get("to", []):
+                selector = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                place = peer.get("ipBlock", {}).get("cidr") or selector.get("kubernetes.io/metadata.name")
+                if place:
+                    assert rule.get("ports"), f"{policy['metadata']['name']}: every port of {place}"
+                    found.update((place, port["port"]) for port in rule["ports"])
+    return found
+
+
+def test_a_cluster_leads_out_to_named_destinations_alone() -> None:
+    named = {policy["metadata"]["name"] for policy in of_kind("gpu-cluster", "NetworkPolicy").values()}
+    for client, ways in (
+        (STEP, {"steps-to-kubernetes-api", "steps-to-data", "steps-to-store"}),
+        (TRAINING, {"training-to-store"}),
+        ({"app.kubernetes.io/name": "mlflow"}, {"mlflow-to-artifacts"}),
+    ):
+        assert ways <= named
+        networks = {place for place, _ in _leads_to("gpu-cluster", client) if "/" in place}
+        assert len(networks) == len(ways) and not any(network.endswith("/0") for network in networks)
+        assert ("0.0.0.0/0", 443) in _leads_to("single-node", client) or client == TRAINING
+    for stranger in ("postgres", "postgres-backup", "mlflow-accounts"):
+        assert {place for place, _ in _leads_to("gpu-cluster", {"app.kubernetes.io/name": stranger})} == {"kube-system"}
+
+
+def test_pods_of_a_train_job_reach_the_store_wherever_steps_reach_it() -> None:
+    """Of steps and of a job's pods alike: S3 in Kubeflow's namespace, and the store's bucket outside."""
+    ports = {port for place, port in _leads_to("gpu-cluster", TRAINING) if place == "kubeflow"}
+    assert ports == {8333, 9000}
+    assert {("kubeflow", port) for port in ports} <= _leads_to("gpu-cluster", STEP)
+    outside = {way for way in _leads_to("gpu-cluster", TRAINING) if "/" in way[0]}
+    assert outside and outside <= _leads_to("gpu-cluster", STEP)
+
+
+def test_an_overlay_is_not_written_before_its_destinations_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["render.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(render, "OVERLAYS", ("gpu-cluster",))
+    monkeypatch.setattr(render, "check", lambda rendered, schemas: iter(()))
+    monkeypatch.setattr(render, "pinned_images", lambda: dict.fromkeys(("mlflow", "postgres"), f"x@{DIGEST}"))
+    text = render.kustomize(render.HERE / "overlays" / "gpu-cluster")
+    monkeypatch.setattr(render, "kustomize", lambda folder: text)
+    assert render.main() == 0
+    told = capsys.readouterr().out
+    assert "not written: mlflow-to-artifacts, steps-to-data, steps-to-kubernetes-api" in told
+    assert "destinations.yaml" in told and not list(tmp_path.iterdir())
+    text = text.replace("192.0.2.", "198.18.0.")
+    assert render.main() == 0 and (tmp_path / "gpu-cluster.yaml").is_file()
 
 
 def test_nothing_passes_without_a_policy(overlay: str) -> None:
@@ -256,7 +320,7 @@ def test_nothing_passes_without_a_policy(overlay: str) -> None:
 
 def test_policies_select_pods_that_are_there(overlay: str) -> None:
     labels = [template["metadata"]["labels"] for _, template in pod_templates(overlay)]
-    labels += [STEP, {"jobset.sigs.k8s.io/jobset-name": "supernet"}]
+    labels += [STEP, TRAINING]
     for name, policy in of_kind(overlay, "NetworkPolicy").items():
         assert any(_selects(policy["spec"]["podSelector"], each) for each in labels), name
 
@@ -271,21 +335,36 @@ def test_roles_are_bound_to_accounts_that_exist_and_ask_for_no_more_than_they_na
             assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"], name
             if "secrets" in rule["resources"]:
                 assert rule["resourceNames"] and rule["verbs"] == ["get"], name
+    makers = {
+        subject["name"]
+        for binding in of_kind(overlay, "RoleBinding").values()
+        for subject in binding["subjects"]
+        if any("trainjobs" in rule["resources"] for rule in roles[binding["roleRef"]["name"]]["rules"])
+    }
+    assert makers == ({placement.TRAINJOBS_ACCOUNT} if overlay == "gpu-cluster" else set()), (
+        "no account that runs steps"
+    )
+    for bound in of_kind(overlay, "RoleBinding").values():
+        assert placement.NODE_ACCOUNT not in {subject["name"] for subject in bound["subjects"]}
     assert not {"ClusterRole", "ClusterRoleBinding"} & {found["kind"] for found in rendered(overlay)}
 
 
 def test_pods_fit_into_quota_and_limits(overlay: str) -> None:
     hard = of_kind(overlay, "ResourceQuota")["yolov8-nas"]["spec"]["hard"]
     assert {"requests.cpu", "requests.memory", "limits.cpu", "limits.memory", "requests.nvidia.com/gpu"} <= hard.keys()
+    assert "requests.ephemeral-storage" in hard
     (limits,) = of_kind(overlay, "LimitRange")["yolov8-nas"]["spec"]["limits"]
     for key in ("default", "defaultRequest"):  # or the quota would refuse Kubeflow's own containers
-        assert limits[key].keys() == {"cpu", "memory"}
+        assert limits[key].keys() == {"cpu", "memory", "ephemeral-storage"}
 
 
 def test_the_pipeline_finds_what_it_names(overlay: str) -> None:
     assert pods.STORE_CLAIM in of_kind(overlay, "PersistentVolumeClaim")
     settings = of_kind(overlay, "ConfigMap")[pods.CONFIG_MAP]["data"]
-    assert {key for key in settings if not key.startswith("MLFLOW_ARTIFACTS")} <= set(pods.CONFIG_KEYS)
+    others = {"MLFLOW_ARTIFACTS_DESTINATION", "PGSSLMODE"}  # MLflow's own
+    assert settings.keys() - others <= set(pods.CONFIG_KEYS)
+    if certificate := settings.get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        assert Path(certificate) == Path(pods.CA_PATH) / "ca.crt"
     runner = of_kind(overlay, "ServiceAccount")["yolov8-nas-runner"]
     assert runner["imagePullSecrets"] == [{"name": pods.PULL_SECRET}]
     owner = of_kind(overlay, "Job")["yolov8-nas-store-owner"]["spec"]["template"]["spec"]
@@ -336,19 +415,32 @@ def test_secrets_are_made_of_files_that_are_not_committed(tmp_path: Path) -> Non
     shutil.copytree(render.HERE / "secrets", folder, ignore=shutil.ignore_patterns("*.env", "*.json"))
     with pytest.raises(ManifestError, match=r"mlflow-database\.env"):
         render.kustomize(folder)
-    for example in folder.glob("*.example"):
+    for example in folder.glob("**/*.example"):
         assert not re.search(r'[=:] *"?[^\s"{]{1,}"?$', example.read_text(), re.M), f"{example.name} holds a value"
         example.rename(example.with_suffix(""))
     secrets = {found["metadata"]["name"]: found for found in render.objects(render.kustomize(folder))}
-    assert secrets.keys() == {"mlflow-database", pods.SECRET, pods.PULL_SECRET, pods.CREDENTIALS_SECRET}
-    assert secrets[pods.SECRET]["data"].keys() == set(pods.SECRET_KEYS)
+    buckets = {pods.SECRET, pods.DATA_SECRET, "yolov8-nas-s3-artifacts"}
+    assert secrets.keys() == {"mlflow-database", *buckets, pods.PULL_SECRET, pods.CREDENTIALS_SECRET}
+    assert all(secrets[name]["data"].keys() == set(pods.SECRET_KEYS) for name in buckets)
     assert secrets[pods.PULL_SECRET]["type"] == "kubernetes.io/dockerconfigjson"
+    subprocess.run(["sh", folder / "secured" / "certificates.sh"], check=True, stdout=subprocess.DEVNULL)
+    secured = {found["metadata"]["name"]: found for found in render.objects(render.kustomize(folder / "secured"))}
+    assert secured[pods.TRACKING_SECRET]["data"].keys() == set(pods.TRACKING_KEYS)
+    assert secured[pods.CA]["kind"] == "ConfigMap" and "PRIVATE" not in json.dumps(secured[pods.CA])
     for overlay in render.OVERLAYS:
-        assert not of_kind(overlay, "Secret"), "secrets do not lie among what is committed"
+        for secret in of_kind(overlay, "Secret").values():
+            assert not {"data", "stringData"} & secret.keys(), "secrets do not lie among what is committed"
+        known = secrets | (secured if overlay == "gpu-cluster" else {})
+        maps = of_kind(overlay, "ConfigMap").keys() | (known.keys() & {pods.CA})
         for name, template in pod_templates(overlay):
             for variable in (each for container in template["spec"]["containers"] for each in container.get("env", [])):
                 if wanted := variable.get("valueFrom", {}).get("secretKeyRef"):
-                    assert wanted["key"] in secrets[wanted["name"]]["data"], name
+                    assert wanted["key"] in known[wanted["name"]]["data"], name
+            for volume in template["spec"]["volumes"]:
+                if "secret" in volume:
+                    assert known[volume["secret"]["secretName"]]["type"] == "kubernetes.io/tls", name
+                if "configMap" in volume:
+                    assert volume["configMap"].get("optional") or volume["configMap"]["name"] in maps, name
 
 
 def test_an_overlay_is_written_only_with_all_images_pinned(
@@ -365,3 +457,61 @@ def test_an_overlay_is_written_only_with_all_images_pinned(
     assert render.main() == 0
     images = re.findall(r"image: (.*)", (tmp_path / "single-node.yaml").read_text())
     assert len(images) == 4 and all(image.endswith(DIGEST) for image in images)
+
+
+def _certificates(folder: Path) -> Path:
+    """Certificates as docs have them made, in a folder of their own."""
+    shutil.copy(render.HERE / "secrets" / "secured" / "certificates.sh", folder)
+    subprocess.run(["sh", folder / "certificates.sh"], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def test_certificates_are_of_the_names_that_clients_call(tmp_path: Path) -> None:
+    _certificates(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "ca.crt", "certificates.sh", "mlflow.crt", "mlflow.key", "postgres.crt", "postgres.key",
+    ]  # fmt: skip
+    address = of_kind("gpu-cluster", "ConfigMap")["yolov8-nas-config"]["data"]["MLFLOW_TRACKING_URI"]
+    mlflow = of_kind("gpu-cluster", "Deployment")["mlflow"]["spec"]["template"]["spec"]["containers"][0]
+    database = next(row["value"] for row in mlflow["env"] if row["name"] == "MLFLOW_BACKEND_STORE_URI")
+    for name, called in (("mlflow", address), ("postgres", database)):
+        host = urlsplit(called.replace("postgresql+psycopg2", "postgresql")).hostname
+        assert host == f"{name}.yolov8-nas.svc"
+        verify = ["openssl", "verify", "-CAfile", "ca.crt", "-verify_hostname", host, "-purpose", "sslserver"]
+        subprocess.run([*verify, f"{name}.crt"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        assert (tmp_path / f"{name}.key").stat().st_mode & 0o077 == 0
+
+
+def test_the_database_takes_no_password_in_the_clear_and_its_dumps_can_be_restored(tmp_path: Path) -> None:
+    """The server's settings and the script of the backup, on a PostgreSQL of this machine."""
+    certificates = tmp_path / "certificates"
+    certificates.mkdir()
+    _certificates(certificates)
+    args = of_kind("gpu-cluster", "StatefulSet")["postgres"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    rules = of_kind("gpu-cluster", "ConfigMap")["postgres-hba"]["data"]["pg_hba.conf"]
+    with servers.postgres_with_tls(args, rules, certificates) as (psql, environment):
+        sure = {**environment, "PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(certificates / "ca.crt")}
+        clear = psql("SELECT 1", {**environment, "PGSSLMODE": "disable"})
+        assert clear.returncode != 0 and "no encryption" in clear.stderr
+        stranger = psql("SELECT 1", {**sure, "PGPASSWORD": "guessed"})
+        assert stranger.returncode != 0 and "password authentication failed" in stranger.stderr
+        made = psql("CREATE TABLE models (name text); INSERT INTO models VALUES ('line-3'), ('line-4')", sure)
+        assert made.returncode == 0, made.stderr
+        script = of_kind("gpu-cluster", "ConfigMap")["postgres-backup"]["data"]["backup.sh"]
+        (tmp_path / "backup.sh").write_text(script)
+        dumps = tmp_path / "dumps"
+        dumps.mkdir()
+        for day in range(3):
+            (dumps / f"{sure['PGDATABASE']}-2020010{day}T000000Z.dump").write_text("old")
+        (dumps / "torn.part").write_text("torn")
+        run = ["sh", tmp_path / "backup.sh", dumps, "2"]
+        done = subprocess.run(run, env=sure, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        kept = sorted(file.name for file in dumps.iterdir())
+        assert len(kept) == 2 and "20200102T" in kept[0] and "20200102T" not in kept[1]
+        assert psql("DROP TABLE models", sure).returncode == 0
+        restore = ["pg_restore", "--clean", "--if-exists", "--exit-on-error", f"--dbname={sure['PGDATABASE']}"]
+        subprocess.run([*restore, dumps / kept[1]], env=sure, check=True)
+        assert psql("SELECT count(*) FROM models", sure).stdout.strip() == "2"
+        failed = subprocess.run(run, env={**sure, "PGPASSWORD": "changed"}, capture_output=True, text=True)
+        assert failed.returncode != 0 and len(list(dumps.glob("*.dump"))) == 2, "what there is stays"

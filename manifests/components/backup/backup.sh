@@ -1,0 +1,12 @@
+#!/bin/sh
+# Dumps a database to a folder and keeps the newest dumps: backup.sh FOLDER HOW_MANY. Where the database is, libpq's
+# variables say (PGHOST, PGDATABASE, PGUSER, PGPASSWORD).
+set -eu
+folder=$1 keep=$2
+name=$folder/$PGDATABASE-$(date -u +%Y%m%dT%H%M%SZ).dump
+rm -f "$folder"/*.part
+pg_dump --format=custom --file="$name.part"
+pg_restore --list "$name.part" > /dev/null # it can be read to its end
+mv "$name.part" "$name"
+ls -1 "$folder"/*.dump | sort -r | tail -n "+$((keep + 1))" | while read -r old; do rm -- "$old"; done
+echo "$name: $(stat -c %s "$name") bytes; kept: $(ls -1 "$folder"/*.dump | wc -l)"
