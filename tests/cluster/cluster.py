@@ -1,0 +1,230 @@
+"""A cluster as the tests see it: through kubectl, and through the commands that people use."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from pipelines.client import Access, Server
+from pipelines.pods import STORE
+from pipelines.watch import Step, steps
+from yolov8_nas.config import RunConfig
+from yolov8_nas.stages.stage import target_labels
+
+ROOT: Final = Path(__file__).parents[2]
+MINIATURE: Final = Path(__file__).with_name("miniature.yaml")
+POLL: Final = 5.0
+"""Seconds between two looks."""
+
+RUN_WITHIN: Final = 3600.0
+"""Seconds for a run of the miniature."""
+
+
+@dataclass
+class Run:
+    """A run that a test submitted.
+
+    Attributes:
+        id: Kubeflow's name of it.
+        process: `submit --watch`, which follows it.
+        config: What it runs.
+        output: What the command has said, once it has ended.
+    """
+
+    id: str
+    process: subprocess.Popen[str]
+    config: RunConfig
+    output: str = ""
+
+
+@dataclass
+class Cluster:
+    """A cluster, and what a test has made in it.
+
+    Attributes:
+        host: Address of Kubeflow Pipelines.
+        namespace: The namespace that the overlay was applied to.
+        token_file: File with a token of whoever submits; none where the server asks for none.
+        folder: Folder for configurations.
+        runs: Runs that are to be ended after the test.
+    """
+
+    host: str
+    namespace: str
+    token_file: Path | None
+    folder: Path
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def server(self) -> Server:
+        """A connection; a token file is read anew."""
+        return Server(Access(self.host, self.namespace, self.token_file))
+
+    def kubectl(self, *arguments: str, content: str | None = None, fails: bool = False) -> str:
+        """What kubectl says, in the namespace; its errors, where it is to fail."""
+        command = ["kubectl", "--namespace", self.namespace, *arguments]
+        done = subprocess.run(command, input=content, capture_output=True, text=True)
+        assert fails or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stderr if fails and done.returncode else done.stdout
+
+    def can(self, account: str, verb: str, resource: str) -> bool:
+        """Whether a service account may do something in the namespace."""
+        who = f"--as=system:serviceaccount:{self.namespace}:{account}"
+        return self.kubectl("auth", "can-i", verb, resource, who, fails=True).strip() == "yes"
+
+    def submit(self, *options: str, **changes: Any) -> Run:
+        """Start the miniature, under a model name of its own, so that nothing of it lies in the store.
+
+        Args:
+            options: Further options of `submit`.
+            changes: Keys laid over its configuration.
+        """
+        unique = uuid.uuid4()
+        settings = {"name": f"cluster-test-{unique.hex[:8]}", "seed": unique.int % 2**31}
+        settings |= yaml.safe_load(MINIATURE.read_text()) | changes
+        file = self.folder / f"{unique.hex}.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        return self.submit_file(file, *options)
+
+    def submit_file(self, file: Path, *options: str) -> Run:
+        """Start what a file says, and follow it."""
+        access = ["--host", self.host, "--namespace", self.namespace]
+        access += ["--token-file", str(self.token_file)] if self.token_file else []
+        command = [sys.executable, "-m", "pipelines.cli", "submit", str(file), *access, "--watch", "--poll", str(POLL)]
+        process = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        )
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if found := re.search(r"/runs/details/(\S+)", line):
+                self.runs.append(Run(found[1], process, RunConfig.load(file, ()), said))
+                return self.runs[-1]
+        raise AssertionError(f"nothing was submitted: {said}")
+
+    def end(self, run: Run, within: float = RUN_WITHIN) -> int:
+        """Wait for a run to end.
+
+        Returns:
+            The exit status of `submit --watch`; what it said is then the run's `output`.
+        """
+        said, _ = run.process.communicate(timeout=within)
+        run.output += said
+        return run.process.returncode
+
+    def workflow(self, run: Run) -> Mapping[str, Any]:
+        """Argo's workflow of a run, as far as the server knows it."""
+        return self.server.workflow(run.id) or {}
+
+    def steps(self, run: Run) -> dict[str, Step]:
+        """The steps of a run by name; of two with one name, the one that began later."""
+        return {step.name: step for step in steps(self.workflow(run), target_labels(run.config))}
+
+    def wait_for(self, run: Run, name: str, state: str, within: float = RUN_WITHIN) -> Step:
+        """Wait until a step of a run is in a state."""
+
+        def look() -> Step | None:
+            found = self.steps(run).get(name)
+            return found if found and found.state == state else None
+
+        step: Step = until(look, within, f"{name}: {state}")
+        return step
+
+    def pod(self, run: Run, step: str) -> str:
+        """The pod of a step that runs, by the step's name in the pipeline."""
+        for node in (self.workflow(run).get("status") or {}).get("nodes", {}).values():
+            inside = f".{step}." in node["name"] or f".{step}(" in node["name"]
+            if node["type"] == "Pod" and node["phase"] == "Running" and inside and "-driver" not in node["displayName"]:
+                suffix = node["id"].rpartition("-")[2]
+                pods = json.loads(self.kubectl("get", "pods", "-o", "json"))["items"]
+                return next(pod["metadata"]["name"] for pod in pods if pod["metadata"]["name"].endswith(f"-{suffix}"))
+        raise AssertionError(f"{step} has no pod that runs")
+
+    def record(self, run: Run, name: str, store: str = STORE) -> Any:
+        """A record of a run in a stage store on the volume, read by a pod that mounts it."""
+        return json.loads(self.in_pod(f"cat {store}/runs/{run.id}/{name}"))
+
+    def in_pod(self, script: str, labels: Mapping[str, str] | None = None) -> str:
+        """What a shell script says in a pod like a step's: its image, account, volume and security."""
+        from components.images import CPU
+        from pipelines.pods import PULL_SECRET, STORE_CLAIM, STORE_PATH, UID
+
+        name = f"cluster-test-{uuid.uuid4().hex[:8]}"
+        confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        container = {
+            "name": "main",
+            "image": CPU,
+            "command": ["sh", "-c", script],
+            "securityContext": confined,
+            "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}},
+            "volumeMounts": [{"name": "store", "mountPath": STORE_PATH}],
+        }
+        seccomp = {"type": "RuntimeDefault"}
+        spec = {
+            "serviceAccountName": "yolov8-nas-runner",
+            "restartPolicy": "Never",
+            "imagePullSecrets": [{"name": PULL_SECRET}],
+            "securityContext": {"runAsUser": UID, "runAsGroup": UID, "runAsNonRoot": True, "seccompProfile": seccomp},
+            "containers": [container],
+            "volumes": [{"name": "store", "persistentVolumeClaim": {"claimName": STORE_CLAIM}}],
+        }
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "labels": dict(labels or {})},
+            "spec": spec,
+        }
+        self.kubectl("apply", "-f", "-", content=json.dumps(pod))
+        try:
+            asked = ("get", "pod", name, "-o", "jsonpath={.status.phase}")
+            phase = until(
+                lambda: (it := self.kubectl(*asked)) in ("Succeeded", "Failed") and it, 300.0, f"pod {name} ends"
+            )
+            said = self.kubectl("logs", name)
+            assert phase == "Succeeded", said
+            return said
+        finally:
+            self.kubectl("delete", "pod", name, "--wait=false")
+
+    def clean_up(self) -> None:
+        """End what still runs."""
+        for run in self.runs:
+            if run.process.poll() is None:
+                run.process.terminate()
+                self.server.client.terminate_run(run.id)
+            self.server.client.archive_run(run.id)
+        self.runs.clear()
+
+
+def until(look: Callable[[], Any], within: float, what: str) -> Any:
+    """Look until there is something.
+
+    Raises:
+        AssertionError: There was nothing in time.
+    """
+    end = time.monotonic() + within
+    while not (found := look()):
+        assert time.monotonic() < end, f"not within {within:g} s: {what}"
+        time.sleep(POLL)
+    return found
+
+
+@contextmanager
+def cleaning(cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster in which nothing of the context is left to run."""
+    try:
+        yield cluster
+    finally:
+        cluster.clean_up()

@@ -1,0 +1,49 @@
+"""Scenario 4: pods that are deleted in the middle of their work."""
+
+from __future__ import annotations
+
+import pytest
+from cluster import Cluster
+
+STEPS = {
+    "supernet-train": "Train the supernet",
+    "search": "Search networks, cpu-1t-fp32",
+    "qat-finetune": "Fine-tune and quantize, cpu-1t-fp32",
+}
+LONGER = {"supernet": {"epochs": 20, "batch": 8, "random_networks": 1}}
+"""So that there is a middle."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("force", [True, False], ids=["by-force", "with-grace"])
+def test_a_run_whose_pod_is_deleted_goes_on_by_itself_or_when_it_is_submitted_again(
+    cluster: Cluster, step: str, force: bool
+) -> None:
+    run = cluster.submit(**LONGER)
+    cluster.wait_for(run, STEPS[step], "running")
+    pod = cluster.pod(run, step)
+    cluster.kubectl("delete", "pod", pod, *(("--force", "--grace-period=0") if force else ()), "--wait=false")
+    status = cluster.end(run)
+    by_itself = status == 0
+    print(f"{step}, {'by force' if force else 'with grace'}: {'by itself' if by_itself else 'submitted again'}")
+    if by_itself:
+        assert "the one before was lost" in run.output, run.output
+        return
+    assert not force, run.output
+    (file,) = cluster.folder.glob("*.yaml")
+    again = cluster.submit_file(file)
+    assert cluster.end(again) == 0, again.output
+
+
+def test_equal_trainings_give_equal_networks_whether_or_not_their_pods_were_lost(cluster: Cluster) -> None:
+    seed = 4711
+    undisturbed = cluster.submit(**LONGER, seed=seed, store="/store/cluster-test-undisturbed")
+    assert cluster.end(undisturbed) == 0, undisturbed.output
+    disturbed = cluster.submit(**LONGER, seed=seed, store="/store/cluster-test-disturbed")
+    cluster.wait_for(disturbed, STEPS["supernet-train"], "running")
+    cluster.kubectl("delete", "pod", cluster.pod(disturbed, "supernet-train"), "--force", "--grace-period=0")
+    assert cluster.end(disturbed) == 0, disturbed.output
+    stores = (undisturbed, "/store/cluster-test-undisturbed"), (disturbed, "/store/cluster-test-disturbed")
+    digests = {cluster.record(run, "all.supernet-train.json", store)["digest"] for run, store in stores}
+    cluster.in_pod("rm -rf /store/cluster-test-undisturbed /store/cluster-test-disturbed")
+    assert len(digests) == 1
