@@ -14,7 +14,8 @@ from typing import Any, Final
 from kfp import dsl, kubernetes
 
 from components.placement import KEYS_PATH, TRAINJOBS_ACCOUNT, TRAINJOBS_PATH
-from yolov8_nas import credentials, host, signing
+from yolov8_nas import credentials, signing
+from yolov8_nas.device import host
 
 STORE_CLAIM: Final = "yolov8-nas-store"
 STORE_PATH: Final = "/store"

@@ -14,12 +14,12 @@ import pytest
 from kfp import dsl
 
 from components import step
-from yolov8_nas.runner import guarded
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import read_json
+from yolov8_nas.runner import guarded
 from yolov8_nas.runner.guarded import EndedError, call, used_memory
 from yolov8_nas.runner.stage import Stage, StageContext
-from yolov8_nas.store import read_json
 
 CONFIG = RunConfig.parse(
     {"space": "tiny", "imgsz": 64, "targets": [{"hardware": "cpu-1t", "constraints": ["latency<=9ms"]}]}, "test"
@@ -73,8 +73,8 @@ def test_what_fills_its_memory_is_ended_and_its_children_with_it(
 
 def test_a_pod_that_is_deleted_ends_as_it_does_without_a_fork() -> None:
     code = (
-        "import os, signal; from yolov8_nas.runner.guarded import call; call(lambda: os.kill(os.getpid(), signal.SIGTERM)); "
-        "print('went on')"
+        "import os, signal; from yolov8_nas.runner.guarded import call; "
+        "call(lambda: os.kill(os.getpid(), signal.SIGTERM)); print('went on')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == -signal.SIGTERM and "went on" not in done.stdout

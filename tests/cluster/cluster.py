@@ -20,7 +20,7 @@ from pipelines.client import Access, Server
 from pipelines.pods import STORE
 from pipelines.watch import Step, steps
 from yolov8_nas.config import RunConfig
-from yolov8_nas.stages.stage import target_labels
+from yolov8_nas.runner.stage import target_labels
 
 ROOT: Final = Path(__file__).parents[2]
 MINIATURE: Final = Path(__file__).with_name("miniature.yaml")
