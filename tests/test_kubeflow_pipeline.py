@@ -67,6 +67,14 @@ def _steps(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any
                 yield component, task, label
 
 
+def test_a_setting_that_a_task_cannot_have_is_named() -> None:
+    with pytest.raises(ValueError, match="^set_cpu_limit can only be used on single-step components"):
+
+        @dsl.pipeline(name="imported")
+        def imported() -> None:
+            dsl.importer("s3://bucket/data.tar", dsl.Dataset).set_cpu_limit("1")
+
+
 def test_the_compiled_pipeline_is_the_golden_file(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
     spec, platform = yaml.safe_load_all((GOLDEN / "yolov8-nas.yaml").read_text())  # the order in its comments is chance
     renewed = "see what changed: python tests/golden/renew.py, git diff"
