@@ -71,8 +71,8 @@ _FIRST_WAIT: Final = 60  # seconds before the second try; each further one waits
 class _Callers:
     """Takes the place of `inspect` in KFP's tasks.
 
-    At each setting of a task, kfp 2.17 asks for the whole stack with its sources, to name one method in an error that it
-    rarely has to tell. With everything imported, that is a second each time, and the pipeline has 62 such settings.
+    At each setting of a task, kfp 2.17 asks for the whole stack with its sources, for the name of one method in an
+    error that it rarely raises. With 5,000 modules imported this takes 0.7 s, and the pipeline has 62 such settings.
     """
 
     @staticmethod

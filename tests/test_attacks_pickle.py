@@ -1,23 +1,26 @@
-"""Attacks by `.pt` files: each is refused with one line, nothing of it runs, and little memory is taken."""
+"""Attacks by `.pt` files and supernets: each is refused with one line, nothing of it runs, little memory is taken."""
 
 from __future__ import annotations
 
 import ast
 import copy
 import io
+import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
@@ -25,6 +28,8 @@ from yolov8_nas.checkpoint import archive, network, stock
 from yolov8_nas.checkpoint.archive import Refused
 from yolov8_nas.errors import InputError
 from yolov8_nas.export import packaging
+from yolov8_nas.space import SearchSpace
+from yolov8_nas.supernet.supernet import DETAILS, WEIGHTS, Supernet
 
 ROOM = 200 * 2**20
 """Bytes of memory that a refusal may take."""
@@ -335,6 +340,12 @@ ATTACKS: dict[str, Callable[..., None]] = {
     "a set again and again": pt(
         b"]q\x01(" + b"".join(number(i) for i in range(10_000)) + b"e0" + call("builtins", "set", b"h\x01") * 200
     ),
+    "integers that all have the same hash": pt(
+        b"}(" + b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(300_000)) + b"u"
+    ),
+    "a set of integers that all have the same hash": pt(
+        b"\x8f(" + b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") for i in range(300_000)) + b"\x90"
+    ),
     "a list in itself": pt(b"]q\x01h\x01a"),
     "nesting": pt(b"(" * 100_000 + b"t" * 100_000),
     # the pickle itself
@@ -436,8 +447,11 @@ NETWORKS: dict[str, Callable[[Path, DetectionModel], None]] = {
 }  # fmt: skip
 
 
-def test_the_table_is_large_and_no_row_stands_twice() -> None:
-    assert len(ATTACKS) + len(NETWORKS) >= 150
+def test_security_md_tells_how_many_attacks_there_are() -> None:
+    rows = len(ATTACKS) + len(NETWORKS) + len(SUPERNETS)
+    lines = (Path(__file__).parents[1] / "SECURITY.md").read_text().splitlines()
+    (line,) = (line for line in lines if f"`tests/{Path(__file__).name}`" in line)
+    assert line.endswith(f"| {rows} | {rows} |"), rows
 
 
 def _held(path: Path) -> None:
@@ -479,6 +493,111 @@ def test_an_attack_by_a_network_is_held(
     NETWORKS[row](path, sound)
     _held(path)
     assert not (tmp_path / "executed").exists()
+
+
+# Supernets: safetensors beside a description -------------------------------------------------------------------------
+
+
+def _wider(described: dict[str, Any]) -> None:
+    for block in described["space"]["blocks"].values():
+        block.update(depth=[*block["depth"], 16], width=[*block["width"], 2048], operator=["conv3", "conv5"])
+
+
+def _header(text: bytes, more: bytes = b"") -> Callable[[Path], None]:
+    """A file of weights that begins with a header and has `more` behind it."""
+    return lambda folder: write_weights(folder, struct.pack("<Q", len(text)) + text + more)
+
+
+def write_weights(folder: Path, content: bytes) -> None:
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def _described(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        described = json.loads((folder / DETAILS).read_text())
+        change(described)
+        (folder / DETAILS).write_text(json.dumps(described))
+
+    return make
+
+
+def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return make
+
+
+def _instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Something else in the place of the file of weights."""
+
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        make(folder / WEIGHTS)
+
+    return change
+
+
+_FAR: Final = b'{"stem.conv.weight":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+
+SUPERNETS: Final[dict[str, Callable[[Path], object]]] = {
+    "a space of a hundred gigabytes": _described(_wider),
+    "a billion classes": _described(lambda d: d.update(num_classes=10**9)),
+    "a billion classes without names": _described(lambda d: d.update(num_classes=10**9, names=None)),
+    "classes of another number than names": _described(lambda d: d.update(num_classes=1)),
+    "names that are one text": _described(lambda d: d.update(names="ab")),
+    "names that are lists": _described(lambda d: d.update(names=[["a"], ["b"]])),
+    "no space": _described(lambda d: d.update(space=None)),
+    "a space that is a list": _described(lambda d: d.update(space=[])),
+    "a description that is a list": lambda folder: (folder / DETAILS).write_text("[]"),
+    "a description nested without end": lambda folder: (folder / DETAILS).write_text("[" * 100_000),
+    "a shape that lies": _weights(lambda t: t.update({"stem.bn.weight": torch.ones(3)})),
+    "a tensor too many": _weights(lambda t: t.update({"__class__": torch.ones(1)})),
+    "a tensor too few": _weights(lambda t: t.pop("stem.bn.weight")),
+    "a header of 2^63 bytes": lambda folder: write_weights(folder, struct.pack("<Q", 2**63) + b"{}"),
+    "a header longer than the file": lambda folder: write_weights(folder, struct.pack("<Q", 10**6) + b"{}"),
+    "a header that is no JSON": _header(b"\xff" * 64),
+    "a header nested without end": _header(b'{"__metadata__":' + b"[" * 100_000),
+    "tensors beyond the end": _header(_FAR),
+    "tensors over each other": _header(
+        b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        bytes(16),
+    ),
+    "sides that multiply to nothing": _header(
+        b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}}'
+    ),
+    "no bytes": lambda folder: write_weights(folder, b""),
+    "a pickle": lambda folder: torch.save({"stem.bn.weight": torch.ones(8)}, folder / WEIGHTS),
+    "a folder": _instead(lambda file: file.mkdir()),
+    "a link that leads nowhere": _instead(lambda file: file.symlink_to("nowhere")),
+    "a link in a circle": _instead(lambda file: file.symlink_to(file.name)),
+    "a pipe that nobody writes to": _instead(os.mkfifo),
+    "a description that is a pipe": lambda folder: ((folder / DETAILS).unlink(), os.mkfifo(folder / DETAILS)),
+}
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("supernet")
+    Supernet(SearchSpace.load("tiny"), 2, ["a", "b"]).save(folder, {})
+    return folder
+
+
+@pytest.mark.parametrize("row", SUPERNETS)
+def test_an_attack_by_a_supernet_is_held(row: str, supernet: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(supernet, tmp_path / "given")
+    SUPERNETS[row](folder)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError) as caught:
+        Supernet.load(folder)
+    _require_line(str(caught.value))
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < ROOM
+
+
+def test_the_supernet_that_is_altered_is_sound(supernet: Path) -> None:
+    assert Supernet.load(supernet).names == ("a", "b")
 
 
 def test_the_network_that_is_altered_is_sound(sound: DetectionModel, tmp_path: Path) -> None:

@@ -222,6 +222,10 @@ def _engine(folder: Path) -> object:
 RECORDS: Final = [
     *(Attack(f"JSON: {name}", _json(text), told) for name, (text, told) in JSON.items()),
     Attack("JSON: a file of 8 GiB", lambda f: read_json(_sparse(f / "j", 2**33, b"[")), "bytes of JSON"),
+    Attack("JSON: a file without end", lambda _: read_json(Path("/dev/zero")), "a pipe or a device"),
+    Attack(
+        "JSON: a pipe that nobody writes to", lambda f: (os.mkfifo(f / "j"), read_json(f / "j")), "a pipe or a device"
+    ),
     Attack("results of a device: nesting", _json("[" * 10**5, unsealed), "nested deeper"),
     Attack("engine: nesting in its header", _engine, "no engine of ours"),
 ]

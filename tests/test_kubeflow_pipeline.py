@@ -68,7 +68,7 @@ def _steps(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any
 
 
 def test_a_setting_that_a_task_cannot_have_is_named() -> None:
-    with pytest.raises(ValueError, match="^set_cpu_limit can only be used on single-step components"):
+    with pytest.raises(ValueError, match="set_cpu_limit can only be used on single-step components"):
 
         @dsl.pipeline(name="imported")
         def imported() -> None:

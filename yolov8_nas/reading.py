@@ -6,9 +6,11 @@ objects stand in how much text, how deep they nest and how long its integers are
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -99,9 +101,17 @@ def read_json(path: Path, *, most_bytes: int = MOST_BYTES, most_values: int = MO
 
     Raises:
         InputError: As `parse_json` does.
+        InputError: It is a pipe, which would be waited for, or a device, which may have no end.
         OSError: The file can't be read.
     """
-    with path.open("rb") as file:
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise InputError(f"{path}: a pipe or a device in the place of a file; remove it")
+    with os.fdopen(handle, "rb") as file:
         if (size := os.fstat(file.fileno()).st_size) > most_bytes:
             raise InputError(f"{path}: {size:,} bytes of JSON, more than {most_bytes:,}; make it smaller")
         data = file.read(most_bytes + 1)

@@ -329,7 +329,12 @@ class _Machine:
             raise Refused(f"its pickle builds more than {MOST_OBJECTS} objects")
 
     def key(self, value: Any) -> Any:
-        """What may be a key: the hash of nested tuples can take forever."""
+        """What may be a key: hashing nested tuples can take forever, and so can a table of large integers.
+
+        Python's hash of an integer is its remainder by 2^61 - 1: multiples of it all have the same one.
+        """
+        if type(value) is int and not -(1 << 63) <= value < 1 << 63:
+            raise Refused("a key of a dictionary is an integer of more than 64 bits")
         if value is None or type(value) in (str, int, float, bool, bytes):
             return value
         raise Refused(f"a key of a dictionary is a {type(value).__name__}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -166,14 +166,34 @@ class Supernet(nn.Module):
     def load(cls, folder: Path) -> Supernet:
         """The supernet that `save` wrote, in evaluation mode with its largest network active.
 
+        The description decides how large a supernet is built, so the shapes in the file of weights, which it has the
+        bytes for, are compared with it before memory is taken.
+
         Raises:
             InputError: A file is missing, damaged or of another space.
         """
         try:
             details = read_json(folder / DETAILS)
-            supernet = cls(SearchSpace.from_dict(details["space"]), details["num_classes"], details["names"])
+            names = details["names"]
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("the names of its classes are no text")
+            if details["num_classes"] != len(names):
+                raise ValueError("its classes are not as many as their names")
+            described = SearchSpace.from_dict(details["space"]), len(names), names
+            if not (folder / WEIGHTS).is_file():  # a pipe would be waited for
+                raise ValueError(f"there is no file {WEIGHTS}")
+            with torch.device("meta"):
+                expected = {name: tuple(tensor.shape) for name, tensor in cls(*described).state_dict().items()}
+            with safe_open(folder / WEIGHTS, "pt") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in sorted(expected.keys() | found.keys()):
+                if expected.get(name) != found.get(name):
+                    raise ValueError(
+                        f"{name} has the shape {found.get(name)} in {WEIGHTS} and {expected.get(name)} in {DETAILS}"
+                    )
+            supernet = cls(*described)
             supernet.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, SafetensorError) as error:
             raise InputError(f"{folder}: not a supernet ({error}); train it again") from None
         return supernet.eval()
 
