@@ -28,6 +28,7 @@ _ENDED: Final = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _ITERATION: Final = re.compile(r"\.iteration-iterations\((\d+):")  # how Argo names what a loop repeats
 _TRY: Final = re.compile(r"\((\d+)\)$")
 _UNSCHEDULABLE: Final = "Unschedulable"  # how Argo begins the scheduler's message
+_STARTS: Final = ("PodInitializing", "ContainerCreating")  # what a pod waits for that has found its node
 _LOST: Final = ("Failed", "Error")
 _NOT_RUN: Final = ("Skipped", "Omitted")
 _HOUR: Final = 3600.0
@@ -93,7 +94,7 @@ def watch(
     Raises:
         InputError: The server refused, or did not answer for too long, or a step has found no node for too long.
     """
-    known: dict[str, str] = {}
+    known: dict[str, list[str]] = {}
     homeless: dict[str, float] = {}
     silent_since: float | None = None
     while True:
@@ -116,8 +117,12 @@ def watch(
         else:
             found = steps(workflow, labels)
         for step in found:
-            if known.get(step.id) != str(step):
-                known[step.id] = str(step)
+            # What a pod waits for comes and goes (ErrImagePull, ImagePullBackOff): each of it is told once.
+            before = known.setdefault(step.id, [])
+            if step.state != "waits" and before[-1:] != [str(step)]:
+                before.clear()
+            if str(step) not in before:
+                before.append(str(step))
                 tell(str(step))
             since = homeless.setdefault(step.id, now) if step.homeless else now
             if not step.homeless:
@@ -144,13 +149,14 @@ def steps(workflow: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Step]:
         workflow: The workflow, as Kubernetes has it.
         labels: Labels of the targets, in the order of the loops over them.
     """
-    titles, in_loops = _titles()
+    titles, pipelines, in_loops = _titles()
     nodes = sorted(_nodes(workflow), key=lambda node: (str(node.get("startedAt") or "9"), str(node["name"])))
     pods = [node for node in nodes if node.get("type") == "Pod"]
     repeated = [node for node in nodes if node.get("type") == "DAG" and _number(node["name"]) and _is_pipeline(node)]
     for node in nodes:
         driven = node["displayName"].removesuffix("-driver")
-        title = titles.get(driven)
+        is_driver = driven != node["displayName"]
+        title = titles.get(driven) or (pipelines.get(driven, driven) if is_driver else None)
         if title is None or node.get("phase") in _NOT_RUN:
             continue
         if driven in in_loops and (found := _ITERATION.findall(node["name"])) and int(found[-1]) < len(labels):
@@ -160,7 +166,7 @@ def steps(workflow: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Step]:
             for pod in pods
             if pod["name"] == node["name"] or pod["name"].startswith((f"{node['name']}.", f"{node['name']}("))
         ]
-        if driven == node["displayName"]:
+        if not is_driver:
             yield _step(workflow, node, title, own)
         elif node.get("phase") in _LOST:
             why = _failure(workflow, node, own)
@@ -179,7 +185,7 @@ def _step(workflow: Mapping[str, Any], node: Mapping[str, Any], title: str, pods
     if phase == "Succeeded" or not pods:
         return Step(node["name"], title, phase.lower())
     last, message = pods[-1], _one_line(pods[-1].get("message"))
-    if last.get("phase") == "Pending" and message:
+    if last.get("phase") == "Pending" and message and message not in _STARTS:
         return Step(node["name"], title, "waits", message + _advice(message))
     lost = [pod for pod in pods[:-1] if pod.get("phase") in _LOST]
     if not lost:
@@ -239,7 +245,7 @@ def _nodes(workflow: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def _named(tasks: Sequence[Any]) -> Iterator[Step]:
     """The steps among what version 2 of the API calls tasks; of two targets they have the same name."""
-    titles, _ = _titles()
+    titles, _, _ = _titles()
     for task in sorted(tasks, key=lambda task: str(task.create_time)):
         if title := titles.get(task.display_name):
             why = task.error.message if task.error and task.error.message else ""
@@ -247,14 +253,15 @@ def _named(tasks: Sequence[Any]) -> Iterator[Step]:
 
 
 @functools.cache
-def _titles() -> tuple[Mapping[str, str], frozenset[str]]:
-    """What people call each step, by its name in the pipeline; and the names of those that run once a target."""
+def _titles() -> tuple[Mapping[str, str], Mapping[str, str], frozenset[str]]:
+    """What people call steps, and pipelines in the pipeline, by name; and the names of what runs once a target."""
     spec = yolov8_nas.pipeline_spec
     dags = [component.dag for component in (spec.root, *spec.components.values()) if component.dag.tasks]
     tasks = [task for dag in dags for task in dag.tasks.items()]
-    titles = {
-        name: task.task_info.name for name, task in tasks if spec.components[task.component_ref.name].executor_label
-    }
+    titles, pipelines = {}, {}
+    for name, task in tasks:
+        is_step = bool(spec.components[task.component_ref.name].executor_label)
+        (titles if is_step else pipelines)[name] = task.task_info.name
     within: set[str] = set()
 
     def enter(component: str) -> None:
@@ -265,4 +272,4 @@ def _titles() -> tuple[Mapping[str, str], frozenset[str]]:
     for _, task in tasks:
         if task.WhichOneof("iterator"):
             enter(task.component_ref.name)
-    return titles, frozenset(within & titles.keys())
+    return titles, pipelines, frozenset(within)

@@ -159,8 +159,10 @@ def test_watch_tells_steps_alone_and_which_targets_they_are(config: Path, cluste
 
 def test_watch_tells_what_the_scheduler_says_and_what_was_lost(config: Path, cluster: Cluster) -> None:
     why = "Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
-    waits, runs, lost, again, failed = (Workflow() for _ in range(5))
+    waits, pulls, starts, runs, lost, again, failed = (Workflow() for _ in range(7))
     waits.step(waits.branches[2], "search", ("Pending", why))
+    pulls.step(pulls.branches[2], "search", ("Pending", "ImagePullBackOff"))
+    starts.step(starts.branches[2], "search", ("Pending", "PodInitializing"))
     runs.step(runs.branches[2], "search")
     lost.step(lost.branches[2], "search", ("Error", "pod deleted"), ("Pending", ""))
     again.step(again.branches[2], "search", ("Error", "pod deleted"), ("Running", ""))
@@ -172,15 +174,21 @@ def test_watch_tells_what_the_scheduler_says_and_what_was_lost(config: Path, clu
         phase="Failed",
     )
     failed.driver(failed.branches[3], "search", "Failed", "main: Error (exit code 1)")
-    told = _told(config, cluster, waits, waits, runs, lost, again, failed, end="FAILED")
+    failed.driver(failed.run, "for-loop-3", "Failed", "main: Error (exit code 1)")
+    looks = (waits, waits, pulls, waits, starts, runs, lost, again, failed)
+    told = _told(config, cluster, *looks, end="FAILED")
     search = [line for line in told if line.startswith("Search networks, nvidia-t4-int8")]
     assert search[0] == f"Search networks, nvidia-t4-int8: waits ({why})"
-    assert search[1].endswith(": running") and "try 2; the one before was lost: pod deleted" in search[2]
-    assert len(search) == 4
-    assert "failed (main: OOMKilled (exit code 137), after 2 tries; give it more memory" in search[3]
-    assert "log: kubectl -n team logs run-x-system-container-impl-" in search[3]
-    (driver,) = [line for line in told if "Kubeflow's driver failed" in line]
-    assert driver.startswith("Search networks, cpu-2t-fp32: not begun") and "logs run-x-" in driver
+    assert search[1].endswith(
+        "waits (ImagePullBackOff; see that the registry has this digest, and the pull secret yolov8-nas-pull)"
+    )
+    assert search[2].endswith(": pending") and search[3].endswith(": running")
+    assert "try 2; the one before was lost: pod deleted" in search[4]
+    assert "failed (main: OOMKilled (exit code 137), after 2 tries; give it more memory" in search[5]
+    assert "log: kubectl -n team logs run-x-system-container-impl-" in search[5] and len(search) == 6
+    of_step, of_loop = [line for line in told if "Kubeflow's driver failed" in line]
+    assert of_step.startswith("Search networks, cpu-2t-fp32: not begun") and "logs run-x-" in of_step
+    assert of_loop.startswith("for-loop-3: not begun")
 
 
 def test_watch_explains_what_comes_of_pipelines_that_argo_tries_again(config: Path, cluster: Cluster) -> None:
