@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -515,3 +519,31 @@ def test_the_database_takes_no_password_in_the_clear_and_its_dumps_can_be_restor
         assert psql("SELECT count(*) FROM models", sure).stdout.strip() == "2"
         failed = subprocess.run(run, env={**sure, "PGPASSWORD": "changed"}, capture_output=True, text=True)
         assert failed.returncode != 0 and len(list(dumps.glob("*.dump"))) == 2, "what there is stays"
+
+
+def test_where_no_kubectl_is_installed_it_is_unpacked_from_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, package, site = io.BytesIO(), tmp_path / "site" / "aws_cdk", tmp_path / "site"
+    with zipfile.ZipFile(layer, "w") as packed:
+        packed.writestr("kubectl/kubectl", "#!/bin/sh\necho rendered $2\n")
+    package.mkdir(parents=True)
+    with tarfile.open(package / "layer@1.jsii.tgz", "w:gz") as tar:
+        info = tarfile.TarInfo("package/lib/layer.zip")
+        info.size = len(layer.getvalue())
+        tar.addfile(info, io.BytesIO(layer.getvalue()))
+    about = site / f"{render.WHEEL.replace('-', '_')}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {render.WHEEL}\nVersion: 1\n")
+    (about / "RECORD").write_text("aws_cdk/layer@1.jsii.tgz,,\n")
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    found = render.kubectl.__wrapped__
+    if importlib.util.find_spec("aws_cdk") is None:  # else this machine has the package itself
+        assert found() is None
+    monkeypatch.syspath_prepend(site)
+    assert found() == str(tmp_path / "bin" / "kubectl")
+    assert found() == str(tmp_path / "bin" / "kubectl"), "unpacked once"
+    done = subprocess.run([tmp_path / "bin" / "kubectl", "kustomize", "x"], capture_output=True, text=True)
+    assert done.stdout == "rendered x\n"
