@@ -73,7 +73,7 @@ def kustomize(folder: Path) -> str:
 def kubectl() -> str | None:
     """The program: that of the path, or the one in `WHEEL`, unpacked beside this Python; nothing where neither is."""
     beside = Path(sys.executable).with_name("kubectl")
-    if found := shutil.which("kubectl") or shutil.which(beside):
+    if found := shutil.which("kubectl") or shutil.which(str(beside)):
         return found
     try:
         files = importlib.metadata.files(WHEEL) or ()
