@@ -29,7 +29,7 @@ test-gpu: $(READY) $(RTX)
 test-images: $(READY)
 	BASE=$(BASE) BUILD_BASE=$(BUILD_BASE) $(BIN)/python -m pytest -s --timeout=0 tests/images/containers.py
 
-# Against any cluster with Kubeflow Pipelines and the overlay applied: KUBECONFIG, HOST, NAMESPACE, CONFIG (tests/cluster/README.md).
+# Against any cluster with Kubeflow Pipelines and the overlay applied: KUBECONFIG, HOST, NAMESPACE, ARGS (tests/cluster/README.md).
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -s --timeout=0 tests/cluster $(if $(HOST),--host $(HOST)) $(if $(NAMESPACE),--namespace $(NAMESPACE)) $(ARGS)
 
