@@ -28,6 +28,10 @@ DIGESTS: Final = HERE / "digests.json"
 """Name to reference, by digest, of each image that was pushed."""
 APT_LOCK: Final = HERE / "apt.txt"
 """SHA-256 and file name of each package of Debian that is installed, as `sha256sum` reads them; made by `--pin`."""
+APT_ARCHIVE: Final = HERE / "apt-archive.txt"
+"""Address of the dated archive of Debian that `--pin` was given, if any: images are built from the same."""
+ARCHIVE_VARIABLE: Final = "APT_ARCHIVE"
+"""Environment variable with that address, for `--pin`: a mirror that keeps Debian as it was on a day."""
 APT_PACKAGES: Final = ("libgl1", "libglib2.0-0", "libxcb1")
 TENSORRT_LOCK: Final = HERE / "tensorrt.txt"
 INDEX_VARIABLE: Final = "TENSORRT_INDEX"
@@ -102,9 +106,16 @@ def pin() -> None:
         print(f"{name}: {pins[name]}")
     PINS.write_text(json.dumps(pins, indent=2) + "\n")
 
+    archive = os.environ.get(ARCHIVE_VARIABLE, "")
     asked = "apt-get update >&2 && apt-get install --print-uris --yes --no-install-recommends " + " ".join(APT_PACKAGES)
-    APT_LOCK.write_text(apt_lock(docker("run", "--rm", pins["python"], "sh", "-c", asked, capture=True)))
-    print(f"{APT_LOCK.name}: {', '.join(APT_PACKAGES)} and what they need")
+    told = docker("run", "--rm", pins["python"], "sh", "-c", from_archive(archive) + asked, capture=True)
+    APT_LOCK.write_text(apt_lock(told))
+    APT_ARCHIVE.unlink(missing_ok=True)
+    if archive:
+        APT_ARCHIVE.write_text(archive + "\n")
+    print(
+        f"{APT_LOCK.name}: {', '.join(APT_PACKAGES)} and what they need, from {archive or 'the mirrors of the image'}"
+    )
 
     lock = ""
     with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +128,20 @@ def pin() -> None:
             lock += " \\\n    ".join([asked, *(f"--hash=sha256:{value}" for value in hashes)]) + "\n"
     TENSORRT_LOCK.write_text(lock)
     print(f"{TENSORRT_LOCK.name}: TensorRT {TENSORRT_VERSION}")
+
+
+def from_archive(archive: str) -> str:
+    """The command of a shell by which apt takes a dated archive for Debian's mirrors; nothing without one.
+
+    Args:
+        archive: Its address, of which only letters that mean nothing to a shell are taken.
+    """
+    if not archive:
+        return ""
+    if not re.fullmatch(r"https?://[A-Za-z0-9.:/_~-]+", archive):
+        stop(f"{ARCHIVE_VARIABLE} = {archive!r} is no address of an archive; give one that begins with https://")
+    line = f"deb [check-valid-until=no] {archive} $VERSION_CODENAME main"
+    return f'. /etc/os-release && rm -f /etc/apt/sources.list.d/* && echo "{line}" > /etc/apt/sources.list && '
 
 
 def apt_lock(uris: str) -> str:
@@ -170,6 +195,9 @@ def build(image: str, base: str, build_base: str | None, registry: str | None) -
     arguments = {"BASE": base, "VERSION": version, "REVISION": revision}
     if build_base:
         arguments["BUILD_BASE"] = build_base
+    if APT_ARCHIVE.is_file():
+        arguments[ARCHIVE_VARIABLE] = APT_ARCHIVE.read_text().strip()
+        from_archive(arguments[ARCHIVE_VARIABLE])
     if image == "target":
         arguments[INDEX_VARIABLE] = tensorrt_index()
     options = [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]

@@ -38,6 +38,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(build, "PINS", tmp_path / "pins.json")
     monkeypatch.setattr(build, "DIGESTS", tmp_path / "digests.json")
     monkeypatch.setattr(build, "TENSORRT_LOCK", tmp_path / "tensorrt.txt")
+    monkeypatch.setattr(build, "APT_ARCHIVE", tmp_path / "apt-archive.txt")
     monkeypatch.setattr(build, "ROOT", tmp_path)
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
     return docker.with_name("calls")
@@ -145,6 +146,24 @@ def test_packages_of_debian_are_pinned_by_digest(capsys: pytest.CaptureFixture[s
     text = (build.HERE / "Dockerfile").read_text()
     assert f'ARG APT_PACKAGES="{" ".join(build.APT_PACKAGES)}"' in text
     assert text.index("sha256sum --check --strict") < text.index("--no-download")
+
+
+def test_debian_is_taken_from_a_dated_archive(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dated = "https://archive.example.com/debian/20260101T000000Z"
+    call(monkeypatch, "--base", "stand-in:bookworm", "cpu")
+    assert build.ARCHIVE_VARIABLE not in calls.read_text(), "the mirrors of the image, unless an archive was pinned"
+    build.APT_ARCHIVE.write_text(dated + "\n")
+    call(monkeypatch, "--base", "stand-in:bookworm", "cpu")
+    assert f"--build-arg APT_ARCHIVE={dated}" in calls.read_text()
+    text = (build.HERE / "Dockerfile").read_text()
+    assert text.index("deb [check-valid-until=no] ${APT_ARCHIVE}") < text.index("apt-get update")
+    assert dated in build.from_archive(dated) and build.from_archive("") == ""
+    for archive in ('https://x/"; touch ran; "', "file:///etc", "https://x/$(id)", "https://x y"):
+        with pytest.raises(SystemExit, match="2"):
+            build.from_archive(archive)
+    assert "is no address of an archive" in capsys.readouterr().err
 
 
 def test_the_bill_of_materials_has_both_kinds_of_packages() -> None:
