@@ -48,17 +48,28 @@ def fresh() -> Supernet:
     return Supernet(TINY, 2, CLASSES)
 
 
-def in_two_processes(task: str, folder: Path) -> None:
-    """Carry out a task of `torchrun_process`."""
+RECIPE = {"imgsz": 64, "epochs": 2, "batch": 4, "lr": 2e-3, "random_networks": 1, "seed": 0}
+IN_PARTS = Recipe(**RECIPE, accumulate=2)
+
+
+@pytest.fixture(scope="module")
+def in_two_processes(tmp_path_factory, prepared) -> Path:
+    """A folder with what two processes have done of `torchrun_process`, once for all tests."""
+    folder = tmp_path_factory.mktemp("two")
+    data = data_yaml(prepared, folder / "view", validate_on="search")
+    torch.save(fresh().state_dict(), folder / "weights.pt")
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    with pytest.MonkeyPatch.context() as unscored, pytest.raises(KeyboardInterrupt):
+        unscored.setattr(training._Validation, "run", lambda self, supernet: {})
+        train(fresh(), data, IN_PARTS, folder / "resumed", StoppedAfter(2))
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    assert launch(2, "torchrun_process", [task, str(folder)], {"PYTHONPATH": paths}) == 0
+    assert launch(2, "torchrun_process", [str(folder)], {"PYTHONPATH": paths}) == 0
+    return folder
 
 
-def test_reduced_gradients_are_the_mean_of_the_shards(tmp_path, prepared):
+def test_reduced_gradients_are_the_mean_of_the_shards(tmp_path, prepared, in_two_processes):
     data = data_yaml(prepared, tmp_path / "view", validate_on="search")
-    torch.save(fresh().state_dict(), tmp_path / "weights.pt")
-    in_two_processes("gradients", tmp_path)
-    first, second = (torch.load(tmp_path / f"gradients{rank}.pt") for rank in range(2))
+    first, second = (torch.load(in_two_processes / f"gradients{rank}.pt") for rank in range(2))
 
     for saved in (first, second):
         everywhere, here, nowhere = saved["missing"]
@@ -85,27 +96,23 @@ def test_reduced_gradients_are_the_mean_of_the_shards(tmp_path, prepared):
     assert used > 50
 
 
-def test_processes_hold_the_same_weights_and_go_on_where_one_left_off(tmp_path, prepared, monkeypatch):
+def test_processes_hold_the_same_weights_and_go_on_where_one_left_off(
+    tmp_path, prepared, in_two_processes, monkeypatch
+):
     monkeypatch.setattr(training._Validation, "run", lambda self, supernet: {})
     data = data_yaml(prepared, tmp_path / "view", validate_on="search")
-    recipe = {"imgsz": 64, "epochs": 2, "batch": 4, "lr": 2e-3, "random_networks": 1, "seed": 0}
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    in_parts = Recipe(**recipe, accumulate=2)
-    with pytest.raises(KeyboardInterrupt):
-        train(fresh(), data, in_parts, tmp_path / "resumed", StoppedAfter(2))
     undisturbed = fresh()
-    _, curves = train(undisturbed, data, in_parts, tmp_path / "undisturbed", Progress.silent())
-    in_two_processes("training", tmp_path)
+    _, curves = train(undisturbed, data, IN_PARTS, tmp_path / "undisturbed", Progress.silent())
 
     for name in ("fresh", "resumed"):
-        first, second = (torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2))
+        first, second = (torch.load(in_two_processes / f"{name}{rank}.pt") for rank in range(2))
         for part in ("supernet", "average"):
             for key, tensor in first[part].items():
                 assert torch.equal(tensor, second[part][key]), f"{name}: {part}: {key}"
         assert first["curves"] == second["curves"]
-    assert len(torch.load(tmp_path / "fresh0.pt")["curves"]) == 10  # epochs of two steps
+    assert len(torch.load(in_two_processes / "fresh0.pt")["curves"]) == 10  # epochs of two steps
     # Two processes see the shards that one process saw in two parts: but for the order of sums, it is one training.
-    resumed = torch.load(tmp_path / "resumed0.pt")
+    resumed = torch.load(in_two_processes / "resumed0.pt")
     for point, expected in zip(resumed["curves"], curves, strict=True):
         for loss in ("box", "cls", "dfl", "distill"):
             assert point[loss] == pytest.approx(expected[loss], rel=1e-3), (point["epoch"], loss)

@@ -1,4 +1,4 @@
-"""What each process does that `test_distributed` starts under torchrun: `torchrun_process TASK FOLDER`."""
+"""What each process does that `test_distributed` starts under torchrun: `torchrun_process FOLDER`."""
 
 from __future__ import annotations
 
@@ -69,4 +69,5 @@ def training(processes: Processes, folder: Path) -> None:
 
 if __name__ == "__main__":
     with join() as processes:
-        {"gradients": gradients, "training": training}[sys.argv[1]](processes, Path(sys.argv[2]))
+        for task in (gradients, training):
+            task(processes, Path(sys.argv[1]))
