@@ -23,16 +23,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import onnx
 import pytest
 import web_server
 import yaml
+from onnx import TensorProto, helper
 from PIL import Image
 
 from pipelines.plan import Rates
+from yolov8_nas.analysis.model import read as read_detector
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import remote, web
 from yolov8_nas.data.check import check_source
 from yolov8_nas.errors import InputError
+from yolov8_nas.export.onnx_file import read_metadata
 from yolov8_nas.measure.engine_file import split_header
 from yolov8_nas.measure.far import unsealed
 from yolov8_nas.reading import read_json
@@ -229,6 +233,63 @@ RECORDS: Final = [
     Attack("results of a device: nesting", _json("[" * 10**5, unsealed), "nested deeper"),
     Attack("engine: nesting in its header", _engine, "no engine of ours"),
 ]
+
+# Metadata of ONNX files --------------------------------------------------------------------------------------------
+
+
+def _onnx_with(key: str, text: str) -> Callable[[Path], object]:
+    """An ONNX file whose metadata say this, read as `serve` and `engine` read it, and as `analyze` does."""
+
+    def attempt(folder: Path) -> object:
+        sides = helper.make_tensor_value_info("images", TensorProto.FLOAT, (1, 3, "height", "width"))
+        boxes = helper.make_tensor_value_info("output0", TensorProto.FLOAT, (1, 3, "height"))
+        node = helper.make_node("ReduceMax", ["images", "axes"], ["output0"], keepdims=0)
+        axes = helper.make_tensor("axes", TensorProto.INT64, [1], [3])
+        graph = helper.make_graph([node], "reduced", [sides], [boxes], [axes])
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        plain = {"task": "detect", "stride": "32", "names": "{0: 'dent'}", "imgsz": "[64, 64]", key: text}
+        helper.set_model_props(made, plain)
+        onnx.save(made, folder / "model.onnx")
+        if key in ("names", "imgsz"):
+            with pytest.raises(InputError, match=f"metadata have {key} = "):
+                read_detector(folder / "model.onnx")
+        return read_metadata(folder / "model.onnx", made)
+
+    return attempt
+
+
+ONNX_METADATA: Final = {
+    "names that nest": ("names", "[" * 10**5),
+    "signs without end": ("names", "-" * 10**5 + "1"),
+    "sums without end": ("names", "1" + "+1j" * 50_000),
+    "a number of a million digits": ("names", "9" * 10**6),
+    "a list as a key": ("names", "{[]: 1}"),
+    "a zero byte": ("names", "{0: '\0'"),
+    "names that are one text": ("names", "'dent'"),
+    "names that are lists": ("names", "{0: ['dent']}"),
+    "numbers that are text": ("names", "{'\u00b2': 'dent'}"),
+    "a negative number": ("names", "{-1: 'dent'}"),
+    "no names": ("names", "{}"),
+    "a call": ("names", "__import__('os').system('touch ran')"),
+    "a text of two megabytes": ("names", "{0: '" + "a" * 2**21 + "'}"),
+    "a stride that is text": ("stride", "'32'"),
+    "a stride of nothing": ("stride", "0"),
+    "a stride that is true": ("stride", "True"),
+    "sides that are one number": ("imgsz", "64"),
+    "sides that are text": ("imgsz", "['64', '64']"),
+    "sides of less than nothing": ("imgsz", "[-64, -64]"),
+    "three sides": ("imgsz", "[64, 64, 64]"),
+    "arguments that are a list": ("args", "[]"),
+    "a task that is a list": ("task", "[]"),
+}
+
+
+@pytest.mark.parametrize("row", ONNX_METADATA)
+def test_metadata_of_another_form(row: str, tmp_path: Path) -> None:
+    key, text = ONNX_METADATA[row]
+    hold(Attack(row, _onnx_with(key, text), f"its metadata have {key} = "), tmp_path)
+    assert not (tmp_path / "ran").exists()
+
 
 # Datasets ------------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from yolov8_nas.checkpoint.network import Loaded, load
 from yolov8_nas.errors import InputError
 from yolov8_nas.export import packaging
 from yolov8_nas.export.artifact import build_engine, write_network
-from yolov8_nas.export.onnx_file import check_one_file
+from yolov8_nas.export.onnx_file import are_names, are_sides, check_one_file, plain_value
 from yolov8_nas.measure.runtime import RUNTIMES, Runtime
+from yolov8_nas.names import shown
 
 _ROW: Final = re.compile(r"(?:^|[/.@])model\.(\d+)(?=[./]|$)")
 _STOCK: Final = re.compile(r"Ultralytics (YOLO\S+) model")
@@ -122,8 +122,10 @@ def _read_onnx(file: Path, imgsz: int | None, checkpoint: Detector | None) -> De
     if isinstance(height, int) and (height != width or imgsz not in (None, height)):
         asked = f"--imgsz {imgsz}" if imgsz else "square images are measured"
         raise InputError(f"{file}: fixed to {width} x {height} pixels ({asked}); export it anew from the .pt")
-    own = told.get("imgsz")
-    side = height if isinstance(height, int) else imgsz or (max(ast.literal_eval(own)) if own else 640)
+    own = plain_value(told["imgsz"]) if "imgsz" in told else (640, 640)
+    if not are_sides(own):
+        raise InputError(f"{file}: its metadata have imgsz = {shown(told['imgsz'][:80])}; export it anew from the .pt")
+    side = height if isinstance(height, int) else imgsz or max(own)
     nms_free = output[2] == 6
     rows = {row for node in graph.graph.node if (row := row_of(node.name)) is not None}
     last = max(rows, default=None)
@@ -177,7 +179,10 @@ def _shape(value: Any) -> list[Any]:
 
 def _classes(told: dict[str, str], output: list[Any], nms_free: bool, file: Path) -> int:
     if "names" in told:
-        return len(ast.literal_eval(told["names"]))
+        classes = plain_value(told["names"])
+        if not are_names(classes):
+            raise InputError(f"{file}: its metadata have names = {shown(told['names'][:80])}; export it anew")
+        return len(classes)
     if nms_free or not isinstance(output[1], int):
         raise InputError(f"{file}: its metadata name no classes; export it with Ultralytics or yolov8-nas export")
     return int(output[1]) - _TOLD

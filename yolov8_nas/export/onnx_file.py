@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -72,18 +72,60 @@ def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
             yield from (one.values, one.indices)
 
 
+_LONGEST_VALUE: Final = 2**20
+"""Letters of a value in the metadata: the names of 10,000 classes take a fifth of it."""
+
+
+def plain_value(text: str) -> Any:
+    """A value of the metadata, which Ultralytics writes by Python's `repr`; the text itself where it is none.
+
+    A text that nests or has a list as a key fails in Python's parser in other ways than one that is no literal.
+    """
+    if len(text) > _LONGEST_VALUE:
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return text
+
+
+def are_names(value: object) -> bool:
+    """Whether a value names classes by their numbers; names that people write as numbers are numbers here."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(
+            type(number) is int and number >= 0 and isinstance(name, str | int | float)
+            for number, name in value.items()
+        )
+    )
+
+
+def are_sides(value: object) -> bool:
+    """Whether a value is the size of images: height and width."""
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+
+
+_FORMS: Final[Mapping[str, Callable[[object], bool]]] = {
+    "task": lambda value: isinstance(value, str),
+    "stride": lambda value: type(value) is int and value > 0,
+    "names": are_names,
+    "imgsz": are_sides,
+    "args": lambda value: isinstance(value, dict),
+}
+
+
 def read_metadata(source: Path, model: onnx.ModelProto) -> dict[str, Any]:
     """Ultralytics' metadata of an ONNX file, as plain values.
 
     Raises:
-        InputError: Task, stride or class names are not among them.
+        InputError: Task, stride or class names are not among them, or a value is not of its form.
     """
-    metadata: dict[str, Any] = {}
-    for entry in model.metadata_props:
-        try:
-            metadata[entry.key] = ast.literal_eval(entry.value)
-        except (ValueError, SyntaxError):  # a text
-            metadata[entry.key] = entry.value
+    metadata = {entry.key: plain_value(entry.value) for entry in model.metadata_props}
+    for key, fits in _FORMS.items():
+        if key in metadata and not fits(metadata[key]):
+            told = names.shown(str(metadata[key])[:80])
+            raise InputError(f"{source}: its metadata have {key} = {told}; export it with export_onnx")
     if lacking := [key for key in ("task", "stride", "names") if key not in metadata]:
         raise InputError(f"{source}: its metadata have no {', '.join(lacking)}; export it with export_onnx")
     return metadata

@@ -180,7 +180,7 @@ def _built_from(engine: Path, manifest: EngineManifest) -> onnx.ModelProto | Non
 def _names(file: Path, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """Classes in order; the header of an engine, being JSON, has their numbers as text."""
     names = metadata.get("names")
-    if not isinstance(names, Mapping) or not names or not all(str(number).isdigit() for number in names):
+    if not isinstance(names, Mapping) or not names or not all(str(number).isdecimal() for number in names):
         raise InputError(f"{file}: its metadata name no classes (names = {names!r}); export it again")
     return tuple(str(names[number]) for number in sorted(names, key=int))
 
