@@ -478,10 +478,10 @@ def test_a_shared_part_is_made_once(bench: Bench, monkeypatch: pytest.MonkeyPatc
 WORKER = """
     import os, signal, sys, time
     from pathlib import Path
-    from yolov8_nas import remote_store
     from yolov8_nas.config import RunConfig, TargetConfig
+    from yolov8_nas.files import atomic_write, file_sha256
     from yolov8_nas.runner.stage import Stage, run_stage
-    from yolov8_nas.store import atomic_write, file_sha256
+    from yolov8_nas.store import remote as remote_store
 
     folder, store, kill = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "kill"
     remote_store.SAVE_EVERY, remote_store.LEASE, remote_store._ASK_EVERY = 0.1, 1.0, 0.5

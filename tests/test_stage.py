@@ -305,7 +305,7 @@ WORKER = """
     from pathlib import Path
     from yolov8_nas.config import RunConfig, TargetConfig
     from yolov8_nas.runner.stage import Stage, run_stage
-    from yolov8_nas.store import atomic_write
+    from yolov8_nas.files import atomic_write
 
     folder, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
 
