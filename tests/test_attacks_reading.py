@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 import pytest
 import web_server
@@ -36,6 +38,7 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.data import remote, web
 from yolov8_nas.data.check import check_source
 from yolov8_nas.errors import InputError
+from yolov8_nas.evaluation import Evaluation, ImageStats
 from yolov8_nas.export.onnx_file import read_metadata
 from yolov8_nas.measure.engine_file import split_header
 from yolov8_nas.measure.far import unsealed
@@ -289,6 +292,58 @@ def test_metadata_of_another_form(row: str, tmp_path: Path) -> None:
     key, text = ONNX_METADATA[row]
     hold(Attack(row, _onnx_with(key, text), f"its metadata have {key} = "), tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+# Scores of detectors, as a registry keeps them -----------------------------------------------------------------------
+
+
+def _scores(**changes: Any) -> Callable[[Path], object]:
+    """A file of scores in which these arrays are others, or missing, read again."""
+
+    def attempt(folder: Path) -> object:
+        stats = ImageStats("a", np.ones((1, 10), bool), np.ones(1, np.float32), np.zeros(1), np.zeros(1))
+        Evaluation(0.5, 0.5, {"dent": 0.5}, (stats,)).save(folder / "scores.npz")
+        with np.load(folder / "scores.npz") as file:
+            arrays = {name: changes.get(name, array) for name, array in file.items()}
+        np.savez_compressed(folder / "scores.npz", **{name: a for name, a in arrays.items() if a is not None})
+        return Evaluation.load(folder / "scores.npz")
+
+    return attempt
+
+
+def _bytes_of_scores(content: bytes) -> Callable[[Path], object]:
+    return lambda folder: ((folder / "s.npz").write_bytes(content), Evaluation.load(folder / "s.npz"))
+
+
+def _announced(folder: Path) -> object:
+    """An array whose header says that it has eight terabytes."""
+    with zipfile.ZipFile(folder / "scores.npz", "w") as archive:
+        raw = io.BytesIO()
+        np.save(raw, np.zeros(2))
+        header = raw.getvalue().replace(b"(2,), }", b"(1000000000000,), }").replace(b" " * 12 + b"\n", b"\n")
+        archive.writestr("scores.npy", header)
+    return Evaluation.load(folder / "scores.npz")
+
+
+SCORES: Final = [
+    Attack("scores: a bomb", _scores(tp=np.zeros((60_000_000, 10), bool)), "bytes unpacked"),
+    Attack("scores: an array of eight terabytes", _announced, "not the scores"),
+    Attack("scores: objects", _scores(names=np.array([{}, []], dtype=object)), "not the scores"),
+    Attack("scores: a part is missing", _scores(conf=None), "not the scores"),
+    Attack("scores: text for numbers", _scores(conf=np.array(["a"])), "conf is an array"),
+    Attack("scores: more boxes than there are", _scores(boxes=np.array([2**40])), "target_cls has the shape"),
+    Attack("scores: fewer boxes than none", _scores(detections=np.array([-1])), "below zero"),
+    Attack("scores: two dimensions", _scores(names=np.array([["a"]])), "2 dimensions"),
+    Attack("scores: no mAP", _scores(scores=np.array([])), "scores has the shape"),
+    Attack("scores: no archive", _bytes_of_scores(b"PK\3\4" + bytes(100)), "not the scores"),
+    Attack("scores: a pickle", _bytes_of_scores(pickle.dumps({"a": 1})), "not the scores"),
+    Attack("scores: nothing", _bytes_of_scores(b""), "not the scores"),
+]
+
+
+@pytest.mark.parametrize("attack", SCORES, ids=lambda attack: attack.name)
+def test_scores_that_are_none(attack: Attack, tmp_path: Path) -> None:
+    hold(attack, tmp_path)
 
 
 # Datasets ------------------------------------------------------------------------------------------------------------

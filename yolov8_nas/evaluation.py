@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -92,9 +94,18 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """Read what `save` wrote; nothing is unpickled."""
-        with np.load(path, allow_pickle=False) as file:
-            data = dict(file)
+        """Read what `save` wrote; nothing is unpickled, and nothing is unpacked that takes memory out of proportion.
+
+        Raises:
+            InputError: The file is damaged or has another content.
+        """
+        try:
+            _check_size(path)
+            with np.load(path, allow_pickle=False) as file:
+                data = {name: file[name] for name in _KINDS}
+            _check_arrays(data)
+        except _DAMAGE as error:
+            raise InputError(f"{path}: not the scores of a detector ({error}); score it again") from None
         detections, boxes = np.cumsum(data["detections"])[:-1], np.cumsum(data["boxes"])[:-1]
         parts = (np.split(data[part], detections) for part in ("tp", "conf", "pred_cls"))
         images = zip(data["names"].tolist(), *parts, np.split(data["target_cls"], boxes), strict=True)
@@ -104,6 +115,61 @@ class Evaluation:
             per_class=dict(zip(data["classes"].tolist(), data["class_scores"].tolist(), strict=True)),
             images=tuple(ImageStats(*image) for image in images),
         )
+
+
+_KINDS: Final[Mapping[str, str]] = {
+    "scores": "iuf",
+    "classes": "U",
+    "class_scores": "iuf",
+    "names": "U",
+    "detections": "iu",
+    "boxes": "iu",
+    "tp": "b",
+    "conf": "f",
+    "pred_cls": "iuf",
+    "target_cls": "iuf",
+}
+"""The arrays of an `Evaluation`'s file, each with the kinds of numbers that NumPy may have for it."""
+
+_FREE_BYTES: Final = 64 * 2**20
+_MOST_TIMES: Final = 200
+"""How many times its size a file may unpack to, from `_FREE_BYTES` on."""
+
+_DAMAGE: Final = (
+    *(EOFError, KeyError, ValueError, TypeError, OverflowError, MemoryError),
+    *(RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy and zipfile make of a file that is damaged. An error of the system says nothing of what is in it."""
+
+
+def _check_size(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(_FREE_BYTES, _MOST_TIMES * path.stat().st_size):
+        raise ValueError(f"{unpacked:,} bytes unpacked, more than {_MOST_TIMES} times its size")
+
+
+def _check_arrays(data: Mapping[str, NDArray[Any]]) -> None:
+    for name, kinds in _KINDS.items():
+        if data[name].dtype.kind not in kinds or data[name].ndim != (2 if name == "tp" else 1):
+            raise ValueError(f"{name} is an array of {data[name].dtype} in {data[name].ndim} dimensions")
+    if min(data["detections"].min(initial=0), data["boxes"].min(initial=0)) < 0:
+        raise ValueError("a number of boxes below zero")
+    sides = {name: array.shape for name, array in data.items()}
+    found, true = int(data["detections"].sum()), int(data["boxes"].sum())
+    expected = {
+        "scores": (2,),
+        "class_scores": sides["classes"],
+        "detections": sides["names"],
+        "boxes": sides["names"],
+        "tp": (found, 10),
+        "conf": (found,),
+        "pred_cls": (found,),
+        "target_cls": (true,),
+    }
+    for name, shape in expected.items():
+        if sides[name] != shape:
+            raise ValueError(f"{name} has the shape {sides[name]}, and {shape} is expected")
 
 
 @dataclass(frozen=True)

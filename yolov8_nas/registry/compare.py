@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from yolov8_nas.errors import InputError
 from yolov8_nas.reading import parse_json
 from yolov8_nas.registry import trial
 from yolov8_nas.registry.pull import fetch_scores
@@ -133,6 +134,10 @@ def _kept(
     if files[0] is None or files[1] is None:
         return f"figures as registered: what was found on each image was not kept; {advice}", None
     scores = Evaluation.load(files[0]), Evaluation.load(files[1])
+    for version, found in zip((one, other), scores, strict=True):
+        labels = {int(label) for image in found.images for label in image.target_cls}
+        if len(labels) != len(found.per_class) or found.per_class.keys() != scores[0].per_class.keys():
+            raise InputError(f"{version}: its scores are of other classes than its boxes or {one}; {advice}")
     return f"{len(scores[0].images)} images of val, when they were registered", scores
 
 
