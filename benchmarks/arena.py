@@ -20,6 +20,7 @@ from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Comparison, Evaluation, mean_average_precision, over_trainings
 from yolov8_nas.files import read_json
 from yolov8_nas.runner.stage import run_stage, target_labels
+from yolov8_nas.stages import find_stage
 
 BATCH = 8
 EVALUATION_BATCH = 16
@@ -145,7 +146,7 @@ class Arena:
         shared = name in ("data-prep", "supernet-train")
         tar = self.workdir / "tars" / f"{number}-{name}.tar"
         outcome = run_stage(
-            name,
+            find_stage(name),
             config=config,
             target=None if shared else target_labels(config)[0],
             inputs=inputs,

@@ -26,7 +26,7 @@ from yolov8_nas.files import read_json
 from yolov8_nas.measure.latency_model import CONFIDENCE
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
-from yolov8_nas.stages import hw_probe
+from yolov8_nas.stages.hw_probe import STAGE
 
 
 def main() -> None:
@@ -68,10 +68,10 @@ def _run(config: RunConfig, folder: Path) -> None:
     """Run the stage in `folder`, without the store."""
     for name in ("out", "partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    settings = {**hw_probe.settings(config, config.targets[0]), "num_classes": 3}
+    settings = STAGE.whole(config, config.targets[0], {"num_classes": 3})
     start = time.perf_counter()
     try:
-        hw_probe.run(StageContext(settings, {}, folder / "out", folder / "partial", Progress("hw-probe"), HostLock()))
+        STAGE.run(StageContext(settings, {}, folder / "out", folder / "partial", Progress("hw-probe"), HostLock()))
     except StageError as error:
         print(f"the stage failed: {error}")
     print(f"{folder.name} probe: {time.perf_counter() - start:.1f} s")

@@ -49,7 +49,8 @@ from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import Evaluator
 from yolov8_nas.export.onnx import export_onnx
 from yolov8_nas.files import atomic_write, read_json, write_json
-from yolov8_nas.measure.benchmark import PROBE, measure
+from yolov8_nas.measure.benchmark import measure
+from yolov8_nas.measure.protocol import PROBE
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.search.objective import Scorer
 from yolov8_nas.space import Architecture, SearchSpace

@@ -50,8 +50,9 @@ from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, Evaluator
 from yolov8_nas.export.artifact import write_network
 from yolov8_nas.files import read_json, write_json
-from yolov8_nas.measure.benchmark import VERIFY, level, measure
+from yolov8_nas.measure.benchmark import level, measure
 from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.measure.protocol import VERIFY
 from yolov8_nas.measure.runtime import of_profile
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import run_stage, target_labels
@@ -63,6 +64,7 @@ from yolov8_nas.search.searcher import Plan, Searcher
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
 from yolov8_nas.space.limits import Constraint
+from yolov8_nas.stages import find_stage
 from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import build, save_checkpoint
 from yolov8_nas.supernet.learner import draw
@@ -187,7 +189,7 @@ class Study:
         """
         config = self.config()
         outcome = run_stage(
-            name,
+            find_stage(name),
             config=config,
             target=None if name == "data-prep" else target_labels(config)[0],
             inputs={},

@@ -12,7 +12,8 @@ from kfp import dsl
 from yolov8_nas.report.step import tell
 from yolov8_nas.run.lifecycle import tell_failure
 from yolov8_nas.runner import guarded
-from yolov8_nas.runner.stage import Outcome, Stage, StageContext, find_stage, run_stage
+from yolov8_nas.runner.stage import Outcome, Stage, StageContext, run_stage
+from yolov8_nas.stages import find_stage
 
 
 def run_step(
@@ -28,7 +29,7 @@ def run_step(
     inputs: Mapping[str, dsl.Artifact] | None = None,
     parameters: Mapping[str, Any] | None = None,
     gpus: str = "0",
-    run: Callable[[StageContext], None] | None = None,
+    run: Callable[[StageContext[Any]], None] | None = None,
 ) -> None:
     """Bring a stage to its end, as `run_stage` does, and write its figures and its report.
 

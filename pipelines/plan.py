@@ -18,7 +18,7 @@ from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_json
 from yolov8_nas.run.summary import RUN_FILE
 from yolov8_nas.runner.stage import STAGES, open_store, target_labels
-from yolov8_nas.stages.qat_finetune import QAT_COST
+from yolov8_nas.stages.qat_finetune.settings import QAT_COST
 from yolov8_nas.store.store import Store
 from yolov8_nas.train.halving import Rung, epochs_of, schedule
 from yolov8_nas.yaml_text import read_yaml

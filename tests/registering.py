@@ -61,7 +61,7 @@ class Branch:
             "mlflow_run": tracking.open_run(self.config, run_id, self.uri),
             "label": "cpu-2t-best",
         }
-        settings = {**STAGE.settings(self.config, target), **parameters}
+        settings = STAGE.whole(self.config, target, parameters)
         STAGE.run(StageContext(settings, inputs, out, out, Progress.silent(), HostLock(), self.store))
         result = read_json(out / "registry.json")
         assert isinstance(result, dict)

@@ -37,7 +37,8 @@ from yolov8_nas.commands.main import app
 from yolov8_nas.device.roofline import Roofline
 from yolov8_nas.errors import InputError
 from yolov8_nas.export.onnx import export_onnx
-from yolov8_nas.measure.benchmark import Percentiles, Protocol, Timing
+from yolov8_nas.measure.benchmark import Percentiles, Timing
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.runtime import find
 from yolov8_nas.runner import process
 from yolov8_nas.space import SearchSpace

@@ -27,6 +27,7 @@ import pytest
 from fabricated import CONFIG as FABRICATED
 from memory_bucket import MemoryBucket
 from onnx import TensorProto, helper
+from plain_settings import Plain
 from registering import Branch, made_up_scores
 from typer.testing import CliRunner
 
@@ -38,6 +39,7 @@ from yolov8_nas.export.onnx_file import read_onnx
 from yolov8_nas.files import read_json, write_json
 from yolov8_nas.registry import champions, promote, pull, query, register, spool, tracking
 from yolov8_nas.run import local, retraining
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Stage, StageContext, open_store, run_stage
 from yolov8_nas.store import remote as remote_store
 from yolov8_nas.store import s3
@@ -98,7 +100,7 @@ class Scene:
             kept = ctx.partial / "checkpoint"
             (ctx.out / "result").write_bytes(b"right" + (kept.read_bytes() if kept.exists() else b""))
 
-        stage = Stage("search", 1, lambda config, target: {"x": 1}, work)
+        stage = Stage("search", 1, lambda config, target: Plain(x=1), work)
         tar = self.folder / "out.tar"
         run_stage(stage, config=CONFIG, target="cpu-1t-fp32", inputs={}, output=tar, store=store, run_id=run_id)
         with tarfile.open(tar) as file:
@@ -553,7 +555,7 @@ def _handed_on(change: Callable[[Path], object]) -> Callable[[Scene], object]:
         tar = scene.folder / "data-prep.tar"
         digest = pack(scene.folder / "made", tar)
         change(tar)
-        stage = Stage("search", 1, lambda config, target: {}, lambda ctx: None)
+        stage = Stage("search", 1, lambda config, target: StageSettings(), lambda ctx: None)
         done = run_stage(
             stage,
             config=CONFIG,
@@ -1008,7 +1010,7 @@ def test_who_only_reads_has_no_key_to_sign_with(scene: Scene, signed: Callable[.
     """Someone who trusts keys and has none would compute what nobody takes: that is told before."""
     signed(None, "ours")
     scene.folder.mkdir(parents=True)
-    stage = Stage("data-prep", 1, lambda config, target: {}, lambda ctx: None)
+    stage = Stage("data-prep", 1, lambda config, target: StageSettings(), lambda ctx: None)
     with pytest.raises(InputError, match="there is no key to sign with"):
         run_stage(
             stage,

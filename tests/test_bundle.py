@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import subprocess
 import sys
 import tarfile
@@ -23,14 +22,18 @@ from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, WaitingError
 from yolov8_nas.files import file_sha256, read_json, write_json
-from yolov8_nas.measure import benchmark, bundle, far
-from yolov8_nas.measure.benchmark import Measurement, Protocol
+from yolov8_nas.measure import bundle, far, protocol
+from yolov8_nas.measure.benchmark import Measurement
 from yolov8_nas.measure.bundle import MODULES, PROGRAM, TABLE
 from yolov8_nas.measure.far import sealed
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture, SearchSpace
-from yolov8_nas.stages import hw_probe
+from yolov8_nas.stages.hw_probe import STAGE, bench, elsewhere
+from yolov8_nas.stages.hw_probe import table as tables
+from yolov8_nas.stages.hw_probe.run import run as run_probe
+from yolov8_nas.stages.hw_probe.settings import ProbeSettings, recipe
 from yolov8_nas.store.store import Store
 
 SPACE = SearchSpace.load("tiny")
@@ -73,10 +76,12 @@ def config(folder: Path, **changes: Any) -> RunConfig:
     return RunConfig.parse({"space": "tiny", "imgsz": 64, "probe": probe, **changes, "targets": [target]}, "test")
 
 
-def context(folder: Path, asked: RunConfig, store: Store | None = None, num_classes: int = 3) -> StageContext:
+def context(
+    folder: Path, asked: RunConfig, store: Store | None = None, num_classes: int = 3
+) -> StageContext[ProbeSettings]:
     for name in ("out", "partial"):
         (folder / name).mkdir(parents=True)
-    settings = json.loads(json.dumps({**hw_probe.settings(asked, asked.targets[0]), "num_classes": num_classes}))
+    settings = STAGE.whole(asked, asked.targets[0], {"num_classes": num_classes})
     lock = HostLock(folder / "host.lock")
     return StageContext(settings, {}, folder / "out", folder / "partial", Progress.silent(), lock, store)
 
@@ -316,13 +321,13 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(architecture: Architecture, num_classes: int) -> int:
         return sum(architecture.convs) // 8
 
-    def write(bench: hw_probe._Bench, model: int, file: Path) -> None:
+    def write(here: bench.Bench, model: int, file: Path) -> None:
         network(file, model)
 
     monkeypatch.setattr("yolov8_nas.supernet.derive.build", build)
     monkeypatch.setattr("ultralytics.nn.tasks.DetectionModel", lambda *_, **__: 8)
-    monkeypatch.setattr(hw_probe._Bench, "write", write)
-    monkeypatch.setattr(benchmark, "PROBE", QUICK)
+    monkeypatch.setattr(bench.Bench, "write", write)
+    monkeypatch.setattr(protocol, "PROBE", QUICK)
 
 
 @pytest.mark.usefixtures("made_up")
@@ -331,20 +336,20 @@ def test_a_device_elsewhere_is_probed_through_a_bundle(
 ) -> None:
     asked, store = config(tmp_path), Store(tmp_path / "store")
     with pytest.raises(InputError, match=r"there are no results in .* yet"):
-        hw_probe.settings(asked, asked.targets[0])
+        STAGE.settings(asked, asked.targets[0])
     (tmp_path / "work").mkdir()
-    hw_probe.write_bundle(asked, LABEL, 3, tmp_path / "bundle.tar", tmp_path / "work")
+    elsewhere.write_bundle(asked, LABEL, 3, tmp_path / "bundle.tar", tmp_path / "work")
     done = measure(device, tmp_path / "bundle.tar", tmp_path / "there")
     assert done.returncode == 0, done.stderr
-    hw_probe.import_results(asked, LABEL, tmp_path / "there" / far.RESULTS, str(store.root))
+    elsewhere.import_results(asked, LABEL, tmp_path / "there" / far.RESULTS, str(store.root))
 
     def again(*_: Any) -> None:
         raise AssertionError("the table is in the store")
 
-    run = hw_probe._Table.run
-    monkeypatch.setattr(hw_probe._Table, "run", again)
+    run = tables.Table.run
+    monkeypatch.setattr(tables.Table, "run", again)
     ctx = context(tmp_path / "run", asked, store)
-    hw_probe.run(ctx)
+    run_probe(ctx)
     results = read_json(tmp_path / "there" / far.RESULTS)
     table = read_json(ctx.out / "latency_table.json")
     assert len(table["rows"]) == 17 and table["protocol"]["bundle"] == results["bundle"]["digest"]
@@ -355,9 +360,9 @@ def test_a_device_elsewhere_is_probed_through_a_bundle(
     assert read_json(ctx.out / "nms.json")["latency_ms"] is None
     assert read_json(ctx.out / "constraints.json")[0]["limit"] == 10_000
 
-    monkeypatch.setattr(hw_probe._Table, "run", run)
+    monkeypatch.setattr(tables.Table, "run", run)
     with pytest.raises(InputError, match="networks of 3 classes, and the dataset has 4"):
-        hw_probe.run(context(tmp_path / "other", asked, store, num_classes=4))
+        run_probe(context(tmp_path / "other", asked, store, num_classes=4))
 
 
 @pytest.mark.usefixtures("made_up")
@@ -377,13 +382,13 @@ def test_results_of_another_recipe_are_refused(
 ) -> None:
     asked = config(tmp_path)
     order = {key: value for key, value in results["bundle"].items() if key != "digest"}
-    recipe = json.loads(json.dumps(hw_probe.recipe(asked, asked.targets[0])))
-    changed = _changed(results, bundle=sealed({**order, "recipe": recipe}), counter=None)
+    packed = recipe(asked, asked.targets[0]).plain()
+    changed = _changed(results, bundle=sealed({**order, "recipe": packed}), counter=None)
     bundle.keep(changed, asked.targets[0])
-    hw_probe.settings(asked, asked.targets[0])
+    STAGE.settings(asked, asked.targets[0])
     other = config(tmp_path, **changes)
     with pytest.raises(InputError, match=words):
-        hw_probe.settings(other, other.targets[0])
+        STAGE.settings(other, other.targets[0])
 
 
 @pytest.mark.slow

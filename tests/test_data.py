@@ -29,6 +29,7 @@ from yolov8_nas.files import tree_digest
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.data_prep import STAGE
+from yolov8_nas.stages.data_prep.settings import DataSettings
 
 NAMES = ["dent", "hole"]
 
@@ -90,7 +91,7 @@ def edit_coco(root: Path, split: str, change: Callable[[dict[str, Any]], object]
 
 def prepare(source: Path | None, work: Path) -> Path:
     (work / "out").mkdir(parents=True)
-    settings = {"source": None if source is None else str(source)}
+    settings = DataSettings(source=None if source is None else str(source))
     STAGE.run(StageContext(settings, {}, work / "out", work / "partial", Progress.silent(), HostLock()))
     return work / "out"
 
@@ -586,7 +587,7 @@ def test_settings_follow_content(tmp_path: Path) -> None:
     assert settings == STAGE.settings(config.model_copy(update={"seed": 5}), None)
     write_image(root / "images/val/new.png", 99)
     assert settings != STAGE.settings(config, None)
-    assert STAGE.settings(config.model_copy(update={"data": None}), None) == {"source": None}
+    assert STAGE.settings(config.model_copy(update={"data": None}), None) == DataSettings(source=None)
 
 
 def test_data_yaml_shows_the_splits_asked_for(tmp_path: Path) -> None:

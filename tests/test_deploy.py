@@ -31,13 +31,14 @@ from yolov8_nas.export.onnx import export_int8, export_int8_ptq, export_onnx
 from yolov8_nas.export.thresholds import THRESHOLDS
 from yolov8_nas.export.verification import verify_onnx
 from yolov8_nas.measure import benchmark, nms
-from yolov8_nas.measure.benchmark import VERIFY, Measurement, Percentiles, Protocol, Timing
+from yolov8_nas.measure.benchmark import Measurement, Percentiles, Timing
+from yolov8_nas.measure.protocol import VERIFY, Protocol
 from yolov8_nas.measure.runtime import Runtime
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.space.limits import Constraint
-from yolov8_nas.stages import trt_export
+from yolov8_nas.stages.trt_export import STAGE
 from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
 from yolov8_nas.supernet.derive import build, save_checkpoint
 from yolov8_nas.train.finetune import Recipe, train
@@ -240,9 +241,9 @@ def run_export(
     out.mkdir()
     partial.mkdir(exist_ok=True)
     inputs = {name: tuned / name for name in ("data-prep", "hw-probe", "qat-finetune", "search")}
-    settings = trt_export.STAGE.settings(config, config.targets[0])
+    settings = STAGE.settings(config, config.targets[0])
     context = StageContext(settings, inputs, out, partial, Progress.silent(), HostLock(work / "lock"))
-    trt_export.STAGE.run(context)
+    STAGE.run(context)
     return out
 
 

@@ -23,7 +23,8 @@ from yolov8_nas.files import write_json
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.stages import supernet_train
+from yolov8_nas.stages.supernet_train.run import run
+from yolov8_nas.stages.supernet_train.settings import SupernetSettings, settings
 from yolov8_nas.supernet import loading, training
 from yolov8_nas.supernet.distributed import Processes, launch
 from yolov8_nas.supernet.images import train_split
@@ -134,7 +135,7 @@ class StoppedAfter(Progress):
             raise KeyboardInterrupt
 
 
-def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext:
+def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext[SupernetSettings]:
     """The stage in two processes."""
     asked = {"epochs": 1, "batch": 4, "random_networks": 0, "processes": 2, **supernet}
     config = RunConfig.parse(
@@ -143,7 +144,7 @@ def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext:
     for name in ("out", "partial"):
         (tmp_path / name).mkdir()
     return StageContext(
-        settings=supernet_train.settings(config, None),
+        settings=settings(config, None),
         inputs={"data-prep": prepared},
         out=tmp_path / "out",
         partial=tmp_path / "partial",
@@ -154,7 +155,7 @@ def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext:
 
 def test_stage_runs_in_several_processes(tmp_path, prepared):
     ctx = context(tmp_path, prepared)
-    supernet_train.run(ctx)
+    run(ctx)
     assert Supernet.load(ctx.out).names == tuple(CLASSES)
     details = json.loads((ctx.out / "supernet.json").read_text())
     assert details["training"]["processes"] == 2 and details["training"]["batch"] == 4
@@ -164,13 +165,13 @@ def test_stage_runs_in_several_processes(tmp_path, prepared):
 
 def test_what_a_process_says_is_what_the_stage_says(tmp_path, prepared):
     with pytest.raises(InputError, match=r"supernet\.batch = 10, but the train split has 9 images"):
-        supernet_train.run(context(tmp_path, prepared, batch=10))
+        run(context(tmp_path, prepared, batch=10))
 
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL], ids=["term", "kill"])
 def test_no_process_outlives_the_stage(tmp_path, prepared, kill):
     ctx = context(tmp_path, prepared, epochs=1000)
-    request = {"settings": dict(ctx.settings), "inputs": {"data-prep": str(prepared)}}
+    request = {"settings": ctx.settings.plain(), "inputs": {"data-prep": str(prepared)}}
     write_json(tmp_path / "request.json", {**request, "out": str(ctx.out), "partial": str(ctx.partial)})
     stage = subprocess.Popen([sys.executable, "-m", "yolov8_nas.stages.supernet_train", str(tmp_path / "request.json")])
     try:

@@ -31,7 +31,10 @@ from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace, rescale
 from yolov8_nas.space.cost import cost
-from yolov8_nas.stages.qat_finetune import CALIBRATION_IMAGES, STAGE, rivals_of
+from yolov8_nas.stages.qat_finetune import STAGE
+from yolov8_nas.stages.qat_finetune.given import CALIBRATION_IMAGES
+from yolov8_nas.stages.qat_finetune.run import rivals_of
+from yolov8_nas.stages.qat_finetune.settings import FinetuneSettings
 from yolov8_nas.store.store import Store
 from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import build, derive, save_checkpoint
@@ -141,7 +144,7 @@ def stage_context(
     supernet: dict[str, Any] | None = None,
     store: Store | None = None,
     **finetune: Any,
-) -> StageContext:
+) -> StageContext[FinetuneSettings]:
     config = RunConfig.parse(
         {
             "space": "tiny",
@@ -279,8 +282,8 @@ def test_the_start_is_in_the_keys(checkpoint: Path, stage_inputs: Path, tmp_path
         ({"weights": str(other)}, {}),
     ]
     found = [stage_context(tmp_path / str(i), stage_inputs, *given[:1], **given[1]) for i, given in enumerate(asked)]
-    assert len({canonical_digest(context.settings) for context in found}) == len(asked)
-    assert [c.settings["finetune"]["start"] for c in found] == ["supernet", "scratch", "weights", "supernet", "weights"]
+    assert len({canonical_digest(context.settings.plain()) for context in found}) == len(asked)
+    assert [c.settings.start for c in found] == ["supernet", "scratch", "weights", "supernet", "weights"]
 
 
 @pytest.mark.parametrize(

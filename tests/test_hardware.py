@@ -23,17 +23,9 @@ from yolov8_nas.device import counters, gpu, profile
 from yolov8_nas.device.counters import NoCounterError, NvmlEnergy, NvmlPower, Rapl, open_counter, why_not
 from yolov8_nas.errors import InputError
 from yolov8_nas.measure import benchmark, nms
-from yolov8_nas.measure.benchmark import (
-    Measurement,
-    Protocol,
-    Visit,
-    energy_of_runs,
-    level,
-    measure,
-    median_interval,
-    timed_runs,
-)
+from yolov8_nas.measure.benchmark import Measurement, Visit, energy_of_runs, level, measure, median_interval, timed_runs
 from yolov8_nas.measure.memory import peak_memory
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.target import resolve
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost

@@ -21,13 +21,18 @@ from yolov8_nas.files import read_json, tree_digest
 from yolov8_nas.measure import benchmark, nms
 from yolov8_nas.measure.benchmark import Failed, Measurement, Percentiles
 from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.measure.sampling import Sample, sample
 from yolov8_nas.runner.progress import Progress
-from yolov8_nas.runner.stage import StageContext, find_stage
+from yolov8_nas.runner.stage import StageContext
+from yolov8_nas.search.nearest import closest_predicted
 from yolov8_nas.search.objective import CostModel
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
 from yolov8_nas.space.limits import Constraint
-from yolov8_nas.stages import hw_probe
+from yolov8_nas.stages import find_stage
+from yolov8_nas.stages.hw_probe import STAGE, bench, limits
+from yolov8_nas.stages.hw_probe.run import run
+from yolov8_nas.stages.hw_probe.settings import ProbeSettings
 from yolov8_nas.store.store import Store
 
 SPACE = SearchSpace.load("tiny")
@@ -41,11 +46,12 @@ def config(**changes: Any) -> RunConfig:
     return RunConfig.parse({"space": "tiny", "imgsz": 64, **changes, "probe": probe, "targets": [target]}, "test")
 
 
-def context(folder: Path, run_config: RunConfig, store: Store | None = None, **changes: int) -> StageContext:
+def context(
+    folder: Path, run_config: RunConfig, store: Store | None = None, **changes: int
+) -> StageContext[ProbeSettings]:
     for name in ("out", "partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    settings = {**hw_probe.settings(run_config, run_config.targets[0]), "num_classes": 3, **changes}
-    settings = json.loads(json.dumps(settings))
+    settings = STAGE.whole(run_config, run_config.targets[0], {"num_classes": 3, **changes})
     return StageContext(
         settings, {}, folder / "out", folder / "partial", Progress.silent(), HostLock(folder / "host.lock"), store
     )
@@ -91,7 +97,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
     monkeypatch.setattr("yolov8_nas.supernet.derive.build", build)
     monkeypatch.setattr("ultralytics.nn.tasks.DetectionModel", lambda *_, **__: None)
-    monkeypatch.setattr(hw_probe._Bench, "write", lambda _, model, file: made_up.write(model, file))
+    monkeypatch.setattr(bench.Bench, "write", lambda _, model, file: made_up.write(model, file))
     monkeypatch.setattr(benchmark, "measure_what_can_be", made_up.measure)
     monkeypatch.setattr(nms, "time_nms", lambda **_: {"latency_ms": NMS_MS})
     monkeypatch.setattr(counters, "RAPL", Path("/there is no such folder"))
@@ -99,10 +105,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def test_the_sample_holds_what_tells_most() -> None:
-    samples = hw_probe.sample(SPACE, 60, 12, seed=0)
+    samples = sample(SPACE, 60, 12, seed=0)
     architectures = [s.architecture for s in samples]
     assert len(set(architectures)) == len(samples) == 72
-    assert samples[0] == hw_probe.Sample(SPACE.stock, "stock")
+    assert samples[0] == Sample(SPACE.stock, "stock")
     assert {SPACE.largest(), SPACE.smallest()} <= set(architectures[:60])
     assert Counter(s.role for s in samples) == {"stock": 1, "train": 40, "swap": 19, "holdout": 12}
     for s in samples:
@@ -116,19 +122,19 @@ def test_the_sample_holds_what_tells_most() -> None:
     for column, dimension in zip(whole.T, SPACE.dimensions, strict=True):
         counts = np.bincount(column, minlength=len(dimension.options))
         assert counts.min() >= 0.5 * len(whole) // len(dimension.options), dimension
-    assert hw_probe.sample(SPACE, 60, 12, seed=0) == samples
-    assert hw_probe.sample(SPACE, 60, 12, seed=1) != samples
+    assert sample(SPACE, 60, 12, seed=0) == samples
+    assert sample(SPACE, 60, 12, seed=1) != samples
 
 
 def test_settings_tell_what_measurements_depend_on() -> None:
-    plain = hw_probe.settings(config(), config().targets[0])
-    assert plain == json.loads(json.dumps(plain))
+    plain = STAGE.settings(config(), config().targets[0])
+    assert type(plain).model_validate(json.loads(json.dumps(plain.plain()))) == plain
     best = config(precision="best")
-    assert hw_probe.settings(best, best.targets[0]) == plain
+    assert STAGE.settings(best, best.targets[0]) == plain
     other = config(precision="int8")
-    assert hw_probe.settings(other, other.targets[0])["precision"] == "int8"
-    named = plain["device"]
-    assert named["id"].startswith("cpu-") and named["threads"] == 1 and named["runtime"]["version"]
+    assert STAGE.settings(other, other.targets[0]).precision == "int8"
+    named = plain.device
+    assert named.id.startswith("cpu-") and named.threads == 1 and named.runtime.version
 
 
 @pytest.mark.parametrize("stage", ["hw-probe", "search", "qat-finetune", "trt-export"])
@@ -153,7 +159,7 @@ def test_what_cannot_be_probed_is_refused_before_anything_is_built(
     monkeypatch.setattr(counters, "RAPL", tmp_path)
     refused = config(**changes)
     with pytest.raises(InputError, match=words):
-        hw_probe.settings(refused, refused.targets[0])
+        STAGE.settings(refused, refused.targets[0])
 
 
 def test_a_space_with_too_few_networks_is_refused(tmp_path: Path) -> None:
@@ -167,13 +173,13 @@ def test_a_space_with_too_few_networks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "narrow.yaml").write_text(json.dumps(narrow))
     refused = config(space=str(tmp_path / "narrow.yaml"))
     with pytest.raises(InputError, match=r"6 networks are too few to measure 40 .* lower probe\.networks"):
-        hw_probe.settings(refused, refused.targets[0])
+        STAGE.settings(refused, refused.targets[0])
 
 
 def test_a_probe_writes_table_model_stock_and_absolute_limits(tmp_path: Path, device: Device) -> None:
     limits = ["latency<=80%stock", "latency_p99<=90%stock", "params<=2.5M", "memory<=100%stock", "throughput>=1fps"]
     ctx = context(tmp_path, config(constraints=limits))
-    hw_probe.run(ctx)
+    run(ctx)
 
     rows = read_json(ctx.out / "latency_table.json")["rows"]
     assert Counter(row["role"] for row in rows) == {"stock": 1, "train": 27, "swap": 12, "holdout": 10}
@@ -205,7 +211,7 @@ def test_a_probe_writes_table_model_stock_and_absolute_limits(tmp_path: Path, de
 def test_a_network_that_fails_is_recorded_and_left_out(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    architectures = [s.architecture for s in hw_probe.sample(SPACE, 40, 10, 0)]
+    architectures = [s.architecture for s in sample(SPACE, 40, 10, 0)]
     unbuilt, too_large, stock = architectures[3], architectures[45], architectures[0]
     failing = {too_large}
     write, one = device.write, device.one
@@ -221,7 +227,7 @@ def test_a_network_that_fails_is_recorded_and_left_out(
     monkeypatch.setattr(device, "write", build)
     monkeypatch.setattr(device, "one", measured)
     ctx = context(tmp_path / "two", config())
-    hw_probe.run(ctx)
+    run(ctx)
     table = read_json(ctx.out / "latency_table.json")
     assert [(row["architecture"], row["reason"]) for row in table["failed"]] == [
         (unbuilt.to_dict(), "no kernel image is available"),
@@ -235,22 +241,22 @@ def test_a_network_that_fails_is_recorded_and_left_out(
     with pytest.raises(
         StageError, match="6 of 50 networks could not be built or measured, the first because no kernel"
     ):
-        hw_probe.run(context(tmp_path / "six", config()))
+        run(context(tmp_path / "six", config()))
     failing.clear()
     failing.add(stock)
     with pytest.raises(StageError, match="stock YOLOv8 cannot be measured: CUDA out of memory"):
-        hw_probe.run(context(tmp_path / "stock", config()))
+        run(context(tmp_path / "stock", config()))
 
 
 def test_a_killed_probe_exports_only_what_is_missing(tmp_path: Path, device: Device) -> None:
     ctx = context(tmp_path, config())
-    hw_probe.run(ctx)
+    run(ctx)
     first = list(device.exported)
     assert len(first) == 51
     lost = ctx.partial / "networks" / f"{first[20]}.onnx"
     lost.unlink()
     device.exported.clear()
-    hw_probe.run(ctx)
+    run(ctx)
     assert device.exported == [first[20]]
 
 
@@ -259,7 +265,7 @@ def test_an_impossible_limit_names_the_fastest_measured_network(tmp_path: Path, 
     with pytest.raises(
         StageError, match=r"latency_p50<=0\.01ms cannot be kept: the best that is achievable is"
     ) as error:
-        hw_probe.run(ctx)
+        run(ctx)
     rows = read_json(ctx.out / "latency_table.json")["rows"]
     fastest = min(row["latency_ms"]["p50"] for row in rows)
     assert f"achievable is {fastest:.4g} ms" in str(error.value)
@@ -271,12 +277,12 @@ def test_an_impossible_limit_names_the_fastest_measured_network(tmp_path: Path, 
 def test_a_limit_that_no_measured_network_keeps_is_tried_with_the_one_predicted_to_come_closest(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hidden = min(hw_probe.sample(SPACE, 40, 10, 0), key=lambda s: device.one(s.architecture).latency_ms.p50)
+    hidden = min(sample(SPACE, 40, 10, 0), key=lambda s: device.one(s.architecture).latency_ms.p50)
     limit = 0.99 * device.one(hidden.architecture).latency_ms.p50
-    monkeypatch.setattr(hw_probe, "closest_predicted", lambda *_: SPACE.sample(np.random.default_rng(99)))
+    monkeypatch.setattr(limits, "closest_predicted", lambda *_: SPACE.sample(np.random.default_rng(99)))
     monkeypatch.setattr(device, "one", _with_one_fast(device.one, limit / 2))
     ctx = context(tmp_path, config(constraints=[f"latency<={limit}ms"], probe={"max_mape": 1.0}))
-    hw_probe.run(ctx)
+    run(ctx)
     assert read_json(ctx.out / "latency_table.json")["rows"][-1]["role"] == "fastest"
 
 
@@ -302,20 +308,20 @@ def test_the_fastest_network_is_held_against_the_hour_of_the_table(
         return replace(one(architecture), reference_ms=now, latency_ms=Percentiles(now, now, now))
 
     monkeypatch.setattr(device, "one", measured)
-    monkeypatch.setattr(hw_probe, "closest_predicted", lambda *_: fast)
+    monkeypatch.setattr(limits, "closest_predicted", lambda *_: fast)
     ctx = context(tmp_path, config(constraints=["latency<=1.9ms"], probe={"max_mape": 1.0}))
     with pytest.raises(StageError, match="the best that is achievable is 2 ms"):
-        hw_probe.run(ctx)
+        run(ctx)
     assert read_json(ctx.out / "latency_table.json")["rows"][-1]["reference_ms"] == 2.0
 
 
 def test_the_closest_predicted_network_is_the_fastest_where_latency_is_limited() -> None:
     made_up = Device()
-    fitted = [s.architecture for s in hw_probe.sample(SPACE, 40, 0, 0)]
+    fitted = [s.architecture for s in sample(SPACE, 40, 0, 0)]
     model = LatencyModel.fit(SPACE, 3, 64, fitted, [made_up.one(a).latency_ms.p50 for a in fitted])
     rows = [{"latency_ms": {"p50": 1.0, "p90": 1.1, "p99": 1.3}}]
     costs = CostModel.from_probe([Constraint.parse("latency<=0.001ms")], model, rows, num_classes=3, imgsz=64, batch=1)
-    found = hw_probe.closest_predicted(costs, SPACE, SPACE.stock)
+    found = closest_predicted(costs, SPACE, SPACE.stock)
     rng = np.random.default_rng(0)
     others = [SPACE.sample(rng) for _ in range(3000)]
     assert model.predict([found])[0] <= model.predict(others)[0].min()
@@ -324,7 +330,7 @@ def test_the_closest_predicted_network_is_the_fastest_where_latency_is_limited()
 def test_each_limit_that_nothing_keeps_is_told_with_its_best(tmp_path: Path, device: Device) -> None:
     ctx = context(tmp_path, config(constraints=["latency<=0.01ms", "params<=1K", "memory<=1GiB"]))
     with pytest.raises(StageError) as error:
-        hw_probe.run(ctx)
+        run(ctx)
     fewest = cost(SPACE.smallest(), 3, 64).params / 1e6
     assert f"params<=0.001M cannot be kept: the best that is achievable is {fewest:.4g} M" in str(error.value)
     assert "latency_p50<=0.01ms cannot be kept" in str(error.value) and "memory<=" not in str(error.value)
@@ -340,19 +346,19 @@ def test_limits_that_exclude_each_other_are_told_with_the_one_that_binds(
         return replace(measured, memory_mb=100 / measured.latency_ms.p50)
 
     monkeypatch.setattr(device, "one", slower_with_less_memory)
-    every = sorted(slower_with_less_memory(s.architecture).latency_ms.p50 for s in hw_probe.sample(SPACE, 40, 10, 0))
+    every = sorted(slower_with_less_memory(s.architecture).latency_ms.p50 for s in sample(SPACE, 40, 10, 0))
     limits = [f"latency<={every[5]}ms", f"memory<={100 / every[-5]}MiB"]
     ctx = context(tmp_path, config(constraints=limits))
     words = r"can each be kept, but not together: the network that comes closest has latency_p50 .*, so (\S+)<=.* binds"
     with pytest.raises(StageError, match=words):
-        hw_probe.run(ctx)
+        run(ctx)
     assert len(read_json(ctx.out / "constraints.json")) == 2
 
 
 def test_nms_is_added_to_the_networks_latency(tmp_path: Path, device: Device) -> None:
     limits = ["latency(with_nms)<=90%stock", "latency_p99(with_nms)<=100%stock", "throughput(with_nms)>=50%stock"]
     ctx = context(tmp_path, config(constraints=limits, batch=2))
-    hw_probe.run(ctx)
+    run(ctx)
     stock = read_json(ctx.out / "stock.json")["latency_ms"]
     resolved = [row["limit"] for row in read_json(ctx.out / "constraints.json")]
     expected = [0.9 * (stock["p50"] + 0.5), stock["p99"] + 0.9, 0.5 * 2000 / (stock["p50"] + 0.5)]
@@ -370,8 +376,8 @@ def test_where_energy_is_counted_it_is_limited_and_predicted(
     monkeypatch.setattr(counters, "RAPL", zone.parent)
     device.counts_energy = True
     ctx = context(tmp_path, config(constraints=["energy<=60%stock", "power<=200%stock"]))
-    assert ctx.settings["counter"] == "RAPL package-0"
-    hw_probe.run(ctx)
+    assert ctx.settings.counter == "RAPL package-0"
+    run(ctx)
     stock = read_json(ctx.out / "stock.json")
     energy, power = (Constraint.from_row(row) for row in read_json(ctx.out / "constraints.json"))
     assert energy.limit == pytest.approx(0.6 * stock["energy_mj"])
@@ -396,12 +402,12 @@ def test_where_energy_is_counted_it_is_limited_and_predicted(
 def test_other_limits_on_the_same_device_measure_nothing(tmp_path: Path, device: Device) -> None:
     store = Store(tmp_path / "store")
     first = context(tmp_path / "first", config(), store)
-    hw_probe.run(first)
+    run(first)
     assert device.measured
     device.measured.clear()
     device.exported.clear()
     other = context(tmp_path / "other", config(constraints=["latency<=90%stock", "params<=2M"]), store)
-    hw_probe.run(other)
+    run(other)
     assert not device.measured and not device.exported
     assert len(read_json(other.out / "constraints.json")) == 2
     for ctx in (first, other):
@@ -417,16 +423,19 @@ def test_what_changes_the_measurements_has_a_table_of_its_own(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "store")
-    hw_probe.run(context(tmp_path / "first", config(), store))
+    run(context(tmp_path / "first", config(), store))
     others = [config(**changes) for changes in ({"imgsz": 96}, {"batch": 2}, {"precision": "int8"}, {"seed": 1})]
     contexts = [context(tmp_path / str(i), other, store) for i, other in enumerate(others)]
     newer = context(tmp_path / "newer", config(), store)
-    newer.settings["device"]["runtime"]["version"] = "99.0"
+    device_99 = newer.settings.device.model_copy(
+        update={"runtime": newer.settings.device.runtime.model_copy(update={"version": "99.0"})}
+    )
+    newer = replace(newer, settings=newer.settings.model_copy(update={"device": device_99}))
     monkeypatch.setattr(benchmark, "measure_what_can_be", raiser(Measuring))
-    hw_probe.run(context(tmp_path / "same", config(), store))
+    run(context(tmp_path / "same", config(), store))
     for ctx in (*contexts, newer):
         with pytest.raises(Measuring):
-            hw_probe.run(ctx)
+            run(ctx)
 
 
 def raiser(error: type[Exception]) -> Any:
@@ -441,11 +450,11 @@ def test_a_poor_table_is_not_shared(tmp_path: Path, device: Device) -> None:
     device.noise = 0.5
     noisy = context(tmp_path / "noisy", config(), store)
     with pytest.raises(StageError, match="mean error"):
-        hw_probe.run(noisy)
+        run(noisy)
     assert read_json(noisy.out / "latency_model.json")["mape"] > 0.1
     device.noise = 0.0
     quiet = context(tmp_path / "quiet", config(), store)
-    hw_probe.run(quiet)
+    run(quiet)
     assert read_json(quiet.out / "latency_model.json")["mape"] < 0.05
 
 
@@ -453,7 +462,7 @@ def test_a_poor_fit_fails_with_the_numbers(tmp_path: Path, device: Device) -> No
     device.noise = 0.5
     ctx = context(tmp_path, config())
     with pytest.raises(StageError, match=r"mean error of \d+\.\d% on 10 held-out networks, more than .* = 10\.0%"):
-        hw_probe.run(ctx)
+        run(ctx)
     assert read_json(ctx.out / "latency_model.json")["mape"] > 0.1
 
 
@@ -465,7 +474,7 @@ def test_real_networks_are_probed(tmp_path: Path, runtime: str, precision: str) 
     limits = ["latency<=300%stock"]  # of seven networks timed on a busy machine, some may all be slow
     probed = config(runtime=runtime, precision=precision, probe={"max_mape": 10.0}, constraints=limits)
     ctx = context(tmp_path, probed, networks=4, holdout=2)
-    hw_probe.run(ctx)
+    run(ctx)
     rows = read_json(ctx.out / "latency_table.json")["rows"]
     by_role = {row["role"]: row for row in rows}
     assert len([row for row in rows if row["role"] != "fastest"]) == 6  # that one too where a disturbance asks for it

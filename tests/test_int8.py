@@ -30,12 +30,15 @@ from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import Comparison, Evaluation, ImageStats, mean_average_precision
 from yolov8_nas.export.gpu_int8 import int8_for_gpu
 from yolov8_nas.export.onnx import export_onnx
-from yolov8_nas.measure.benchmark import Protocol, measure
+from yolov8_nas.measure.benchmark import measure
+from yolov8_nas.measure.bundle import differences
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.report import wording
 from yolov8_nas.runner import process
 from yolov8_nas.space import PARTS, Architecture, SearchSpace
 from yolov8_nas.space.topology import model_rows
-from yolov8_nas.stages import hw_probe, qat_finetune, search, trt_export
+from yolov8_nas.stages import find_stage
+from yolov8_nas.stages.hw_probe.settings import recipe
 from yolov8_nas.supernet.derive import build, save_checkpoint, unroll
 from yolov8_nas.train import finetune
 from yolov8_nas.train.quantization import (
@@ -168,27 +171,25 @@ def test_parts_are_named_in_the_configuration() -> None:
         asked("int8", [part for part in PARTS if part != "attention"])
 
 
-@pytest.mark.parametrize("stage", [hw_probe, search, qat_finetune, trt_export])
-def test_only_results_in_int8_depend_on_the_recipe(stage: Any) -> None:
+@pytest.mark.parametrize("stage", ["hw-probe", "search", "qat-finetune", "trt-export"])
+def test_only_results_in_int8_depend_on_the_recipe(stage: str) -> None:
     def settings(precision: str, keep_float: Sequence[str] = ()) -> dict[str, Any]:
         config = asked(precision, keep_float)
-        found: dict[str, Any] = stage.settings(config, config.targets[0])
-        return found
+        return find_stage(stage).settings(config, config.targets[0]).plain()
 
     assert settings("fp32", KEPT) == settings("fp32")
     assert settings("int8", KEPT)["keep_float"] == list(KEPT)
-    searches_in_floats = stage in (hw_probe, search)
+    searches_in_floats = stage in ("hw-probe", "search")
     assert (settings("best", KEPT) == settings("best")) == searches_in_floats
-    if stage is not search:
-        assert "keep_float" not in settings("int8"), "what was measured before keeps its key"
+    assert settings("int8")["keep_float"] == []
 
 
 def test_measurements_elsewhere_are_of_one_recipe() -> None:
-    plain, other = (hw_probe.recipe(c, c.targets[0]) for c in (asked("int8"), asked("int8", KEPT)))
+    plain, other = (recipe(c, c.targets[0]).plain() for c in (asked("int8"), asked("int8", KEPT)))
     for packed, wanted, differing in (
         (plain, plain, []), (other, other, []), (plain, other, ["keep_float"]), (other, plain, ["keep_float"])
     ):  # fmt: skip
-        assert hw_probe._differences({"bundle": {"recipe": json.loads(json.dumps(packed))}}, wanted) == differing
+        assert differences({"bundle": {"recipe": json.loads(json.dumps(packed))}}, wanted) == differing
 
 
 def test_the_report_tells_the_recipe() -> None:

@@ -32,6 +32,7 @@ from yolov8_nas.errors import InputError, WaitingError
 from yolov8_nas.files import read_json, write_json
 from yolov8_nas.report.step import Told, tell, tell_run
 from yolov8_nas.run import lifecycle
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Outcome, Stage, open_store, require_gpus, run_stage
 from yolov8_nas.store.archive import pack
 
@@ -360,7 +361,7 @@ def test_what_a_person_fills_in_is_laid_over_the_configuration() -> None:
 def test_a_step_without_the_gpu_it_was_promised_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     begun = []
-    stage = Stage("data-prep", 1, lambda config, target: {}, lambda ctx: begun.append(ctx))
+    stage = Stage("data-prep", 1, lambda config, target: StageSettings(), lambda ctx: begun.append(ctx))
     common: dict[str, Any] = {
         "config": CONFIG,
         "inputs": {},
@@ -382,7 +383,7 @@ def test_a_failed_step_that_kubeflow_tries_again_fails_again(tmp_path: Path) -> 
     def fail(ctx: Any) -> None:
         raise InputError("no images")
 
-    stage = Stage("data-prep", 1, lambda config, target: {}, fail)
+    stage = Stage("data-prep", 1, lambda config, target: StageSettings(), fail)
     for _ in range(2):
         with pytest.raises(Exception, match="no images"):
             run_stage(
@@ -527,7 +528,7 @@ def test_a_plan_knows_what_a_store_or_a_file_tells_and_nothing_else(tmp_path: Pa
 
 def test_rates_come_from_the_runs_of_a_store(tmp_path: Path) -> None:
     target = CONFIG.targets[1]
-    stage = Stage("search", 1, lambda config, target: {}, lambda ctx: None)
+    stage = Stage("search", 1, lambda config, target: StageSettings(), lambda ctx: None)
     run_stage(
         stage, config=CONFIG, target="cpu-2t-fp32", inputs={}, store=tmp_path, output=tmp_path / "x.tar", run_id="old"
     )

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from yolov8_nas.measure.latency_model import CONFIDENCE, Features, LatencyModel, accuracy
+from yolov8_nas.measure.sampling import sample
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
-from yolov8_nas.stages.hw_probe import sample
 
 SPACE = SearchSpace.load("tiny")
 PRICES = {"conv1": 0.5, "conv3": 0.3, "conv5": 0.35, "stride2": 0.5, "dilated": 0.8, "depthwise": 2.0}

@@ -31,8 +31,8 @@ from yolov8_nas.files import write_json
 from yolov8_nas.measure import tensorrt
 from yolov8_nas.run import preflight
 from yolov8_nas.runner import process
-from yolov8_nas.runner.stage import find_stage
 from yolov8_nas.space import SearchSpace, SpaceError
+from yolov8_nas.stages import find_stage
 from yolov8_nas.supernet.derive import build, save_checkpoint
 from yolov8_nas.train.quantization import quantize, save_qat_checkpoint
 

@@ -41,7 +41,9 @@ from yolov8_nas.export.servable import nms_free, read_servable
 from yolov8_nas.export.verification import TOLERANCE, _distance_of_detections, verify_onnx
 from yolov8_nas.files import read_json, write_json
 from yolov8_nas.measure import benchmark, nms
-from yolov8_nas.measure.benchmark import Measurement, Percentiles, Protocol, Timing
+from yolov8_nas.measure.benchmark import Measurement, Percentiles, Timing
+from yolov8_nas.measure.bundle import differences
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.runtime import find
 from yolov8_nas.report import sections
 from yolov8_nas.run import preflight
@@ -49,7 +51,11 @@ from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.space.limits import Constraint
-from yolov8_nas.stages import hw_probe, qat_finetune, search, trt_export
+from yolov8_nas.stages import find_stage
+from yolov8_nas.stages.hw_probe import STAGE
+from yolov8_nas.stages.hw_probe import settings as hw_probe
+from yolov8_nas.stages.hw_probe.table import Table
+from yolov8_nas.stages.search.run import _Search
 from yolov8_nas.supernet.derive import add_one_to_one, build, save_checkpoint, unroll
 from yolov8_nas.supernet.images import settings
 from yolov8_nas.supernet.supernet import Supernet
@@ -345,19 +351,20 @@ def asked(nms_free: bool, precision: str = "best", constraints: Sequence[str] = 
     )
 
 
-@pytest.mark.parametrize("stage", [hw_probe, search, qat_finetune, trt_export])
-def test_results_depend_on_the_head_and_those_of_before_keep_their_key(stage: Any) -> None:
-    plain, free = (stage.settings(config, config.targets[0]) for config in (asked(False), asked(True)))
-    assert free == {**plain, "nms_free": True}
-    assert "nms_free" not in json.dumps(plain)
+@pytest.mark.parametrize("stage", ["hw-probe", "search", "qat-finetune", "trt-export"])
+def test_results_depend_on_the_head(stage: str) -> None:
+    given = find_stage(stage).settings
+    plain, free = (given(config, config.targets[0]).plain() for config in (asked(False), asked(True)))
+    head = "finetune" if stage == "qat-finetune" else "nms_free"
+    assert {name for name in plain if plain[name] != free[name]} == {head}
 
 
 def test_measurements_elsewhere_are_of_one_head() -> None:
-    recipes = [hw_probe.recipe(config, config.targets[0]) for config in (asked(False), asked(True))]
+    recipes = [hw_probe.recipe(config, config.targets[0]).plain() for config in (asked(False), asked(True))]
     for i, packed in enumerate(recipes):
         results = {"bundle": {"recipe": json.loads(json.dumps(packed))}}
-        assert hw_probe._differences(results, recipes[i]) == []
-        assert hw_probe._differences(results, recipes[1 - i]) == ["nms_free"]
+        assert differences(results, recipes[i]) == []
+        assert differences(results, recipes[1 - i]) == ["nms_free"]
 
 
 @pytest.mark.parametrize(
@@ -398,19 +405,20 @@ def test_probe_search_and_preflight_ask_for_the_same_head(
     config = asked(asked_for, precision="fp32")
     target, network = config.targets[0], build(TINY.smallest(), 2)
     host, runtime = HostLock(tmp_path / "lock"), find("onnxruntime", "cpu", "fp32")
-    given = hw_probe.settings(config, target) | {"num_classes": 2}
-    table = hw_probe._Table(StageContext(given, {}, tmp_path, tmp_path, Progress.silent(), host))
+    given = STAGE.whole(config, target, {"num_classes": 2}).table
+    table = Table(StageContext(given, {}, tmp_path, tmp_path, Progress.silent(), host))
     table.bench.write(network, tmp_path / "network.onnx")
-    monkeypatch.setattr(table, "export", dict)
+    monkeypatch.setattr(table.bench, "export_all", lambda samples: ({}, {}))
     monkeypatch.setattr(table.bench, "export_as_c2f", lambda: tmp_path)
     monkeypatch.setattr(table.bench, "measure", lambda files, checkpoint: [None])
     with pytest.raises(Interrupted):
         table.run()
     searching: Any = SimpleNamespace(
         ctx=SimpleNamespace(partial=tmp_path), runtime=runtime, supernet=SimpleNamespace(space=TINY, num_classes=2),
-        scorer=SimpleNamespace(network=lambda architecture: network), options=search.settings(config, target),
+        scorer=SimpleNamespace(network=lambda architecture: network),
+        settings=find_stage("search").settings(config, target),
     )  # fmt: skip
-    search._Search.export(searching, TINY.smallest())
+    _Search.export(searching, TINY.smallest())
     preflight._export(TINY, config, target, runtime, detection.CLASSES, tmp_path)
     assert heads == [asked_for] * 5
 
@@ -453,24 +461,24 @@ def test_from_fine_tuning_to_the_verdict(folder: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(nms, "measure_with_nms", measure_with_nms)
 
-    def run(stage: Any, config: RunConfig, name: str) -> Path:
+    def run(stage: str, config: RunConfig, name: str) -> Path:
         work = tmp_path / name
         for part in ("out", "partial"):
             (work / part).mkdir(parents=True)
         host = HostLock(work / "lock")
-        given = stage.STAGE.settings(config, config.targets[0])
-        stage.STAGE.run(StageContext(given, inputs, work / "out", work / "partial", Progress.silent(), host))
+        given = find_stage(stage).settings(config, config.targets[0])
+        find_stage(stage).run(StageContext(given, inputs, work / "out", work / "partial", Progress.silent(), host))
         return work / "out"
 
-    inputs["qat-finetune"] = run(qat_finetune, asked(True), "tuned")
+    inputs["qat-finetune"] = run("qat-finetune", asked(True), "tuned")
     tuned = inputs["qat-finetune"]
     assert not load_network(tuned / "candidates" / "0" / "subnet.pt").end2end, "as it was searched"
     for name in ("candidates/0/best.pt", "candidates/0/qat.pt", "candidates/0/ptq.pt", "baseline/best.pt"):
         assert load_network(tuned / name).end2end
 
     with pytest.raises(StageError, match=r"best\.pt: its head is NMS-free, and finetune\.nms_free is False"):
-        run(trt_export, asked(False), "other")
-    out = run(trt_export, asked(True), "exported")
+        run("trt-export", asked(False), "other")
+    out = run("trt-export", asked(True), "exported")
     verdict = read_json(out / "verdict.json")
     assert verdict["shipped"]["precision"] == "int8", "with the threshold it keeps the limit"
     assert verdict["shipped"]["constraints"][0]["measured"] == pytest.approx(4.1)
@@ -531,11 +539,12 @@ def test_the_report_tells_the_head() -> None:
 
 @pytest.mark.slow
 def test_the_registered_version_tells_the_head(tmp_path: Path) -> None:
-    from yolov8_nas.stages.register import _deployable
+    from yolov8_nas.stages.register.run import _deployable
+    from yolov8_nas.stages.register.settings import RegisterSettings
 
     folders = write_outputs(tmp_path / "outputs")
-    asked_for = ("model", "constraints", "space", "imgsz", "batch", "seed", "precision", "run_id", "label")
-    ctx = SimpleNamespace(inputs=folders, out=tmp_path, settings=dict.fromkeys(asked_for, "") | {"constraints": ()})
+    asked_for = dict.fromkeys(RegisterSettings.model_fields, "") | {"constraints": ()}
+    ctx: Any = SimpleNamespace(inputs=folders, out=tmp_path, settings=SimpleNamespace(**asked_for))
     assert "head" not in _deployable(ctx).params
     file = folders["trt-export"] / "verdict.json"
     write_json(file, read_json(file) | {"nms": {"nms_free": True}})

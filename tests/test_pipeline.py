@@ -14,6 +14,7 @@ from fabricated import write_outputs
 from kfp import dsl
 from kfp import local as kfp_local
 from kfp.local import subprocess_task_handler
+from plain_settings import Plain
 
 from components.close_run.component import close_run
 from components.data_prep.component import data_prep
@@ -38,6 +39,7 @@ from yolov8_nas.run.lifecycle import close_run as end_run
 from yolov8_nas.run.lifecycle import verdict as say
 from yolov8_nas.run.local import _last_words
 from yolov8_nas.run.summary import summarise
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import STAGES, Stage, StageContext, open_store, run_stage, target_labels
 
 ROOT = Path(__file__).parents[1]
@@ -151,7 +153,7 @@ def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
 
         tars[name, label] = tmp_path / f"{label}.{name}.tar"
         run_stage(
-            Stage(name, 1, lambda config, target: {"hardware": target and target.hardware}, body),
+            Stage(name, 1, lambda config, target: Plain(hardware=target and target.hardware), body),
             config=config,
             target=label,
             inputs={stage: tar for (stage, of), tar in tars.items() if stage != name and of in (None, label)},
@@ -262,7 +264,7 @@ def test_a_stage_that_was_killed_is_named(tmp_path: Path) -> None:
     def die(ctx: StageContext) -> None:
         raise Killed
 
-    stage = Stage("hw-probe", 1, lambda config, target: {}, die)
+    stage = Stage("hw-probe", 1, lambda config, target: StageSettings(), die)
     tar = {"inputs": {}, "output": tmp_path / "out.tar", "store": tmp_path / "store", "run_id": "run"}
     with pytest.raises(Killed):
         run_stage(stage, config=config, target=label, **tar)
@@ -270,7 +272,12 @@ def test_a_stage_that_was_killed_is_named(tmp_path: Path) -> None:
     assert summary["run"]["status"] == "failed"
     assert f"hw-probe of {label}: ended from outside" in summary["run"]["error"]
     assert "hw-probe" in summary["targets"][0]["error"] and "out of memory" in summary["targets"][0]["error"]
-    run_stage(Stage("hw-probe", 1, lambda config, target: {}, lambda ctx: None), config=config, target=label, **tar)
+    run_stage(
+        Stage("hw-probe", 1, lambda config, target: StageSettings(), lambda ctx: None),
+        config=config,
+        target=label,
+        **tar,
+    )
     assert summarise(store, "run", tmp_path / "work", config)["run"]["error"] is None
 
 

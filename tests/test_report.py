@@ -609,7 +609,7 @@ def test_a_run_without_a_prior_says_so(run: MadeUpRun, tmp_path: Path) -> None:
     folders = run.evidence["targets"]["cpu-onnxruntime-best"]
     search = shutil.copytree(folders["search"], tmp_path / "search")
     (search / "prior.json").unlink()
-    write(search, {"search.json": {"settings": {"prior_steps": 0}}})
+    write(search, {"search.json": {"settings": {"search": {"prior_steps": 0}}}})
     evidence = run.evidence | {"targets": {"cpu-onnxruntime-best": folders | {"search": search}}}
     page = Page(build_report(run.summary, evidence, tmp_path / "report.html"))
     assert "No prior was asked for (search.prior_steps = 0)." in page.text

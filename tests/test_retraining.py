@@ -27,6 +27,8 @@ from yolov8_nas.run.summary import RUN_FILE
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext, key_of
 from yolov8_nas.stages import hw_probe, supernet_train
+from yolov8_nas.stages.supernet_train.run import _with_weights_here
+from yolov8_nas.stages.supernet_train.settings import KEPT, kept_at
 from yolov8_nas.store.archive import pack
 from yolov8_nas.store.store import Store
 
@@ -92,7 +94,7 @@ def test_new_images_are_trained_on_from_the_champions_supernet_and_known_ones_ar
 
     settings = supernet_train.STAGE.settings(first, None)
     ctx = StageContext(settings, {}, tmp_path, tmp_path, Progress.silent(), HostLock(), Store(store))
-    weights = Path(supernet_train._with_weights_here(ctx).settings["weights"]["path"])
+    weights = Path(_with_weights_here(ctx).settings.weights.path)
     assert (weights / "supernet.safetensors").read_bytes() == b"weights"
 
     (prepared,) = (store / "data-prep").glob("*/outputs/dataset.json")
@@ -149,7 +151,7 @@ def test_a_supernet_that_was_changed_is_refused(branch: Branch, data: Path, tmp_
     (folder / "supernet" / "supernet.safetensors").write_bytes(b"others!")
     with pytest.raises(StageError, match="it was changed or damaged since, so it is refused"):
         _open(config, tmp_path / "store", "run")
-    assert not Store(tmp_path / "store").entry(supernet_train.KEPT, origin.sha256).outputs.exists()
+    assert not Store(tmp_path / "store").entry(KEPT, origin.sha256).outputs.exists()
 
 
 def test_retraining_and_other_weights_do_not_go_together(branch: Branch, data: Path) -> None:
@@ -161,9 +163,9 @@ def test_retraining_and_other_weights_do_not_go_together(branch: Branch, data: P
 
 def test_tables_of_the_same_hardware_are_found_whatever_the_images_are(branch: Branch, data: Path) -> None:
     def key(config: RunConfig, classes: int = 2) -> str:
-        config = config.retrained_from(supernet_train.kept_at("0" * 64))
-        settings = hw_probe.STAGE.settings(config, config.targets[0])
-        return key_of(hw_probe.STAGE, {**settings, "num_classes": classes}, {})
+        config = config.retrained_from(kept_at("0" * 64))
+        settings = hw_probe.STAGE.whole(config, config.targets[0], {"num_classes": classes})
+        return key_of(hw_probe.STAGE, settings, {})
 
     known = _config(branch, data, retrain=None)
     again = _config(branch, data.parent / "grown", supernet={"epochs": 7}, finetune={"epochs": 2})

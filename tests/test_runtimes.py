@@ -19,8 +19,9 @@ from yolov8_nas.export import tensorrt
 from yolov8_nas.export.artifact import write_network
 from yolov8_nas.files import read_lines
 from yolov8_nas.measure import benchmark, memory, nms, runtime
-from yolov8_nas.measure.benchmark import Failed, Measurement, Protocol, measure, measure_what_can_be
+from yolov8_nas.measure.benchmark import Failed, Measurement, measure, measure_what_can_be
 from yolov8_nas.measure.open_network import TensorSpec
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.runtime import (
     RUNTIMES,
     BoundSession,

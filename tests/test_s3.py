@@ -20,6 +20,7 @@ import numpy as np
 import object_store
 import pytest
 from PIL import Image
+from plain_settings import Plain
 from typer.testing import CliRunner
 from web_files import Files
 
@@ -32,8 +33,9 @@ from yolov8_nas.data.check import check_source, source_digest
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.run import local, preflight
 from yolov8_nas.run.summary import RUN_FILE
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Outcome, Stage, StageContext, open_store, run_stage
-from yolov8_nas.stages import data_prep
+from yolov8_nas.stages.data_prep import classes as data_prep
 from yolov8_nas.store import remote as remote_store
 from yolov8_nas.store import s3
 
@@ -309,7 +311,7 @@ class Bench:
             body(ctx)
 
         return run_stage(
-            Stage("search", 1, lambda config, target: {"seed": config.seed}, count),
+            Stage("search", 1, lambda config, target: Plain(seed=config.seed), count),
             config=RunConfig(targets=(TARGET,)),
             target="cpu-1t-fp32",
             inputs={},
@@ -467,7 +469,9 @@ def test_a_shared_part_is_made_once(bench: Bench, monkeypatch: pytest.MonkeyPatc
 
     for number, name in enumerate(("first", "second")):
         machine(bench.bucket.folder, name, monkeypatch)
-        run = Stage("search", number, lambda c, t: {}, lambda ctx: ctx.share("tables", 1, {"device": "a"}, make))
+        run = Stage(
+            "search", number, lambda c, t: StageSettings(), lambda ctx: ctx.share("tables", 1, Plain(device="a"), make)
+        )
         config = RunConfig(targets=(TARGET,))
         given = {"target": "cpu-1t-fp32", "inputs": {}, "output": bench.bucket.folder / "out.tar"}
         run_stage(run, config=config, store=bench.store, run_id="r", **given)
@@ -478,10 +482,11 @@ def test_a_shared_part_is_made_once(bench: Bench, monkeypatch: pytest.MonkeyPatc
 WORKER = """
     import os, signal, sys, time
     from pathlib import Path
+    from yolov8_nas.store import remote as remote_store
     from yolov8_nas.config import RunConfig, TargetConfig
     from yolov8_nas.files import atomic_write, file_sha256
+    from yolov8_nas.runner.settings import StageSettings
     from yolov8_nas.runner.stage import Stage, run_stage
-    from yolov8_nas.store import remote as remote_store
 
     folder, store, kill = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "kill"
     remote_store.SAVE_EVERY, remote_store.LEASE, remote_store._ASK_EVERY = 0.1, 1.0, 0.5
@@ -507,7 +512,7 @@ WORKER = """
         (ctx.out / "weights").write_text("trained")
 
     target = TargetConfig(hardware="cpu", constraints=("latency<=8ms",))
-    stage = Stage("supernet-train", 1, lambda c, t: {}, run)
+    stage = Stage("supernet-train", 1, lambda c, t: StageSettings(), run)
     outcome = run_stage(stage, config=RunConfig(targets=(target,)), target=None, inputs={}, output=folder / "out.tar",
                         store=store, run_id="r")
     print(outcome.status)

@@ -49,7 +49,9 @@ from yolov8_nas.search.searcher import Plan, Searcher
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
 from yolov8_nas.space.limits import Constraint
-from yolov8_nas.stages import search
+from yolov8_nas.stages.search import STAGE
+from yolov8_nas.stages.search import run as search
+from yolov8_nas.stages.search.settings import SearchSettings
 from yolov8_nas.supernet.supernet import Supernet
 
 SPACE = SearchSpace.load("tiny")
@@ -577,7 +579,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def context(folder: Path, inputs: dict[str, Path], **options: Any) -> StageContext:
+def context(folder: Path, inputs: dict[str, Path], **options: Any) -> StageContext[SearchSettings]:
     options = {"generations": 3, "population": 4, "candidates": 1, "measure_every": 2, "bn_images": 16} | options
     config = RunConfig.parse(
         {
@@ -593,7 +595,7 @@ def context(folder: Path, inputs: dict[str, Path], **options: Any) -> StageConte
     for name in ("out", "partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return StageContext(
-        settings=search.settings(config, config.targets[0]),
+        settings=STAGE.settings(config, config.targets[0]),
         inputs=inputs,
         out=folder / "out",
         partial=folder / "partial",
@@ -683,8 +685,8 @@ def test_the_candidates_of_a_device_elsewhere_wait_for_it(
     inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctx = context(tmp_path, inputs)
-    elsewhere = {"hardware": "cpu-1t", "constraints": ["latency<=5ms"], "far": "line-3.json"}
-    ctx = replace(ctx, settings={**ctx.settings, "elsewhere": elsewhere})
+    elsewhere = TargetConfig(hardware="cpu-1t", constraints=("latency<=5ms",), far="line-3.json")
+    ctx = replace(ctx, settings=ctx.settings.model_copy(update={"elsewhere": elsewhere}))
     asked: list[tuple[str, ...]] = []
 
     def wait(files: Sequence[Path], *, target: TargetConfig, **request: Any) -> list[Measurement]:
@@ -707,7 +709,7 @@ def test_stock_is_not_rescaled_for_a_device_elsewhere() -> None:
     target = {"constraints": ["latency<=5ms"], "far": "line-3.json"}
     config = RunConfig.parse({"finetune": {"baseline": "rescaled"}, "targets": [target]}, "test")
     with pytest.raises(InputError, match=r"finetune\.baseline = rescaled .* is elsewhere; use stock or none"):
-        search.settings(config, config.targets[0])
+        STAGE.settings(config, config.targets[0])
 
 
 def test_the_stage_writes_what_others_read(inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored) -> None:
@@ -743,7 +745,7 @@ def test_hardware_rules_narrow_what_is_searched_and_nothing_else(
 
     def searched(name: str, **options: Any) -> Path:
         ctx = context(tmp_path / name, {**inputs, "hw-probe": probe}, **options)
-        search.run(replace(ctx, settings={**ctx.settings, "precision": "int8"}))
+        search.run(replace(ctx, settings=ctx.settings.model_copy(update={"precision": "int8"})))
         return tmp_path / name
 
     on = searched("on", exact=True, prior_steps=1, generations=2, random=4)
@@ -800,7 +802,7 @@ def test_stock_is_rescaled_to_the_candidate_as_measured(
     inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = context(tmp_path, inputs, candidates=2, population=8)
-    asked = dataclasses.replace(asked, settings={**asked.settings, "rescaled": True})
+    asked = dataclasses.replace(asked, settings=asked.settings.model_copy(update={"rescaled": True}))
     rescaled: list[str] = []
     by_hand = {network.digest for network in SPACE.rescaled()}
 
@@ -922,14 +924,17 @@ def test_networks_of_an_int8_target_are_scored_as_int8_computes_them(
 
 def test_the_stage_scores_and_exports_as_its_target_asks(inputs: dict[str, Path], tmp_path: Path) -> None:
     plain = context(tmp_path, inputs)
-    for changes, int8 in (({}, False), ({"precision": "int8", "int8_aware": True, "keep_float": ["stem"]}, True)):
-        stage = search._Search(replace(plain, settings={**plain.settings, **changes}))
+    aware = plain.settings.search.model_copy(update={"int8_aware": True})
+    asked = {"precision": "int8", "search": aware, "keep_float": ("stem",)}
+    for changes, int8 in (({}, False), (asked, True)):
+        stage = search._Search(replace(plain, settings=plain.settings.model_copy(update=changes)))
         assert stage.scorer.int8 is int8
-        assert list(stage.scorer.keep_float) == changes.get("keep_float", [])
+        assert tuple(stage.scorer.keep_float) == changes.get("keep_float", ())
 
 
 def test_only_int8_targets_are_scored_so() -> None:
     for precision, aware, expected in (("int8", True, True), ("int8", False, False), ("best", True, False)):
         content = {"targets": [{"hardware": "cpu", "precision": precision, "constraints": ["latency<=5ms"]}]}
         config = RunConfig.parse({**content, "search": {"int8_aware": aware}}, "test")
-        assert search.STAGE.settings(config, config.targets[0])["int8_aware"] is expected
+        found = STAGE.settings(config, config.targets[0])
+        assert isinstance(found, SearchSettings) and found.search.int8_aware is expected

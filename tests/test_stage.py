@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_settings import Plain
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError, WaitingError
@@ -38,7 +39,7 @@ class Bench:
             self.calls += 1
             (body or _write)(ctx)
 
-        return Stage(**{"name": name, "version": 1, "settings": lambda c, t: {"seed": c.seed}, "run": run, **changes})
+        return Stage(**{"name": name, "version": 1, "settings": lambda c, t: Plain(seed=c.seed), "run": run, **changes})
 
     def run(self, stage: Stage, target: str | None = TARGET, config: RunConfig = CONFIG, **given: Any) -> Outcome:
         given = {"inputs": {}, "run_id": "run-1", "output": self.tar(stage.name), **given}
@@ -59,7 +60,7 @@ class Bench:
 
 
 def _write(ctx: StageContext) -> None:
-    (ctx.out / "result.txt").write_text(f"seed {ctx.settings['seed']}")
+    (ctx.out / "result.txt").write_text(f"seed {ctx.settings.seed}")
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_finished_stage_is_not_run_again(bench: Bench) -> None:
     "change",
     [
         {"version": 2},
-        {"settings": lambda c, t: {"seed": c.seed, "more": 1}},
+        {"settings": lambda c, t: Plain(seed=c.seed, more=1)},
     ],
 )
 def test_what_the_result_depends_on_is_in_the_key(bench: Bench, change: dict[str, Any]) -> None:
@@ -100,7 +101,7 @@ def test_parameters_and_inputs_are_in_the_key(bench: Bench) -> None:
     inputs = {"data-prep": bench.tar("data-prep")}
     keys = {
         bench.run(bench.stage()).key,
-        bench.run(bench.stage(), parameters={"num_classes": 3}).key,
+        bench.run(bench.stage(complete=Plain), parameters={"num_classes": 3}).key,
         bench.run(bench.stage(), inputs=inputs).key,
     }
     bench.run(prep, target=None, config=CONFIG.model_copy(update={"seed": 1}))
@@ -304,8 +305,9 @@ WORKER = """
     import os, signal, sys, time
     from pathlib import Path
     from yolov8_nas.config import RunConfig, TargetConfig
-    from yolov8_nas.runner.stage import Stage, run_stage
     from yolov8_nas.files import atomic_write
+    from yolov8_nas.runner.settings import StageSettings
+    from yolov8_nas.runner.stage import Stage, run_stage
 
     folder, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
 
@@ -322,7 +324,7 @@ WORKER = """
         (ctx.out / "weights").write_text("trained")
 
     target = TargetConfig(hardware="cpu", constraints=("latency<=8ms",))
-    stage = Stage("supernet-train", 1, lambda c, t: {}, run)
+    stage = Stage("supernet-train", 1, lambda c, t: StageSettings(), run)
     outcome = run_stage(stage, config=RunConfig(targets=(target,)), target=None, inputs={}, output=folder / "out.tar",
                         store=folder / "store", run_id="r")
     print(outcome.status)
@@ -380,11 +382,11 @@ class Part:
         self.made = 0
 
     def __call__(self, ctx: StageContext) -> None:
-        ctx.share("tables", 1, {"device": "a"}, self.make)
-        (ctx.out / "own.txt").write_text(f"seed {ctx.settings['seed']}")
+        ctx.share("tables", 1, Plain(device="a"), self.make)
+        (ctx.out / "own.txt").write_text(f"seed {ctx.settings.seed}")
 
     def make(self, ctx: StageContext) -> None:
-        assert ctx.settings == {"device": "a"}
+        assert ctx.settings == Plain(device="a")
         self.made += 1
         (ctx.out / "table.txt").write_text("rows")
         if self.body:

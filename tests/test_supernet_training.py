@@ -26,7 +26,8 @@ from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
-from yolov8_nas.stages import supernet_train
+from yolov8_nas.stages.supernet_train.run import run
+from yolov8_nas.stages.supernet_train.settings import SupernetSettings, settings
 from yolov8_nas.supernet import batchnorm, learner, loading, training
 from yolov8_nas.supernet.autobatch import largest_power
 from yolov8_nas.supernet.batchnorm import ImageBatches, StatisticsCache, calibration_batches, recalibrate
@@ -401,11 +402,11 @@ def config(**supernet) -> RunConfig:
     )
 
 
-def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext:
+def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext[SupernetSettings]:
     for name in ("out", "partial"):
         (tmp_path / name).mkdir()
     return StageContext(
-        settings=supernet_train.settings(config(**supernet), None),
+        settings=settings(config(**supernet), None),
         inputs={"data-prep": prepared},
         out=tmp_path / "out",
         partial=tmp_path / "partial",
@@ -415,27 +416,27 @@ def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext:
 
 
 def test_stage_settings():
-    given = supernet_train.settings(config(epochs=7), None)
+    given = settings(config(epochs=7), None)
     assert given["space"] == TINY.to_dict()
     assert (given["epochs"], given["batch"], given["imgsz"], given["seed"]) == (7, "auto", 64, 0)
     json.dumps(given)
     with pytest.raises(
         InputError, match=r"supernet\.weights = 'yolov8n\.pt': neither in the current folder nor .*yolov8n\.pt"
     ):
-        supernet_train.settings(config(weights="yolov8n.pt"), None)
+        settings(config(weights="yolov8n.pt"), None)
     with pytest.raises(InputError, match=r"supernet\.weights = 'runs/best\.pt': there is no .*best\.pt"):
-        supernet_train.settings(config(weights="runs/best.pt"), None)
+        settings(config(weights="runs/best.pt"), None)
     with pytest.raises(InputError, match=r"supernet\.batch = 10 .* make it a multiple of 4"):
-        supernet_train.settings(config(batch=10, accumulate=4), None)
+        settings(config(batch=10, accumulate=4), None)
 
 
 def test_settings_know_weights_by_content(tmp_path):
     file = tmp_path / "yolov8n.pt"
     file.write_bytes(b"weights")
-    before = supernet_train.settings(config(weights=str(file)), None)["weights"]
+    before = settings(config(weights=str(file)), None).weights
     file.write_bytes(b"others")
-    after = supernet_train.settings(config(weights=str(file)), None)["weights"]
-    assert before["path"] == after["path"] and before["sha256"] != after["sha256"]
+    after = settings(config(weights=str(file)), None).weights
+    assert before and after and before.path == after.path and before.sha256 != after.sha256
 
 
 def test_stage_writes_what_later_stages_read(tmp_path, prepared, unscored, monkeypatch):
@@ -443,7 +444,7 @@ def test_stage_writes_what_later_stages_read(tmp_path, prepared, unscored, monke
     ctx = context(tmp_path, prepared, epochs=1, batch=4, random_networks=0)
     out = ctx.out
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
-    supernet_train.run(ctx)
+    run(ctx)
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
     assert sorted(path.name for path in out.iterdir()) == ["curves.json", "supernet.json", "supernet.safetensors"]
     assert Supernet.load(out).names == tuple(CLASSES)
@@ -464,11 +465,11 @@ def test_stage_starts_from_given_weights(tmp_path, prepared, unscored, monkeypat
     earlier.save(tmp_path / "earlier", {})
     given = {"epochs": 1, "batch": 8, "random_networks": 0, "weights": str(tmp_path / "earlier"), "lr": 1e-7}
     ctx = context(tmp_path, prepared, **given)
-    supernet_train.run(ctx)
+    run(ctx)
     trained = Supernet.load(ctx.out)
     torch.testing.assert_close(trained.stem.weight, earlier.stem.weight, rtol=0, atol=1e-5)
     told = json.loads((ctx.out / "supernet.json").read_text())["warm_start"]
-    assert told["source"] == "an earlier supernet" and told["sha256"] == ctx.settings["weights"]["sha256"]
+    assert told["source"] == "an earlier supernet" and told["sha256"] == ctx.settings.weights.sha256
 
 
 def test_preflight_holds_the_batch_against_the_split(tmp_path, prepared):

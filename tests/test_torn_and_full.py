@@ -29,6 +29,7 @@ from yolov8_nas.evaluation import Evaluation
 from yolov8_nas.files import read_json, read_lines, write_json
 from yolov8_nas.registry import spool
 from yolov8_nas.run import local
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Stage, StageContext, run_stage
 from yolov8_nas.store.archive import pack
 from yolov8_nas.store.store import Store
@@ -177,7 +178,7 @@ def _stage(size: int) -> Stage:
         files.atomic_write(kept, str(epoch + 1))
         files.atomic_write(ctx.out / "result", f"epoch {epoch + 1}".encode() + bytes(size))
 
-    return Stage("search", 1, lambda config, target: {}, work)
+    return Stage("search", 1, lambda config, target: StageSettings(), work)
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ from yolov8_nas.errors import InputError, WaitingError
 from yolov8_nas.files import file_sha256, read_json, write_json
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext, open_store
-from yolov8_nas.stages import supernet_train
+from yolov8_nas.stages.supernet_train import STAGE
+from yolov8_nas.stages.supernet_train.run import FAILURE
+from yolov8_nas.stages.supernet_train.settings import SupernetSettings
 from yolov8_nas.store import remote as remote_store
 from yolov8_nas.store.store import Manifest
 
@@ -224,20 +226,18 @@ def test_the_stage_hands_its_processes_over_and_takes_what_they_fail_of(
     over = RunConfig.parse(json.loads(over_nodes(config.to_json(), 2, 4)), "test")
     assert over.supernet.processes == 8
     with pytest.raises(InputError, match="multiple of 8"):
-        supernet_train.STAGE.settings(
-            over.model_copy(update={"supernet": over.supernet.model_copy(update={"batch": 12})}), None
-        )
+        STAGE.settings(over.model_copy(update={"supernet": over.supernet.model_copy(update={"batch": 12})}), None)
     key = tmp_path / "0123456789abcdef0123"
     folders = {"out": key / "outputs", "partial": key / "partial"}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    settings = supernet_train.STAGE.settings(over, None)
+    settings = STAGE.settings(over, None)
     inputs = {"data-prep": tmp_path / "data"}
     ctx = StageContext(settings, inputs, progress=Progress.silent(), host=HostLock(tmp_path / "lock"), **folders)
     api.looks = [_look(), _look(ended="Failed")]
 
     def diverge(*arguments: Any) -> None:  # as the first process does, before the job fails
-        write_json(key / "partial" / supernet_train.FAILURE, {"kind": "InputError", "error": "diverged"})
+        write_json(key / "partial" / FAILURE, {"kind": "InputError", "error": "diverged"})
         return follow(*arguments)
 
     follow = trainjob.TrainJob._follow
@@ -268,7 +268,7 @@ class Machines:
     def be(self, name: str) -> None:
         self.patch.setenv(remote_store.CACHE_VARIABLE, str(self.folder / name))
 
-    def step(self, name: str) -> StageContext:
+    def step(self, name: str) -> StageContext[SupernetSettings]:
         """Carry the step out on a new machine."""
         self.be(name)
         self.patch.setenv("YOLO_CONFIG_DIR", str(self.folder / "ultralytics"))
@@ -301,7 +301,7 @@ class Machines:
         self.found.append(checkpoint.read_text() if checkpoint.is_file() else "nothing")
         end = self.ends.get(rank, "done")
         if end == "refused":
-            write_json(Path(request["partial"]) / supernet_train.FAILURE, {"kind": "InputError", "error": "diverged"})
+            write_json(Path(request["partial"]) / FAILURE, {"kind": "InputError", "error": "diverged"})
         elif rank == "0":
             checkpoint.write_text("epoch 1")
             saved = open_store(self.address).objects.below(f"{node.ENTRIES}/{file.parent.name}")  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ import pytest
 from yolov8_nas.config import RunConfig
 from yolov8_nas.device import usage
 from yolov8_nas.files import read_json
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Stage, open_store, run_stage
 
 HOST = {"time", "cpu_utilization_percentage", "system_memory_usage_megabytes"}
@@ -69,7 +70,7 @@ def test_a_long_stage_is_recorded_more_coarsely(nvml: Mock, tmp_path: Path, monk
 
 def test_it_is_part_of_the_result_of_a_stage_that_is_watched(tmp_path: Path) -> None:
     target = {"hardware": "cpu-1t", "constraints": ["params<=9M"]}
-    stage = Stage("supernet-train", 1, lambda config, target: {}, lambda ctx: None, watched=True)
+    stage = Stage("supernet-train", 1, lambda config, target: StageSettings(), lambda ctx: None, watched=True)
     given = {"target": None, "inputs": {}, "output": tmp_path / "out.tar", "store": tmp_path / "store", "run_id": "r"}
     outcome = run_stage(stage, config=RunConfig.parse({"targets": [target]}, "test"), **given)
     folder = open_store(tmp_path / "store").result("supernet-train", outcome.key).outputs

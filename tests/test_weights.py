@@ -12,7 +12,7 @@ from yolov8_nas.config import SupernetConfig
 from yolov8_nas.data import weights
 from yolov8_nas.errors import InputError
 from yolov8_nas.run.local import with_absolute_paths
-from yolov8_nas.stages import supernet_train
+from yolov8_nas.stages.supernet_train.settings import start_weights
 
 CONTENT = b"a checkpoint" * 100
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -79,7 +79,7 @@ def test_with_consent_it_is_downloaded_once(
     assert (folder / "yolov8s.pt.sha256").read_text().startswith(SHA256)
     monkeypatch.setattr(weights.remote, "fetch", None)  # it is there
     assert local("yolov8s.pt") == file
-    told = supernet_train._weights(SupernetConfig(weights="yolov8s.pt"))
+    told = start_weights(SupernetConfig(weights="yolov8s.pt"))
     assert told == {"path": str(file), "sha256": SHA256}
 
 

@@ -250,10 +250,6 @@ class FinetuneConfig(_Section):
                 )
         return self
 
-    def head(self) -> dict[str, Any]:
-        """The settings of a stage that depends on the head; none with YOLOv8's own."""
-        return {"nms_free": True} if self.nms_free else {}
-
 
 class QuantizationConfig(_Section):
     """How networks are quantized where a target asks for INT8.
@@ -275,13 +271,13 @@ class QuantizationConfig(_Section):
             raise ValueError("these are all parts, and nothing is left to quantize; ask for precision fp32 or fp16")
         return tuple(part for part in PARTS if part in names)
 
-    def settings(self, *, int8: bool) -> dict[str, Any]:
-        """The settings of a stage that depends on it; none where nothing is quantized or no part stays in float.
+    def floats(self, *, int8: bool) -> tuple[str, ...]:
+        """The parts that stay in floating point where something is quantized; none where nothing is.
 
         Args:
-            int8: Whether the stage quantizes anything.
+            int8: Whether anything is quantized.
         """
-        return {"keep_float": list(self.keep_float)} if int8 and self.keep_float else {}
+        return self.keep_float if int8 else ()
 
 
 class TargetConfig(_Section):

@@ -25,7 +25,9 @@ from yolov8_nas import quiet
 from yolov8_nas.errors import StageError
 from yolov8_nas.files import canonical_digest, file_sha256, read_json, tree_files, write_json
 from yolov8_nas.runner.stage import PARENT_VARIABLE, StageContext, open_store
-from yolov8_nas.stages.supernet_train import FAILURE, KEPT, STAGE, kept_at
+from yolov8_nas.stages.supernet_train import STAGE
+from yolov8_nas.stages.supernet_train.run import FAILURE
+from yolov8_nas.stages.supernet_train.settings import KEPT, SupernetSettings
 from yolov8_nas.store.remote import RemoteEntry
 from yolov8_nas.store.store import Entry, Manifest, Store
 
@@ -36,7 +38,7 @@ RANK_VARIABLE: Final = "PET_NODE_RANK"
 """Environment variable with the number of the node, from Kubeflow Trainer."""
 
 
-def carry_out(ctx: StageContext, run_id: str, on_nodes: Callable[[Sequence[str]], int]) -> int:
+def carry_out(ctx: StageContext[SupernetSettings], run_id: str, on_nodes: Callable[[Sequence[str]], int]) -> int:
     """Do the step's part: tell the nodes what to do, and take the result over.
 
     Args:
@@ -58,7 +60,7 @@ def carry_out(ctx: StageContext, run_id: str, on_nodes: Callable[[Sequence[str]]
         (store.root / job).mkdir(parents=True, exist_ok=True)
         store.remove(job)  # what a step that was killed has left
         request = {
-            "settings": dict(ctx.settings),
+            "settings": ctx.settings.plain(),
             "dataset": read_json(store.run_folder(run_id) / "all.data-prep.json")["key"],
             "ultralytics": read_json(Path(os.environ["YOLO_CONFIG_DIR"]) / ULTRALYTICS),
         }
@@ -106,11 +108,12 @@ def main(address: str, key: str) -> int:
     store.bring(folder)
     job = store.root / folder
     request = read_json(job / REQUEST)
-    settings = request["settings"]
+    settings = SupernetSettings.model_validate(request["settings"])
     os.environ.update(quiet.ultralytics(entry.scratch))
     inputs = {"data-prep": str(store.result("data-prep", request["dataset"]).outputs)}
-    if (weights := settings["weights"]) and weights["path"] == kept_at(weights["sha256"]):
-        weights["path"] = str(store.result(KEPT, weights["sha256"]).outputs)
+    if (weights := settings.weights) and weights.kept:
+        here = weights.model_copy(update={"path": str(store.result(KEPT, weights.sha256).outputs)})
+        settings = settings.model_copy(update={"weights": here})
 
     first = os.environ[RANK_VARIABLE] == "0"
     with sigterm_as_exit(), entry.lock(_waits) if first else contextlib.nullcontext():
@@ -127,7 +130,7 @@ def main(address: str, key: str) -> int:
         failure = entry.partial / FAILURE
         failure.unlink(missing_ok=True)
         folders = {"out": str(entry.outputs), "partial": str(entry.partial)}
-        write_json(entry.folder / REQUEST, {"settings": settings, "inputs": inputs, **folders})
+        write_json(entry.folder / REQUEST, {"settings": settings.plain(), "inputs": inputs, **folders})
         status = _torchrun(entry.folder / REQUEST)
         if failure.is_file():
             shutil.copyfile(failure, job / FAILURE)
@@ -139,12 +142,12 @@ def main(address: str, key: str) -> int:
                     stage=ENTRIES,
                     version=STAGE.version,
                     key=key,
-                    settings=settings,
+                    settings=settings.plain(),
                     inputs={"data-prep": request["dataset"]},
                     outputs=outputs,
                     digest=canonical_digest(outputs),
                     seconds=time.monotonic() - start,
-                    seed=settings["seed"],
+                    seed=settings.seed,
                 )
             )
     return status

@@ -30,7 +30,8 @@ from yolov8_nas.device.host import FOLDER_VARIABLE, NODE_VARIABLE
 from yolov8_nas.errors import WaitingError
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.signing import KEY_VARIABLE, TRUSTED_VARIABLE
-from yolov8_nas.stages.supernet_train import run
+from yolov8_nas.stages.supernet_train.run import run
+from yolov8_nas.stages.supernet_train.settings import SupernetSettings
 from yolov8_nas.store.remote import RemoteStore
 
 GROUP: Final = "trainer.kubeflow.org"
@@ -53,7 +54,7 @@ _ADVICE: Final = "or set training_nodes to 1"
 Object = dict[str, Any]
 
 
-def run_on_nodes(ctx: StageContext, *, nodes: int, gpus: int, run_id: str) -> None:
+def run_on_nodes(ctx: StageContext[SupernetSettings], *, nodes: int, gpus: int, run_id: str) -> None:
     """Carry the stage out on several nodes, as `supernet_train.run` does on one.
 
     Args:

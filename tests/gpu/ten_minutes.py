@@ -140,7 +140,7 @@ def probe(record: Record, sizes: Sizes) -> None:
     from yolov8_nas.device.host import HostLock
     from yolov8_nas.runner.progress import Progress
     from yolov8_nas.runner.stage import StageContext
-    from yolov8_nas.stages import hw_probe
+    from yolov8_nas.stages.hw_probe import STAGE
 
     hardware = torch.cuda.get_device_name() if sizes.gpu else "cpu-1t"
     target = {"hardware": hardware, "runtime": "torch", "precision": "fp16" if sizes.gpu else "fp32",
@@ -148,11 +148,11 @@ def probe(record: Record, sizes: Sizes) -> None:
     networks = {"networks": sizes.networks, "holdout": sizes.holdout, "max_mape": 10.0}
     asked = {"space": sizes.space, "imgsz": sizes.imgsz, "probe": networks, "targets": [target]}
     config = RunConfig.parse(asked, "the script")
-    settings = {**hw_probe.settings(config, config.targets[0]), "num_classes": 80}
+    settings = STAGE.whole(config, config.targets[0], {"num_classes": 80})
     out, partial = record.work / "out", record.work / "partial"
     for folder in (out, partial):
         folder.mkdir(exist_ok=True)
-    hw_probe.run(StageContext(settings, {}, out, partial, Progress("hw-probe"), HostLock()))
+    STAGE.run(StageContext(settings, {}, out, partial, Progress("hw-probe"), HostLock()))
     model, stock = read_json(out / "latency_model.json"), read_json(out / "stock.json")
     record.add(f"stock network, {target['precision'].upper()}, p50", f"{stock['latency_ms']['p50']:.3f} ms")
     record.add(f"latency model of {model['networks']} networks, error on {model['holdout']} held out",

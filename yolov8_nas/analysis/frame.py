@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from yolov8_nas.analysis.figures import NETWORK, NMS, PREPROCESSING, TO_DEVICE, TO_HOST, Frame, Part, Setting
 from yolov8_nas.analysis.operators import ranges
 from yolov8_nas.measure import nms
-from yolov8_nas.measure.benchmark import PROBE, Protocol, Timed, Visit, time_in_rounds, timed_runs
+from yolov8_nas.measure.benchmark import Timed, Visit, time_in_rounds, timed_runs
 from yolov8_nas.measure.cuda_events import event_times
 from yolov8_nas.measure.memory import peak_memory
 from yolov8_nas.measure.open_network import EventTimed, Runner
+from yolov8_nas.measure.protocol import PROBE, Protocol
 from yolov8_nas.measure.runtime import Runtime
 
 Pictures = Sequence[NDArray[np.uint8]]

@@ -332,11 +332,13 @@ def _probe_elsewhere(
             if not bundle.absolute().parent.is_dir():
                 raise InputError(f"{bundle}: there is no folder {bundle.parent}; make it first")
             request |= {"num_classes": len(check_source(config.data).names), "path": bundle.absolute()}
-            process.call("yolov8_nas.stages.hw_probe:write_bundle", log=log, work=Path(folder) / "work", **request)
+            process.call(
+                "yolov8_nas.stages.hw_probe.elsewhere:write_bundle", log=log, work=Path(folder) / "work", **request
+            )
         elif results is not None:
             store = local.store_of(config, workdir or Path("runs") / config.name)
             request |= {"results": results.absolute(), "store": store}
-            process.call("yolov8_nas.stages.hw_probe:import_results", log=log, **request)
+            process.call("yolov8_nas.stages.hw_probe.elsewhere:import_results", log=log, **request)
     if bundle is not None:
         terminal.say(
             f"wrote {bundle} ({bundle.stat().st_size / 2**20:.0f} MiB); its README.txt says what to do with it"

@@ -20,8 +20,9 @@ from yolov8_nas.config import TargetConfig
 from yolov8_nas.device import catalogue
 from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.files import copy_file, file_sha256, write_json
-from yolov8_nas.measure.benchmark import Measurement, Protocol
+from yolov8_nas.measure.benchmark import Measurement
 from yolov8_nas.measure.far import FORMAT, MANIFEST, check_seal, sealed, unsealed
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.runtime import OnnxRuntime, Runtime, find
 from yolov8_nas.paths import expanded
 from yolov8_nas.store.archive import pack
@@ -34,7 +35,8 @@ TABLE: Final = "table"
 MODULES: Final = (
     "__init__", "credentials", "errors", "files", "foreign", "home", "quiet", "reading", "device/__init__",
     "device/counters", "device/host", "device/profile", "measure/__init__", "measure/benchmark", "measure/far",
-    "measure/memory", "measure/open_network", "measure/runtime",
+    "measure/memory", "measure/open_network", "measure/protocol",
+    "measure/runtime",
 )  # fmt: skip
 """The modules of this package that a bundle carries: they import the standard library, NumPy and ONNX Runtime only."""
 

@@ -22,7 +22,8 @@ from yolov8_nas.device.host import HostLock
 from yolov8_nas.device.profile import Profile, available_cores, cpu_profile, regime, slug
 from yolov8_nas.errors import InputError
 from yolov8_nas.files import canonical_digest, read_json, write_json
-from yolov8_nas.measure.benchmark import Measurement, Protocol, energy_counter, measure_what_can_be
+from yolov8_nas.measure.benchmark import Measurement, energy_counter, measure_what_can_be
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.runtime import Runtime, find
 
 FORMAT: Final = 1

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 
-from yolov8_nas.measure.benchmark import VERIFY, Protocol, Timed, Timing, named, time_in_rounds, timed_runs
+from yolov8_nas.measure.benchmark import Timed, Timing, named, time_in_rounds, timed_runs
+from yolov8_nas.measure.protocol import VERIFY, Protocol
 from yolov8_nas.measure.runtime import DEFAULT, Runtime
 
 CONFIDENCE: Final = 0.25

@@ -187,9 +187,9 @@ def measure(entrants: Sequence[Entrant], images: Images | None, work: Path) -> l
     Raises:
         InputError: The device is not here or cannot run a file, or the versions take different numbers of images.
     """
-    from yolov8_nas.measure.benchmark import VERIFY
     from yolov8_nas.measure.benchmark import measure as measure_files
     from yolov8_nas.measure.nms import frames, measure_with_nms
+    from yolov8_nas.measure.protocol import VERIFY
     from yolov8_nas.measure.runtime import find
 
     first = entrants[0].version

@@ -558,7 +558,7 @@ def _prior(target: Target) -> dict[str, Any]:
         if wording.is_number(row.get("step")) and len(row.get("probabilities") or ()) == len(dimensions)
     ]
     if not steps or not dimensions:
-        off = pick(search.json("search.json"), "settings", "prior_steps") == 0
+        off = pick(search.json("search.json"), "settings", "search", "prior_steps") == 0
         missing = "No prior was asked for (search.prior_steps = 0)." if off else search.why_missing("prior")
         return {"plots": [], "curves": [], "facts": [], "missing": missing}
     choices = [

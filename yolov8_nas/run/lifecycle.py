@@ -75,7 +75,7 @@ def open_run(config: RunConfig, *, store: str, run_id: str, output: Path) -> dic
     from yolov8_nas.registry import tracking
     from yolov8_nas.run import retraining
     from yolov8_nas.space import SearchSpace
-    from yolov8_nas.stages.data_prep import find_classes
+    from yolov8_nas.stages.data_prep.classes import find_classes
 
     if os.environ.get(IN_CLUSTER) and (bare := credentials.taken(config.model_dump(mode="json"))):
         raise InputError(

@@ -38,11 +38,11 @@ from yolov8_nas.runner.stage import (
     STAGES,
     STATUS_FILE,
     Outcome,
-    find_stage,
     find_target,
     open_store,
     target_labels,
 )
+from yolov8_nas.stages import find_stage
 
 SHARED_STAGES: Final = ("data-prep", "supernet-train")
 
@@ -279,7 +279,7 @@ def run_stages(
                 if stage == "hw-probe":
                     parameters["num_classes"] = len(read_json(found["data-prep"] / "dataset.json")["classes"])
                 outcome: Outcome = process.call(
-                    "yolov8_nas.runner.stage:run_stage",
+                    "yolov8_nas.stages:run_by_name",
                     log=logs / "stages.log",
                     environment={
                         **_environment(logs),

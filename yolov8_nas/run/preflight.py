@@ -23,9 +23,10 @@ from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError
 from yolov8_nas.paths import check_writable
-from yolov8_nas.runner.stage import find_stage, open_store, target_labels
+from yolov8_nas.runner.stage import open_store, target_labels
 from yolov8_nas.space import SearchSpace, SpaceError, stock_architecture
 from yolov8_nas.space.limits import STATISTICS, Figures
+from yolov8_nas.stages import find_stage
 
 if TYPE_CHECKING:
     from yolov8_nas.data.check import CheckedDataset
@@ -86,7 +87,7 @@ def _look(config: RunConfig, store: Store) -> CheckedDataset:
     """Look whether a dataset is at its address, and what is known of it."""
     from yolov8_nas.data import remote
     from yolov8_nas.data.check import CheckedDataset
-    from yolov8_nas.stages.data_prep import known_classes
+    from yolov8_nas.stages.data_prep.classes import known_classes
 
     try:
         listing = remote.look(str(config.data), patient=False)
@@ -162,7 +163,8 @@ def check_limits(config: RunConfig, names: Sequence[str]) -> list[LimitCheck]:
     Raises:
         InputError: A limit cannot be kept by any network of the space; the fastest achievable value is named.
     """
-    from yolov8_nas.measure.benchmark import Protocol, measure
+    from yolov8_nas.measure.benchmark import measure
+    from yolov8_nas.measure.protocol import Protocol
     from yolov8_nas.measure.runtime import find
     from yolov8_nas.measure.target import resolve
 

@@ -23,7 +23,8 @@ from yolov8_nas.run.summary import gate_file
 from yolov8_nas.runner import process
 from yolov8_nas.runner.stage import STATUS_FILE, TOLD, open_store, require_gpus, run_stage, target_labels
 from yolov8_nas.space import SearchSpace
-from yolov8_nas.stages.supernet_train import KEPT, kept_at
+from yolov8_nas.stages import find_stage
+from yolov8_nas.stages.supernet_train.settings import KEPT, kept_at
 from yolov8_nas.store.archive import extract
 from yolov8_nas.store.store import Manifest, Store
 
@@ -271,7 +272,9 @@ def _require(version: object, name: str, file: Path, expected: str | None) -> No
 def _dataset_digest(config: RunConfig, store: str, run_id: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "data-prep.tar"
-        outcome = run_stage("data-prep", config=config, target=None, inputs={}, output=tar, store=store, run_id=run_id)
+        outcome = run_stage(
+            find_stage("data-prep"), config=config, target=None, inputs={}, output=tar, store=store, run_id=run_id
+        )
     prepared = open_store(store).result("data-prep", outcome.key, TOLD["data-prep"])
     return str(read_json(prepared.outputs / "dataset.json")["digest"])
 

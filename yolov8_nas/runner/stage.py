@@ -8,7 +8,6 @@ travels on.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.metadata
 import json
 import os
@@ -25,9 +24,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar, cast
 
 from yolov8_nas import paths, quiet, signing
 from yolov8_nas.config import RunConfig, TargetConfig
@@ -36,11 +35,12 @@ from yolov8_nas.errors import InputError, NoRoomError, StageError, WaitingError,
 from yolov8_nas.files import canonical_digest, file_sha256, no_room, read_json, read_kept, tree_files, write_json
 from yolov8_nas.reading import parse_json
 from yolov8_nas.runner.progress import Progress, duration
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.store.archive import extract, pack
 from yolov8_nas.store.store import Entry, Manifest, Store
 
 STAGES: Final = ("data-prep", "supernet-train", "hw-probe", "search", "qat-finetune", "trt-export", "register")
-"""The stages, in the order of the pipeline; stage `a-b` is `STAGE` in the module `yolov8_nas.stages.a_b`."""
+"""The stages, in the order of the pipeline; `stages.find_stage` has the stage of a name."""
 
 LOGS_VARIABLE: Final = "YOLOV8_NAS_LOGS"
 """Environment variable with the folder of log files, one a stage; where it is not set, a stage logs to its output."""
@@ -59,17 +59,18 @@ TOLD: Final = {"data-prep": ("dataset.json",)}
 
 _TOOLS: Final = ("yolov8-nas", "torch", "ultralytics", "onnx", "onnxruntime", "nvidia-modelopt", "mlflow", "numpy")
 
-Settings = dict[str, Any]
 T = TypeVar("T")
+S = TypeVar("S", bound=StageSettings)
+P = TypeVar("P", bound=StageSettings)
 Status = Literal["done", "cached", "failed"]
 
 
 @dataclass(frozen=True)
-class StageContext:
+class StageContext(Generic[S]):
     """What a running stage has.
 
     Attributes:
-        settings: Plain values: all that the result depends on beside the inputs.
+        settings: All that the result depends on beside the inputs.
         inputs: The folder of each input, by the name of the stage that made it.
         out: Empty folder; what is written here is the result.
         partial: Folder for checkpoints, written atomically; a later try finds it as this one left it.
@@ -79,7 +80,7 @@ class StageContext:
         spared: Seconds that it once took to make the shared parts that were found in the store, less the wait for them.
     """
 
-    settings: Mapping[str, Any]
+    settings: S
     inputs: Mapping[str, Path]
     out: Path
     partial: Path
@@ -88,7 +89,7 @@ class StageContext:
     store: Store | None = None
     spared: dict[str, float] = field(default_factory=dict)
 
-    def share(self, part: str, version: int, settings: Settings, make: Callable[[StageContext], None]) -> None:
+    def share(self, part: str, version: int, settings: P, make: Callable[[StageContext[P]], None]) -> None:
         """Lay a part of the result into `out` that does not depend on all of the stage's settings.
 
         The part has a key of its own in the store, like a stage without inputs: whatever other setting of the stage
@@ -99,14 +100,14 @@ class StageContext:
         Args:
             part: Name of the folder in the store.
             version: Raised when the same settings would give another result.
-            settings: Plain values: all that the part depends on.
+            settings: All that the part depends on.
             make: Makes it, given a context with these settings and folders of its own.
         """
         if self.store is None:
-            make(replace(self, settings=settings))
+            make(self._for(settings, self.inputs, self.out, self.partial))
             return
         asked = time.monotonic()
-        entry = self.store.entry(part, canonical_digest([part, version, settings]))
+        entry = self.store.entry(part, canonical_digest([part, version, settings.plain()]))
         with entry.lock(lambda: self.progress.note(f"another run makes the same {part}; waiting for it")):
             manifest = entry.manifest
             if manifest is None or entry.damage(manifest):
@@ -116,15 +117,18 @@ class StageContext:
                 self.spared[part] = manifest.seconds - (time.monotonic() - asked)
             shutil.copytree(entry.outputs, self.out, dirs_exist_ok=True)
 
+    def _for(self, settings: P, inputs: Mapping[str, Path], out: Path, partial: Path) -> StageContext[P]:
+        return StageContext(settings, inputs, out, partial, self.progress, self.host, self.store, self.spared)
+
     def _make(
-        self, entry: Entry, part: str, version: int, settings: Settings, make: Callable[[StageContext], None]
+        self, entry: Entry, part: str, version: int, settings: P, make: Callable[[StageContext[P]], None]
     ) -> None:
         start = time.monotonic()
         entry.clear(partial=False)
         for folder in (entry.outputs, entry.partial):
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            make(replace(self, settings=settings, inputs={}, out=entry.outputs, partial=entry.partial))
+            make(self._for(settings, {}, entry.outputs, entry.partial))
         except (InputError, StageError):
             shutil.copytree(entry.outputs, self.out, dirs_exist_ok=True)
             entry.clear(partial=True)
@@ -135,36 +139,51 @@ class StageContext:
                 stage=part,
                 version=version,
                 key=entry.folder.name,
-                settings=settings,
+                settings=settings.plain(),
                 inputs={},
                 outputs=outputs,
                 digest=canonical_digest(outputs),
                 seconds=time.monotonic() - start,
                 tools=_tools(),
-                seed=settings.get("seed"),
+                seed=getattr(settings, "seed", None),
             )
         )
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[S]):
     """One stage.
 
     Attributes:
         name: One of `STAGES`.
         version: Raised when the same settings and inputs would give another result.
-        settings: The settings that the stage depends on, as plain JSON values; they go into the key.
+        settings: What the configuration tells of the settings; they go into the key.
         run: The stage itself: a function of `settings` and `inputs` to files in `out`.
+        complete: The whole settings, where a part of them is known to earlier tasks only; nothing where
+            `settings` tells all.
         always_run: Never skipped: its effects lie outside the store, and doing them twice does no harm.
         watched: What the machine does meanwhile is recorded with the result, see `device.usage`.
     """
 
     name: str
     version: int
-    settings: Callable[[RunConfig, TargetConfig | None], Settings]
-    run: Callable[[StageContext], None]
+    settings: Callable[[RunConfig, TargetConfig | None], StageSettings]
+    run: Callable[[StageContext[S]], None]
+    complete: type[S] | None = None
     always_run: bool = False
     watched: bool = False
+
+    def whole(self, config: RunConfig, target: TargetConfig | None, parameters: Mapping[str, object]) -> S:
+        """The stage's settings, with what only earlier tasks know.
+
+        Raises:
+            InputError: As `settings` does.
+        """
+        asked = self.settings(config, target)
+        if self.complete is None:
+            assert not parameters, f"{self.name} takes no parameters"
+            return cast(S, asked)
+        return self.complete.model_validate({**dict(asked), **parameters})
 
 
 @dataclass(frozen=True)
@@ -189,19 +208,6 @@ class Outcome:
 def begun_file(stage: str, target: str | None) -> str:
     """Name of the record of a run that a stage has begun to compute."""
     return f"begun.{target or 'all'}.{stage}.json"
-
-
-def find_stage(name: str) -> Stage:
-    """The stage of a name.
-
-    Raises:
-        KeyError: There is none.
-    """
-    if name not in STAGES:
-        raise KeyError(f"no stage {name!r}; the stages are {', '.join(STAGES)}")
-    stage = importlib.import_module(f"yolov8_nas.stages.{name.replace('-', '_')}").STAGE
-    assert isinstance(stage, Stage)
-    return stage
 
 
 def target_labels(config: RunConfig) -> list[str]:
@@ -252,7 +258,7 @@ def open_store(store: str | Path) -> Store:
     return Store(Path(store))
 
 
-def key_of(stage: Stage, settings: Settings, inputs: Mapping[str, str]) -> str:
+def key_of(stage: Stage[S], settings: StageSettings, inputs: Mapping[str, str]) -> str:
     """The key of a stage's result: a digest of all that it depends on.
 
     Args:
@@ -260,11 +266,11 @@ def key_of(stage: Stage, settings: Settings, inputs: Mapping[str, str]) -> str:
         settings: Its settings.
         inputs: SHA-256 of the tar of each input, by the name of the stage that made it.
     """
-    return canonical_digest([stage.name, stage.version, settings, inputs])
+    return canonical_digest([stage.name, stage.version, settings.plain(), inputs])
 
 
 def run_stage(
-    stage: Stage | str,
+    stage: Stage[S],
     *,
     config: RunConfig | str,
     target: str | None,
@@ -272,7 +278,7 @@ def run_stage(
     output: Path,
     store: str | Path,
     run_id: str,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, object] | None = None,
     digests: Mapping[str, str] | None = None,
     gpus: int = 0,
 ) -> Outcome:
@@ -283,7 +289,7 @@ def run_stage(
     on, and the other targets are not disturbed. A stage that serves all targets raises.
 
     Args:
-        stage: The stage or its name.
+        stage: The stage.
         config: The run's configuration, or its JSON.
         target: Label of the target, or nothing for a stage that serves all targets.
         inputs: The tar of each input, by the name of the stage that made it.
@@ -299,8 +305,6 @@ def run_stage(
         InputError: The input cannot be used (stages that serve all targets).
         StageError: The stage failed deterministically (stages that serve all targets).
     """
-    if isinstance(stage, str):
-        stage = find_stage(stage)
     if isinstance(config, str):
         config = RunConfig.parse(json.loads(config), "run configuration")
     die_with_parent()
@@ -311,12 +315,12 @@ def run_stage(
         return run.carry_out(parameters or {}, digests or {})
 
 
-class _Run:
+class _Run(Generic[S]):
     """One call of `run_stage`."""
 
     def __init__(
         self,
-        stage: Stage,
+        stage: Stage[S],
         config: RunConfig,
         target: str | None,
         inputs: Mapping[str, Path],
@@ -333,12 +337,12 @@ class _Run:
         self.store = store
         self.run_id = run_id
         self.gpus = gpus
-        self.settings: Settings = {}
+        self.settings: StageSettings = StageSettings()
         self.spared: dict[str, float] = {}
         self.progress = Progress.from_environment(stage.name, target)
         self.start = time.monotonic()
 
-    def carry_out(self, parameters: Mapping[str, Any], expected: Mapping[str, str]) -> Outcome:
+    def carry_out(self, parameters: Mapping[str, object], expected: Mapping[str, str]) -> Outcome:
         """Skip, run or pass on; whatever happens is recorded."""
         self.progress.started()
         try:
@@ -348,7 +352,7 @@ class _Run:
                 if failure := _read_status(path):
                     return self._pass_on(name, failure)
             target = None if self.target is None else find_target(self.config, self.target)
-            settings = self.settings = {**self.stage.settings(self.config, target), **parameters}
+            settings = self.settings = self.stage.whole(self.config, target, parameters)
             key = key_of(self.stage, settings, digests)
         except Exception as error:
             return self._failed(error, "", None)
@@ -420,8 +424,8 @@ class _Run:
             lost.append(f"{label} in {failed}")
         raise StageError(f"not run, because every target has failed already: {', '.join(lost)}")
 
-    def _compute(self, entry: Entry, key: str, settings: Settings, digests: Mapping[str, str]) -> Outcome:
-        print(f"settings: {json.dumps(settings, sort_keys=True)}", flush=True)
+    def _compute(self, entry: Entry, key: str, settings: S, digests: Mapping[str, str]) -> Outcome:
+        print(f"settings: {json.dumps(settings.plain(), sort_keys=True)}", flush=True)
         self._patiently(lambda: self.store.record(self.run_id, begun_file(self.stage.name, self.target), self._begun()))
         self._patiently(lambda: self._try(entry, settings))
         digest = pack(entry.outputs, self.output)
@@ -430,13 +434,13 @@ class _Run:
             stage=self.stage.name,
             version=self.stage.version,
             key=key,
-            settings=settings,
+            settings=settings.plain(),
             inputs=digests,
             outputs={name: file_sha256(path) for name, path in tree_files(entry.outputs).items()},
             digest=digest,
             seconds=time.monotonic() - self.start,
             tools=_tools(),
-            seed=settings.get("seed"),
+            seed=getattr(settings, "seed", None),
             peak_rss_mib=own,
             peak_rss_child_mib=child,
         )
@@ -445,7 +449,7 @@ class _Run:
             digest = pack(entry.outputs, self.output)
         return self._end("done", digest, key)
 
-    def _try(self, entry: Entry, settings: Settings) -> None:
+    def _try(self, entry: Entry, settings: S) -> None:
         entry.clear(partial=False)
         for folder in (entry.outputs, entry.partial, entry.scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -526,7 +530,7 @@ class _Run:
             "peak_rss_child_mib": child,
             "ended": round(time.time(), 3),
             "digest": digest,
-            "settings": self.settings,
+            "settings": self.settings.plain(),
         }
         name = f"{self.target or 'all'}.{self.stage.name}.json"
         # Where a stage stands twice in a pipeline, the record is that of the call that did the work.

@@ -11,7 +11,8 @@ from yolov8_nas.config import TargetConfig
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.files import read_json, read_kept, write_json
 from yolov8_nas.measure import benchmark, bundle
-from yolov8_nas.measure.benchmark import Measurement, Protocol
+from yolov8_nas.measure.benchmark import Measurement
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.runtime import Runtime
 from yolov8_nas.space import Architecture
 

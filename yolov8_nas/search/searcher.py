@@ -25,7 +25,8 @@ from typing import Protocol as Interface
 import numpy as np
 
 from yolov8_nas.errors import StageError
-from yolov8_nas.measure.benchmark import PROBE, VERIFY, Measurement, Protocol
+from yolov8_nas.measure.benchmark import Measurement
+from yolov8_nas.measure.protocol import PROBE, VERIFY, Protocol
 from yolov8_nas.search.baseline import TOLERANCE, mac_ranking, random_networks, rescaled_stock
 from yolov8_nas.search.candidates import Candidate, choose, near_the_limits
 from yolov8_nas.search.differentiable import Prior, PriorRecipe, PriorStep, learn_prior

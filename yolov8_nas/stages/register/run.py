@@ -11,40 +11,21 @@ Beside the configuration it takes the run's own parameters, given to `run_stage`
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.files import file_sha256, read_json, tree_files, write_json
-from yolov8_nas.runner.stage import Stage, StageContext
+from yolov8_nas.registry import spool
+from yolov8_nas.registry.register import Deployable
+from yolov8_nas.registry.submission import SUPERNET, Submission, submit
+from yolov8_nas.registry.tracking import UnavailableError, connect, unavailable, without_credentials
+from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture
-
-if TYPE_CHECKING:
-    from yolov8_nas.registry.register import Deployable
-    from yolov8_nas.registry.submission import Submission
+from yolov8_nas.stages.register.settings import RegisterSettings
 
 
-def settings(config: RunConfig, target: TargetConfig | None) -> dict[str, Any]:
-    """What the registration depends on beside its inputs."""
-    assert target is not None
-    return {
-        "model": config.name,
-        "experiment": config.tracking.experiment,
-        "space": config.space,
-        "imgsz": config.imgsz,
-        "seed": config.seed,
-        "precision": target.precision,
-        "constraints": list(target.constraints),
-        "batch": target.batch,
-    }
-
-
-def run(ctx: StageContext) -> None:
+def run(ctx: StageContext[RegisterSettings]) -> None:
     """Send the branch's evidence and what it ships, or keep it to be sent later, and write `registry.json`."""
-    from yolov8_nas.registry import spool
-    from yolov8_nas.registry.submission import submit
-    from yolov8_nas.registry.tracking import connect, unavailable, without_credentials
-
-    uri = ctx.settings["tracking_uri"]
+    uri = ctx.settings.tracking_uri
     submission = _submission(ctx)
     entry: dict[str, Any]
     ctx.progress.update(0, 2, "opening the tracking store")
@@ -67,11 +48,8 @@ def run(ctx: StageContext) -> None:
     ctx.progress.update(2, 2, message)
 
 
-def _send_what_waits(ctx: StageContext, uri: str) -> None:
+def _send_what_waits(ctx: StageContext[RegisterSettings], uri: str) -> None:
     """Send what earlier runs could not, first: which version is champion depends on the order."""
-    from yolov8_nas.registry import spool
-    from yolov8_nas.registry.tracking import UnavailableError
-
     if ctx.store is None:
         return
     try:
@@ -83,14 +61,13 @@ def _send_what_waits(ctx: StageContext, uri: str) -> None:
         ctx.progress.note(f"not sent: {entry.what} in {entry.folder}, for {entry.tracking_uri}: {entry.why}")
 
 
-def _submission(ctx: StageContext) -> Submission:
-    from yolov8_nas.registry.submission import SUPERNET, Submission
+def _submission(ctx: StageContext[RegisterSettings]) -> Submission:
 
     return Submission(
-        experiment=ctx.settings["experiment"],
-        parent=ctx.settings["mlflow_run"],
-        run_id=ctx.settings["run_id"],
-        label=ctx.settings["label"],
+        experiment=ctx.settings.experiment,
+        parent=ctx.settings.mlflow_run,
+        run_id=ctx.settings.run_id,
+        label=ctx.settings.label,
         deployable=_deployable(ctx),
         evidence={
             f"{stage}/{name}": file
@@ -105,8 +82,7 @@ def _submission(ctx: StageContext) -> Submission:
     )
 
 
-def _deployable(ctx: StageContext) -> Deployable:
-    from yolov8_nas.registry.register import Deployable
+def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
 
     verdict = read_json(ctx.inputs["trt-export"] / "verdict.json")
     shipped = verdict["shipped"]
@@ -129,10 +105,10 @@ def _deployable(ctx: StageContext) -> Deployable:
         "gflops": shipped["gflops"],
         **{f"map50_95_against_stock_{key}": comparison.get(key) for key in ("difference", "low", "high")},
     }
-    limits = tuple(ctx.settings["constraints"])
+    limits = ctx.settings.constraints
     scores = ctx.inputs["trt-export"] / "evaluation" / f"candidate-{shipped['candidate']}-{shipped['precision']}.npz"
     return Deployable(
-        name=ctx.settings["model"],
+        name=ctx.settings.model,
         files={**tree_files(ctx.inputs["trt-export"] / "model"), described.name: described},
         hardware_id=profile["id"],
         precision=shipped["precision"],
@@ -143,11 +119,11 @@ def _deployable(ctx: StageContext) -> Deployable:
         params={
             "architecture": described.read_text(),
             "classes": ", ".join(dataset["classes"]),
-            "space": ctx.settings["space"],
-            "imgsz": str(ctx.settings["imgsz"]),
-            "batch": str(ctx.settings["batch"]),
-            "seed": str(ctx.settings["seed"]),
-            "precision_requested": ctx.settings["precision"],
+            "space": ctx.settings.space,
+            "imgsz": str(ctx.settings.imgsz),
+            "batch": str(ctx.settings.batch),
+            "seed": str(ctx.settings.seed),
+            "precision_requested": ctx.settings.precision,
             **({"head": "one-to-one"} if (verdict.get("nms") or {}).get("nms_free") else {}),
         },
         tags={
@@ -156,22 +132,19 @@ def _deployable(ctx: StageContext) -> Deployable:
             "runtime": runtime["name"],
             "runtime_version": runtime["version"],
             "dataset": dataset["digest"],
-            "dataset_name": ctx.settings["model"],
+            "dataset_name": ctx.settings.model,
             "architecture": architecture.digest,
             "file": shipped["file"],
             "supernet": file_sha256(ctx.inputs["supernet-train"] / "supernet.safetensors"),
             "supernet_details": file_sha256(ctx.inputs["supernet-train"] / "supernet.json"),
-            "imgsz": str(ctx.settings["imgsz"]),
-            "run_id": ctx.settings["run_id"],
-            "target": ctx.settings["label"],
+            "imgsz": str(ctx.settings.imgsz),
+            "run_id": ctx.settings.run_id,
+            "target": ctx.settings.label,
         },
         description=(
-            f"{shipped['precision']}, {ctx.settings['imgsz']} px, on {profile['model']} with {runtime['name']} "
+            f"{shipped['precision']}, {ctx.settings.imgsz} px, on {profile['model']} with {runtime['name']} "
             f"{runtime['version']}: mAP50-95 {shipped['map50_95']:.3f}, p50 {shipped['latency_ms']['p50']:.3g} ms; "
             f"keeps {', '.join(limits)}"
         ),
         scores=scores if scores.is_file() else None,
     )
-
-
-STAGE = Stage(name="register", version=3, settings=settings, run=run, always_run=True)

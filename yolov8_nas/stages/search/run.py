@@ -16,53 +16,39 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from yolov8_nas.config import RunConfig, TargetConfig
+import torch
+
+from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.device.profile import available_cores
 from yolov8_nas.errors import InputError
+from yolov8_nas.export import artifact
 from yolov8_nas.files import atomic_write, read_json, write_json
-from yolov8_nas.runner.stage import Settings, Stage, StageContext
+from yolov8_nas.measure.benchmark import level
+from yolov8_nas.measure.engine_file import told_of
+from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.measure.runtime import of_profile
+from yolov8_nas.runner.stage import StageContext
+from yolov8_nas.search.evolution import SEARCHED, Source, Trial
+from yolov8_nas.search.measuring import Bench
+from yolov8_nas.search.memo import Memo
+from yolov8_nas.search.objective import CostModel, Scorer
+from yolov8_nas.search.outcome import best_score, budget, comparison
+from yolov8_nas.search.preference import Preference
+from yolov8_nas.search.rules import Applied, Device, consider, narrowed, with_evidence
+from yolov8_nas.search.searcher import Found, Plan, Searcher
+from yolov8_nas.space import Architecture
 from yolov8_nas.space.limits import Constraint
-
-if TYPE_CHECKING:
-    from yolov8_nas.search.evolution import Source, Trial
-    from yolov8_nas.search.rules import Applied
-    from yolov8_nas.search.searcher import Found, Searcher
-    from yolov8_nas.space import Architecture
+from yolov8_nas.stages.search.settings import SearchSettings
+from yolov8_nas.supernet.derive import build
+from yolov8_nas.supernet.supernet import Supernet
 
 BATCH: Final = 16
 """Images at once when networks are scored."""
 
 
-def settings(config: RunConfig, target: TargetConfig | None) -> Settings:
-    """What the search depends on beside its inputs; the limits come resolved from hw-probe.
-
-    Raises:
-        InputError: Stock is to be rescaled for a device elsewhere.
-    """
-    assert target is not None
-    if target.far is not None and config.finetune.baseline in ("rescaled", "both"):
-        raise InputError(
-            f"finetune.baseline = {config.finetune.baseline} needs one measurement after the other, and "
-            f"{target.hardware} is elsewhere; use stock or none"
-        )
-    int8 = target.precision == "int8"
-    return {
-        "precision": target.precision,
-        "batch": target.batch,
-        "imgsz": config.imgsz,
-        **config.search.model_dump(),
-        "int8_aware": config.search.int8_aware and int8,
-        # Of INT8 targets always: without it lie in stores what versions found that scored them in floating point.
-        **({"keep_float": list(config.quantization.keep_float)} if int8 else {}),
-        "rescaled": config.finetune.baseline in ("rescaled", "both"),
-        **config.finetune.head(),
-        "seed": config.seed,
-        **({"elsewhere": target.model_dump(mode="json")} if target.far else {}),
-    }
-
-
-def run(ctx: StageContext) -> None:
+def run(ctx: StageContext[SearchSettings]) -> None:
     """Write `rules.json`, `history.jsonl`, `front.json`, `search.json` and `candidates.json`.
 
     And `prior.json` where there is a prior, `rescaled.json` where stock networks of the candidates' latencies are asked
@@ -75,30 +61,37 @@ def run(ctx: StageContext) -> None:
     _Search(ctx).run()
 
 
-STAGE = Stage(name="search", version=7, settings=settings, run=run)
+def plan_of(settings: SearchSettings) -> Plan:
+    """How much the searcher may spend; a device elsewhere is measured once, at the end."""
+    asked = settings.search
+    return Plan(
+        generations=asked.generations,
+        population=asked.population,
+        candidates=asked.candidates,
+        measure_every=0 if settings.elsewhere else asked.measure_every,
+        prior_steps=asked.prior_steps,
+        exact=asked.exact,
+        rescaled=settings.rescaled,
+        random=asked.random,
+        mac_ranking=asked.mac_ranking,
+        random_seeds=asked.random_seeds,
+        seed=settings.seed,
+    )
 
 
 class _Search:
     """One run of the stage."""
 
-    def __init__(self, ctx: StageContext) -> None:
-        import torch
-
-        from yolov8_nas.data.dataset import data_yaml
-        from yolov8_nas.device.profile import available_cores
-        from yolov8_nas.measure.runtime import of_profile
-        from yolov8_nas.search.memo import Memo
-        from yolov8_nas.search.objective import Scorer
-        from yolov8_nas.supernet.supernet import Supernet
+    def __init__(self, ctx: StageContext[SearchSettings]) -> None:
 
         _require_images(ctx.inputs["data-prep"])
         torch.set_num_threads(available_cores())
         self.ctx = ctx
         self.start = time.monotonic()
-        self.options = ctx.settings
+        self.settings = ctx.settings
         self.probe = ctx.inputs["hw-probe"]
         self.profile = read_json(self.probe / "profile.json")
-        precision: str = self.options["precision"]
+        precision = self.settings.precision
         self.runtime = of_profile(self.profile, "fp32" if precision == "best" else precision)
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
         self.supernet.to("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -107,13 +100,13 @@ class _Search:
         self.scorer = Scorer(
             self.supernet,
             self.data,
-            imgsz=self.options["imgsz"],
+            imgsz=self.settings.imgsz,
             batch=BATCH,
-            bn_images=self.options["bn_images"],
-            seed=self.options["seed"],
+            bn_images=self.settings.search.bn_images,
+            seed=self.settings.seed,
             work=ctx.partial / "work",
-            int8=self.options["int8_aware"],
-            keep_float=self.options.get("keep_float", ()),
+            int8=self.settings.search.int8_aware,
+            keep_float=self.settings.keep_float,
         )
         self.scores = Memo(ctx.partial / "scores.jsonl")
         self.rules = self.consider_rules()
@@ -128,45 +121,34 @@ class _Search:
 
     def consider_rules(self) -> list[Applied]:
         """The hardware rules, with what the latency table says of them."""
-        from yolov8_nas.search.rules import Device, consider, with_evidence
-
         rules = consider(
             self.supernet.space,
             Device.of_profile(self.profile),
             self.runtime.precision,
-            imgsz=self.options["imgsz"],
-            batch=self.options["batch"],
-            switched=self.options["rules"],
+            imgsz=self.settings.imgsz,
+            batch=self.settings.batch,
+            switched=self.settings.search.rules.model_dump(),
         )
         return with_evidence(
             rules,
             self.supernet.space,
             self.measured,
             num_classes=self.supernet.num_classes,
-            imgsz=self.options["imgsz"],
+            imgsz=self.settings.imgsz,
         )
 
     def make_searcher(self) -> Searcher:
         """The search, given what the stages before have written."""
-        from yolov8_nas.measure.benchmark import level
-        from yolov8_nas.measure.latency_model import LatencyModel
-        from yolov8_nas.search.measuring import Bench
-        from yolov8_nas.search.objective import CostModel
-        from yolov8_nas.search.preference import Preference
-        from yolov8_nas.search.rules import narrowed
-        from yolov8_nas.search.searcher import Plan, Searcher
-
         space = narrowed(self.supernet.space, self.rules)
         costs = CostModel.from_probe(
             [Constraint.from_row(row) for row in read_json(self.probe / "constraints.json")],
             replace(LatencyModel.from_dict(read_json(self.probe / "latency_model.json")), space=space),
             self.measured,
             num_classes=self.supernet.num_classes,
-            imgsz=self.options["imgsz"],
-            batch=self.options["batch"],
+            imgsz=self.settings.imgsz,
+            batch=self.settings.batch,
             nms_ms=read_json(self.probe / "nms.json")["latency_ms"],
         )
-        far = "elsewhere" in self.options
         probed_ms = level(self.measured)
         bench = Bench(
             self.ctx.partial,
@@ -174,26 +156,25 @@ class _Search:
             reference=space.stock,
             runtime=self.runtime,
             threads=self.profile["threads"],
-            batch=self.options["batch"],
+            batch=self.settings.batch,
             probed_ms=probed_ms,
-            elsewhere=TargetConfig(**self.options["elsewhere"]) if far else None,
+            elsewhere=self.settings.elsewhere,
             host=self.ctx.host,
             note=self.ctx.progress.note,
         )
-        plan = Plan(**{name: self.options[name] for name in Plan.__dataclass_fields__})
         stock_ms = read_json(self.probe / "stock.json")["latency_ms"]["p50"]
         return Searcher(
             self.supernet,
             self.data,
             space,
             costs,
-            replace(plan, measure_every=0) if far else plan,
+            plan_of(self.settings),
             self.score,
             bench.measure,
-            imgsz=self.options["imgsz"],
+            imgsz=self.settings.imgsz,
             work=self.ctx.partial,
             probed_ms=probed_ms,
-            preference=Preference(**self.options["objective"], stock_ms=stock_ms),
+            preference=Preference(**self.settings.search.objective.model_dump(), stock_ms=stock_ms),
             progress=self.tell,
             note=self.ctx.progress.note,
         )
@@ -219,9 +200,6 @@ class _Search:
 
     def export(self, architecture: Architecture) -> Path:
         """The network's file with the supernet's weights, in the form and precision that the search is for."""
-        from yolov8_nas.export.artifact import write_network
-        from yolov8_nas.supernet.derive import build
-
         file = self.ctx.partial / "networks" / f"{architecture.digest}{self.runtime.suffix}"
         if file.exists():
             return file
@@ -230,15 +208,15 @@ class _Search:
         else:  # a rescaled stock network; how fast it is does not depend on its weights
             model = build(architecture, self.supernet.num_classes).eval()
         calibration = self.scorer.calibration if self.runtime.precision == "int8" else ()
-        return write_network(
+        return artifact.write_network(
             model,
             file,
             runtime=self.runtime,
-            imgsz=self.options["imgsz"],
-            batch=self.options["batch"],
+            imgsz=self.settings.imgsz,
+            batch=self.settings.batch,
             calibration=calibration,
-            keep_float=self.options.get("keep_float", ()),
-            nms_free=self.options.get("nms_free", False),
+            keep_float=self.settings.keep_float,
+            nms_free=self.settings.nms_free,
         )
 
     def tell(self, done: float, message: str, best: tuple[float, float] | None) -> None:
@@ -248,10 +226,6 @@ class _Search:
 
     def write(self, found: Found) -> None:
         """Write the results, all with latencies as the last latency model predicts them."""
-        from yolov8_nas.measure.engine_file import told_of
-        from yolov8_nas.search.evolution import SEARCHED
-        from yolov8_nas.search.outcome import best_score, budget, comparison
-
         if found.prior:
             content = {
                 "limit_ms": found.limit_ms,
@@ -261,7 +235,7 @@ class _Search:
                 "most_likely": found.prior.most_likely(self.searcher.space).to_dict(),
             }
             write_json(self.ctx.out / "prior.json", content)
-        if self.options["rescaled"]:
+        if self.settings.rescaled:
             write_json(self.ctx.out / "rescaled.json", [rescaled.to_dict() for rescaled in found.rescaled])
         front = self.searcher.front(found.trials)
         by_source: dict[Source, list[Trial]] = {}
@@ -277,7 +251,7 @@ class _Search:
         write_json(self.ctx.out / "candidates.json", candidates)
         estimate = found.costs([self.searcher.space.stock])
         summary = {
-            "settings": dict(self.options),
+            "settings": self.settings.plain(),
             "limits": [str(limit) for limit in found.costs.limits],
             "objective": self.searcher.preference.to_dict(),
             "counts": {
