@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ from yolov8_nas.measure.benchmark import Measurement, Percentiles, Timing
 from yolov8_nas.measure.protocol import VERIFY, Protocol
 from yolov8_nas.measure.runtime import Runtime
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results import (
+    Budget,
+    CandidatesHalving,
+    FinetuneResult,
+    Halving,
+    Rival,
+    TrainingRecipe,
+    Tuned,
+    TunedCandidate,
+)
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.space.limits import Constraint
@@ -147,7 +158,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     learnt = train(fresh, data, recipe, work=root / "training").network
     calibration = calibration_batches(data, SIDE, 24, 8, 0)
     recalibrate(learnt, calibration)  # after so few steps the running statistics lag behind the weights
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Tuned] = {}
     for name, network in {"candidates/0": fresh, "candidates/1": learnt, "baseline": fresh}.items():
         folder = root / "qat-finetune" / name
         folder.mkdir(parents=True)
@@ -157,14 +168,29 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_qat_checkpoint(quantized, folder / "qat.pt", names=detection.CLASSES, imgsz=SIDE)
         unlearnt = quantize(copy.deepcopy(fresh), calibration)
         save_qat_checkpoint(unlearnt, folder / "ptq.pt", names=detection.CLASSES, imgsz=SIDE)
-        told = {"expected": 0.0, "map50_95": {"fp32": 0.0}}  # as much as the checkpoint had: the file's score decides
-        begun = {"start": "supernet", "begun_with": "supernet", "computing": {"seconds": 1.0}}
-        rows[name] = {"architecture": TINY.smallest().to_dict(), "epochs": 12, **begun, **told}
-    summary = {
-        "candidates": [{"index": i, **rows[f"candidates/{i}"]} for i in range(2)],
-        "baseline": {"name": "YOLOv8n", "form": "unrolled", **rows["baseline"]},
-    }
-    (root / "qat-finetune" / "finetune.json").write_text(json.dumps(summary))
+        rows[name] = Tuned(
+            architecture=TINY.smallest(),
+            map50_95={"fp32": 0.0},
+            average=0.0,
+            best_epoch={"fp32": 12},
+            start="supernet",
+            begun_with="supernet",
+            computing={"training": 1.0},
+            distilled=False,
+            epochs=12,
+            recipe=TrainingRecipe(**asdict(recipe)),
+            seconds=1.0,
+        )
+    none = Halving(rungs=(), ranking=())
+    # Of candidates is expected as much as their checkpoints had: the file's score decides.
+    candidates = [TunedCandidate(**dict(rows[f"candidates/{i}"]), index=i, expected=0.0) for i in range(2)]
+    FinetuneResult(
+        candidates=tuple(candidates),
+        baseline=Rival(**dict(rows["baseline"]), name="YOLOv8n", form="unrolled", halving=none),
+        rescaled=None,
+        qat=TrainingRecipe(**asdict(recipe)),
+        halving=CandidatesHalving(**dict(none), budget=Budget(epochs=12, stock_trainings=1, taught_by_stock=0)),
+    ).write(root / "qat-finetune")
     limits = [{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 5.0, "unit": "ms", "text": ""}]
     (root / "hw-probe").mkdir()
     (root / "hw-probe" / "constraints.json").write_text(json.dumps(limits))

@@ -481,7 +481,11 @@ def test_what_candidates_are_compared_with_gets_as_many_trainings_and_the_same_t
         assert taught_by is (teacher if whole else None), name
     summary = read_json(tmp_path / "run" / "out" / "finetune.json")
     assert summary["rescaled"]["architecture"] == narrower.to_dict()
-    assert summary["rescaled"]["equal_latency"] == {"latency_ms": [2.0, 2.0], "for": entrants[2].digest, "for_ms": 2.0}
+    assert summary["rescaled"]["equal_latency"] == {
+        "latency_ms": [2.0, 2.0],
+        "candidate": entrants[2].digest,
+        "candidate_ms": 2.0,
+    }
     assert [row["scores"] for row in summary["baseline"]["halving"]["ranking"]] == [[0.7], [0.5]]
     told = {name: row["distilled"] for name, row in summary.items() if name in ("baseline", "rescaled")}
     assert told == {"baseline": False, "rescaled": True} and summary["candidates"][0]["distilled"]

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.files import copy_file, read_json, tree_files, write_json
 from yolov8_nas.registry.tracking import without_credentials
+from yolov8_nas.runner import results
+from yolov8_nas.runner.results import HeldLimit, Tried, VerdictResult
 from yolov8_nas.runner.stage import STAGES, TOLD, begun_file, target_labels
 from yolov8_nas.space.limits import Constraint
 from yolov8_nas.store.store import Store
@@ -305,8 +307,8 @@ class _Branch:
 
     def summary(self, out: Path) -> Target:
         """The target's part of the summary; the files that ship are copied below `out`."""
-        verdict = self._json("trt-export", "verdict.json") or {}
-        shipped = verdict.get("shipped")
+        verdict = self._verdict()
+        shipped = verdict.shipped if verdict else None
         profile = self._json("hw-probe", "profile.json") or {}
         registry = self._json("register", "registry.json") or {}
         fit = self._json("hw-probe", "latency_model.json")
@@ -320,19 +322,27 @@ class _Branch:
                 or {"name": self.target.hardware},
                 "runtime": profile.get("runtime") or {"name": self.target.runtime},
                 "precision_requested": self.target.precision,
-                "precision_shipped": shipped["precision"] if shipped else None,
-                "constraints": shipped["constraints"] if shipped else self._limits(verdict.get("tried", ())),
-                "architecture": shipped["architecture"] if shipped else None,
+                "precision_shipped": shipped.precision if shipped else None,
+                "constraints": [limit.plain() for limit in shipped.constraints]
+                if shipped
+                else self._limits(verdict.tried if verdict else ()),
+                "architecture": shipped.architecture.to_dict() if shipped else None,
                 "model": {**_figures(shipped), "files": self._ship(out)} if shipped else None,
-                "baselines": verdict.get("baselines") or self._stock(),
+                "baselines": [file.plain() for file in verdict.baselines]
+                if verdict and verdict.baselines
+                else self._stock(),
                 "latency_model": {key: fit[key] for key in LatencyModel.model_fields} if fit else None,
                 "registry": registry if registry.get("version") is not None else None,
-                "comparison": verdict.get("comparison"),
-                "quantization": verdict.get("quantization"),
+                "comparison": verdict.comparison.plain() if verdict and verdict.comparison else None,
+                "quantization": verdict.quantization.plain() if verdict and verdict.quantization else None,
                 "engine": self._json("trt-export", "engine.json"),
                 "gate": self.gate,
             }
         )
+
+    def _verdict(self) -> VerdictResult | None:
+        folder = self.folders.get("trt-export")
+        return VerdictResult.read(folder) if folder and (folder / VerdictResult.FILE).is_file() else None
 
     def _json(self, stage: str, name: str) -> dict[str, Any] | None:
         content: dict[str, Any] | None = _read(self.folders.get(stage), name)
@@ -350,12 +360,12 @@ class _Branch:
             return f"{missing[0]}: the run ended before it; start the same command again to go on"
         return None
 
-    def _limits(self, tried: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _limits(self, tried: Sequence[Tried]) -> list[dict[str, Any]]:
         """The limits where nothing ships: with what the closest file had, or else only resolved, or as written."""
-        asked = [row["constraints"] for row in tried if row["outcome"] == "limit missed"]
+        asked = [file.constraints for file in tried if file.outcome == "limit missed"]
         if asked:
-            closest: list[dict[str, Any]] = min(asked, key=lambda limits: max(map(_violation, limits)))
-            return closest
+            closest = min(asked, key=lambda limits: max(map(_violation, limits)))
+            return [limit.plain() for limit in closest]
         resolved = _read(self.folders.get("hw-probe"), "constraints.json")
         if resolved:
             return list(resolved)
@@ -381,13 +391,12 @@ class _Branch:
         return files
 
 
-def _figures(shipped: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: shipped[key] for key in Shipped.model_fields if key in shipped}
+def _figures(shipped: results.Shipped) -> dict[str, Any]:
+    return {key: value for key, value in shipped.plain().items() if key in Shipped.model_fields}
 
 
-def _violation(row: Mapping[str, Any]) -> float:
-    measured = row["measured"]
-    return math.inf if measured is None else Constraint.from_row(row).violation(float(measured))
+def _violation(limit: HeldLimit) -> float:
+    return math.inf if limit.measured is None else Constraint.from_row(limit.plain()).violation(limit.measured)
 
 
 def _records(store: Store, run_id: str) -> dict[tuple[str, str], dict[str, Any]]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from yolov8_nas.files import write_json
+from yolov8_nas.runner.results import EqualLatency, Halving, Ranked, Rival, Rung, TrainingRecipe, Tuned, TunedCandidate
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.qat_finetune.given import Arm, Entrant, Given
 from yolov8_nas.stages.qat_finetune.settings import FinetuneSettings
@@ -37,8 +37,8 @@ class Outcome:
         self.trainings = trainings
         self.qat = qat
 
-    def candidate(self, arm: Arm, standing: Standing, trained: Trained) -> dict[str, Any]:
-        """Write a candidate that was trained to the end; returns its row of the summary."""
+    def candidate(self, arm: Arm, standing: Standing, trained: Trained) -> TunedCandidate:
+        """Write a candidate that was trained to the end."""
         entrant = arm.entrants[standing.entrant]
         folder = self.ctx.out / "candidates" / str(standing.entrant)
         folder.mkdir(parents=True)
@@ -46,10 +46,16 @@ class Outcome:
         recalibrate(subnet, self.given.calibration)
         save_checkpoint(subnet, folder / "subnet.pt", names=self.given.names, imgsz=self.given.imgsz)
         tuned = self._write(arm, entrant, trained, folder)
-        return {"index": standing.entrant, "expected": standing.expected, **tuned}
+        return TunedCandidate(**dict(tuned), index=standing.entrant, expected=standing.expected)
 
-    def rival(self, arm: Arm, ranking: Sequence[Standing], trained: Mapping[int, Trained]) -> dict[str, Any]:
-        """Write the best stock network, as it is or rescaled; returns its row of the summary."""
+    def rival(
+        self,
+        arm: Arm,
+        ranking: Sequence[Standing],
+        trained: Mapping[int, Trained],
+        equal_latency: EqualLatency | None = None,
+    ) -> Rival:
+        """Write the best stock network, as it is or rescaled."""
         best = ranking[0].entrant
         entrant, stock = arm.entrants[best], self.given.supernet.space.stock
         folder = self.ctx.out / arm.kind
@@ -59,10 +65,16 @@ class Outcome:
             known_as += f" at {entrant.architecture.sppf_width / stock.sppf_width:.2f} of its width"
         tuned = self._write(arm, entrant, trained[best], folder)
         # Unrolled, C2f is the same function in the form in which the candidates ship: like is compared with like.
-        return {"name": known_as, "form": "unrolled", **tuned, "halving": halving_table(arm, ranking)}
+        return Rival(
+            **dict(tuned),
+            name=known_as,
+            form="unrolled",
+            halving=halving_table(arm, ranking),
+            equal_latency=equal_latency,
+        )
 
-    def _write(self, arm: Arm, entrant: Entrant, tuned: Trained, folder: Path) -> dict[str, Any]:
-        """Write a trained network, and train it for INT8 where that is asked for; returns its row of the summary."""
+    def _write(self, arm: Arm, entrant: Entrant, tuned: Trained, folder: Path) -> Tuned:
+        """Write a trained network, and train it for INT8 where that is asked for."""
         save_checkpoint(tuned.network, folder / "best.pt", names=self.given.names, imgsz=self.given.imgsz)
         score = {"fp32": tuned.curves[tuned.epoch - 1]["map50_95"]}
         best_epoch = {"fp32": tuned.epoch}
@@ -77,23 +89,22 @@ class Outcome:
             score["int8"] = quantized.curves[quantized.epoch - 1]["map50_95"]
             best_epoch["int8"] = quantized.epoch
         recipe, begun = replace(arm.recipe, seed=entrant.seed), self.trainings.begun[entrant.name]
-        row = {
-            "map50_95": score,
-            "average": average(tuned.curves[: tuned.epoch], recipe.window),
-            "best_epoch": best_epoch,
-            "start": begun.start,
-            "begun_with": begun.told,
-            "computing": self._computing(arm, entrant),
-            "distilled": self.given.options.distill and arm.kind != "baseline",
-            "epochs": recipe.epochs,
-            "recipe": asdict(recipe),
-            "seconds": round(sum(r["seconds"] for t in (tuned, quantized) if t for r in t.curves), 1),
-        }
-        tuning = {"architecture": entrant.architecture.to_dict(), "curves": tuned.curves, **row}
-        if quantized:
-            tuning["qat_curves"] = quantized.curves
-        write_json(folder / "tuning.json", tuning)
-        return {"architecture": entrant.architecture.to_dict(), **row}
+        told = Tuned(
+            architecture=entrant.architecture,
+            map50_95=score,
+            average=average(tuned.curves[: tuned.epoch], recipe.window),
+            best_epoch=best_epoch,
+            start=begun.start,
+            begun_with=begun.told,
+            computing=self._computing(arm, entrant),
+            distilled=self.given.options.distill and arm.kind != "baseline",
+            epochs=recipe.epochs,
+            recipe=TrainingRecipe(**asdict(recipe)),
+            seconds=round(sum(r["seconds"] for t in (tuned, quantized) if t for r in t.curves), 1),
+        )
+        curves = {"curves": tuned.curves} | ({"qat_curves": quantized.curves} if quantized else {})
+        write_json(folder / "tuning.json", {**told.plain(), **curves})
+        return told
 
     def _computing(self, arm: Arm, entrant: Entrant) -> dict[str, float]:
         """Multiply-accumulates of a network's whole trainings; see `starting.computing`."""
@@ -105,20 +116,24 @@ class Outcome:
         return told
 
 
-def halving_table(arm: Arm, ranking: Sequence[Standing]) -> dict[str, Any]:
-    """What the halving of an arm did, as it stands in `finetune.json`."""
-    return {
-        "rungs": [{**asdict(rung), "folds": FOLDS} for rung in arm.rungs[:-1]] + [asdict(arm.rungs[-1])],
-        "ranking": [
-            {
-                "index": one.entrant,
-                "seed": arm.entrants[one.entrant].seed,
-                "architecture": arm.entrants[one.entrant].architecture.to_dict(),
-                "scores": [told.score for told in one.results],
-                "lead": one.lead,
-                "expected": one.expected,
-                "seconds": round(sum(told.told["seconds"] for told in one.results), 1),
-            }
+def halving_table(arm: Arm, ranking: Sequence[Standing]) -> Halving:
+    """What the halving of an arm did."""
+    last = len(arm.rungs) - 1
+    return Halving(
+        rungs=tuple(
+            Rung(networks=rung.networks, epochs=rung.epochs, folds=FOLDS if number < last else None)
+            for number, rung in enumerate(arm.rungs)
+        ),
+        ranking=tuple(
+            Ranked(
+                index=one.entrant,
+                seed=arm.entrants[one.entrant].seed,
+                architecture=arm.entrants[one.entrant].architecture,
+                scores=tuple(told.score for told in one.results),
+                lead=one.lead,
+                expected=one.expected,
+                seconds=round(sum(told.told["seconds"] for told in one.results), 1),
+            )
             for one in ranking
-        ],
-    }
+        ),
+    )

@@ -21,7 +21,15 @@ from typing import Any, Final, Literal
 
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.files import read_json, write_json
+from yolov8_nas.files import read_json
+from yolov8_nas.runner.results import (
+    Budget,
+    CandidatesHalving,
+    EqualLatency,
+    FinetuneResult,
+    Rival,
+    TrainingRecipe,
+)
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.search.baseline import TOLERANCE
 from yolov8_nas.space import Architecture
@@ -98,27 +106,33 @@ class _Finetuning:
 
     def run(self) -> None:
         """Train everything, one after the other."""
-        result: dict[str, Any] = {"candidates": [], "baseline": None, "rescaled": None, "qat": asdict(self.outcome.qat)}
         budget = self._tell_budget()
+        baseline: Rival | None = None
+        rescaled: Rival | None = None
         teacher: DetectionModel | None = None
         if self.stock.entrants:  # first: it teaches the others
             ranking, trained = self._halve(self.stock)
             if self.with_stock:
-                result["baseline"] = self.outcome.rival(self.stock, ranking, trained)
+                baseline = self.outcome.rival(self.stock, ranking, trained)
             if self.distilled:
                 teacher = trained[ranking[0].entrant].network
         ranking, trained = self._halve(self.candidates, teacher)
-        result["candidates"] = [
+        candidates = [
             self.outcome.candidate(self.candidates, one, trained[one.entrant])
             for one in ranking
             if one.entrant in trained
         ]
-        result["halving"] = {"budget": budget, **halving_table(self.candidates, ranking)}
+        halving = CandidatesHalving(budget=budget, **dict(halving_table(self.candidates, ranking)))
         if self.with_rescaled:
-            rescaled, told = self._rescaled(ranking[0].entrant)
-            ranking, trained = self._halve(rescaled, teacher)
-            result["rescaled"] = {**self.outcome.rival(rescaled, ranking, trained), **told}
-        write_json(self.ctx.out / "finetune.json", result)
+            arm, equal = self._rescaled(ranking[0].entrant)
+            rescaled = self.outcome.rival(arm, *self._halve(arm, teacher), equal)
+        FinetuneResult(
+            candidates=tuple(candidates),
+            baseline=baseline,
+            rescaled=rescaled,
+            qat=TrainingRecipe(**asdict(self.outcome.qat)),
+            halving=halving,
+        ).write(self.ctx.out)
 
     def _rungs(self, recipe: Recipe) -> tuple[Rung, ...]:
         """The trainings among which one is chosen, of candidates or of what they are compared with."""
@@ -139,7 +153,7 @@ class _Finetuning:
             for i in range(count)
         )
 
-    def _tell_budget(self) -> dict[str, float]:
+    def _tell_budget(self) -> Budget:
         """What the choice takes at most: epochs, and computing as a multiple of a training of stock.
 
         Computing is multiply-accumulates times images; which networks go on is not known yet, so the largest are
@@ -161,7 +175,7 @@ class _Finetuning:
                 f"finetune.distill takes a training of stock for {self.rivals.epochs} epochs, which "
                 f"finetune.baseline = {self.options.baseline} does not ask for"
             )
-        return {"epochs": epochs_of(rungs), "stock_trainings": trainings, "taught_by_stock": float(self.distilled)}
+        return Budget(epochs=epochs_of(rungs), stock_trainings=trainings, taught_by_stock=float(self.distilled))
 
     def _halve(self, arm: Arm, teacher: DetectionModel | None = None) -> tuple[list[Standing], dict[int, Trained]]:
         """Train the networks of an arm, rung by rung; returns their ranking, and those that were trained to the end.
@@ -188,7 +202,7 @@ class _Finetuning:
         spare = {i for i, row in enumerate(self.found) if (row.get("slack") or 0) >= RESERVE}
         return halve(len(arm.entrants), arm.rungs, train, spare if arm is self.candidates else frozenset()), whole
 
-    def _rescaled(self, winner: int) -> tuple[Arm, dict[str, Any]]:
+    def _rescaled(self, winner: int) -> tuple[Arm, EqualLatency]:
         """Rescaled stock at the latency of the best candidate, with as many trainings as the candidates had.
 
         What they have is other architectures; what rescaled stock has is other roundings of its widths, as far as they
@@ -200,8 +214,8 @@ class _Finetuning:
         rows = rivals_of(self.ctx.inputs["search"] / "rescaled.json", digest, latency_ms)
         rungs = self._rungs(self.rivals)
         entrants = self._trials("rescaled", [architecture for architecture, _ in rows], rungs[0].networks)
-        told = {"latency_ms": [ms for _, ms in rows], "for": digest, "for_ms": latency_ms}
-        return Arm("rescaled", entrants, rungs, self.rivals), {"equal_latency": told}
+        equal = EqualLatency(latency_ms=tuple(ms for _, ms in rows), candidate=digest, candidate_ms=latency_ms)
+        return Arm("rescaled", entrants, rungs, self.rivals), equal
 
 
 def rivals_of(file: Path, digest: str, latency_ms: float | None) -> list[tuple[Architecture, float]]:

@@ -18,8 +18,8 @@ from yolov8_nas.registry import spool
 from yolov8_nas.registry.register import Deployable
 from yolov8_nas.registry.submission import SUPERNET, Submission, submit
 from yolov8_nas.registry.tracking import UnavailableError, connect, unavailable, without_credentials
+from yolov8_nas.runner.results import Difference, Shipped, VerdictResult
 from yolov8_nas.runner.stage import StageContext
-from yolov8_nas.space import Architecture
 from yolov8_nas.stages.register.settings import RegisterSettings
 
 
@@ -62,7 +62,6 @@ def _send_what_waits(ctx: StageContext[RegisterSettings], uri: str) -> None:
 
 
 def _submission(ctx: StageContext[RegisterSettings]) -> Submission:
-
     return Submission(
         experiment=ctx.settings.experiment,
         parent=ctx.settings.mlflow_run,
@@ -83,68 +82,79 @@ def _submission(ctx: StageContext[RegisterSettings]) -> Submission:
 
 
 def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
-
-    verdict = read_json(ctx.inputs["trt-export"] / "verdict.json")
-    shipped = verdict["shipped"]
+    verdict = VerdictResult.read(ctx.inputs["trt-export"])
+    shipped = verdict.shipped
+    assert shipped is not None, "a target whose verdict has failed does not come so far"
     profile = read_json(ctx.inputs["hw-probe"] / "profile.json")
-    dataset = read_json(ctx.inputs["data-prep"] / "dataset.json")
-    architecture = Architecture.from_dict(shipped["architecture"])
-    described = ctx.out / "architecture.json"
-    write_json(described, architecture.to_dict())
     runtime = profile["runtime"]
-    comparison = verdict.get("comparison") or {}
-    figures = {
-        "map50_95": shipped["map50_95"],
-        "map50": shipped["map50"],
-        **{f"latency_{name}_ms": value for name, value in shipped["latency_ms"].items()},
-        **{f"latency_with_nms_{name}_ms": value for name, value in (shipped.get("latency_with_nms_ms") or {}).items()},
-        "memory_mb": shipped["memory_mb"],
-        "energy_mj": shipped.get("energy_mj"),
-        "power_w": shipped.get("power_w"),
-        "params": shipped["params"],
-        "gflops": shipped["gflops"],
-        **{f"map50_95_against_stock_{key}": comparison.get(key) for key in ("difference", "low", "high")},
-    }
-    limits = ctx.settings.constraints
-    scores = ctx.inputs["trt-export"] / "evaluation" / f"candidate-{shipped['candidate']}-{shipped['precision']}.npz"
+    described = ctx.out / "architecture.json"
+    write_json(described, shipped.architecture.to_dict())
+    scores = ctx.inputs["trt-export"] / "evaluation" / f"candidate-{shipped.candidate}-{shipped.precision}.npz"
     return Deployable(
         name=ctx.settings.model,
         files={**tree_files(ctx.inputs["trt-export"] / "model"), described.name: described},
         hardware_id=profile["id"],
-        precision=shipped["precision"],
-        limits=limits,
+        precision=shipped.precision,
+        limits=ctx.settings.constraints,
         scale=read_json(ctx.inputs["hw-probe"] / "stock.json")["scale"],
-        resolved=shipped["constraints"],
-        metrics={name: float(value) for name, value in figures.items() if value is not None},
-        params={
-            "architecture": described.read_text(),
-            "classes": ", ".join(dataset["classes"]),
-            "space": ctx.settings.space,
-            "imgsz": str(ctx.settings.imgsz),
-            "batch": str(ctx.settings.batch),
-            "seed": str(ctx.settings.seed),
-            "precision_requested": ctx.settings.precision,
-            **({"head": "one-to-one"} if (verdict.get("nms") or {}).get("nms_free") else {}),
-        },
+        resolved=[limit.model_dump(mode="json", exclude_none=True) for limit in shipped.constraints],
+        metrics=_metrics(shipped, verdict.comparison),
+        params={"architecture": described.read_text(), **_params(ctx, nms_free=verdict.nms.nms_free)},
         tags={
             "hardware": profile["name"],
             "hardware_model": profile["model"],
             "runtime": runtime["name"],
             "runtime_version": runtime["version"],
-            "dataset": dataset["digest"],
-            "dataset_name": ctx.settings.model,
-            "architecture": architecture.digest,
-            "file": shipped["file"],
-            "supernet": file_sha256(ctx.inputs["supernet-train"] / "supernet.safetensors"),
-            "supernet_details": file_sha256(ctx.inputs["supernet-train"] / "supernet.json"),
-            "imgsz": str(ctx.settings.imgsz),
-            "run_id": ctx.settings.run_id,
-            "target": ctx.settings.label,
+            "architecture": shipped.architecture.digest,
+            "file": shipped.file,
+            **_tags(ctx),
         },
         description=(
-            f"{shipped['precision']}, {ctx.settings.imgsz} px, on {profile['model']} with {runtime['name']} "
-            f"{runtime['version']}: mAP50-95 {shipped['map50_95']:.3f}, p50 {shipped['latency_ms']['p50']:.3g} ms; "
-            f"keeps {', '.join(limits)}"
+            f"{shipped.precision}, {ctx.settings.imgsz} px, on {profile['model']} with {runtime['name']} "
+            f"{runtime['version']}: mAP50-95 {shipped.map50_95:.3f}, p50 {shipped.latency_ms.p50:.3g} ms; "
+            f"keeps {', '.join(ctx.settings.constraints)}"
         ),
         scores=scores if scores.is_file() else None,
     )
+
+
+def _metrics(shipped: Shipped, comparison: Difference | None) -> dict[str, float]:
+    """The figures of what ships, as far as they were measured."""
+    figures: dict[str, float | None] = {
+        name: getattr(shipped, name)
+        for name in ("map50_95", "map50", "memory_mb", "energy_mj", "power_w", "params", "gflops")
+    }
+    for prefix, latency in (("latency", shipped.latency_ms), ("latency_with_nms", shipped.latency_with_nms_ms)):
+        figures |= {f"{prefix}_{name}_ms": value for name, value in latency or ()}
+    if comparison:
+        figures |= {
+            f"map50_95_against_stock_{name}": getattr(comparison, name) for name in ("difference", "low", "high")
+        }
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def _params(ctx: StageContext[RegisterSettings], *, nms_free: bool) -> dict[str, str]:
+    """What the detector is."""
+    return {
+        "classes": ", ".join(read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]),
+        "space": ctx.settings.space,
+        "imgsz": str(ctx.settings.imgsz),
+        "batch": str(ctx.settings.batch),
+        "seed": str(ctx.settings.seed),
+        "precision_requested": ctx.settings.precision,
+        **({"head": "one-to-one"} if nms_free else {}),
+    }
+
+
+def _tags(ctx: StageContext[RegisterSettings]) -> dict[str, str]:
+    """What the detector was made from and for."""
+    supernet = ctx.inputs["supernet-train"]
+    return {
+        "dataset": read_json(ctx.inputs["data-prep"] / "dataset.json")["digest"],
+        "dataset_name": ctx.settings.model,
+        "supernet": file_sha256(supernet / "supernet.safetensors"),
+        "supernet_details": file_sha256(supernet / "supernet.json"),
+        "imgsz": str(ctx.settings.imgsz),
+        "run_id": ctx.settings.run_id,
+        "target": ctx.settings.label,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation
@@ -13,6 +13,8 @@ from yolov8_nas.export import artifact
 from yolov8_nas.export.verification import verify_onnx
 from yolov8_nas.files import copy_file
 from yolov8_nas.measure.benchmark import Measurement, Timing
+from yolov8_nas.runner.results import Rival, TunedCandidate
+from yolov8_nas.space import Architecture
 from yolov8_nas.stages.trt_export.job import Job
 from yolov8_nas.train.quantization import load_network, require_recipe
 
@@ -25,10 +27,9 @@ CHECKPOINTS: Final = {"fp32": "best.pt", "fp16": "best.pt", "int8": "qat.pt"}
 
 @dataclass(frozen=True)
 class Exported:
-    """One exported file: of a candidate, or of a stock network (`candidate` is None).
+    """One exported file, of a candidate or of a stock network.
 
     Attributes:
-        candidate: Index of the candidate.
         precision: `fp32` or `int8`.
         folder: Where its checkpoints lie.
         onnx: The file.
@@ -36,12 +37,11 @@ class Exported:
         row: What qat-finetune tells of the network.
     """
 
-    candidate: int | None
     precision: str
     folder: Path
     onnx: Path
     runs: Path
-    row: dict[str, Any]
+    row: TunedCandidate | Rival
 
     @property
     def name(self) -> str:
@@ -49,10 +49,14 @@ class Exported:
         return self.onnx.stem
 
     @property
-    def architecture(self) -> dict[str, Any]:
-        """What the network is, as plain values."""
-        architecture: dict[str, Any] = self.row["architecture"]
-        return architecture
+    def candidate(self) -> int | None:
+        """Index of the candidate; nothing of stock."""
+        return self.row.index if isinstance(self.row, TunedCandidate) else None
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the network is."""
+        return self.row.architecture
 
 
 @dataclass(frozen=True)
@@ -89,17 +93,17 @@ def export_files(job: Job) -> list[Exported]:
     Raises:
         StageError: A checkpoint is of another head or recipe, or its file computes something else.
     """
-    rows: list[tuple[str, int | None, Path, dict[str, Any]]] = [
-        (f"candidate-{row['index']}", row["index"], job.tuned / "candidates" / str(row["index"]), row)
-        for row in job.summary["candidates"]
+    tuned = job.summary
+    rows: list[tuple[str, Path, TunedCandidate | Rival]] = [
+        (f"candidate-{row.index}", job.tuned / "candidates" / str(row.index), row) for row in tuned.candidates
     ]
-    for stem, rival in ((STOCK, "baseline"), ("rescaled", "rescaled")):
-        if row := job.summary.get(rival):
-            rows.append((stem, None, job.tuned / rival, row))
+    for stem, folder, rival in ((STOCK, "baseline", tuned.baseline), ("rescaled", "rescaled", tuned.rescaled)):
+        if rival:
+            rows.append((stem, job.tuned / folder, rival))
     files = []
-    for stem, candidate, folder, row in rows:
+    for stem, place, row in rows:
         for precision, runtime in job.runtimes.items():
-            checkpoint = folder / CHECKPOINTS[precision]
+            checkpoint = place / CHECKPOINTS[precision]
             if not checkpoint.exists():
                 continue
             network = load_network(checkpoint)
@@ -119,7 +123,7 @@ def export_files(job: Job) -> list[Exported]:
                 copy_file(checkpoint, runs)
             elif runs != onnx:
                 artifact.build_engine(onnx, runs, runtime)
-            files.append(Exported(candidate, precision, folder, onnx, runs, row))
+            files.append(Exported(precision, place, onnx, runs, row))
     return files
 
 

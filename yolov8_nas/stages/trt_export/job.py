@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.evaluation import Evaluation, Evaluator
 from yolov8_nas.files import read_json, read_kept
 from yolov8_nas.measure.runtime import RUNTIMES, find
+from yolov8_nas.runner.results import FinetuneResult
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import Architecture
@@ -38,7 +39,7 @@ class Job:
         self.keep_float = ctx.settings.keep_float
         self.nms_free = ctx.settings.nms_free
         self.tuned = ctx.inputs["qat-finetune"]
-        self.summary = read_json(self.tuned / "finetune.json")
+        self.summary = FinetuneResult.read(self.tuned)
         self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
         self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
         profile = read_json(ctx.inputs["hw-probe"] / "profile.json")
@@ -76,6 +77,6 @@ class Job:
         evaluation.save(kept)
         return evaluation
 
-    def cost(self, architecture: dict[str, Any]) -> Cost:
+    def cost(self, architecture: Architecture) -> Cost:
         """What a network costs on paper."""
-        return cost(Architecture.from_dict(architecture), len(self.classes), self.imgsz)
+        return cost(architecture, len(self.classes), self.imgsz)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -15,6 +15,7 @@ from yolov8_nas.files import read_json
 from yolov8_nas.measure import benchmark, bundle, nms
 from yolov8_nas.measure.benchmark import Measurement, Timing
 from yolov8_nas.measure.protocol import PROBE, VERIFY
+from yolov8_nas.runner.results import Suppression
 from yolov8_nas.search.objective import figures, with_nms
 from yolov8_nas.space import stock_architecture
 from yolov8_nas.space.cost import cost
@@ -36,20 +37,16 @@ class Measuring:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.stock: Path | None = None
-        self.nms: dict[str, Any] = {}
 
-    def run(self, files: Sequence[Exported]) -> list[Timed]:
-        """What the device tells of each file: on this machine or elsewhere."""
+    def run(self, files: Sequence[Exported]) -> tuple[list[Timed], Suppression]:
+        """What the device tells of each file: on this machine or elsewhere; and how NMS was timed."""
         self.stock, extra = self._stock_beside(files)
         runs = [file.runs for file in files]
         reference = self.stock or next((f.runs for f in files if f.candidate is None), runs[0])
         pictures = sorted((self.job.ctx.inputs["data-prep"] / "dataset" / "images" / "search").iterdir())
         images = nms.frames(pictures, imgsz=self.job.imgsz, batch=self.job.batch)
-        self.nms = {
-            **(nms.NMS_FREE if self.job.nms_free else nms.SETTINGS),
-            "images": len(images) * self.job.batch,
-            "split": "search",
-        }
+        how = nms.NMS_FREE if self.job.nms_free else nms.SETTINGS
+        told = Suppression.model_validate({**how, "images": len(images) * self.job.batch, "split": "search"})
         limited = any(limit.scope == "with_nms" for limit in self.job.limits)
 
         def progress(done: float, total: float) -> None:
@@ -57,7 +54,8 @@ class Measuring:
             self.job.ctx.progress.update(self.job.steps + share, self.job.total, "measuring on the target")
 
         if self.job.ctx.settings.elsewhere:
-            return self._measured_elsewhere(files, extra, reference, images, self.job.ctx.settings.elsewhere)
+            target = self.job.ctx.settings.elsewhere
+            return self._measured_elsewhere(files, extra, reference, images, target), told
 
         with self.job.ctx.host.measuring():
             measurements = benchmark.measure(
@@ -83,7 +81,7 @@ class Measuring:
             )
             self.job.step("measured with non-maximum suppression", len(files))
         self._hold_beside_stock([*runs, *extra], measurements, timings)
-        return [
+        timed = [
             Timed(
                 **vars(file),
                 measurement=measurement,
@@ -92,6 +90,7 @@ class Measuring:
             )
             for file, measurement, timing in zip(files, measurements[: len(files)], timings, strict=True)
         ]
+        return timed, told
 
     def _stock_beside(self, files: Sequence[Exported]) -> tuple[Path | None, list[Path]]:
         """Stock's file, where a limit is a share of it, and what has to be measured beside the exported files for it.

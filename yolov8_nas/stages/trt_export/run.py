@@ -29,6 +29,5 @@ def run(ctx: StageContext[ExportSettings]) -> None:
         exported = export_files(job)
         job.total = 3 * len(exported) + 2
         job.step("exported")
-        measuring = Measuring(job)
-        files = score(job, measuring.run(exported))
-        Verdict(job, files, measuring.nms).decide()
+        timed, nms = Measuring(job).run(exported)
+        Verdict(job, score(job, timed), nms).decide()

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Literal
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import TYPICAL_SPREAD, Evaluation, TrainingSpread, compare
 from yolov8_nas.export import artifact
 from yolov8_nas.export.tensorrt import status
 from yolov8_nas.export.thresholds import confidences
-from yolov8_nas.files import canonical_digest, copy_file, write_json
+from yolov8_nas.files import copy_file, write_json
+from yolov8_nas.runner.results import (
+    Accuracy,
+    AgainstStock,
+    CandidateFile,
+    Confidence,
+    Difference,
+    FileFigures,
+    FinetuneResult,
+    HeldLimit,
+    Latency,
+    Quantized,
+    Rival,
+    Shipped,
+    Spread,
+    StockFile,
+    Suppression,
+    TrainingCost,
+    Tried,
+    TunedCandidate,
+    VerdictResult,
+)
 from yolov8_nas.search.objective import figures
 from yolov8_nas.space.limits import Figures
 from yolov8_nas.stages.trt_export.files import Scored
@@ -29,7 +50,7 @@ class Verdict:
         nms: How non-maximum suppression was timed.
     """
 
-    def __init__(self, job: Job, files: Sequence[Scored], nms: Mapping[str, Any]) -> None:
+    def __init__(self, job: Job, files: Sequence[Scored], nms: Suppression) -> None:
         self.job = job
         self.files = files
         self.nms = nms
@@ -42,31 +63,24 @@ class Verdict:
         shipped = next((f for f in ours if f.precision in self.job.wanted and self._holds(f)), None)
         runs = (shipped or ours[0]).runs
         write_json(self.job.ctx.out / "engine.json", status(runs if runs.suffix == ".engine" else None))
-        verdict: dict[str, Any] = {
-            "status": "met" if shipped else "failed",
-            "chosen_on": "search split and folds of the train split",
-            "shipped": None,
-            "tried": [self._tried(file, shipped) for file in ours],
-            "baselines": [self._baseline(file) for file in _same_precision_first(stock, shipped)],
-            "comparison": None,
-            "comparisons": [],
-            "quantization": self._quantization(files, shipped or ours[0]),
-            "checkpoint_map50_95": None,
-            "confidence": None,
-            "nms": self.nms,
-        }
+        stock = _same_precision_first(stock, shipped)
+        checkpoint = self._checkpoint(shipped) if shipped else None
         if shipped:
             self._ship(shipped)
-            verdict["shipped"] = {
-                **self._described(shipped),
-                "file": f"model{shipped.runs.suffix}" if shipped.runs.suffix != ".pt" else "best.pt",
-            }
-            checkpoint = self.job.evaluate(self.job.evaluator("val"), "checkpoint-val", shipped.folder / "best.pt")
-            verdict["checkpoint_map50_95"] = checkpoint.map50_95
-            verdict["confidence"] = self._confidence(shipped, files, checkpoint)
-            verdict["comparisons"] = self._comparisons(shipped, _same_precision_first(stock, shipped), ours)
-            verdict["comparison"] = next(iter(verdict["comparisons"]), None)
-        write_json(self.job.ctx.out / "verdict.json", verdict)
+        comparisons = self._comparisons(shipped, stock, ours) if shipped else ()
+        VerdictResult(
+            status="met" if shipped else "failed",
+            chosen_on="search split and folds of the train split",
+            shipped=self._shipped(shipped) if shipped else None,
+            tried=tuple(self._tried(file, shipped) for file in ours),
+            baselines=tuple(map(self._baseline, stock)),
+            comparison=next(iter(comparisons), None),
+            comparisons=comparisons,
+            quantization=self._quantization(files, shipped or ours[0]),
+            checkpoint_map50_95=checkpoint.map50_95 if checkpoint else None,
+            confidence=self._confidence(shipped, files, checkpoint) if shipped and checkpoint else None,
+            nms=self.nms,
+        ).write(self.job.ctx.out)
         self.job.step(f"{shipped.name} ships" if shipped else "no file keeps the limits")
         if not shipped:
             raise StageError(self._why_none(ours))
@@ -78,20 +92,15 @@ class Verdict:
     def _holds(self, file: Scored) -> bool:
         return not self._missed(file)
 
-    def _constraints(self, file: Scored) -> list[dict[str, Any]]:
+    def _constraints(self, file: Scored) -> tuple[HeldLimit, ...]:
         """The limits with what was measured of a file."""
         figures = self._limited(file)
         rows = []
         for limit in self.job.limits:
             measured = figures.value(limit)
-            rows.append(
-                {
-                    **limit.to_row(),
-                    "measured": None if math.isnan(measured) else measured,
-                    "met": limit.met(measured),
-                }
-            )
-        return rows
+            told = None if math.isnan(measured) else measured
+            rows.append(HeldLimit(**limit.to_row(), measured=told, met=limit.met(measured)))
+        return tuple(rows)
 
     def _limited(self, file: Scored) -> Figures[float]:
         """What limits are held against."""
@@ -107,41 +116,50 @@ class Verdict:
             if not limit.met(figures.value(limit))
         )
 
-    def _figures(self, file: Scored) -> dict[str, Any]:
+    def _figures(self, file: Scored) -> FileFigures:
         """What is told of every file."""
-        measured, paper = file.measurement.to_dict(), self.job.cost(file.architecture)
-        frame = file.frame.to_dict() if file.frame else {}
-        return {
-            "precision": file.precision,
-            "latency_ms": measured["latency_ms"],
-            "latency_interval_ms": measured["interval_ms"],
-            "repetitions": measured["repetitions"],
-            "disturbed": measured["disturbed"] or frame.get("disturbed", False),
-            "latency_with_nms_ms": frame.get("latency_ms"),
-            "latency_with_nms_interval_ms": frame.get("interval_ms"),
-            "found": file.found,
-            "memory_mb": measured["memory_mb"],
-            "energy_mj": measured["energy_mj"],
-            "power_w": measured["power_w"],
-            "map50_95": file.val.map50_95,
-            "map50": file.val.map50,
-            "per_class": file.val.per_class,
-            "map50_95_search": file.search.map50_95,
-            "file_mb": file.runs.stat().st_size / 2**20,
-            "params": paper.params,
-            "gflops": paper.gflops,
-        }
+        measured, frame, paper = file.measurement, file.frame, self.job.cost(file.architecture)
+        return FileFigures(
+            precision=file.precision,
+            latency_ms=Latency(**asdict(measured.latency_ms)),
+            latency_interval_ms=measured.interval_ms,
+            repetitions=measured.repetitions,
+            disturbed=measured.disturbed or (frame is not None and frame.disturbed),
+            latency_with_nms_ms=Latency(**asdict(frame.latency_ms)) if frame else None,
+            latency_with_nms_interval_ms=frame.interval_ms if frame else None,
+            found=file.found,
+            memory_mb=measured.memory_mb,
+            energy_mj=measured.energy_mj,
+            power_w=measured.power_w,
+            map50_95=file.val.map50_95,
+            map50=file.val.map50,
+            per_class=file.val.per_class,
+            map50_95_search=file.search.map50_95,
+            file_mb=file.runs.stat().st_size / 2**20,
+            params=paper.params,
+            gflops=paper.gflops,
+        )
 
-    def _described(self, file: Scored) -> dict[str, Any]:
-        return {
-            "candidate": file.candidate,
-            "architecture": file.architecture,
-            **self._figures(file),
-            "constraints": self._constraints(file),
-            "training": _training(file.row),
-        }
+    def _described(self, file: Scored) -> CandidateFile:
+        assert file.candidate is not None
+        return CandidateFile(
+            **dict(self._figures(file)),
+            candidate=file.candidate,
+            architecture=file.architecture,
+            constraints=self._constraints(file),
+            training=_training(file),
+        )
 
-    def _tried(self, file: Scored, shipped: Scored | None) -> dict[str, Any]:
+    def _shipped(self, file: Scored) -> Shipped:
+        suffix = file.runs.suffix
+        return Shipped(**dict(self._described(file)), file=f"model{suffix}" if suffix != ".pt" else "best.pt")
+
+    def _checkpoint(self, shipped: Scored) -> Evaluation:
+        """The score of the checkpoint of what ships."""
+        return self.job.evaluate(self.job.evaluator("val"), "checkpoint-val", shipped.folder / "best.pt")
+
+    def _tried(self, file: Scored, shipped: Scored | None) -> Tried:
+        outcome: Literal["shipped", "not asked for", "limit missed", "less accurate", "less wanted"]
         missed = self._missed(file)
         if file is shipped:
             outcome, reason = "shipped", ""
@@ -156,51 +174,58 @@ class Verdict:
             if self.job.preference.weighs_latency:
                 outcome = "less wanted"
                 reason = f"weighted objective: {self._loss(file):.3f} against {self._loss(shipped):.3f}"
-        return {**self._described(file), "outcome": outcome, "reason": reason}
+        return Tried(**dict(self._described(file)), outcome=outcome, reason=reason)
 
-    def _baseline(self, file: Scored) -> dict[str, Any]:
-        return {
-            "name": file.row["name"],
-            "form": f"{file.row['form']}, {file.precision.upper()}",
-            "epochs": file.row["epochs"],
-            "training": _training(file.row),
-            **self._figures(file),
-        }
+    def _baseline(self, file: Scored) -> StockFile:
+        row = file.row
+        assert isinstance(row, Rival)
+        return StockFile(
+            **dict(self._figures(file)),
+            name=row.name,
+            form=f"{row.form}, {file.precision.upper()}",
+            epochs=row.epochs,
+            training=_training(file),
+        )
 
-    def _comparisons(self, shipped: Scored, stock: Sequence[Scored], ours: Sequence[Scored]) -> list[dict[str, Any]]:
+    def _comparisons(
+        self, shipped: Scored, stock: Sequence[Scored], ours: Sequence[Scored]
+    ) -> tuple[AgainstStock, ...]:
         """What ships against stock: in its own precision first, and FP32 against FP32 beside it."""
         pairs = [(shipped, file) for file in stock]
         if shipped.precision != "fp32":
             own = [f for f in ours if f.candidate == shipped.candidate and f.precision == "fp32"]
             pairs += [(fp32, file) for fp32 in own for file in stock if file.precision == "fp32"]
         spread = _spread(self.job.summary)
-        return [
-            {
-                **_compared(first.val, second.val, spread),
-                "trainings": asdict(spread),
-                "subject": "The shipped network" if first is shipped else f"In {first.precision.upper()} the network",
-                "what": f"mAP50-95 on val, {first.precision.upper()} against {second.precision.upper()}, "
+        return tuple(
+            AgainstStock(
+                **dict(Difference.of(compare(first.val, second.val, spread=spread))),
+                trainings=Spread.of(spread),
+                subject="The shipped network" if first is shipped else f"In {first.precision.upper()} the network",
+                what=f"mAP50-95 on val, {first.precision.upper()} against {second.precision.upper()}, "
                 f"as exported; 95% interval over images and trainings, whose standard deviation from seed to seed is "
                 f"taken as {100 * spread.sd:.1f} points, from {spread.source}",
-                "against": f"{second.row['name']} ({second.precision.upper()})",
-            }
+                against=f"{second.row.name} ({second.precision.upper()})",
+            )
             for first, second in pairs
-        ]
+            if isinstance(second.row, Rival)
+        )
 
-    def _quantization(self, files: Sequence[Scored], shown: Scored) -> dict[str, Any] | None:
+    def _quantization(self, files: Sequence[Scored], shown: Scored) -> Quantized | None:
         """FP32 and INT8 of one network side by side, where INT8 was asked for, and INT8 that was only calibrated."""
         pair = {file.precision: file for file in files if file.candidate == shown.candidate}
-        if not {"fp32", "int8"} <= pair.keys():
+        if shown.candidate is None or not {"fp32", "int8"} <= pair.keys():
             return None
-        calibrated = self._calibrated(pair["int8"])
-        return {
-            "candidate": shown.candidate,
-            **{precision: self._figures(file) for precision, file in pair.items()},
-            "difference": _compared(pair["int8"].val, pair["fp32"].val),
-            "ptq": {"map50_95": calibrated.map50_95, "map50": calibrated.map50, "per_class": calibrated.per_class},
-            "ptq_difference": _compared(calibrated, pair["fp32"].val),
-            **({"keep_float": list(self.job.keep_float)} if self.job.keep_float else {}),
-        }
+        fp32, int8 = pair["fp32"], pair["int8"]
+        calibrated = self._calibrated(int8)
+        return Quantized(
+            candidate=shown.candidate,
+            fp32=self._figures(fp32),
+            int8=self._figures(int8),
+            difference=Difference.of(compare(int8.val, fp32.val)),
+            ptq=Accuracy(map50_95=calibrated.map50_95, map50=calibrated.map50, per_class=calibrated.per_class),
+            ptq_difference=Difference.of(compare(calibrated, fp32.val)),
+            keep_float=self.job.keep_float,
+        )
 
     def _calibrated(self, trained: Scored) -> Evaluation:
         """The score on the val split of the network before its quantization-aware training: the same graph in INT8."""
@@ -229,22 +254,21 @@ class Verdict:
             if (shipped.folder / checkpoint).exists():
                 copy_file(shipped.folder / checkpoint, model / checkpoint)
 
-    def _confidence(self, shipped: Scored, files: Sequence[Scored], checkpoint: Evaluation) -> dict[str, Any] | None:
+    def _confidence(self, shipped: Scored, files: Sequence[Scored], checkpoint: Evaluation) -> Confidence | None:
         """What INT8 does to confidences, with the thresholds to take in place of floating point's: `thresholds.json`.
 
         They are held against the same network in floating point: its file where it was exported, else its checkpoint.
         """
-
         if shipped.precision != "int8":
             return None
         floats = [f for f in files if f.candidate == shipped.candidate and f.precision != "int8"]
-        told = {
-            "of": "model_fp32.onnx" if floats else "best.pt",
-            "images": len(shipped.val.images),
-            "split": "val",
+        told = Confidence(
+            of="model_fp32.onnx" if floats else "best.pt",
+            images=len(shipped.val.images),
+            split="val",
             **confidences(floats[0].val if floats else checkpoint, shipped.val).to_dict(),
-        }
-        write_json(self.job.ctx.out / "model" / "thresholds.json", told)
+        )
+        write_json(self.job.ctx.out / "model" / "thresholds.json", told.plain())
         return told
 
     def _why_none(self, ours: Sequence[Scored]) -> str:
@@ -258,10 +282,11 @@ class Verdict:
         )
 
 
-def _training(row: Mapping[str, Any]) -> dict[str, Any]:
+def _training(file: Scored) -> TrainingCost:
     """What a network began with, its epochs and its computing."""
-    told = {key: row[key] for key in ("start", "begun_with", "epochs")}
-    return {**told, "computing": sum(row["computing"].values())}
+    row = file.row
+    computing = sum(row.computing.values())
+    return TrainingCost(start=row.start, begun_with=row.begun_with, epochs=row.epochs, computing=computing)
 
 
 def _expected(file: Scored) -> float:
@@ -270,23 +295,19 @@ def _expected(file: Scored) -> float:
     That split alone has served the search before, and is small.
     """
     row = file.row
-    return float(row["expected"] + file.search.map50_95 - row["map50_95"]["fp32"])
+    assert isinstance(row, TunedCandidate)
+    return row.expected + file.search.map50_95 - row.map50_95["fp32"]
 
 
 def _same_precision_first(stock: Sequence[Scored], shipped: Scored | None) -> list[Scored]:
     return sorted(stock, key=lambda f: shipped is not None and f.precision != shipped.precision)
 
 
-def _compared(first: Evaluation, second: Evaluation, spread: TrainingSpread | None = None) -> dict[str, Any]:
-    return asdict(compare(first, second, spread=spread))
-
-
-def _spread(summary: Mapping[str, Any]) -> TrainingSpread:
+def _spread(summary: FinetuneResult) -> TrainingSpread:
     """How far apart trainings of one network lie: what is typical, and what this run's own repeated ones tell."""
     groups: dict[str, list[float]] = {}
-    for rival in ("baseline", "rescaled"):
-        halving = (summary.get(rival) or {}).get("halving", {"rungs": [], "ranking": []})
-        for row in halving["ranking"]:
-            if len(row["scores"]) == len(halving["rungs"]):
-                groups.setdefault(canonical_digest(row["architecture"]), []).append(row["scores"][-1])
+    for rival in (summary.baseline, summary.rescaled):
+        for row in rival.halving.ranking if rival else ():
+            if rival and len(row.scores) == len(rival.halving.rungs):
+                groups.setdefault(row.architecture.digest, []).append(row.scores[-1])
     return TYPICAL_SPREAD.updated(list(groups.values()), "this run's own repeated trainings of stock")
