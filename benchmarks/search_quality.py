@@ -60,7 +60,8 @@ from yolov8_nas.search.evolution import to_the_limit
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.memo import Memo
 from yolov8_nas.search.objective import CostModel, Scorer
-from yolov8_nas.search.searcher import Plan, Searcher
+from yolov8_nas.search.plan import Plan
+from yolov8_nas.search.searcher import Searcher
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
 from yolov8_nas.space.limits import Constraint

@@ -44,8 +44,9 @@ from yolov8_nas.search.evolution import (
 )
 from yolov8_nas.search.memo import Memo
 from yolov8_nas.search.objective import CostModel, Estimate, MemoryModel
+from yolov8_nas.search.plan import Plan
 from yolov8_nas.search.preference import Preference
-from yolov8_nas.search.searcher import Plan, Searcher
+from yolov8_nas.search.searcher import Searcher
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
 from yolov8_nas.space.limits import Constraint
@@ -840,7 +841,7 @@ def test_a_candidate_that_is_rescaled_stock_is_its_own_rival() -> None:
     (timing,) = measure([network])
     candidate = candidates.Candidate(Trial(network, 0.5, 0, "rescaled"), 1.0, 1.0, timing, 0.1, costs.limits[0])
     asked.clear()
-    (rival,) = searcher._rescale([candidate])
+    (rival,) = searcher._rescaling.to_each([candidate])
     assert (rival.architecture, rival.candidate) == (network, network) and rival.latency_ms == rival.candidate_ms
     assert not asked, "a file is not measured beside itself"
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from yolov8_nas.search.candidates import Candidate
-from yolov8_nas.search.evolution import Trial
+from yolov8_nas.search.evolution import Trial, pareto_front
 from yolov8_nas.search.objective import CostModel
 
 
@@ -52,6 +52,14 @@ def best_score(costs: CostModel, trials: Sequence[Trial]) -> float | None:
     """The highest mAP50-95 among the networks that are predicted to keep the limits."""
     feasible = costs([trial.architecture for trial in trials]).feasible
     return max((trial.map50_95 for trial, ok in zip(trials, feasible, strict=True) if ok), default=None)
+
+
+def front(costs: CostModel, trials: Sequence[Trial]) -> list[Trial]:
+    """The networks within the limits that no other one beats in both accuracy and latency, from fast to slow."""
+    estimate = costs([trial.architecture for trial in trials])
+    feasible = [trial for trial, ok in zip(trials, estimate.feasible, strict=True) if ok]
+    latency = estimate.latency_ms[estimate.feasible]
+    return [feasible[i] for i in pareto_front([trial.map50_95 for trial in feasible], latency)]
 
 
 def budget(costs: CostModel, trials: Sequence[Trial], best: Candidate) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 from typing import Protocol as Interface
 
 import numpy as np
@@ -27,23 +27,23 @@ import numpy as np
 from yolov8_nas.errors import StageError
 from yolov8_nas.measure.benchmark import Measurement
 from yolov8_nas.measure.protocol import PROBE, VERIFY, Protocol
-from yolov8_nas.search.baseline import TOLERANCE, mac_ranking, random_networks, rescaled_stock
+from yolov8_nas.search.baseline import mac_ranking, random_networks
+from yolov8_nas.search.beginning import Beginning
 from yolov8_nas.search.candidates import Candidate, choose, near_the_limits
-from yolov8_nas.search.differentiable import Prior, PriorRecipe, PriorStep, learn_prior
+from yolov8_nas.search.differentiable import Prior
 from yolov8_nas.search.evolution import (
     Source,
     Trial,
     Utility,
     evolve,
-    first_generation,
-    pareto_front,
     to_the_limit,
 )
-from yolov8_nas.search.exact import solve
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.search.objective import CostModel, Estimate, Floats
+from yolov8_nas.search.plan import LEARNING, MEASURING, Plan
 from yolov8_nas.search.predictor import Predictor
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
+from yolov8_nas.search.rescaling import Rescaled, Rescaling
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.supernet.supernet import Supernet
 
@@ -52,72 +52,6 @@ FRONT: Final = 8
 
 ROUNDS: Final = 12
 """Rounds in which candidates are measured at most; the verdict on what ships takes more where it needs them."""
-
-RESCALINGS: Final = 4
-"""Rescaled stock networks that are measured at most until one is as fast as a candidate."""
-
-MEASURING: Final = 5
-"""What measuring a candidate counts in progress; scoring a network counts 1."""
-
-LEARNING: Final = 0.7
-"""What a step of the prior counts in progress."""
-
-EXACT: Final = 8
-"""One in so many networks of the first generation is an exact solution under the prior."""
-
-SAMPLED: Final = 4
-"""One in so many networks of the first generation is a sample of the prior."""
-
-CUTS: Final = 10
-"""Networks that the exact solver excludes at most for a solution; see `exact.solve`."""
-
-APART: Final = 3
-"""Choices in which exact solutions differ at least: the second best is most often the best with one small change."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much a search may spend.
-
-    Attributes:
-        generations: Generations of the evolution.
-        population: Networks per generation.
-        candidates: Networks handed on, each exported and measured.
-        measure_every: Generations between two measurements of the best on the device; 0 where the device is elsewhere
-            and each question is a journey: then nothing but the candidates is measured, and they only once.
-        prior_steps: Steps in which the architecture parameters learn; 0 for no prior.
-        exact: Whether an exact solver proposes networks.
-        rescaled: Whether stock is rescaled to the candidates' latencies.
-        random: Networks drawn at random within the limits and scored for comparison; `equal` for as many as the search
-            scores.
-        mac_ranking: Networks with the most multiply-accumulates within the limits, scored for comparison.
-        random_seeds: How often these comparisons are made.
-        seed: Seed of everything random.
-    """
-
-    generations: int = 40
-    population: int = 64
-    candidates: int = 12
-    measure_every: int = 10
-    prior_steps: int = 200
-    exact: bool = True
-    rescaled: bool = True
-    random: int | Literal["equal"] = 0
-    mac_ranking: int = 0
-    random_seeds: int = 1
-    seed: int = 0
-
-    @property
-    def to_score(self) -> int:
-        """Networks that are scored at most."""
-        searched = self.generations * self.population
-        drawn = searched if self.random == "equal" else self.random
-        return int(searched + self.random_seeds * (drawn + self.mac_ranking))
-
-    @property
-    def work(self) -> float:
-        """All work, in the unit of progress: scoring one network."""
-        return LEARNING * self.prior_steps + self.to_score + MEASURING * self.candidates
 
 
 class Measure(Interface):
@@ -131,32 +65,6 @@ class Measure(Interface):
         progress: Callable[[float, float], None],
     ) -> list[Measurement]:
         """Measure networks, or remember what was measured of them under the name."""
-
-
-@dataclass(frozen=True)
-class Rescaled:
-    """Stock with its width rescaled to the latency of a candidate, both measured in the same rounds.
-
-    Attributes:
-        architecture: The rescaled network.
-        candidate: The candidate that it is as fast as.
-        latency_ms: Its median latency.
-        candidate_ms: The candidate's, in the same rounds.
-    """
-
-    architecture: Architecture
-    candidate: Architecture
-    latency_ms: float
-    candidate_ms: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of `rescaled.json`."""
-        return {
-            "architecture": self.architecture.to_dict(),
-            "for": self.candidate.digest,
-            "latency_ms": self.latency_ms,
-            "candidate_ms": self.candidate_ms,
-        }
 
 
 @dataclass(frozen=True)
@@ -240,8 +148,9 @@ class Searcher:
         Raises:
             StageError: No network keeps the limits, by prediction or as measured.
         """
-        limit_ms = self.affordable_ms()
-        informed, prior = self._informed(limit_ms)
+        limit_ms = affordable_ms(self.costs, self._linear(), self.space.stock)
+        informed, prior = self._beginning.networks(self.price, limit_ms)
+        self._done = LEARNING * (self.plan.prior_steps if prior else 0)
         trials = evolve(
             self.space,
             self.price,
@@ -272,7 +181,7 @@ class Searcher:
         )
         trials += [c.trial for c in (*met, *missed) if c.trial.source == "filled"]
         start = time.monotonic()
-        rescaled = self._rescale(met) if self.plan.rescaled else []
+        rescaled = self._rescaling.to_each(met) if self.plan.rescaled else []
         comparing += time.monotonic() - start
         return Found(
             trials,
@@ -292,75 +201,18 @@ class Searcher:
         """What networks cost by the cost model as it stands."""
         return self.costs(architectures)
 
-    def front(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The networks within the limits that no other one beats in both accuracy and latency, from fast to slow."""
-        estimate = self.price([trial.architecture for trial in trials])
-        feasible = [trial for trial, ok in zip(trials, estimate.feasible, strict=True) if ok]
-        latency = estimate.latency_ms[estimate.feasible]
-        return [feasible[i] for i in pareto_front([trial.map50_95 for trial in feasible], latency)]
-
-    # Where to begin ---------------------------------------------------------------------------------------------------
-
-    def _informed(self, limit_ms: float | None) -> tuple[dict[Architecture, Source], Prior | None]:
-        """Networks for the first generation: the best within the limits by the prior, and samples of it.
-
-        An eighth and a quarter of the generation. The prior knows what each option is worth around the networks that it
-        drew, not what two options are worth together, and relatives of stock have proved a good start: so most of the
-        generation does not depend on it.
-
-        Raises:
-            StageError: No network keeps the limits; told here, before images are spent.
-        """
-        rng = np.random.default_rng([self.plan.seed, 0, 0])  # another stream than any generation's
-        if self.plan.exact:
-            self._solve([[0.0] * len(d.options) for d in self.space.dimensions], solutions=1)
-        else:
-            first_generation(self.space, self.price, 1, rng)
-        if not self.plan.prior_steps:
-            return {}, None
-        prior = self._learn_prior(limit_ms)
-        informed: dict[Architecture, Source] = {}
-        if self.plan.exact:
-            count = max(1, self.plan.population // EXACT)
-            informed |= dict.fromkeys(self._solve(prior.logits, solutions=count), "exact")
-        samples = [prior.sample(self.space, rng) for _ in range(self.plan.population // SAMPLED - 1)]
-        for architecture in (prior.most_likely(self.space), *samples):
-            informed.setdefault(architecture, "prior")
-        return informed, prior
-
-    def _learn_prior(self, limit_ms: float | None) -> Prior:
-        steps = self.plan.prior_steps
-
-        def progress(step: PriorStep) -> None:
-            message = f"learning where to look, step {step.step} of {steps}: {step.expected_ms:.3g} ms expected"
-            self.progress(LEARNING * step.step, message, self._best)
-
-        prior = learn_prior(
+    @property
+    def _beginning(self) -> Beginning:
+        return Beginning(
             self.supernet,
             self.data,
+            self.space,
+            self.costs,
             self._linear(),
-            limit_ms,
-            recipe=PriorRecipe(steps=steps, imgsz=self.imgsz, seed=self.plan.seed),
-            partial=self.work / "prior",
-            progress=progress,
-        )
-        self._done = LEARNING * steps
-        return prior
-
-    def affordable_ms(self) -> float | None:
-        """What the linear part of the latency model may come to, as far as limits speak of latency; else nothing.
-
-        A limit on a percentile, on throughput or with NMS becomes one on the linear part by their ratio in stock.
-        """
-        (expected,) = self._linear()([self.space.stock])
-        (values,) = self.price([self.space.stock]).values
-        return min(
-            (
-                expected * (limit.limit / value if limit.metric == "latency" else value / limit.limit)
-                for limit, value in zip(self.costs.limits, values.tolist(), strict=True)
-                if limit.metric in ("latency", "throughput")
-            ),
-            default=None,
+            self.plan,
+            self.imgsz,
+            self.work,
+            lambda done, message: self.progress(done, message, self._best),
         )
 
     def _linear(self) -> LinearCost:
@@ -369,21 +221,10 @@ class Searcher:
             self._tables = LinearCost.of_latency(self.costs.latency)
         return self._tables
 
-    def _solve(self, worth: Utility, *, solutions: int) -> list[Architecture]:
-        """The networks of the highest worth within the limits, which differ in `APART` choices at least.
-
-        They are the best, or nearly: no time is spent on a proof, since scores decide.
-
-        Raises:
-            StageError: There are none; the limit that binds is named.
-        """
-        found = solve(self.space, worth, self.costs, self._linear(), solutions=solutions, distance=APART, cuts=CUTS)
-        return [solution.architecture for solution in found]
-
     def _propose(self, effects: Utility) -> list[Architecture]:
         """The best network within the limits by what the scores so far make of each option."""
         try:
-            return self._solve(effects, solutions=1)
+            return self._beginning.solve(effects, solutions=1)
         except StageError as error:  # evolution may know one that the refitted model still allows
             self.note(str(error))
             return []
@@ -492,51 +333,13 @@ class Searcher:
             return None
         return Trial(network, self.score(network), self.plan.generations, "filled")
 
-    def _rescale(self, met: Sequence[Candidate]) -> list[Rescaled]:
-        """Stock rescaled to the latency of each candidate.
-
-        The latency model knows the space's networks, and rescaled ones need not be among them. So what its prediction
-        was wrong by is taken off, and a few networks are tried until one is near. One network serves all candidates
-        within `TOLERANCE` of its latency.
-        """
-        levels: list[tuple[float, Rescaled]] = []  # latency in the rounds in which candidates were measured
-        rescaled: list[Rescaled] = []
-        for number, candidate in enumerate(met):
-            own_ms = candidate.measurement.latency_ms.p50
-            like = [(ms, known) for ms, known in levels if abs(ms / own_ms - 1) <= TOLERANCE]
-            if like:
-                ms, known = like[0]
-                architecture = candidate.trial.architecture
-                rescaled.append(replace(known, candidate=architecture, latency_ms=ms, candidate_ms=own_ms))
-            else:
-                made = self._rescaled_for(candidate, number)
-                levels.append((own_ms * made.latency_ms / made.candidate_ms, made))
-                rescaled.append(made)
-        return rescaled
-
-    def _rescaled_for(self, best: Candidate, number: int) -> Rescaled:
-        """Stock rescaled to the latency of one candidate, both measured in the same rounds."""
-        candidate = best.trial.architecture
-
-        def price(architecture: Architecture) -> float:
-            return float(self.price([architecture]).latency_ms[0])
-
-        tried: dict[Architecture, tuple[float, float]] = {}  # its latency and the candidate's
-        correction = price(candidate) / best.measurement.latency_ms.p50
-        for attempt in range(RESCALINGS):
-            network = rescaled_stock(self.space.scale, price, correction * best.measurement.latency_ms.p50)
-            if network in tried:
-                break
-            if network == candidate:  # it is rescaled stock itself
-                own_ms = best.measurement.latency_ms.p50
-                return Rescaled(network, candidate, own_ms, own_ms)
-            rival, own = self._measure([network, candidate], PROBE, f"rescaled-{number}-{attempt}")
-            tried[network] = rival.latency_ms.p50, own.latency_ms.p50
-            if abs(tried[network][0] / tried[network][1] - 1) <= TOLERANCE:
-                break
-            correction = price(network) / tried[network][0]
-        nearest = min(tried, key=lambda network: abs(tried[network][0] / tried[network][1] - 1))
-        return Rescaled(nearest, candidate, *tried[nearest])
+    @property
+    def _rescaling(self) -> Rescaling:
+        return Rescaling(
+            self.space.scale,
+            lambda architecture: float(self.price([architecture]).latency_ms[0]),
+            lambda architectures, name: self._measure(architectures, PROBE, name),
+        )
 
     def _measure(
         self, architectures: Sequence[Architecture], protocol: Protocol, name: str, *, weight: int = 0
@@ -550,3 +353,25 @@ class Searcher:
 
     def _tell(self, done: float, message: str) -> None:
         self.progress(min(done, self.plan.work), message, self._best)
+
+
+def affordable_ms(costs: CostModel, linear: LinearCost, stock: Architecture) -> float | None:
+    """What the linear part of the latency model may come to, as far as limits speak of latency; else nothing.
+
+    A limit on a percentile, on throughput or with NMS becomes one on the linear part by their ratio in stock.
+
+    Args:
+        costs: Predicts what networks cost, and holds the limits.
+        linear: The linear part of its latency model.
+        stock: Stock YOLOv8.
+    """
+    (expected,) = linear([stock])
+    (values,) = costs([stock]).values
+    return min(
+        (
+            expected * (limit.limit / value if limit.metric == "latency" else value / limit.limit)
+            for limit, value in zip(costs.limits, values.tolist(), strict=True)
+            if limit.metric in ("latency", "throughput")
+        ),
+        default=None,
+    )

@@ -25,8 +25,8 @@ from yolov8_nas.device.profile import available_cores
 from yolov8_nas.errors import InputError
 from yolov8_nas.export import artifact
 from yolov8_nas.files import atomic_write, read_json, write_json
+from yolov8_nas.measure import engine_file
 from yolov8_nas.measure.benchmark import level
-from yolov8_nas.measure.engine_file import told_of
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.runtime import of_profile
 from yolov8_nas.runner.stage import StageContext
@@ -34,10 +34,11 @@ from yolov8_nas.search.evolution import SEARCHED, Source, Trial
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.memo import Memo
 from yolov8_nas.search.objective import CostModel, Scorer
-from yolov8_nas.search.outcome import best_score, budget, comparison
+from yolov8_nas.search.outcome import best_score, budget, comparison, front
+from yolov8_nas.search.plan import Plan
 from yolov8_nas.search.preference import Preference
 from yolov8_nas.search.rules import Applied, Device, consider, narrowed, with_evidence
-from yolov8_nas.search.searcher import Found, Plan, Searcher
+from yolov8_nas.search.searcher import Found, Searcher
 from yolov8_nas.space import Architecture
 from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages.search.settings import SearchSettings
@@ -237,17 +238,17 @@ class _Search:
             write_json(self.ctx.out / "prior.json", content)
         if self.settings.rescaled:
             write_json(self.ctx.out / "rescaled.json", [rescaled.to_dict() for rescaled in found.rescaled])
-        front = self.searcher.front(found.trials)
+        best = front(found.costs, found.trials)
         by_source: dict[Source, list[Trial]] = {}
         for trial in (*found.trials, *found.compared):
             by_source.setdefault(trial.source, []).append(trial)
         rows = self.rows([*found.trials, *found.compared], found)
         atomic_write(self.ctx.out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_json(self.ctx.out / "front.json", self.rows(front, found))
+        write_json(self.ctx.out / "front.json", self.rows(best, found))
         candidates = [candidate.to_dict() for candidate in found.met]
         if self.runtime.suffix == ".engine":  # and what its compiler told of each
             for row, candidate in zip(candidates, found.met, strict=True):
-                row["compiler"] = told_of(self.export(candidate.trial.architecture))
+                row["compiler"] = engine_file.told_of(self.export(candidate.trial.architecture))
         write_json(self.ctx.out / "candidates.json", candidates)
         estimate = found.costs([self.searcher.space.stock])
         summary = {
@@ -256,7 +257,7 @@ class _Search:
             "objective": self.searcher.preference.to_dict(),
             "counts": {
                 **{str(source): len(group) for source, group in by_source.items()},
-                "front": len(front),
+                "front": len(best),
                 "measured": len(found.measured_ms),
             },
             "best_map50_95": {source: best_score(found.costs, group) for source, group in by_source.items()},
