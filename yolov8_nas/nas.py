@@ -158,21 +158,9 @@ class NAS:
             raise InputError(f'metric {metric!r}: networks are compared by "mAP", which is mAP50-95')
         if self._trained is None:
             raise InputError("there is no supernet to search: call train(data=..., epochs=...) first")
-        limits = [*constraints]
-        if constraint_value is not None:
-            limits.insert(0, _limit(constraint_type, constraint_value))
-        if not limits:
-            raise InputError(
-                'search without a limit: give constraint_value, for example constraint_type="latency", '
-                'constraint_value=8.0 (ms), or constraints=["latency<=80%stock"]'
-            )
-        target: dict[str, Any] = {
-            "hardware": hardware or "auto",
-            "precision": precision,
-            "constraints": limits,
-            "batch": batch,
-            **({"runtime": runtime} if runtime else {}),
-        }
+        limits = _limits(constraint_type, constraint_value, constraints)
+        target = {"hardware": hardware or "auto", "precision": precision, "constraints": limits, "batch": batch}
+        target |= {"runtime": runtime} if runtime else {}
         # How many candidates are fine-tuned is asked later, and may not be more than are searched for now.
         session = self._session.changed(
             targets=[target],
@@ -521,6 +509,21 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
+
+
+def _limits(kind: str, value: float | str | None, further: Sequence[str]) -> list[str]:
+    """The limits of a search, in a run configuration's form.
+
+    Raises:
+        InputError: There is none.
+    """
+    limits = [*([] if value is None else [_limit(kind, value)]), *further]
+    if not limits:
+        raise InputError(
+            'search without a limit: give constraint_value, for example constraint_type="latency", '
+            'constraint_value=8.0 (ms), or constraints=["latency<=80%stock"]'
+        )
+    return limits
 
 
 def _limit(kind: str, value: float | str) -> str:

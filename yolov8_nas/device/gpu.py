@@ -272,6 +272,14 @@ def _handles(nvml: Any) -> Iterator[tuple[Any, Any, bool]]:
                 yield slice_, parent, True
 
 
+_PCIE: Final = {
+    "generation": "CurrPcieLinkGeneration",
+    "width": "CurrPcieLinkWidth",
+    "max_generation": "MaxPcieLinkGeneration",
+    "max_width": "MaxPcieLinkWidth",
+}
+
+
 def _info(nvml: Any, index: int, handle: Any, parent: Any, mig: bool, tree: str | None) -> GpuInfo:
     """What the driver and PyTorch tell of a GPU or a slice."""
 
@@ -313,12 +321,7 @@ def _info(nvml: Any, index: int, handle: Any, parent: Any, mig: bool, tree: str 
         mig=_mig_profile(name) if mig else None,
         shared=shared_by_label() or _other_processes(nvml, handle),
         ecc=_ECC.get(ecc[0]) if ecc else None,
-        pcie={
-            "generation": of(parent, "nvmlDeviceGetCurrPcieLinkGeneration"),
-            "width": of(parent, "nvmlDeviceGetCurrPcieLinkWidth"),
-            "max_generation": of(parent, "nvmlDeviceGetMaxPcieLinkGeneration"),
-            "max_width": of(parent, "nvmlDeviceGetMaxPcieLinkWidth"),
-        },
+        pcie={name: of(parent, f"nvmlDeviceGet{question}") for name, question in _PCIE.items()},
         numa_node=_numa_node(of(parent, "nvmlDeviceGetPciInfo")),
         power_limit_w=watts[0],
         power_limit_default_w=watts[1],

@@ -95,19 +95,7 @@ def export(
     """
     from ultralytics.utils.torch_utils import is_qat
 
-    from yolov8_nas.export.gpu_int8 import int8_for_gpu
-    from yolov8_nas.export.nms_in_graph import NmsOptions
-    from yolov8_nas.export.onnx import export_onnx, put_nms
-    from yolov8_nas.export.verification import verify_onnx
-
-    if format not in SUFFIXES:
-        raise InputError(f"format {format!r} is unknown; use one of {', '.join(SUFFIXES)}")
-    if gpu is not None and format != "rtx":
-        raise InputError(f'gpu {gpu!r}: only format "rtx" builds for a GPU that is elsewhere; leave gpu out')
-    if format == "engine":
-        _require_tensorrt()
-    elif format == "rtx":
-        _require_rtx(path, nms)
+    _require_builder(format, path, nms=nms, gpu=gpu)
     network = _read(checkpoint)
     if nms and network.end2end:
         raise InputError(
@@ -120,15 +108,9 @@ def export(
     shape: dict[str, Any] = {"imgsz": size, "batch": batch, "dynamic": dynamic, "half": half and not for_gpu}
     onnx = path if format == "onnx" else path.with_suffix(SUFFIXES["onnx"])
     onnx.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=onnx.parent, prefix=f".{onnx.name}.") as folder:
-        written = export_onnx(network, Path(folder) / onnx.name, **shape)
-        if for_gpu:
-            int8_for_gpu(written, written, half=half)
-        elif not quantized:
-            verify_onnx(network, written, **shape)
-        if nms and format == "onnx":  # now, since what can be compared is boxes and scores
-            put_nms(written, NmsOptions())
-        replace(written, onnx)
+    _write_onnx(
+        network, onnx, shape, int8=(half if for_gpu else None), verify=not quantized, nms=nms and format == "onnx"
+    )
     if format == "onnx":
         return onnx
     if format == "rtx":
@@ -183,6 +165,52 @@ def write_subnet(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(network, path, names=weights.names, imgsz=imgsz)
     return path
+
+
+def _require_builder(format: str, path: Path, *, nms: bool, gpu: str | None) -> None:
+    """Check that files of a format can be written here.
+
+    Raises:
+        InputError: What is asked does not go together.
+        EngineUnavailable: There is no TensorRT here.
+    """
+    if format not in SUFFIXES:
+        raise InputError(f"format {format!r} is unknown; use one of {', '.join(SUFFIXES)}")
+    if gpu is not None and format != "rtx":
+        raise InputError(f'gpu {gpu!r}: only format "rtx" builds for a GPU that is elsewhere; leave gpu out')
+    if format == "engine":
+        _require_tensorrt()
+    elif format == "rtx":
+        _require_rtx(path, nms)
+
+
+def _write_onnx(
+    network: DetectionModel, onnx: Path, shape: dict[str, Any], *, int8: bool | None, verify: bool, nms: bool
+) -> None:
+    """Write a network's ONNX file, all of it or nothing.
+
+    Args:
+        network: The network.
+        onnx: The file.
+        shape: Its input, and whether it computes in FP16.
+        int8: Whether layers that are not in INT8 compute in FP16, where the file is for TensorRT; else nothing.
+        verify: Whether it is compared with the network.
+        nms: Whether it suppresses overlapping boxes itself.
+    """
+    from yolov8_nas.export.gpu_int8 import int8_for_gpu
+    from yolov8_nas.export.nms_in_graph import NmsOptions
+    from yolov8_nas.export.onnx import export_onnx, put_nms
+    from yolov8_nas.export.verification import verify_onnx
+
+    with tempfile.TemporaryDirectory(dir=onnx.parent, prefix=f".{onnx.name}.") as folder:
+        written = export_onnx(network, Path(folder) / onnx.name, **shape)
+        if int8 is not None:
+            int8_for_gpu(written, written, half=int8)
+        elif verify:
+            verify_onnx(network, written, **shape)
+        if nms:  # now, since what can be compared is boxes and scores
+            put_nms(written, NmsOptions())
+        replace(written, onnx)
 
 
 def _read(checkpoint: Path) -> DetectionModel:

@@ -107,10 +107,7 @@ def package(
     Raises:
         InputError: The file is no such detector, the folder is not empty, or an option cannot be used.
     """
-    if not folder.absolute().parent.is_dir():
-        raise InputError(f"{folder}: there is no folder {folder.parent}; make it first")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder}: not an empty folder; give a new one")
+    _check_folder(folder)
     _check_name(name)
     if storage_uri is not None and not re.fullmatch(rf"({'|'.join(_STORAGES)})://\S+", storage_uri):
         raise InputError(f"--storage-uri {storage_uri}: KServe reads {', '.join(f'{s}://' for s in _STORAGES)} only")
@@ -330,6 +327,13 @@ def _max_batch(model: Servable, asked: int | None) -> int:
     if asked and model.largest and asked > model.largest:
         raise InputError(f"--max-batch {asked}: {model.file} takes {model.largest} at most; build an engine for more")
     return asked or model.largest or MAX_BATCH
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.absolute().parent.is_dir():
+        raise InputError(f"{folder}: there is no folder {folder.parent}; make it first")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: not an empty folder; give a new one")
 
 
 def _check_name(name: str) -> None:

@@ -236,22 +236,27 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
             client.set_model_version_tag(deployable.name, number, SIGNATURE, signature)
         client.finalize_logged_model(model_id, "READY")
         given = _give_alias(client, deployable, int(number))
-        made = [{"name": deployable.name, "version": int(number)}]  # as MLflow's own fluent API notes it
-        client.set_logged_model_tags(
-            model_id,
-            {
-                "registered_model": deployable.name,
-                "registered_version": number,
-                "mlflow.modelVersions": json.dumps(made),
-                STATE: COMPLETE,
-            },
-        )
-        client.set_model_version_tag(deployable.name, number, STATE, COMPLETE)
+        _complete(client, deployable.name, number, model_id)
     if given is None:
         return _standing(client, deployable, int(number), model_id, created)
     role, reason = given
     aliases = (alias(role, deployable.purpose),)
     return Registration(deployable.name, int(number), model_id, aliases, created, role, reason)
+
+
+def _complete(client: MlflowClient, name: str, number: str, model_id: str) -> None:
+    """Say of a version, and of its logged model, that all of it is there; the version is the last to say so."""
+    made = [{"name": name, "version": int(number)}]  # as MLflow's own fluent API notes it
+    client.set_logged_model_tags(
+        model_id,
+        {
+            "registered_model": name,
+            "registered_version": number,
+            "mlflow.modelVersions": json.dumps(made),
+            STATE: COMPLETE,
+        },
+    )
+    client.set_model_version_tag(name, number, STATE, COMPLETE)
 
 
 def content_digest(files: Mapping[str, str], hardware_id: str, limits: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -173,6 +173,28 @@ def side_by_side(target: Target) -> list[dict[str, Any]]:
     return rows
 
 
+def _unmeasured_of_stock(target: Target) -> Iterator[tuple[str, str]]:
+    """What is not known of the comparison with stock."""
+    if not target.baselines:
+        yield "Stock baseline", "No stock network was trained in this run, so there is nothing to compare with."
+        return
+    yield (
+        "Spread between trainings",
+        "The interval allows for how far trainings of one network lie apart. Few trainings of these data tell that: in "
+        "the main the figure is what is typical of other data.",
+    )
+    ours = pick(target.model, "latency_ms", "p50")
+    theirs = [pick(row, "latency_ms", "p50") for row in target.baselines]
+    if wording.is_number(ours) and not any(
+        wording.is_number(value) and abs(value / ours - 1) <= _SAME_LATENCY for value in theirs
+    ):
+        yield (
+            "Stock at the same latency",
+            "Stock is compared at its own size and for as many epochs; no stock network was rescaled to the shipped "
+            "one's latency.",
+        )
+
+
 def unmeasured(target: Target) -> list[tuple[str, str]]:
     """What was not measured or not done, and why: absence is told, never left to be guessed."""
     told: list[tuple[str, str]] = []
@@ -203,30 +225,7 @@ def unmeasured(target: Target) -> list[tuple[str, str]]:
         asked = target.summary.get("precision_requested")
         reason = f"The run asked for {wording.precision(asked)}." if asked in ("fp32", "fp16") else ""
         told.append(("INT8", reason or target.outputs["trt-export"].why_missing("INT8 result")))
-    if target.baselines:
-        told.append(
-            (
-                "Spread between trainings",
-                "The interval allows for how far trainings of one network lie apart. Few trainings of these data tell "
-                "that: in the main the figure is what is typical of other data.",
-            )
-        )
-        ours = pick(target.model, "latency_ms", "p50")
-        theirs = [pick(row, "latency_ms", "p50") for row in target.baselines]
-        if wording.is_number(ours) and not any(
-            wording.is_number(value) and abs(value / ours - 1) <= _SAME_LATENCY for value in theirs
-        ):
-            told.append(
-                (
-                    "Stock at the same latency",
-                    "Stock is compared at its own size and for as many epochs; no stock network was rescaled to the "
-                    "shipped one's latency.",
-                )
-            )
-    else:
-        told.append(
-            ("Stock baseline", "No stock network was trained in this run, so there is nothing to compare with.")
-        )
+    told += _unmeasured_of_stock(target)
     told += [
         (name, "No figure was recorded for the shipped file.")
         for key, name in (

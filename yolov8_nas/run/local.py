@@ -262,10 +262,7 @@ def run_stages(
     """
     workdir = workdir.absolute()
     logs, store = workdir / "logs", store_of(config, workdir)
-    needed = {last}
-    for stage in reversed(INPUTS):
-        needed |= set(INPUTS[stage]) if stage in needed else set()
-    plan = [(stage, None if stage in SHARED_STAGES else target) for stage in INPUTS if stage in needed]
+    plan = _needed(last, target)
     for stage, label in plan:
         if stage != "data-prep":  # its settings hold a digest of the data, which takes time; and it runs first anyway
             find_stage(stage).settings(config, find_target(config, label) if label else None)
@@ -275,9 +272,6 @@ def run_stages(
         (logs / "progress.jsonl").unlink(missing_ok=True)
         with Display(logs / "progress.jsonl", plan, console) as display:
             for stage, label in plan:
-                parameters = {}
-                if stage == "hw-probe":
-                    parameters["num_classes"] = len(read_json(found["data-prep"] / "dataset.json")["classes"])
                 outcome: Outcome = process.call(
                     "yolov8_nas.stages:run_by_name",
                     log=logs / "stages.log",
@@ -291,13 +285,28 @@ def run_stages(
                     target=label,
                     inputs={name: tars / f"{name}.tar" for name in INPUTS[stage]},
                     output=tars / f"{stage}.tar",
-                    parameters=parameters,
+                    parameters=_parameters(stage, found),
                     **request,
                 )
                 found[stage] = open_store(store).result(stage, outcome.key).outputs
                 if outcome.status == "failed":
                     _raise_failure(stage, outcome, found[stage], logs)
     return found
+
+
+def _needed(last: str, target: str | None) -> list[tuple[str, str | None]]:
+    """A stage and those that it needs, in their order, each with its target."""
+    needed = {last}
+    for stage in reversed(INPUTS):
+        needed |= set(INPUTS[stage]) if stage in needed else set()
+    return [(stage, None if stage in SHARED_STAGES else target) for stage in INPUTS if stage in needed]
+
+
+def _parameters(stage: str, found: Mapping[str, Path]) -> dict[str, int]:
+    """What a stage is told beside the configuration."""
+    if stage != "hw-probe":
+        return {}
+    return {"num_classes": len(read_json(found["data-prep"] / "dataset.json")["classes"])}
 
 
 def _raise_failure(stage: str, outcome: Outcome, folder: Path, logs: Path) -> None:

@@ -13,7 +13,7 @@ measured again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -127,16 +127,8 @@ def choose(
     drift: list[Floats] = []  # of each measured network: measured over predicted, by limit
 
     def meet(batch: Sequence[Trial]) -> list[Candidate]:
-        networks = [trial.architecture for trial in batch]
-        estimate = costs(networks)
-        found = []
-        for i, (trial, measurement) in enumerate(zip(batch, measure(networks), strict=True)):
-            values = costs.measured(trial.architecture, measurement)
-            (violation,) = np.where(np.isnan(values), -np.inf, costs.violation(values[None]))
-            tightest = int(violation.argmax())
-            predicted = float(estimate.latency_ms[i]), float(estimate.upper_ms[i])
-            found.append(Candidate(trial, *predicted, measurement, -float(violation[tightest]), costs.limits[tightest]))
-            drift.append(values / estimate.values[i])
+        found, factors = _met(batch, costs, measure)
+        drift.extend(factors)
         measured.update((candidate.trial.architecture, candidate) for candidate in found)
         return found
 
@@ -148,29 +140,62 @@ def choose(
         waiting = waiting[len(batch) :]
         found = meet(batch)
         if adjust is not None and not preference.weighs_latency:
-            fuller: dict[Architecture, tuple[Trial, Candidate]] = {}
-            for candidate, factors in zip(found, drift[-len(found) :], strict=True):
-                if -SPARE <= -candidate.slack <= 0 or candidate.trial.source == "rescaled":
-                    continue
-                trial = adjust(candidate.trial.architecture, factors)
-                if trial is not None and trial.architecture not in measured:
-                    fuller.setdefault(trial.architecture, (trial, candidate))
+            fuller = _fuller(found, drift[-len(found) :], adjust, measured)
             for candidate in meet([trial for trial, _ in fuller.values()]) if fuller else ():
                 before = fuller[candidate.trial.architecture][1]
                 if candidate.met and before.met:
                     del measured[before.trial.architecture]
-        late = costs([t.architecture for t in waiting]).values if waiting else np.empty((0, len(costs.limits)))
-        expected = costs.violation(late * np.median(drift, axis=0)).max(axis=1) if waiting else np.empty(0)
-        waiting = [waiting[i] for i in np.argsort(expected > 0, kind="stable")]
+        waiting = _late_last(waiting, costs, np.median(drift, axis=0))
     met = [candidate for candidate in measured.values() if candidate.met]
     if not met:
         raise StageError(_none_holds(list(measured.values()), costs))
+    return _with_rescaled(_most_wanted(met, expect, preference), count), [c for c in measured.values() if not c.met]
+
+
+def _met(batch: Sequence[Trial], costs: CostModel, measure: Measure) -> tuple[list[Candidate], list[Floats]]:
+    """Networks held against the limits, with what was measured of each limit over what was predicted."""
+    networks = [trial.architecture for trial in batch]
+    estimate = costs(networks)
+    found, drift = [], []
+    for i, (trial, measurement) in enumerate(zip(batch, measure(networks), strict=True)):
+        values = costs.measured(trial.architecture, measurement)
+        (violation,) = np.where(np.isnan(values), -np.inf, costs.violation(values[None]))
+        tightest = int(violation.argmax())
+        predicted = float(estimate.latency_ms[i]), float(estimate.upper_ms[i])
+        found.append(Candidate(trial, *predicted, measurement, -float(violation[tightest]), costs.limits[tightest]))
+        drift.append(values / estimate.values[i])
+    return found, drift
+
+
+def _fuller(
+    found: Sequence[Candidate], drift: Sequence[Floats], adjust: Adjust, measured: Mapping[Architecture, Candidate]
+) -> dict[Architecture, tuple[Trial, Candidate]]:
+    """Networks brought to the limits, with the one that each comes from; none for those that are at the limits."""
+    fuller: dict[Architecture, tuple[Trial, Candidate]] = {}
+    for candidate, factors in zip(found, drift, strict=True):
+        if -SPARE <= -candidate.slack <= 0 or candidate.trial.source == "rescaled":
+            continue
+        trial = adjust(candidate.trial.architecture, factors)
+        if trial is not None and trial.architecture not in measured:
+            fuller.setdefault(trial.architecture, (trial, candidate))
+    return fuller
+
+
+def _late_last(waiting: Sequence[Trial], costs: CostModel, drift: Floats) -> list[Trial]:
+    """Networks in their order, but those last that would miss a limit by as much as was measured over predicted."""
+    if not waiting:
+        return []
+    expected = costs.violation(costs([t.architecture for t in waiting]).values * drift).max(axis=1)
+    return [waiting[i] for i in np.argsort(expected > 0, kind="stable")]
+
+
+def _most_wanted(met: Sequence[Candidate], expect: Expect, preference: Preference) -> list[Candidate]:
+    """The candidates, the most wanted first."""
     if preference.weighs_latency:
         wanted = [preference.loss(c.trial.map50_95, c.measurement.latency_ms.p50) for c in met]
     else:
         wanted = (-expect([c.trial for c in met])).tolist()
-    met = [met[i] for i in np.argsort(wanted, kind="stable")]
-    return _with_rescaled(met, count), [c for c in measured.values() if not c.met]
+    return [met[i] for i in np.argsort(wanted, kind="stable")]
 
 
 def near_the_limits(trials: Sequence[Trial], estimate: Estimate) -> list[Trial]:
