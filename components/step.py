@@ -53,7 +53,7 @@ def run_step(
     artifacts = inputs or {}
     found = find_stage(stage)
 
-    def carry_out(it: Stage) -> Outcome:
+    def carry_out(it: Stage[Any]) -> Outcome:
         return run_stage(
             it,
             config=config,
@@ -81,14 +81,14 @@ def run_step(
     Path(report.path).write_text(told.markdown)
 
 
-def _survived(stage: Stage, carry_out: Callable[[Stage], Outcome]) -> Outcome:
+def _survived(stage: Stage[Any], carry_out: Callable[[Stage[Any]], Outcome]) -> Outcome:
     """Carry a stage out in a fork; where that is lost, the stage is one that failed for it."""
     try:
         return guarded.call(lambda: carry_out(stage))
     except guarded.EndedError as ended:
         lost = ended
 
-    def fail(ctx: StageContext) -> NoReturn:
+    def fail(ctx: StageContext[Any]) -> NoReturn:
         raise lost
 
     return carry_out(replace(stage, run=fail, watched=False))

@@ -19,6 +19,7 @@ from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_json
 from yolov8_nas.runner import guarded
 from yolov8_nas.runner.guarded import EndedError, call, used_memory
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Stage, StageContext
 
 CONFIG = RunConfig.parse(
@@ -116,7 +117,7 @@ def test_a_target_whose_stage_is_killed_is_lost_and_its_step_ends_green(
         kept.write_text("1")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    stage = Stage("search", 1, lambda config, target: {}, body)
+    stage = Stage("search", 1, lambda config, target: StageSettings(), body)
     record, output = _step(tmp_path, monkeypatch, stage, LABEL)
     assert record["status"] == "failed" and "most likely by the kernel for want of memory" in record["error"]
     assert output.metadata["sha256"] == record["digest"]
@@ -126,6 +127,6 @@ def test_a_target_whose_stage_is_killed_is_lost_and_its_step_ends_green(
 
 
 def test_a_stage_for_all_targets_fails_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage("data-prep", 1, lambda config, target: {}, lambda ctx: _raise(StageError("no images")))
+    stage = Stage("data-prep", 1, lambda config, target: StageSettings(), lambda ctx: _raise(StageError("no images")))
     with pytest.raises(StageError, match="no images"):
         _step(tmp_path, monkeypatch, stage, None)
