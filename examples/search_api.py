@@ -21,7 +21,8 @@ from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.runtime import of_profile
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.objective import CostModel, Scorer
-from yolov8_nas.search.searcher import Plan, Searcher
+from yolov8_nas.search.plan import Plan
+from yolov8_nas.search.searcher import Searcher
 from yolov8_nas.space import Architecture
 from yolov8_nas.space.limits import Constraint
 from yolov8_nas.supernet.supernet import Supernet

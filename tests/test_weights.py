@@ -12,7 +12,7 @@ from yolov8_nas.config import SupernetConfig
 from yolov8_nas.data import weights
 from yolov8_nas.errors import InputError
 from yolov8_nas.run.local import with_absolute_paths
-from yolov8_nas.stages.supernet_train.settings import start_weights
+from yolov8_nas.stages.supernet_train.settings import Weights, start_weights
 
 CONTENT = b"a checkpoint" * 100
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -80,7 +80,7 @@ def test_with_consent_it_is_downloaded_once(
     monkeypatch.setattr(weights.remote, "fetch", None)  # it is there
     assert local("yolov8s.pt") == file
     told = start_weights(SupernetConfig(weights="yolov8s.pt"))
-    assert told == {"path": str(file), "sha256": SHA256}
+    assert told == Weights(path=str(file), sha256=SHA256)
 
 
 def test_an_address_is_downloaded_once(folder: Path, https: str, monkeypatch: pytest.MonkeyPatch) -> None:
