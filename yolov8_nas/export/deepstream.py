@@ -9,7 +9,7 @@ these outputs, so no library has to be built. They do so of an NMS-free head's d
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx
@@ -23,6 +23,34 @@ BOXES, SCORES, CLASSES = "detection_boxes", "detection_scores", "detection_class
 
 OLDEST_OPSET: Final = 13
 """From which on `Split` and `Squeeze` take what they take here."""
+
+
+_Node: TypeAlias = tuple[str, list[str], list[str], dict[str, Any]]
+"""Operator, inputs, outputs and attributes."""
+
+_TURNED: Final[tuple[_Node, ...]] = (
+    ("Gather", ["ds/corners", "ds/yxyx"], ["ds/turned"], {"axis": 2}),
+    ("Mul", ["ds/turned", "ds/shares"], [BOXES], {}),
+    ("Squeeze", ["ds/score", "ds/last"], [SCORES], {}),
+    ("Squeeze", ["ds/class", "ds/last"], ["ds/index"], {}),
+    ("Cast", ["ds/index"], [CLASSES], {"to": TensorProto.FLOAT}),
+)
+"""From corners, scores and classes to what the parser takes."""
+
+
+def _corners(output: str, *, nms_free: bool) -> list[_Node]:
+    """From a detector's output to corners in pixels, scores and classes."""
+    if nms_free:
+        return [("Split", [output, "ds/sizes"], ["ds/corners", "ds/score", "ds/class"], {"axis": 2})]
+    return [
+        ("Transpose", [output], ["ds/rows"], {"perm": [0, 2, 1]}),
+        ("Split", ["ds/rows", "ds/sizes"], ["ds/centre", "ds/size", "ds/probabilities"], {"axis": 2}),
+        ("Mul", ["ds/size", "ds/half"], ["ds/reach"], {}),
+        ("Sub", ["ds/centre", "ds/reach"], ["ds/low"], {}),
+        ("Add", ["ds/centre", "ds/reach"], ["ds/high"], {}),
+        ("Concat", ["ds/low", "ds/high"], ["ds/corners"], {"axis": 2}),
+        ("TopK", ["ds/probabilities", "ds/one"], ["ds/score", "ds/class"], {"axis": 2}),
+    ]
 
 
 def parsed_by_deepstream(
@@ -62,27 +90,7 @@ def parsed_by_deepstream(
         "ds/one": np.array([1]),
         "ds/last": np.array([2]),
     }
-    if nms_free:
-        nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
-            ("Split", [output.name, "ds/sizes"], ["ds/corners", "ds/score", "ds/class"], {"axis": 2}),
-        ]
-    else:
-        nodes = [
-            ("Transpose", [output.name], ["ds/rows"], {"perm": [0, 2, 1]}),
-            ("Split", ["ds/rows", "ds/sizes"], ["ds/centre", "ds/size", "ds/probabilities"], {"axis": 2}),
-            ("Mul", ["ds/size", "ds/half"], ["ds/reach"], {}),
-            ("Sub", ["ds/centre", "ds/reach"], ["ds/low"], {}),
-            ("Add", ["ds/centre", "ds/reach"], ["ds/high"], {}),
-            ("Concat", ["ds/low", "ds/high"], ["ds/corners"], {"axis": 2}),
-            ("TopK", ["ds/probabilities", "ds/one"], ["ds/score", "ds/class"], {"axis": 2}),
-        ]
-    nodes += [
-        ("Gather", ["ds/corners", "ds/yxyx"], ["ds/turned"], {"axis": 2}),
-        ("Mul", ["ds/turned", "ds/shares"], [BOXES], {}),
-        ("Squeeze", ["ds/score", "ds/last"], [SCORES], {}),
-        ("Squeeze", ["ds/class", "ds/last"], ["ds/index"], {}),
-        ("Cast", ["ds/index"], [CLASSES], {"to": TensorProto.FLOAT}),
-    ]
+    nodes = [*_corners(output.name, nms_free=nms_free), *_TURNED]
     used = {name for _, inputs, _, _ in nodes for name in inputs}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items() if name in used)
     graph.node.extend(

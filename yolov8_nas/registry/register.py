@@ -239,9 +239,8 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
         _complete(client, deployable.name, number, model_id)
     if given is None:
         return _standing(client, deployable, int(number), model_id, created)
-    role, reason = given
-    aliases = (alias(role, deployable.purpose),)
-    return Registration(deployable.name, int(number), model_id, aliases, created, role, reason)
+    aliases = (alias(given[0], deployable.purpose),)
+    return Registration(deployable.name, int(number), model_id, aliases, created, *given)
 
 
 def _complete(client: MlflowClient, name: str, number: str, model_id: str) -> None:

@@ -134,8 +134,7 @@ def choose(
 
     while waiting:
         missing = count - sum(candidate.met for candidate in measured.values())
-        batch = waiting[: max(0, min(missing, ATTEMPTS * count - len(drift)))]
-        if not batch:
+        if not (batch := waiting[: max(0, min(missing, ATTEMPTS * count - len(drift)))]):
             break
         waiting = waiting[len(batch) :]
         found = meet(batch)
@@ -146,8 +145,7 @@ def choose(
                 if candidate.met and before.met:
                     del measured[before.trial.architecture]
         waiting = _late_last(waiting, costs, np.median(drift, axis=0))
-    met = [candidate for candidate in measured.values() if candidate.met]
-    if not met:
+    if not (met := [candidate for candidate in measured.values() if candidate.met]):
         raise StageError(_none_holds(list(measured.values()), costs))
     return _with_rescaled(_most_wanted(met, expect, preference), count), [c for c in measured.values() if not c.met]
 
