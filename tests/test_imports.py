@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from yolov8_nas.runner.stage import STAGES
+
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
@@ -126,7 +128,12 @@ def test_wrappers_import_the_library_and_each_other_only(folder: str) -> None:
             assert name.split(".")[0] in allowed, f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["yolov8_nas.commands.main", "yolov8_nas.runner.stage", "yolov8_nas.store.store"])
+SETTINGS = ", ".join(f"yolov8_nas.stages.{stage.replace('-', '_')}" for stage in STAGES)
+
+
+@pytest.mark.parametrize(
+    "module", ["yolov8_nas.commands.main", "yolov8_nas.runner.stage", "yolov8_nas.store.store", SETTINGS]
+)
 def test_what_must_start_in_a_blink_imports_nothing_heavy(module: str) -> None:
     heavy = ("torch", "ultralytics", "mlflow", "onnxruntime", "onnx", "plotly", "kfp", "scipy", "cv2")
     code = f"import sys, {module}; print(*(m for m in {heavy} if m in sys.modules))"
