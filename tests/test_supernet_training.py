@@ -417,9 +417,9 @@ def context(tmp_path: Path, prepared: Path, **supernet) -> StageContext[Supernet
 
 def test_stage_settings():
     given = settings(config(epochs=7), None)
-    assert given["space"] == TINY.to_dict()
-    assert (given["epochs"], given["batch"], given["imgsz"], given["seed"]) == (7, "auto", 64, 0)
-    json.dumps(given)
+    assert given.plain()["space"] == json.loads(json.dumps(TINY.to_dict()))
+    assert (given.epochs, given.batch, given.imgsz, given.seed) == (7, "auto", 64, 0)
+    assert SupernetSettings.model_validate(json.loads(json.dumps(given.plain()))) == given
     with pytest.raises(
         InputError, match=r"supernet\.weights = 'yolov8n\.pt': neither in the current folder nor .*yolov8n\.pt"
     ):
