@@ -70,8 +70,8 @@ class Recipe:
     def window(self) -> int:
         """Epochs over which scores are averaged: a quarter of the training at most, since scores rise until its end.
 
-        In a training of five epochs the one before the last tells nothing: eight candidates for one limit (BCCD, 160 px)
-        scored 17 to 42 there, and 41 to 46 in the end.
+        In a training of five epochs the one before the last tells nothing: eight candidates for one limit (BCCD at
+        160 px) scored 17 to 42 there, and 41 to 46 in the end.
         """
         return max(1, min(WINDOW, self.epochs // 4))
 
