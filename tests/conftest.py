@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from measured import Tables
 from web_files import https  # noqa: F401  # a fixture
 
 from yolov8_nas import quiet
@@ -45,6 +46,11 @@ def pytest_collection_finish() -> None:
     """Leave what is imported out of garbage collection: a full one, as at each training's end, takes half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    return Tables(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from measured import Tables
 from typer.testing import CliRunner
 
 import yolov8_nas
@@ -435,8 +436,9 @@ targets: [{{hardware: cpu-1t, constraints: ["latency<=150%stock"]}}]
 
 
 @pytest.mark.slow
-def test_the_whole_way_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_way_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str], tables: Tables) -> None:
     data, work = tmp_path / "data", tmp_path / "work"
+    tables.take(work / "store")
     make_demo(data, images=16, size=64)
     threads, environment = torch.get_num_threads(), dict(os.environ)
     search = NAS("tiny", device="cpu", workdir=work)
@@ -445,6 +447,7 @@ def test_the_whole_way_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixtur
         constraint_value="150%stock", hardware="cpu-1t", probe={"networks": 12, "holdout": 5, "max_mape": 10},
         generations=2, population=4, candidates=1, bn_images=16, prior_steps=2,
     )  # fmt: skip
+    tables.give(work / "store")
     assert len(search.history) == 8
     assert best.latency_ms["p50"] > 0 and best.slack >= 0
     assert "supernet-train: done" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 import registering
 import servers
 from look_ups import watched
+from measured import Tables
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
@@ -219,7 +220,7 @@ class Line:
 
 
 def test_the_whole_way_in_miniature_and_once_more_with_a_target_added(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, request: pytest.FixtureRequest, tables: Tables
 ) -> None:
     """The first run is on S3 and PostgreSQL where they are, the second needs no server in any case."""
     line = Line(tmp_path)
@@ -243,7 +244,9 @@ def test_the_whole_way_in_miniature_and_once_more_with_a_target_added(
 
     if bucket:
         line.take_home(f"s3://{bucket}/store", tmp_path / "home", first["run"]["id"])
+    tables.take(line.work / "store")
     second = line.run(ADDED)
+    tables.give(line.work / "store")
     again = {(stage["name"], stage["target"]): stage["status"] for stage in second["stages"]}
     # The dataset is another source then, with the same name and content.
     assert again["data-prep", None] == ("done" if bucket else "cached")
