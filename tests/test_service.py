@@ -107,6 +107,8 @@ def test_what_a_server_lacks_is_told(changed: dict[str, Any], told: str, monkeyp
         {},
         {"/version": (404, "<html>")},  # behind a proxy that lets the API through only
         {f"{API}/experiments/get-by-name": _experiment("s3://bucket/mlflow")},
+        {f"{API}/experiments/get-by-name": (200, "[" * 100_000)},  # what it says of experiments is of another form
+        {f"{API}/experiments/get-by-name": (200, {"experiment": []})},
         {f"{API}/logged-models/search": (404, {"error_code": "RESOURCE_DOES_NOT_EXIST"})},  # no experiment 0
     ],
 )

@@ -155,7 +155,9 @@ def _check_artifacts(server: _Server, name: str) -> None:
             continue
         try:
             found = json.loads(text)["experiment"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return
+        if not isinstance(found, dict):
             return
         if query.startswith("get-by-name") and found.get("lifecycle_stage") == "deleted":
             raise InputError(
