@@ -11,7 +11,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.export.gpu_int8 import int8_for_gpu
 from yolov8_nas.export.onnx import export_onnx
-from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space import Architecture, Head, SearchSpace
 from yolov8_nas.supernet.derive import add_one_to_one, build
 from yolov8_nas.train.quantization import quantize
 
@@ -53,7 +53,7 @@ class Kind:
 
     @property
     def architecture(self) -> Architecture:
-        """The smallest network of the space, with its operators in turn and the most attention that it has."""
+        """The smallest network of the space, its operators and heads in turn, with the most attention that it has."""
         space = SearchSpace.load(self.space)
         options = {dimension.name: dimension.options for dimension in space.dimensions}
         smallest = space.smallest()
@@ -61,15 +61,16 @@ class Kind:
         for index, (name, block) in enumerate(zip(space.to_dict()["blocks"], smallest.blocks, strict=True)):
             operators = options[f"{name}.operator"]
             blocks.append(replace(block, operator=operators[(index + self.shift) % len(operators)]))
-        attention = max(options["attention"])
-        return replace(smallest, blocks=tuple(blocks), attention=attention)
+        classes, bins = (options[f"detect.{part}"] for part in ("classes", "reg_max"))
+        head = Head(classes[self.shift % len(classes)], bins[self.shift % len(bins)])
+        return replace(smallest, blocks=tuple(blocks), attention=max(options["attention"]), head=head)
 
 
 KINDS = (
     *(Kind(space, shift, precision) for space in SPACES for shift, precision in enumerate(("fp32", "fp16"))),
     # What a quantized file takes to be written and built is five seconds; a large space's operators are a small one's.
     *(Kind(space, 2, "int8") for space in ("tiny", "yolov8n-mixed", "yolov8l-mixed")),
-    *(Kind(classes=classes) for classes in (1, 80, 300)),
+    *(Kind(shift=shift, classes=classes) for shift, classes in enumerate((1, 80, 300))),
     *(Kind(dynamic=True, precision=precision) for precision in ("fp32", "fp16")),
     *(Kind(nms_free=True, dynamic=dynamic, precision=p) for dynamic in (False, True) for p in ("fp32", "fp16")),
     Kind("tiny", 3, "int8", dynamic=True, nms_free=True),

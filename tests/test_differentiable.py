@@ -59,6 +59,8 @@ def test_derivatives_are_those_of_a_small_change_of_the_choices() -> None:
             "sppf.kernel": [3, 5],
             "sppf.width": [128, 256],
             "attention": [0, 1],
+            "detect.classes": ["dwsep3", "conv3"],
+            "detect.reg_max": [8, 16],
         }
     )
     torch.manual_seed(0)
@@ -155,7 +157,7 @@ def test_logits_are_what_options_save_within_the_limit(
         return sum(choices[name] @ effect for name, effect in effects.items()).exp() * len(x)
 
     monkeypatch.setattr(differentiable, "RelaxedSupernet", lambda supernet: outputs)
-    monkeypatch.setattr(differentiable, "detection_loss", lambda supernet, imgsz: lambda outputs, batch: [outputs])
+    monkeypatch.setattr(differentiable, "DetectionLoss", lambda supernet, imgsz: lambda outputs, batch: [outputs])
     free = learn(supernet, data, tmp_path / "free")
     for dimension, logits, worth in zip(TINY.dimensions, free.logits, free.worth, strict=True):
         saved = -effects[dimension.name] + effects[dimension.name].mean()

@@ -155,10 +155,13 @@ def test_cost_agrees_exactly_with_the_model_that_ultralytics_builds() -> None:
         model = DetectionModel(model_yaml(architecture, num_classes), verbose=False).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(1, 3, 64, 64))
-        sum_over_bins = 4 * 16 * (8**2 + 4**2 + 2**2)  # of every side of the box of every cell
+        others = 4 * architecture.head.reg_max * (8**2 + 4**2 + 2**2)  # sums over bins
+        if architecture.head.classes == "dwsep3":  # a row on P5 that nobody reads
+            switch = model.model[-2]
+            others += (switch.cv1.conv.weight.numel() + switch.cv2.conv.weight.numel()) * 2**2
         found = cost(architecture, num_classes, 64)
         assert found.params == sum(p.numel() for p in model.parameters()), (name, architecture)
-        assert found.macs == counter.get_total_flops() // 2 - sum_over_bins, (name, architecture)
+        assert found.macs == counter.get_total_flops() // 2 - others, (name, architecture)
 
 
 def test_stock_yolov8n_costs_what_is_quoted_for_it() -> None:

@@ -108,8 +108,12 @@ def test_the_kinds_are_all_operators_and_precisions_of_all_spaces() -> None:
         wanted = set().union(*(found for name, found in options.items() if name.endswith(".operator")))
         assert {block.operator for kind in kinds for block in kind.architecture.blocks} == wanted
         assert {kind.architecture.attention for kind in kinds} == {max(options["attention"])}
+        assert {kind.architecture.head.classes for kind in kinds} == options["detect.classes"]
         assert {kind.precision for kind in kinds} >= {"fp32", "fp16"}
     assert {b.operator for k in KINDS for b in k.architecture.blocks if k.precision == "int8"} == set(OPERATORS)
+    heads = {(kind.precision, kind.architecture.head.classes) for kind in KINDS}
+    assert len(heads) == 6 and {kind.architecture.head.reg_max for kind in KINDS} == {8, 12, 16}
+    assert {kind.architecture.head.classes for kind in KINDS if kind.nms_free} == {"dwsep3", "conv3"}
     assert {kind.classes for kind in KINDS} >= {1, 80, 300}
 
 

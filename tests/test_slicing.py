@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.checkpoint.stock import StockCheckpoint
-from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace, stock_architecture
+from yolov8_nas.space import BLOCKS, CONVS, Architecture, Head, SearchSpace, stock_architecture
 from yolov8_nas.space.topology import model_rows
+from yolov8_nas.supernet.batchnorm import recalibrate
 from yolov8_nas.supernet.channels import axis_sizes, wiring
 from yolov8_nas.supernet.derive import architecture_of, build, unroll
 from yolov8_nas.supernet.slicing import fitted, sliced
@@ -260,6 +261,69 @@ def test_a_class_branch_that_is_not_yolov8_s_is_not_taken(source: DetectionModel
     assert not torch.equal(*drawn)
 
 
+# The head ------------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_bins_are_the_first_ones_of_each_side(source: DetectionModel) -> None:
+    """What the source has beyond them goes to the last one by the fit, which changes no other one."""
+    source, fewer = copy.deepcopy(source), replace(N, head=Head(reg_max=8))
+    silence(source, fewer)  # its hidden width is smaller, too
+    wanted = raw(source, image())
+    sides = wanted[:, :64].unflatten(1, (4, 16))
+    for calibration, same in (([], 8), ([batch.double() for batch in images(0)], 7)):
+        network, report = sliced(source, fewer, NAMES, calibration)
+        found = raw(network, image())
+        assert_close(found[:, :32].unflatten(1, (4, 8))[:, :, :same], sides[:, :, :same])
+        assert_close(found[:, 32:], wanted[:, 64:])  # classes
+        assert network.model[-1].cv2[0][0].conv.out_channels == 32 and report.fitted == 3 * bool(calibration)
+
+
+def test_the_last_bin_gets_what_the_source_has_beyond(source: DetectionModel) -> None:
+    source = copy.deepcopy(source).float()
+    for branch in source.model[-1].cv2:
+        with torch.no_grad():
+            branch[2].weight[:] *= 0.1
+            branch[2].bias[:] = torch.linspace(-3, 3, 16).repeat(4)  # sides are long
+    (seen,), (unseen,) = images(0, 32), images(1, 8)
+    wanted = raw(source, unseen)[:, :64].unflatten(1, (4, 16)).softmax(2)
+    beyond = wanted[:, :, 7:].sum(2)
+    error = {}
+    for fit in (False, True):
+        network, _ = sliced(source, replace(N, head=Head(reg_max=8)), NAMES, [seen], fit=fit)
+        found = raw(network, unseen)[:, :32].unflatten(1, (4, 8)).softmax(2)
+        error[fit] = float((found[:, :, 7] - beyond).abs().mean())
+    assert error[True] < 0.1 * error[False]
+
+
+def score_error(network: DetectionModel, source: DetectionModel, x: Tensor) -> float:
+    """Of class outputs: mean square error as a share of their variance."""
+    found, wanted = (raw(model, x)[:, 64:] for model in (network, source))
+    return float((found - wanted).square().mean() / wanted.var())
+
+
+def test_a_depthwise_class_branch_begins_near_the_dense_one() -> None:
+    source = named("n").float()
+    (seen,), (unseen,) = images(0, 32), images(1, 8)
+    light = replace(N, head=Head("dwsep3"))
+    torch.manual_seed(0)
+    state = build(light, len(NAMES), NAMES).state_dict()
+    error = {}
+    for how in ("fitted", "approximated", "random"):
+        network, report = sliced(source, light, NAMES, [seen], fit=how == "fitted")
+        if how == "random":
+            row = len(network.model) - 1
+            branch = {name: tensor for name, tensor in state.items() if name.startswith(f"model.{row}.cv3.")}
+            network.load_state_dict({**network.state_dict(), **branch})
+            recalibrate(network, [seen])
+        error[how] = score_error(network, source, unseen)
+    assert error["fitted"] < 0.5 * error["approximated"] < 0.5 * error["random"]
+    assert report.light and "depthwise class branch approximates the dense one" in str(report)
+    head, switch = network.model[-1].cv3.state_dict(), network.model[-2].state_dict()
+    hidden = {name: tensor for name, tensor in head.items() if ".2." not in name}
+    new = sum(t.numel() for part in (hidden, switch) for n, t in part.items() if "tracked" not in n)
+    assert report.taken == report.total - new
+
+
 # Any architecture, and the fit ----------------------------------------------------------------------------------------
 
 
@@ -271,6 +335,7 @@ def test_any_network_can_be_had(seed: int, source: DetectionModel) -> None:
     drawn = replace(
         drawn,
         attention=seed % 2,
+        head=Head(("dwsep3", "conv3")[seed % 2], (8, 12, 16)[seed]),
         blocks=tuple(
             replace(b, depth=int(rng.integers(3)), expansion=float(rng.choice([0.25, 1]))) for b in drawn.blocks
         ),

@@ -14,6 +14,7 @@ from yolov8_nas.space import (
     FACTORS,
     OPERATORS,
     Architecture,
+    Head,
     SearchSpace,
     SpaceError,
     rescale,
@@ -37,6 +38,7 @@ def test_built_in_spaces(name):
         assert space.stock.blocks[0].depth <= block.depth and OPERATORS.index(block.operator) >= OPERATORS.index(
             "conv3"
         )
+    assert space.stock.head == space.largest().head == Head() and space.smallest().head == Head("dwsep3", 8)
     rescaled = space.rescaled()
     assert len(rescaled) == len(FACTORS) == 8 and rescaled[-1] == space.stock
     assert rescaled == [rescale(space.stock, factor) for factor in FACTORS]
@@ -70,6 +72,17 @@ def test_descriptions_older_than_attention_have_none():
     written = TINY.stock.to_dict()
     del written["attention"]
     assert Architecture.from_dict(written) == TINY.stock
+
+
+def test_without_a_word_on_the_head_it_is_stock_s():
+    written = TINY.stock.to_dict()
+    del written["detect"]
+    assert Architecture.from_dict(written) == TINY.stock
+    space = TINY.to_dict()
+    del space["detect"]
+    without = SearchSpace.from_dict(space)
+    assert {without.sample(np.random.default_rng(i)).head for i in range(20)} == {Head()}
+    assert SearchSpace.from_dict(json.loads(json.dumps(without.to_dict()))) == without != TINY
 
 
 def test_digests_tell_architectures_apart():
@@ -107,6 +120,13 @@ def changed(**changes) -> dict:
         (changed(convs=TINY.to_dict()["convs"] | {"stem": []}), "expected a list"),
         (changed(sppf={"kernel": [4, 5], "width": [256]}), "even kernel"),
         (changed(attention=[0, 5]), "attention: 5 is not a number"),
+        (changed(detect={"classes": ["conv3"]}), r"detect: missing \['reg_max'\]"),
+        (
+            changed(detect={"classes": ["conv3", "conv5"], "reg_max": [16]}),
+            "detect.classes: 'conv5' is not one of dwsep3",
+        ),
+        (changed(detect={"classes": ["conv3"], "reg_max": [16, 32]}), "detect.reg_max: 32 is not a number"),
+        (changed(detect={"classes": ["dwsep3"], "reg_max": [16]}), "does not contain stock YOLOv8n: detect.classes"),
         (changed(attention=[1]), "does not contain stock YOLOv8n: attention = 0"),
         (
             changed(attention=[0, 1], sppf={"kernel": [5], "width": [256, 448]}),

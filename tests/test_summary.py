@@ -85,7 +85,7 @@ def test_finished_run_has_every_key_of_the_schema(run: FinishedRun) -> None:
     assert (target["precision_requested"], target["precision_shipped"]) == ("best", "fp32")
     limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}
     assert target["constraints"] == [{**limit, "measured": 3.0, "met": True, "share": None, "stock": None}]
-    assert set(target["architecture"]) == {"convs", "blocks", "sppf", "attention"}
+    assert set(target["architecture"]) == {"convs", "blocks", "sppf", "attention", "detect"}
     model = target["model"]
     assert model["map50_95"] == 0.41
     assert model["latency_ms"] == {"p50": 3.0, "p90": 3.2, "p99": 4.0}

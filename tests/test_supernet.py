@@ -16,7 +16,7 @@ from ultralytics.nn.modules import C2PSA, Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.space import Architecture, SearchSpace, SpaceError, stock_architecture
+from yolov8_nas.space import CLASS_BRANCHES, Architecture, Head, SearchSpace, SpaceError, stock_architecture
 from yolov8_nas.space.topology import model_rows
 from yolov8_nas.supernet.batchnorm import recalibrate
 from yolov8_nas.supernet.derive import build, derive, save_checkpoint, unroll
@@ -110,16 +110,18 @@ def test_attention_is_cut_by_heads(attention, width, depth, training):
     assert (again - wanted).abs().max() <= 1e-9 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("p3", [64, 288, 320])
-def test_head_widens_with_p3_as_the_stock_head_does(p3):
-    channels = (p3, 16, 32)
-    elastic = randomise(ElasticDetect((320, 32, 32), 120)).eval()
-    stock = type("Legacy", (Detect,), {"legacy": True})(120, ch=channels).double().train()
+@pytest.mark.parametrize("classes", CLASS_BRANCHES)
+@pytest.mark.parametrize(("p3", "reg_max"), [(64, 16), (288, 8), (320, 12)])
+def test_head_widens_with_p3_and_bins_as_the_stock_head_does(p3, reg_max, classes):
+    channels, head = (p3, 16, 32), Head(classes, reg_max)
+    elastic = randomise(ElasticDetect((320, 32, 32), 120, [Head(), head])).eval()
+    kind = type("Legacy", (Detect,), {"legacy": classes == "conv3"})
+    stock = kind(120, reg_max=reg_max, ch=channels).double().train()
     for norm in (module for module in stock.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.eval().eps = 1e-3  # as Ultralytics sets it in every network
-    stock.load_state_dict(stock.state_dict() | elastic.state(channels))
+    stock.load_state_dict(stock.state_dict() | elastic.state(channels, head))
     feats = [torch.rand(1, c, size, size, dtype=torch.float64) for c, size in zip(channels, (4, 2, 1), strict=True)]
-    assert_same(elastic(feats), stock(feats))
+    assert_same(elastic(feats, head), stock(feats))
 
 
 def test_every_slice_matters(supernet):
@@ -209,7 +211,7 @@ def test_recalibrating_the_active_supernet_is_recalibrating_the_derived_network(
     torch.manual_seed(0)
     space = SearchSpace.load(name)
     net = Supernet(space, 3)
-    architecture = replace(space.sample(np.random.default_rng(3)), attention=max(space.dimensions[-1].options))
+    architecture = replace(space.sample(np.random.default_rng(3)), attention=space.largest().attention)
     net.activate(architecture)
     network = derive(net, architecture)
     batches = [torch.rand(4, 3, 64, 64) for _ in range(2)]
@@ -230,12 +232,14 @@ def test_unrolled_stock_network_computes_the_same(scale):
     assert {name: t.shape for name, t in unrolled.state_dict().items()} == {n: t.shape for n, t in expected.items()}
 
 
-def test_checkpoint_needs_ultralytics_only(tmp_path, supernet):
-    architecture = TINY.sample(np.random.default_rng(7))
+@pytest.mark.parametrize("head", [Head(), Head("dwsep3", 8), Head("dwsep3", 16), Head("conv3", 12)])
+def test_checkpoint_needs_ultralytics_only(tmp_path, supernet, head):
+    architecture = replace(TINY.sample(np.random.default_rng(7)), head=head)
     network = derive(supernet, architecture).float().eval()
     save_checkpoint(network, tmp_path / "best.pt", names=["scratch", "dent", "hole"], imgsz=64)
     x = torch.rand(1, 3, 64, 64)
-    torch.save(raw(network, x, training=False)["scores"], tmp_path / "scores.pt")
+    outputs = raw(network, x, training=False)
+    torch.save([outputs["boxes"], outputs["scores"]], tmp_path / "outputs.pt")
     torch.save(x, tmp_path / "x.pt")
     script = """
 import sys
@@ -245,10 +249,11 @@ from ultralytics import YOLO
 yolo = YOLO("best.pt")
 assert yolo.names == {0: "scratch", 1: "dent", 2: "hole"}, yolo.names
 assert yolo.overrides["imgsz"] == 64
-torch.testing.assert_close(yolo.model(torch.load("x.pt"))[1]["scores"], torch.load("scores.pt"))
+x, wanted = torch.load("x.pt"), torch.load("outputs.pt")
+torch.testing.assert_close([yolo.model(x)[1][name] for name in ("boxes", "scores")], wanted)
 rebuilt = type(yolo.model)(yolo.model.yaml, nc=3, verbose=False)  # what YOLO.train() does first
 rebuilt.load(yolo.model, verbose=False)
-torch.testing.assert_close(rebuilt.eval()(torch.load("x.pt"))[1]["scores"], torch.load("scores.pt"))
+torch.testing.assert_close([rebuilt.eval()(x)[1][name] for name in ("boxes", "scores")], wanted)
 assert not [name for name in sys.modules if name.startswith("yolov8_nas.")]
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)

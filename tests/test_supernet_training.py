@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detection import CLASSES, make_dataset
+from ultralytics.utils.loss import v8DetectionLoss
 
 from yolov8_nas import files
 from yolov8_nas.config import RunConfig
@@ -24,15 +25,16 @@ from yolov8_nas.evaluation import evaluate
 from yolov8_nas.run import preflight
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext
-from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space import Architecture, Head, SearchSpace
 from yolov8_nas.space.cost import cost
 from yolov8_nas.stages.supernet_train.run import run
 from yolov8_nas.stages.supernet_train.settings import SupernetSettings, settings
 from yolov8_nas.supernet import batchnorm, learner, loading, training
 from yolov8_nas.supernet.autobatch import largest_power
 from yolov8_nas.supernet.batchnorm import ImageBatches, StatisticsCache, calibration_batches, recalibrate
-from yolov8_nas.supernet.derive import derive
+from yolov8_nas.supernet.derive import build, derive
 from yolov8_nas.supernet.distributed import Processes
+from yolov8_nas.supernet.images import settings as loss_settings
 from yolov8_nas.supernet.images import train_split
 from yolov8_nas.supernet.learner import NEAR, Learner, distillation, draw
 from yolov8_nas.supernet.loading import Batch, Loading
@@ -185,6 +187,34 @@ def test_distillation_is_zero_for_the_same_and_pulls_towards_the_teacher():
     for name, tensor in leaves.items():
         nearer = {**student, name: (tensor - 0.1 * tensor.grad).detach()}
         assert distillation(nearer, teacher, 0.5, 1.5) < loss, name
+
+
+def test_distillation_between_heads_of_different_bins():
+    """A side that the student can't tell is as long as its last bin; a teacher with fewer bins tells no more."""
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = torch.randn(2, 64, 21, generator=generator), torch.randn(2, 2, 21, generator=generator)
+    sides = boxes.unflatten(1, (4, 16))
+    same = torch.cat([sides[:, :, :7], sides[:, :, 7:].exp().sum(2, keepdim=True).log()], 2).flatten(1, 2)
+    many, few = ({"boxes": b, "scores": scores} for b in (boxes, same))
+    for student, teacher in ((few, many), (many, few)):
+        assert distillation(student, teacher, 0.5, 1.5).item() == pytest.approx(0, abs=1e-5)
+    shifted = {"boxes": same + torch.arange(8).repeat(4)[:, None], "scores": scores}
+    for student, teacher in ((shifted, many), (many, shifted)):
+        assert distillation(student, teacher, 0.5, 1.5) > 1
+
+
+def test_the_loss_of_a_network_is_that_of_its_bins(data):
+    net = fresh()
+    step = learner_of(net)
+    batch = loading.to_device(epoch_of(data)[0], ALONE.device)
+    for reg_max in (8, 16):
+        architecture = replace(TINY.stock, head=Head(reg_max=reg_max))
+        net.activate(architecture)
+        outputs = net(batch["img"])
+        network = build(architecture, 2)
+        network.args = loss_settings(64)
+        wanted, _ = v8DetectionLoss(network)(outputs, batch)
+        torch.testing.assert_close(step.criterion(outputs, batch)[0], wanted)
 
 
 def learner_of(net: Supernet, **changes) -> Learner:

@@ -23,7 +23,7 @@ from ultralytics.nn.modules import SPPF, Bottleneck, C2f, Concat, Conv, Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.errors import InputError
-from yolov8_nas.space import BLOCKS, Architecture, SearchSpace
+from yolov8_nas.space import BLOCKS, Architecture, Head, SearchSpace
 from yolov8_nas.supernet.batchnorm import recalibrate
 from yolov8_nas.supernet.channels import importance_orders, reordered, wiring
 from yolov8_nas.supernet.derive import build, derive, save_checkpoint, unroll
@@ -75,6 +75,25 @@ def test_after_a_warm_start_the_stock_point_and_all_larger_ones_give_stock_outpu
     for architecture in (space.stock, wider, replace(space.stock, blocks=wider.blocks)):
         supernet.activate(architecture)
         assert_close(raw(supernet, image()), raw(stock, image()))
+
+
+def test_other_heads_of_the_stock_point_begin_where_sliced_ones_do(stock: DetectionModel) -> None:
+    """The depthwise class branch is the fitted one; fewer bins are stock's first ones."""
+    supernet = Supernet(TINY, 4).double().eval()
+    calibration = [torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()]
+    warm_start(supernet, stock, calibration)
+    light = replace(TINY.stock, head=Head("dwsep3"))
+    network, _ = sliced(stock, light, supernet.names, calibration)
+    supernet.activate(light)
+    assert_close(raw(supernet, image()), raw(network, image()))
+    silent = copy.deepcopy(network)
+    with torch.no_grad():
+        for branch in silent.model[-1].cv3:
+            branch[0][0].conv.weight[:] = 0
+    with pytest.raises(AssertionError):
+        assert_close(raw(supernet, image()), raw(silent, image()))
+    supernet.activate(replace(TINY.stock, head=Head(reg_max=8)))
+    assert raw(supernet, image()).shape[1] == 4 * 8 + 4
 
 
 def test_what_stock_lacks_can_learn(stock: DetectionModel) -> None:

@@ -37,6 +37,6 @@ def toy(free: Mapping[str, Sequence[Any]]) -> SearchSpace:
     options = {**stock, **free}
     for part in (*data["convs"], "attention"):
         (data["convs"] if part in data["convs"] else data)[part] = options[part]
-    for name, choices in (*data["blocks"].items(), ("sppf", data["sppf"])):
+    for name, choices in (*data["blocks"].items(), ("sppf", data["sppf"]), ("detect", data["detect"])):
         choices |= {part: options[f"{name}.{part}"] for part in choices}
     return SearchSpace.from_dict(data)

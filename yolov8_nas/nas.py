@@ -500,6 +500,8 @@ def _parts(architecture: Architecture) -> list[tuple[str, ...]]:
     rows.append(("sppf", str(architecture.sppf_width), "", "", f"k={architecture.sppf_kernel}"))
     if architecture.attention:
         rows.append(("attention", str(architecture.sppf_width), str(architecture.attention), "", "C2PSA"))
+    head = architecture.head
+    rows.append(("detect", "", "", "", f"boxes reg_max={head.reg_max}, classes {head.classes}"))
     return rows
 
 

@@ -480,7 +480,7 @@ def _yaml(found: Any) -> dict[str, Any]:
         if not isinstance(rows, list) or len(rows) > 512:
             raise Refused("its network has no rows in words")
         for row in rows:
-            if not isinstance(row, list) or len(row) != 4 or not _rows(row[0]) or not _whole(1, 64)(row[1]):
+            if not isinstance(row, list) or len(row) != 4 or not _rows(row[0]) or not _whole(0, 64)(row[1]):
                 raise Refused("a row of its network is none")
             if row[2] not in known or not isinstance(row[3], list) or not _plain(row[3], 3):
                 raise Refused(f"a row of its network is {shown(str(row[2]))}")

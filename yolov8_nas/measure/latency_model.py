@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace
+from yolov8_nas.space import BLOCKS, CONVS, LEVELS, Architecture, SearchSpace
 from yolov8_nas.space.cost import KINDS, Attention, Layer, cost
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -53,7 +53,7 @@ SOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "bottomup_p4": ("neck_down_p4", "topdown_p4"),
     "neck_down_p5": ("bottomup_p4",),
     "bottomup_p5": ("neck_down_p5", "sppf"),
-    "detect": ("topdown_p3", "bottomup_p4", "bottomup_p5"),
+    "detect": LEVELS,
 }
 """The parts of a network, and those whose outputs each of them reads: with its own options they settle its cost."""
 
@@ -111,6 +111,7 @@ def _keys(architecture: Architecture) -> list[Hashable]:
     widths["sppf"] = architecture.sppf_width
     options["sppf"] = (architecture.sppf_width, architecture.sppf_kernel)
     options["attention"] = architecture.attention
+    options["detect"] = architecture.head
     return [(name, options.get(name), *[widths[s] for s in sources]) for name, sources in SOURCES.items()]
 
 
@@ -372,7 +373,7 @@ class LatencyModel:
 
 def _has_no_neighbour(architectures: Sequence[Architecture]) -> NDArray[np.bool_]:
     """Which networks differ from each of the others in more than one part: (n,); all where these are less than half."""
-    parts = [[*a.convs, *a.blocks, (a.sppf_width, a.sppf_kernel), a.attention] for a in architectures]
+    parts = [[*a.convs, *a.blocks, (a.sppf_width, a.sppf_kernel), a.attention, a.head] for a in architectures]
     alone = np.ones(len(parts), dtype=bool)
     for (i, one), (j, other) in itertools.combinations(enumerate(parts), 2):
         if sum(x != y for x, y in zip(one, other, strict=True)) < 2:

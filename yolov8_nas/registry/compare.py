@@ -179,4 +179,6 @@ def _parts(architecture: Mapping[str, Any]) -> dict[str, str]:
         lines[name] = ", ".join(f"{key} {value}" for key, value in block.items())
     lines["sppf"] = ", ".join(f"{key} {value}" for key, value in architecture["sppf"].items())
     lines["attention"] = str(architecture.get("attention", False))
+    detect = architecture.get("detect", {"classes": "conv3", "reg_max": 16})
+    lines["detect"] = ", ".join(f"{key} {value}" for key, value in detect.items())
     return lines

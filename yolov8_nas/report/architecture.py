@@ -35,7 +35,7 @@ _BLOCK_NAMES: Final = {
     "bottomup_p4": "Bottom-up P4",
     "bottomup_p5": "Bottom-up P5",
 }
-_NAMES: Final = {**_CONV_NAMES, **_BLOCK_NAMES, "sppf": "SPPF", "attention": "Attention"}
+_NAMES: Final = {**_CONV_NAMES, **_BLOCK_NAMES, "sppf": "SPPF", "attention": "Attention", "detect": "Detect"}
 _ORDER: Final = (
     "stem",
     "down_p2",
@@ -54,6 +54,7 @@ _ORDER: Final = (
     "bottomup_p4",
     "neck_down_p5",
     "bottomup_p5",
+    "detect",
 )
 
 # Geometry in SVG units: a cell is a convolution's strip on top of a C2f block's box.
@@ -103,7 +104,7 @@ def draw(architecture: Architecture, stock: Architecture | None, *, title: str, 
     """
     changes = [part for part in parts(architecture, stock) if part.changed]
     described = "; ".join(f"{part.name}: {part.here} (stock {part.stock})" for part in changes)
-    body = [*_edges(identity), *_heads()]
+    body = [*_edges(identity), *_heads(architecture, stock)]
     body += [_conv(architecture, stock, name) for name in CONVS]
     body += [_block(architecture.block(name), stock.block(name) if stock else None, name) for name in BLOCKS]
     body.append(_sppf(architecture, stock))
@@ -126,6 +127,9 @@ def _describe(architecture: Architecture, name: str) -> str:
         return f"{architecture.sppf_kernel}×{architecture.sppf_kernel}, {architecture.sppf_width} channels"
     if name == "attention":
         return f"{architecture.attention} × PSA" if architecture.attention else "none"
+    if name == "detect":
+        head = architecture.head
+        return f"{OPERATOR_NAMES.get(head.classes, head.classes)} for classes, {head.reg_max} bins for boxes"
     block = architecture.block(name)
     return f"{_layers(block)}, {block.width} channels, {block.hidden} hidden"
 
@@ -219,7 +223,7 @@ def _attention(architecture: Architecture, stock: Architecture | None) -> str:
     return "".join(drawn)
 
 
-def _heads() -> list[str]:
+def _heads(architecture: Architecture, stock: Architecture | None) -> list[str]:
     drawn = [
         _text(_COLUMNS[name] + (_BOX if name != "head" else 136) / 2, 16, label, "heading")
         for name, label in (
@@ -229,12 +233,16 @@ def _heads() -> list[str]:
             ("head", "Head"),
         )
     ]
+    head, changed = architecture.head, stock is not None and architecture.head != stock.head
+    style = "note" if changed else "faint"
     for level, stride in (("p3", 8), ("p4", 16), ("p5", 32)):
         x, y = _COLUMNS["head"], _TOP[level] + _STRIP
         drawn += [
-            _rect(x, y + 8, 136, 50, "card", 4),
-            _text(x + 10, y + 28, f"Detect {level.upper()}", "strong"),
-            _text(x + 10, y + 46, f"stride {stride}, as stock", "faint"),
+            _rect(x, y + 2, 136, 62, "card changed" if changed else "card", 4),
+            _text(x + 10, y + 20, f"Detect {level.upper()}", "strong"),
+            _text(x + 126, y + 20, f"stride {stride}", "small", end=True),
+            _text(x + 10, y + 38, f"classes {OPERATOR_NAMES.get(head.classes, head.classes)}", style),
+            _text(x + 10, y + 54, f"boxes {head.reg_max} bins", style),
         ]
     return drawn
 

@@ -41,7 +41,7 @@ from yolov8_nas.files import read_json, read_kept, write_json
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.supernet.images import read_split
-from yolov8_nas.supernet.learner import detection_loss
+from yolov8_nas.supernet.learner import DetectionLoss
 from yolov8_nas.supernet.relaxed import RelaxedSupernet
 from yolov8_nas.supernet.supernet import Supernet
 
@@ -150,7 +150,7 @@ def learn_prior(
         images = read_split(data_yaml, "val", recipe.imgsz, augment=False)
     except FileNotFoundError:
         raise InputError(f"{data_yaml}: no images in `val`, the search split; cut a larger one from train") from None
-    relaxed, criterion = RelaxedSupernet(supernet), detection_loss(supernet, recipe.imgsz)
+    relaxed, criterion = RelaxedSupernet(supernet), DetectionLoss(supernet, recipe.imgsz)
     whole = supernet.space.dimensions
     places = [[d.options.index(o) for o in kept.options] for d, kept in zip(whole, space.dimensions, strict=True)]
     device = next(supernet.parameters()).device

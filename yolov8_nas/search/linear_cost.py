@@ -2,8 +2,9 @@
 
 What a part of a network costs is settled by a few choices: a convolution's by its own width and that of its source; a
 C2f block's by its own depth, width, expansion and operator, and, at its entrance, by its hidden width and each source's
-width. So every cost that adds up over the layers of a network (the physical part of its latency, parameters,
-multiply-accumulates, bytes) is exactly a sum of tables, each over two to four dimensions:
+width; a branch of the head by its own form, P3's width and that of its level. So every cost that adds up over the
+layers of a network (the physical part of its latency, parameters, multiply-accumulates, bytes) is exactly a sum of
+tables, each over two to four dimensions:
 
     cost(x) = constant + sum over t of table_t[x_i, x_j, ...]        with (i, j, ...) the dimensions of table t
 
@@ -148,7 +149,8 @@ def _groups() -> Iterator[tuple[str, ...]]:
             # Its hidden width, on which it pools, is half of its input.
             yield from (("sppf.width", *widths), ("sppf.kernel", *widths))
         elif part == "detect":
-            # Its hidden widths follow P3.
-            yield from ((widths[0], level) for level in widths[1:])
+            # Its hidden widths follow P3, that of the box branch its bins as well.
+            yield from (("detect.reg_max", widths[0], level) for level in widths[1:])
+            yield from (("detect.classes", widths[0], level) for level in widths[1:])
         else:
             yield part, *widths

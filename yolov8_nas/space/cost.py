@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final, Literal
 
-from yolov8_nas.space import Architecture, attention_heads
-from yolov8_nas.space.topology import model_rows
+from yolov8_nas.space import Architecture, Head, attention_heads
+from yolov8_nas.space.topology import SWITCH_CHANNELS, model_rows
 
 Kind = Literal["conv1", "conv3", "conv5", "stride2", "dilated", "depthwise", "attention"]
 KINDS: Final[tuple[Kind, ...]] = ("conv1", "conv3", "conv5", "stride2", "dilated", "depthwise", "attention")
 """Kinds of layer that a runtime has different kernels for: convolutions, and the products within attention."""
-
-_BOX_BINS: Final = 16
-"""Detect's `reg_max`: bins of the distribution over each side of a box."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +119,18 @@ class Cost:
     """What a network costs.
 
     Attributes:
-        layers: Its convolutions and attention products, in the order of the network, without Detect's fixed 16-to-1
-            sum over bins.
+        layers: Its convolutions and attention products, in the order of the network, without Detect's fixed sum over
+            bins and without what nobody reads (`topology.SWITCH`), which no exported file has.
+        others: Parameters of what is no layer here.
     """
 
     layers: tuple[Layer | Attention, ...]
+    others: int
 
     @cached_property
     def params(self) -> int:
         """Trainable and fixed parameters as Ultralytics counts them before BatchNorm is folded."""
-        return sum(layer.params for layer in self.layers) + _BOX_BINS
+        return sum(layer.params for layer in self.layers) + self.others
 
     @cached_property
     def macs(self) -> int:
@@ -161,7 +160,11 @@ def cost(architecture: Architecture, num_classes: int, imgsz: int) -> Cost:
         num_classes: Classes of the Detect head.
         imgsz: Side of the square input in pixels, a multiple of 32.
     """
-    return Cost(tuple(_layers(architecture, num_classes, imgsz)))
+    others = architecture.head.reg_max
+    if architecture.head.classes == "dwsep3":
+        hidden, closing = SWITCH_CHANNELS
+        others += (architecture.block("bottomup_p5").width + 2) * hidden + (hidden + 2) * closing
+    return Cost(tuple(_layers(architecture, num_classes, imgsz)), others)
 
 
 def _layers(architecture: Architecture, num_classes: int, imgsz: int) -> Iterator[Layer | Attention]:
@@ -196,8 +199,10 @@ def _layers(architecture: Architecture, num_classes: int, imgsz: int) -> Iterato
                 shapes.append((channels, size * arguments[1]))
             case "Concat":
                 shapes.append((sum(c for c, _ in sources), size))
+            case "C3k2":  # nobody reads it
+                shapes.append((0, 0))
             case "Detect":
-                yield from _detect(name, sources, num_classes)
+                yield from _detect(name, sources, num_classes, architecture.head)
             case _:
                 raise AssertionError(f"no cost rule for the module {module} of {name}")
 
@@ -223,14 +228,17 @@ def _psa_block(name: str, channels: int, size: int, heads: int) -> Iterator[Laye
     yield _conv(name, 2 * channels, size, channels, 1)
 
 
-def _detect(name: str, sources: list[tuple[int, int]], num_classes: int) -> Iterator[Layer]:
-    """YOLOv8's head: of every level a branch of three convolutions for boxes and one for classes."""
-    box = max(16, sources[0][0] // 4, 4 * _BOX_BINS)
-    cls = max(sources[0][0], min(num_classes, 100))
+def _detect(name: str, sources: list[tuple[int, int]], num_classes: int, head: Head) -> Iterator[Layer]:
+    """The head: of every level a branch of three layers for boxes and one for classes."""
+    box, cls = head.hidden(sources[0][0], num_classes)
     for channels, size in sources:
-        for width, outputs in ((box, 4 * _BOX_BINS), (cls, num_classes)):
-            yield _conv(name, channels, size, width, 3)
-            yield _conv(name, width, size, width, 3)
+        for width, outputs, kind in ((box, 4 * head.reg_max, "conv3"), (cls, num_classes, head.classes)):
+            for inputs in (channels, width):
+                if kind == "dwsep3":
+                    yield _conv(name, inputs, size, inputs, 3, groups=inputs)
+                    yield _conv(name, inputs, size, width, 1)
+                else:
+                    yield _conv(name, inputs, size, width, 3)
             yield Layer(name, 1, 1, 1, 1, width, outputs, size, batch_norm=False)
 
 

@@ -1,9 +1,10 @@
 """The search space: which detectors can be found, and what one of them is.
 
 A detector of the space has YOLOv8's topology: a stem and four down-sampling convolutions with a C2f block after each
-(P2 to P5), SPPF, a top-down neck (P4, P3), a bottom-up neck (P4, P5) and YOLOv8's Detect head. What can vary is the
-width of every convolution, and depth, width, expansion and operator of every C2f block. After SPPF, where cells are
-fewest, a light attention block (Ultralytics' C2PSA) can be had.
+(P2 to P5), SPPF, a top-down neck (P4, P3), a bottom-up neck (P4, P5) and a Detect head. What can vary is the width of
+every convolution, and depth, width, expansion and operator of every C2f block. Of the head it is what a stock yaml can
+say of it: the operator of the class branch, and the bins of the box branch, which its hidden width follows. After SPPF,
+where cells are fewest, a light attention block (Ultralytics' C2PSA) can be had.
 
 This module imports nothing heavy: it is safe to use anywhere.
 """
@@ -40,6 +41,9 @@ BLOCKS: Final = (
 )
 """The C2f blocks, in the order of the network. Backbone blocks have shortcuts, neck blocks have none (as in YOLOv8)."""
 
+LEVELS: Final = ("topdown_p3", "bottomup_p4", "bottomup_p5")
+"""The blocks whose outputs the head reads: P3, P4 and P5."""
+
 PARTS: Final = (
     "stem",
     "down_p2", "backbone_p2", "down_p3", "backbone_p3", "down_p4", "backbone_p4", "down_p5", "backbone_p5",
@@ -53,6 +57,10 @@ the head's branches, on all three levels; `attention` is empty in a network that
 OPERATORS: Final = ("dwsep3", "dwsep5", "dilated3", "conv3", "conv5")
 """What a C2f block is made of, from the fewest multiply-accumulates to the most: depthwise-separable 3x3 and 5x5,
 dilated 3x3 (neck only: stock Ultralytics has no dilated block with a shortcut), two 3x3 (stock), two 5x5."""
+
+CLASS_BRANCHES: Final = ("dwsep3", "conv3")
+"""What the head's class branch is made of: depthwise-separable convolutions (Ultralytics' `legacy=False`, as YOLO11 has
+them) or dense ones (stock YOLOv8), two of 3x3 either way."""
 
 SCALES: Final[Mapping[str, tuple[float, float, int]]] = {
     "n": (0.33, 0.25, 1024),
@@ -104,6 +112,23 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The Detect head; without arguments, stock YOLOv8's.
+
+    Attributes:
+        classes: What the class branch is made of, one of `CLASS_BRANCHES`.
+        reg_max: Bins of the distribution over each side of a box. A side is at most `reg_max - 1` cells long.
+    """
+
+    classes: str = "conv3"
+    reg_max: int = 16
+
+    def hidden(self, p3: int, num_classes: int) -> tuple[int, int]:
+        """Hidden channels of the box branch and of the class branch, given P3's channels (Ultralytics' `Detect`)."""
+        return max(16, p3 // 4, 4 * self.reg_max), max(p3, min(num_classes, 100))
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One detector of a space: hashable, and the same after a round trip through JSON.
 
@@ -113,6 +138,7 @@ class Architecture:
         sppf_kernel: Kernel of SPPF's max-pooling.
         sppf_width: Output channels of SPPF. Its hidden width is fixed by stock code at half its input.
         attention: Number of attention blocks after SPPF, which keep its width; 0 for none, as in YOLOv8.
+        head: The Detect head.
     """
 
     convs: tuple[int, ...]
@@ -120,6 +146,7 @@ class Architecture:
     sppf_kernel: int
     sppf_width: int
     attention: int
+    head: Head = Head()
 
     def conv(self, name: str) -> int:
         """Output channels of the stride-2 convolution `name`."""
@@ -139,19 +166,21 @@ class Architecture:
             },
             "sppf": {"kernel": self.sppf_kernel, "width": self.sppf_width},
             "attention": self.attention,
+            "detect": {"classes": self.head.classes, "reg_max": self.head.reg_max},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
         """The architecture that `to_dict` described.
 
-        Without the key `attention` it has none: descriptions of registered models that lack it were written when no
-        network could have any.
+        Without the key `attention` it has none, and without `detect` it has stock's head: descriptions of registered
+        models that lack them were written when no network could have another.
 
         Raises:
             SpaceError: A part is missing or not of its form.
         """
         try:
+            detect = data.get("detect")
             return cls(
                 convs=tuple(int(data["convs"][name]) for name in CONVS),
                 blocks=tuple(
@@ -161,8 +190,9 @@ class Architecture:
                 sppf_kernel=int(data["sppf"]["kernel"]),
                 sppf_width=int(data["sppf"]["width"]),
                 attention=int(data.get("attention", 0)),
+                head=Head(str(detect["classes"]), int(detect["reg_max"])) if detect is not None else Head(),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SpaceError(
                 f"not an architecture: {error!r} in {dict(data)!r}; expected the form of to_dict()"
             ) from None
@@ -236,10 +266,14 @@ class SearchSpace:
     def from_dict(cls, data: Any) -> SearchSpace:
         """The space that a mapping of the YAML form describes (see `spaces/tiny.yaml`).
 
+        Without the key `detect` every network has stock's head.
+
         Raises:
             SpaceError: An unknown key or operator, a width that is no multiple of 8, stock YOLOv8 not contained, ...
         """
-        parts = _mapping(data, "space", ("name", "scale", "convs", "blocks", "sppf", "attention"))
+        if isinstance(data, Mapping):
+            data = {"detect": {"classes": ["conv3"], "reg_max": [16]}, **data}
+        parts = _mapping(data, "space", ("name", "scale", "convs", "blocks", "sppf", "attention", "detect"))
         scale = str(parts["scale"])
         if scale not in SCALES:
             raise SpaceError(f"scale: {scale!r} is not one of {', '.join(SCALES)}")
@@ -253,7 +287,7 @@ class SearchSpace:
                 Dimension(f"{name}.depth", _numbers(f"{name}.depth", choices["depth"], int, 0, 16)),
                 Dimension(f"{name}.width", _channels(f"{name}.width", choices["width"])),
                 Dimension(f"{name}.expansion", _numbers(f"{name}.expansion", choices["expansion"], float, 0.125, 1.0)),
-                Dimension(f"{name}.operator", _operators(name, choices["operator"])),
+                Dimension(f"{name}.operator", _block_operators(name, choices["operator"])),
             ]
         sppf = _mapping(parts["sppf"], "sppf", ("kernel", "width"))
         kernels = _numbers("sppf.kernel", sppf["kernel"], int, 3, 13)
@@ -272,6 +306,11 @@ class SearchSpace:
                         f"sppf.width: {width} leaves attention {half} channels for {heads} heads of equal size; "
                         "use another width, or attention: [0]"
                     )
+        detect = _mapping(parts["detect"], "detect", ("classes", "reg_max"))
+        dimensions += [
+            Dimension("detect.classes", _operators("detect.classes", detect["classes"], CLASS_BRANCHES)),
+            Dimension("detect.reg_max", _numbers("detect.reg_max", detect["reg_max"], int, 2, 16)),
+        ]
         return cls(name=str(parts["name"]), scale=scale, dimensions=tuple(dimensions))
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,6 +326,7 @@ class SearchSpace:
             },
             "sppf": {"kernel": options["sppf.kernel"], "width": options["sppf.width"]},
             "attention": options["attention"],
+            "detect": {"classes": options["detect.classes"], "reg_max": options["detect.reg_max"]},
         }
 
     @cached_property
@@ -321,6 +361,7 @@ class SearchSpace:
             sppf_kernel=values["sppf.kernel"],
             sppf_width=values["sppf.width"],
             attention=values["attention"],
+            head=Head(values["detect.classes"], values["detect.reg_max"]),
         )
 
     def encode(self, architecture: Architecture) -> tuple[int, ...]:
@@ -379,11 +420,12 @@ def stock_architecture(scale: str) -> Architecture:
         sppf_kernel=5,
         sppf_width=channels(_STOCK_SPPF),
         attention=0,
+        head=Head(),
     )
 
 
 def rescale(architecture: Architecture, factor: float, shift: float = 0.0) -> Architecture:
-    """An architecture with all of its widths multiplied by one factor; depths stay.
+    """An architecture with all of its widths multiplied by one factor; depths and head stay.
 
     Args:
         architecture: The network.
@@ -417,6 +459,7 @@ def _values(architecture: Architecture) -> dict[str, Any]:
     values["sppf.kernel"] = architecture.sppf_kernel
     values["sppf.width"] = architecture.sppf_width
     values["attention"] = architecture.attention
+    values["detect.classes"], values["detect.reg_max"] = architecture.head.classes, architecture.head.reg_max
     return values
 
 
@@ -465,12 +508,17 @@ def _channels(where: str, data: Any) -> tuple[int, ...]:
     return channels
 
 
-def _operators(block: str, data: Any) -> tuple[str, ...]:
-    operators = []
-    for option in _options(f"{block}.operator", data):
-        if option not in OPERATORS:
-            raise SpaceError(f"{block}.operator: {option!r} is not one of {', '.join(OPERATORS)}")
-        if option == "dilated3" and is_backbone(block):
-            raise SpaceError(f"{block}.operator: dilated3 has no stock module with a shortcut; use it in the neck only")
-        operators.append(option)
+def _block_operators(block: str, data: Any) -> tuple[str, ...]:
+    operators = _operators(f"{block}.operator", data, OPERATORS)
+    if "dilated3" in operators and is_backbone(block):
+        raise SpaceError(f"{block}.operator: dilated3 has no stock module with a shortcut; use it in the neck only")
+    return operators
+
+
+def _operators(where: str, data: Any, known: Sequence[str]) -> tuple[str, ...]:
+    """Operators from the fewest multiply-accumulates to the most, as `known` has them."""
+    operators = list(_options(where, data))
+    for option in operators:
+        if option not in known:
+            raise SpaceError(f"{where}: {option!r} is not one of {', '.join(known)}")
     return tuple(sorted(operators, key=OPERATORS.index))

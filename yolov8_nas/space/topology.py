@@ -4,15 +4,28 @@ A C2f block is unrolled into stock rows: two 1x1 convolutions on the same input 
 convolution), the bottlenecks, Concat, and the closing 1x1 convolution. Unrolled stock YOLOv8 computes what C2f
 computes; what it gains is that every operator of the space has a stock row, so that a checkpoint loads where only
 Ultralytics is installed.
+
+Ultralytics' yaml has no key for the class branch of the head: its parser builds the depthwise-separable one in every
+network in which it has met a `C3k2` (YOLO11's block), and the dense one in all others. So a network with that class
+branch has one C3k2 of two tiny 1x1 convolutions on P5 (`SWITCH`) whose output nobody reads. It makes Ultralytics'
+trainer, which builds a network anew from its yaml, build the same head. In an exported ONNX file it is not there.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from yolov8_nas.space.space import Architecture, Block, is_backbone
+from yolov8_nas.space.space import LEVELS, Architecture, Block, Head, is_backbone
 
 Row = list[Any]
+
+STOCK_BINS: Final = Head().reg_max
+
+SWITCH: Final = "class_switch"
+"""Name of the row that makes Ultralytics build the depthwise-separable class branch."""
+
+SWITCH_CHANNELS: Final = (2, 8)
+"""Output channels of its two 1x1 convolutions."""
 
 
 def model_rows(architecture: Architecture) -> list[tuple[str, Row]]:
@@ -20,7 +33,7 @@ def model_rows(architecture: Architecture) -> list[tuple[str, Row]]:
 
     Names: the stride-2 convolutions, `sppf` and `attention` by their own name; of a C2f block `<block>.split0`,
     `<block>.split1`, `<block>.layers.<i>`, `<block>.concat`, `<block>.merge`; `detect`; `upsample_p4`, `concat_...`
-    for the rest.
+    and `SWITCH` for the rest.
 
     Returns:
         (name, [from, repeats, module, arguments]) in the order of the network; the last one is the Detect head.
@@ -60,12 +73,17 @@ def model_rows(architecture: Architecture) -> list[tuple[str, Row]]:
         conv(f"neck_down_{level}")
         concat(f"concat_bottomup_{level}", other)
         c2f(f"bottomup_{level}")
-    add("detect", [outputs["topdown_p3"], outputs["bottomup_p4"], outputs["bottomup_p5"]], "Detect", ["nc"])
+    if architecture.head.classes == "dwsep3":
+        hidden, closing = SWITCH_CHANNELS
+        add(SWITCH, -1, "C3k2", [closing, False, hidden / 2 / closing], repeats=0)
+    add("detect", [outputs[level] for level in LEVELS], "Detect", ["nc"])
     return rows
 
 
 def model_yaml(architecture: Architecture, num_classes: int) -> dict[str, Any]:
     """The Ultralytics model yaml of an architecture: stock modules only, nothing scaled.
+
+    The key `reg_max` is there where it is not Ultralytics' own value.
 
     Args:
         architecture: The network.
@@ -77,6 +95,7 @@ def model_yaml(architecture: Architecture, num_classes: int) -> dict[str, Any]:
         "nc": num_classes,
         "depth_multiple": 1.0,
         "width_multiple": 1.0,
+        **({} if architecture.head.reg_max == STOCK_BINS else {"reg_max": architecture.head.reg_max}),
         "backbone": list(rows[:neck]),
         "head": list(rows[neck:]),
     }

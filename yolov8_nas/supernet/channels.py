@@ -37,6 +37,7 @@ class Wire:
         norm: Prefix of its BatchNorm's tensors there; empty for a prediction, whose outputs have their places.
         inputs: Axis of each member of its input.
         output: Axis of its output; empty for a prediction.
+        depthwise: Whether it has one filter per channel, so that input and output lie on one axis.
     """
 
     row: int
@@ -44,13 +45,14 @@ class Wire:
     norm: str
     inputs: tuple[str, ...]
     output: str
+    depthwise: bool = False
 
 
 def wiring(architecture: Architecture) -> Iterator[Wire]:
     """The convolutions of a network of 3x3 bottlenecks, in the order of the network."""
 
-    def conv(prefix: str, inputs: tuple[str, ...], output: str) -> Wire:
-        return Wire(row, f"{prefix}conv.weight", f"{prefix}bn.", inputs, output)
+    def conv(prefix: str, inputs: tuple[str, ...], output: str, *, depthwise: bool = False) -> Wire:
+        return Wire(row, f"{prefix}conv.weight", f"{prefix}bn.", inputs, output, depthwise)
 
     axes: list[tuple[str, ...]] = []  # of each row, those of the members of its output
     for row, (name, (source, _, module, arguments)) in enumerate(model_rows(architecture)):
@@ -64,16 +66,25 @@ def wiring(architecture: Architecture) -> Iterator[Wire]:
                 if arguments[1]:
                     axes[row] = inputs  # the shortcut adds the input to the output, channel by channel
                 yield conv("cv1.", inputs, f"{name}.inner")
-                yield conv("cv2.", (f"{name}.inner",), *axes[row])
+                (output,) = axes[row]
+                yield conv("cv2.", (f"{name}.inner",), output)
             case "SPPF":
                 yield conv("cv1.", inputs, f"{name}.hidden")
                 yield conv("cv2.", (f"{name}.hidden",) * 4, name)
             case "Detect":
                 for level, axis in enumerate(inputs):
-                    for branch in (f"cv2.{level}.", f"cv3.{level}."):
-                        yield conv(f"{branch}0.", (axis,), f"{branch}first")
-                        yield conv(f"{branch}1.", (f"{branch}first",), f"{branch}second")
-                        yield Wire(row, f"{branch}2.weight", "", (f"{branch}second",), "")
+                    for branch, form in (("cv2", "conv3"), ("cv3", architecture.head.classes)):
+                        read = axis
+                        for i, hidden in enumerate(("first", "second")):
+                            layer, given = f"{branch}.{level}.{i}.", f"{branch}.{level}.{hidden}"
+                            if form == "dwsep3":
+                                yield conv(f"{layer}0.", (read,), read, depthwise=True)
+                                layer = f"{layer}1."
+                            yield conv(layer, (read,), given)
+                            read = given
+                        yield Wire(row, f"{branch}.{level}.2.weight", "", (read,), "")
+            case "C3k2":  # nobody reads it
+                pass
             case _:  # Concat, Upsample
                 axes[row] = inputs
 
@@ -92,7 +103,7 @@ def importance_orders(wires: Sequence[Wire], states: Sequence[State]) -> dict[st
     sizes = axis_sizes(wires, states)
     spread: dict[str, Tensor] = {}
     for wire in wires:
-        if wire.output:  # of channels that are added, the spreads are added
+        if wire.output and not wire.depthwise:  # of channels that are added, the spreads are added
             own = spread_of(wire, states)
             spread[wire.output] = spread.get(wire.output, torch.zeros_like(own)) + own
     read = {axis: torch.zeros_like(own) for axis, own in spread.items()}
@@ -122,6 +133,8 @@ def reading(wire: Wire, states: Sequence[State], sizes: Mapping[str, int]) -> li
     if wire.norm:
         variance = state[f"{wire.norm}running_var"]
         weight = weight * (state[f"{wire.norm}weight"].abs() / (variance + EPS).sqrt())[:, None]
+    if wire.depthwise:
+        return [weight[:, 0]]
     return list(torch.split(weight.sum(0), [sizes[axis] for axis in wire.inputs]))
 
 
@@ -139,7 +152,7 @@ def reordered(wires: Sequence[Wire], states: Sequence[State], orders: Mapping[st
     moved = [dict(state) for state in states]
     for wire in wires:
         state = moved[wire.row]
-        if wire.inputs != ("image",):
+        if wire.inputs != ("image",) and not wire.depthwise:
             starts = np.cumsum([0, *(sizes[axis] for axis in wire.inputs)])
             columns = torch.cat([orders[axis] + int(s) for axis, s in zip(wire.inputs, starts, strict=False)])
             state[wire.weight] = state[wire.weight][:, columns]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolov8_nas.files import replace, room
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, Block
-from yolov8_nas.space.topology import model_rows, model_yaml
+from yolov8_nas.space.topology import SWITCH, model_rows, model_yaml
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -29,9 +29,14 @@ def build(architecture: Architecture, num_classes: int, names: Sequence[str] | N
     Returns:
         A `DetectionModel` of stock modules in training mode, its rows in the order of `model_rows`.
     """
+    import torch
     from ultralytics.nn.tasks import DetectionModel
 
     model = DetectionModel(model_yaml(architecture, num_classes), verbose=False)
+    for (name, _), row in zip(model_rows(architecture), model.model, strict=True):
+        if name == SWITCH:  # nobody reads it: it has no weights by chance
+            for conv in (row.cv1.conv, row.cv2.conv):
+                torch.nn.init.constant_(conv.weight, 1 / conv.in_channels)
     if names is not None:
         model.names = dict(enumerate(names))
     return model
@@ -47,11 +52,14 @@ def derive(supernet: Supernet, architecture: Architecture) -> DetectionModel:
         SpaceError: The architecture is not in the supernet's space.
     """
     model = build(architecture, supernet.num_classes, supernet.names).to(next(supernet.parameters()))
-    for module, state in zip(model.model, supernet.states(architecture), strict=True):
-        fixed = {  # what a supernet does not hold: counters, and the constant weights of DFL
+    rows = model_rows(architecture)
+    for (row, _), module, state in zip(rows, model.model, supernet.states(architecture), strict=True):
+        fixed = {  # what a supernet does not hold: counters, the constant weights of DFL, and what nobody reads
             name: tensor for name, tensor in module.state_dict().items() if name not in state
         }
-        assert all(name.endswith("num_batches_tracked") or name == "dfl.conv.weight" for name in fixed), fixed.keys()
+        assert row == SWITCH or all(
+            name.endswith("num_batches_tracked") or name == "dfl.conv.weight" for name in fixed
+        ), fixed.keys()
         module.load_state_dict({**fixed, **state})
     return model
 

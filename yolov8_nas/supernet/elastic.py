@@ -27,22 +27,19 @@ Shapes are given as B (batch), C (channels), H, W (pixels) and A (anchors of all
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from yolov8_nas.space import attention_heads
+from yolov8_nas.space import Head, attention_heads
 
 State = dict[str, Tensor]
 """Tensors by the names that the stock module gives them."""
 
 Width = int | Sequence[int]
 """Channels of an output; of each of its members, where it has several."""
-
-REG_MAX = 16
-"""Bins of the distribution of each side of a box: Ultralytics' value for YOLOv8."""
 
 STRIDES = (8, 16, 32)
 """Pixels per cell of the levels P3, P4 and P5."""
@@ -376,98 +373,160 @@ class ElasticPSA(nn.Module):
         return _joined(parts)
 
 
-class ElasticPrediction(nn.Module):
-    """The closing 1x1 convolution of a head branch: elastic input, all outputs, bias, no normalisation."""
+def first_bins(sides: Tensor, bins: int) -> Tensor:
+    """Distributions over box sides with fewer bins: what is beyond the last bin is as long as that.
 
-    def __init__(self, channels: int, outputs: int) -> None:
+    Args:
+        sides: Logits (B, 4, bins, ...).
+        bins: How many are wanted, at most as many as there are.
+
+    Returns:
+        Logits (B, 4, `bins`, ...).
+    """
+    last = bins - 1
+    return torch.cat([sides[:, :, :last], sides[:, :, last:].logsumexp(2, keepdim=True)], 2)
+
+
+class ElasticPrediction(nn.Module):
+    """The closing 1x1 convolution of a head branch: elastic input and outputs, bias, no normalisation.
+
+    Args:
+        channels: Maximum input channels.
+        outputs: Maximum outputs of each member: bins of each side of a box, or the classes.
+    """
+
+    def __init__(self, channels: int, outputs: Sequence[int]) -> None:
         super().__init__()
-        stock = nn.Conv2d(channels, outputs, 1)
+        self.outputs = tuple(outputs)
+        stock = nn.Conv2d(channels, sum(outputs), 1)
         assert stock.bias is not None
         self.weight, self.bias = stock.weight, stock.bias
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Predict from C channels, at most as many as the layer has."""
-        return F.conv2d(x_BCHW, self.weight[:, : x_BCHW.shape[1]], self.bias)
+    def forward(self, x_BCHW: Tensor, outputs: Sequence[int]) -> Tensor:
+        """Predict the first outputs of each member from C channels, at most as many as the layer has."""
+        state = self.state(x_BCHW.shape[1], outputs)
+        return F.conv2d(x_BCHW, state["weight"], state["bias"])
 
-    def state(self, channels: int) -> State:
-        """The cut for `channels` input channels as the state of a stock convolution."""
-        return {"weight": self.weight[:, :channels], "bias": self.bias}
+    def state(self, channels: int, outputs: Sequence[int]) -> State:
+        """The cut for `channels` input channels and the first outputs of each member as a stock convolution's state."""
+        weight = _cut(self.weight[:, :channels], self.outputs, outputs, 0)
+        return {"weight": weight, "bias": _cut(self.bias, self.outputs, outputs, 0)}
 
 
 class ElasticBranch(nn.Module):
-    """One branch of the head at one level: two 3x3 convolutions and the prediction.
+    """One branch of the head at one level: two layers of 3x3 and the prediction.
 
     Args:
         channels: Maximum input channels.
         hidden: Maximum hidden channels.
-        outputs: What is predicted per cell.
+        outputs: What is predicted per cell, by members (see `ElasticPrediction`).
+        depthwise: Whether a layer is depthwise-separable (depthwise 3x3, then 1x1), or else a dense 3x3 convolution.
     """
 
-    def __init__(self, channels: int, hidden: int, outputs: int) -> None:
+    def __init__(self, channels: int, hidden: int, outputs: Sequence[int], depthwise: bool = False) -> None:
         super().__init__()
-        self.first = ElasticConv((channels,), hidden, 3)
-        self.second = ElasticConv((hidden,), hidden, 3)
+        self.depthwise = depthwise
+        self.first, self.second = (nn.ModuleList(self._layer(c, hidden)) for c in (channels, hidden))
         self.prediction = ElasticPrediction(hidden, outputs)
 
-    def forward(self, x_BCHW: Tensor, hidden: int) -> Tensor:
-        """Predict with `hidden` hidden channels."""
-        y_BCHW = self.first(x_BCHW, (x_BCHW.shape[1],), hidden, 3)
-        return self.prediction(self.second(y_BCHW, (hidden,), hidden, 3))  # type: ignore[no-any-return]
+    def _layer(self, channels: int, hidden: int) -> list[ElasticConv]:
+        if not self.depthwise:
+            return [ElasticConv((channels,), hidden, 3)]
+        return [ElasticConv((channels,), channels, 3, depthwise=True), ElasticConv((channels,), hidden, 1)]
 
-    def state(self, channels: int, hidden: int) -> State:
-        """The cut for `channels` and `hidden` as the state of the stock sequence of three."""
-        first, second = self.first.state((channels,), hidden, 3), self.second.state((hidden,), hidden, 3)
-        return _joined({"0.": first, "1.": second, "2.": self.prediction.state(hidden)})
+    def layers(self) -> Iterator[tuple[str, ElasticConv]]:
+        """(name in the stock module, convolution), in order; a depthwise one keeps its channels."""
+        for i, layer in enumerate((self.first, self.second)):
+            for j, conv in enumerate(layer):
+                assert isinstance(conv, ElasticConv)
+                yield f"{i}.{j}." if self.depthwise else f"{i}.", conv
+
+    def forward(self, x_BCHW: Tensor, hidden: int, outputs: Sequence[int]) -> Tensor:
+        """Predict `outputs` with `hidden` hidden channels."""
+        for _, conv in self.layers():
+            c = x_BCHW.shape[1]
+            x_BCHW = conv(x_BCHW, (c,), c if conv.depthwise else hidden, conv.kernel)
+        return self.prediction(x_BCHW, outputs)  # type: ignore[no-any-return]
+
+    def state(self, channels: int, hidden: int, outputs: Sequence[int]) -> State:
+        """The cut for `channels`, `hidden` and `outputs` as the state of the stock sequence of three."""
+        parts: dict[str, State] = {}
+        for name, conv in self.layers():
+            width = channels if conv.depthwise else hidden
+            parts[name] = conv.state((channels,), width, conv.kernel)
+            channels = width
+        return _joined({**parts, "2.": self.prediction.state(hidden, outputs)})
 
 
 class ElasticDetect(nn.Module):
-    """YOLOv8's Detect head. Its hidden widths follow the active width of P3 by the stock formulas.
+    """The Detect head. Its hidden widths follow the active width of P3 and the bins by the stock formulas.
+
+    A head with fewer bins has the first ones of each side. The two forms of the class branch share nothing.
 
     Args:
         channels: Maximum channels of P3, P4 and P5.
         num_classes: Number of classes.
+        heads: All heads that can be chosen, a stock one among them.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, heads: Sequence[Head]) -> None:
         super().__init__()
         self.num_classes = num_classes
-        box, cls = self.hidden(channels[0])
-        boxes = [ElasticBranch(c, box, 4 * REG_MAX) for c in channels]
-        scores = [ElasticBranch(c, cls, num_classes) for c in channels]
+        largest = max(heads, key=lambda head: head.reg_max)
+        box, cls = largest.hidden(channels[0], num_classes)
+        boxes = [ElasticBranch(c, box, (largest.reg_max,) * 4) for c in channels]
+        self.cv2 = nn.ModuleList(boxes)
+        self.cv3 = nn.ModuleList(ElasticBranch(c, cls, (num_classes,)) for c in channels)
+        if any(head.classes == "dwsep3" for head in heads):
+            self.light = nn.ModuleList(ElasticBranch(c, cls, (num_classes,), depthwise=True) for c in channels)
         # Ultralytics' start: boxes of some width, and scores that expect five objects in an image of 640 pixels.
-        for stride, box_branch, cls_branch in zip(STRIDES, boxes, scores, strict=True):
-            nn.init.constant_(box_branch.prediction.bias, 2.0)
-            nn.init.constant_(cls_branch.prediction.bias, math.log(5 / num_classes / (640 / stride) ** 2))
-        self.cv2, self.cv3 = nn.ModuleList(boxes), nn.ModuleList(scores)
+        for branch in boxes:
+            nn.init.constant_(branch.prediction.bias, 2.0)
+        for classes in dict.fromkeys(head.classes for head in heads):
+            for stride, branch in zip(STRIDES, self.class_branches(classes), strict=True):
+                nn.init.constant_(branch.prediction.bias, math.log(5 / num_classes / (640 / stride) ** 2))
 
-    def hidden(self, p3: int) -> tuple[int, int]:
-        """Hidden channels of the box and the class branches, given P3's channels (Ultralytics' `Detect`)."""
-        return max(16, p3 // 4, 4 * REG_MAX), max(p3, min(self.num_classes, 100))
+    def box_branches(self) -> list[ElasticBranch]:
+        """The box branches of P3, P4 and P5."""
+        return [branch for branch in self.cv2 if isinstance(branch, ElasticBranch)]
 
-    def forward(self, feats: Sequence[Tensor]) -> dict[str, Tensor | list[Tensor]]:
+    def class_branches(self, classes: str) -> list[ElasticBranch]:
+        """The class branches of P3, P4 and P5 in one of their forms (`space.CLASS_BRANCHES`)."""
+        branches = self.light if classes == "dwsep3" else self.cv3
+        return [branch for branch in branches if isinstance(branch, ElasticBranch)]
+
+    def forward(self, feats: Sequence[Tensor], head: Head) -> dict[str, Tensor | list[Tensor]]:
         """Raw predictions in the form that Ultralytics' head gives and its loss takes.
 
         Args:
             feats: The maps of P3, P4 and P5, each BCHW.
+            head: The active head.
 
         Returns:
-            `boxes` (B, 4 * REG_MAX, A), `scores` (B, classes, A) as logits, and `feats` as they came.
+            `boxes` (B, 4 * reg_max, A), `scores` (B, classes, A) as logits, and `feats` as they came.
         """
 
-        def predict(branches: nn.ModuleList, hidden: int) -> Tensor:
+        def predict(branches: Sequence[ElasticBranch], hidden: int, outputs: Sequence[int]) -> Tensor:
             levels = zip(branches, feats, strict=True)
-            return torch.cat([branch(x_BCHW, hidden).flatten(2) for branch, x_BCHW in levels], 2)
+            return torch.cat([branch(x_BCHW, hidden, outputs).flatten(2) for branch, x_BCHW in levels], 2)
 
-        box, cls = self.hidden(feats[0].shape[1])
-        return {"boxes": predict(self.cv2, box), "scores": predict(self.cv3, cls), "feats": list(feats)}
+        box, cls = head.hidden(feats[0].shape[1], self.num_classes)
+        return {
+            "boxes": predict(self.box_branches(), box, (head.reg_max,) * 4),
+            "scores": predict(self.class_branches(head.classes), cls, (self.num_classes,)),
+            "feats": list(feats),
+        }
 
-    def state(self, channels: Sequence[int]) -> State:
+    def state(self, channels: Sequence[int], head: Head) -> State:
         """The cut for the channels of P3, P4 and P5 as the state of a stock `Detect`."""
         parts: dict[str, State] = {}
-        for name, branches, hidden in zip(("cv2", "cv3"), (self.cv2, self.cv3), self.hidden(channels[0]), strict=True):
+        box, cls = head.hidden(channels[0], self.num_classes)
+        for name, branches, hidden, outputs in (
+            ("cv2", self.box_branches(), box, (head.reg_max,) * 4),
+            ("cv3", self.class_branches(head.classes), cls, (self.num_classes,)),
+        ):
             for level, (c, branch) in enumerate(zip(channels, branches, strict=True)):
-                assert isinstance(branch, ElasticBranch)
-                parts[f"{name}.{level}."] = branch.state(c, hidden)
+                parts[f"{name}.{level}."] = branch.state(c, hidden, outputs)
         return _joined(parts)
 
 

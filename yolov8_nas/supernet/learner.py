@@ -23,6 +23,7 @@ import copy
 import ctypes
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ from yolov8_nas.space import Architecture
 from yolov8_nas.space.cost import cost
 from yolov8_nas.supernet.derive import build
 from yolov8_nas.supernet.distributed import Processes
-from yolov8_nas.supernet.elastic import REG_MAX
+from yolov8_nas.supernet.elastic import first_bins
 from yolov8_nas.supernet.images import settings
 from yolov8_nas.supernet.loading import Batch
 from yolov8_nas.supernet.supernet import Supernet
@@ -58,7 +59,7 @@ Anchor = Literal["largest", "stock"]
 LOSSES: Final = ("box", "cls", "dfl", "distill")
 
 Outputs = dict[str, Any]
-"""What the head gives: `boxes` (B, 64, A), `scores` (B, classes, A), `feats`."""
+"""What the head gives: `boxes` (B, 4 * bins, A), `scores` (B, classes, A), `feats`."""
 
 
 class Learner:
@@ -90,7 +91,7 @@ class Learner:
         self.lr = 0.0
         self._weights: list[nn.Parameter] = list(supernet.parameters())
         self._averages: list[Tensor] = list(self.average.parameters())
-        self.criterion = detection_loss(supernet, imgsz)
+        self.criterion = DetectionLoss(supernet, imgsz)
         self._optimizer = _optimizer(self._weights)
         device = processes.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=self.precision is torch.float16)  # else it does nothing
@@ -223,8 +224,8 @@ def distillation(student: Outputs, teacher: Outputs, cls_gain: float, box_gain: 
     nothing are not copied.
 
     Args:
-        student: Head outputs with `boxes` (B, 64, A) and `scores` (B, classes, A).
-        teacher: The same of the teacher, detached.
+        student: Head outputs with `boxes` (B, 4 * bins, A) and `scores` (B, classes, A).
+        teacher: The same of the teacher, detached; it may have another number of bins.
         cls_gain: Weight of the class part.
         box_gain: Weight of the box part.
     """
@@ -234,20 +235,45 @@ def distillation(student: Outputs, teacher: Outputs, cls_gain: float, box_gain: 
     cross_entropy = F.binary_cross_entropy_with_logits(student["scores"], probabilities, reduction="sum")
     entropy = F.binary_cross_entropy_with_logits(teacher["scores"], probabilities, reduction="sum")
 
-    def sides(boxes: Tensor) -> Tensor:
-        return boxes.view(len(boxes), 4, REG_MAX, -1).log_softmax(2)
-
-    divergence = F.kl_div(sides(student["boxes"]), sides(teacher["boxes"]), reduction="none", log_target=True)
+    students_BSRA, teachers_BSRA = (
+        outputs["boxes"].view(len(confidence_BA), 4, -1, outputs["boxes"].shape[2]) for outputs in (student, teacher)
+    )
+    bins = min(students_BSRA.shape[2], teachers_BSRA.shape[2])
+    found, wanted = (first_bins(sides, bins).log_softmax(2) for sides in (students_BSRA, teachers_BSRA))
+    divergence = F.kl_div(found, wanted, reduction="none", log_target=True)
     box = (divergence.sum(2).mean(1) * confidence_BA).sum()
     loss: Tensor = (cls_gain * (cross_entropy - entropy) + box_gain * box) / total
     return len(confidence_BA) * loss
 
 
-def detection_loss(supernet: Supernet, imgsz: int) -> v8DetectionLoss:
-    """Ultralytics' loss. It reads strides, classes and gains off a network; any one of the space tells them."""
-    network = build(supernet.space.stock, supernet.num_classes).to(next(supernet.parameters()).device)
-    network.args = settings(imgsz)
-    return v8DetectionLoss(network)
+class DetectionLoss:
+    """Ultralytics' loss for all networks of a space.
+
+    It reads strides, classes, bins and gains off a network: stock tells them, with as many bins as predictions have.
+
+    Args:
+        supernet: The networks.
+        imgsz: Side of the square input in pixels.
+
+    Attributes:
+        hyp: The gains.
+    """
+
+    def __init__(self, supernet: Supernet, imgsz: int) -> None:
+        self._supernet = supernet
+        self._by_bins: dict[int, v8DetectionLoss] = {}
+        self.hyp = settings(imgsz)
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+        """The loss by parts, times the number of images, and its parts by name."""
+        bins = outputs["boxes"].shape[1] // 4
+        if bins not in self._by_bins:
+            stock = self._supernet.space.stock
+            with torch.random.fork_rng(devices=[]):
+                network = build(replace(stock, head=replace(stock.head, reg_max=bins)), self._supernet.num_classes)
+            network.to(next(self._supernet.parameters()).device).args = self.hyp
+            self._by_bins[bins] = v8DetectionLoss(network)
+        return self._by_bins[bins](outputs, batch)  # type: ignore[no-any-return]
 
 
 def _optimizer(weights: Sequence[nn.Parameter]) -> torch.optim.AdamW:

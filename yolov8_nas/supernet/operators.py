@@ -1,12 +1,14 @@
 """Operators that stock YOLOv8 lacks, started from what it has.
 
 The other operators of a bottleneck approximate its two 3x3 convolutions, and attention lets everything pass nearly
-unchanged. A network that gets one of them in the place of what it was trained with begins near where it was.
+unchanged. The depthwise-separable class branch of the head approximates the dense one. A network that gets one of them
+in the place of what it was trained with begins near where it was.
 """
 
 from __future__ import annotations
 
 import itertools
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -29,10 +31,7 @@ def linearised(first: State, second: State) -> Tensor:
     Returns:
         (O, I, 5, 5).
     """
-    between, probability = normal(first["bn.weight"], first["bn.bias"])
-    sigmoid = between.sigmoid()
-    slope = probability @ (sigmoid * (1 + between * (1 - sigmoid)))
-    factor = slope * first["bn.weight"] / (first["bn.running_var"] + EPS).sqrt()
+    factor = _slope(first["bn.weight"], first["bn.bias"]) * first["bn.weight"] / (first["bn.running_var"] + EPS).sqrt()
     inner, outer = first["conv.weight"], second["conv.weight"] * factor[:, None, None]
     kernel = inner.new_zeros(len(outer), inner.shape[1], 5, 5)
     for y, x in itertools.product(range(3), repeat=2):
@@ -60,6 +59,45 @@ def separable(kernel: Tensor, size: int) -> tuple[Tensor, Tensor]:
     per_tap = torch.linalg.eigh(matrix.transpose(1, 2) @ matrix).eigenvectors[..., -1:]
     per_tap = torch.where(per_tap.sum(1, keepdim=True) < 0, -per_tap, per_tap)
     return (matrix @ per_tap)[..., None], per_tap.view(-1, 1, size, size)
+
+
+LIFT: Final = 2.0
+"""Offset of the BatchNorm within a depthwise-separable layer of the head, in standard deviations of its inputs: SiLU is
+nearly linear there."""
+
+
+def mixed(layer: State, spread: Tensor) -> State:
+    """The depthwise-separable layer of the head that is closest to a dense one: depthwise, then pointwise.
+
+    It has one filter per input channel, whose outputs are mixed. So what all outputs read of an input channel is a
+    matrix of rank one, weights per output times weights per tap: the other way round than in `separable`.
+
+    Args:
+        layer: State of the dense stock `Conv`, with weights (O, I, 3, 3).
+        spread: Standard deviation of each input channel: (I,).
+
+    Returns:
+        State of the stock sequence of `DWConv` and `Conv`.
+    """
+    per_output, per_tap = separable(layer["conv.weight"].transpose(0, 1), 3)
+    one = torch.ones_like(spread)
+    factor = (spread**2 + EPS).sqrt() / _slope(one, LIFT * one)
+    return {
+        "0.conv.weight": per_tap,
+        "0.bn.weight": one,
+        "0.bn.bias": LIFT * one,
+        "0.bn.running_mean": torch.zeros_like(one),
+        "0.bn.running_var": spread**2,
+        "1.conv.weight": per_output.transpose(0, 1) * factor[:, None, None],
+        **{f"1.bn.{name}": layer[f"bn.{name}"] for name in ("weight", "bias", "running_mean", "running_var")},
+    }
+
+
+def _slope(factor: Tensor, offset: Tensor) -> Tensor:
+    """Mean of the derivative of SiLU behind a BatchNorm: (C,)."""
+    between, probability = normal(factor, offset)
+    sigmoid = between.sigmoid()
+    return probability @ (sigmoid * (1 + between * (1 - sigmoid)))
 
 
 def dilated(kernel: Tensor) -> Tensor:

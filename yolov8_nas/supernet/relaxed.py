@@ -3,7 +3,8 @@
 Layers run at full width, and what is not chosen is multiplied by 0: channels beyond a width (FBNetV2,
 arXiv:2004.05565), bottlenecks beyond the depth, every operator of a bottleneck but one. With choices that are one-hot
 the result is what `Supernet.forward` computes for that network, batch statistics included, as BatchNorm treats each
-channel alone; and each weight of a choice gets the derivative of the loss by the presence of its option.
+channel alone; and each weight of a choice gets the derivative of the loss by the presence of its option. Of the bins of
+the box branch it is the derivative by the hidden width that follows from them: bins themselves are there or not.
 
 What has the weight 0 passes no gradient on to what is before it, so it is computed without a graph: an operator that is
 not chosen costs a forward pass and nothing more.
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolov8_nas.space import BLOCKS, CONVS, Block
+from yolov8_nas.space import BLOCKS, CONVS, LEVELS, Block, Head
 from yolov8_nas.supernet.elastic import (
     ElasticBottleneck,
     ElasticBranch,
@@ -93,11 +94,15 @@ class RelaxedSupernet:
             case ElasticPSA():
                 return _attention(layer, inputs[0], network)
             case ElasticDetect():
-                boxes, scores = (
-                    _predictions(branches, inputs, network.masks[f"detect.{name}"])
-                    for name, branches in (("box", layer.cv2), ("cls", layer.cv3))
-                )
-                return {"boxes": boxes, "scores": scores, "feats": inputs}
+                levels = [network.masks[name] for name in LEVELS]
+                bins = (network.chosen["detect.reg_max"],) * 4
+                boxes = _predictions(layer.box_branches(), inputs, levels, network.masks["detect.box"], bins)
+
+                def scores(classes: str) -> Tensor:
+                    branches, outputs = layer.class_branches(classes), (layer.num_classes,)
+                    return _predictions(branches, inputs, levels, network.masks["detect.cls"], outputs)
+
+                return {"boxes": boxes, "scores": network.mixed("detect.classes", scores), "feats": inputs}
         raise AssertionError(step)
 
     def _widths(self) -> dict[str, tuple[tuple[str, ...], list[int]]]:
@@ -112,9 +117,11 @@ class RelaxedSupernet:
         widths["sppf.hidden"] = ("backbone_p5.width",), [width // 2 for width in options["backbone_p5.width"]]
         detect = self.supernet.get_submodule("detect")
         assert isinstance(detect, ElasticDetect)
-        heads = [detect.hidden(p3) for p3 in options["topdown_p3.width"]]
-        widths["detect.box"] = ("topdown_p3.width",), [box for box, _ in heads]
-        widths["detect.cls"] = ("topdown_p3.width",), [cls for _, cls in heads]
+        pairs = itertools.product(options["topdown_p3.width"], options["detect.reg_max"])
+        boxes = [Head(reg_max=bins).hidden(p3, detect.num_classes)[0] for p3, bins in pairs]
+        classes = [Head().hidden(p3, detect.num_classes)[1] for p3 in options["topdown_p3.width"]]
+        widths["detect.box"] = ("topdown_p3.width", "detect.reg_max"), boxes
+        widths["detect.cls"] = ("topdown_p3.width",), classes
         return widths
 
     def _prefix(self, channels: Sequence[int]) -> Tensor:
@@ -201,11 +208,18 @@ def _attention(layer: ElasticPSA, x_BCHW: Tensor, network: _Network) -> Tensor:
     return network.mixed("attention", branch)
 
 
-def _predictions(branches: torch.nn.ModuleList, feats: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """One kind of the head's predictions on all levels: (B, outputs, A)."""
+def _predictions(
+    branches: Sequence[ElasticBranch],
+    feats: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    hidden: Tensor,
+    outputs: Sequence[int],
+) -> Tensor:
+    """One kind of the head's predictions on all levels, whose channels have `masks`: (B, outputs, A)."""
     levels = []
-    for branch, x_BCHW in zip(branches, feats, strict=True):
-        assert isinstance(branch, ElasticBranch)
-        y_BCHW = _whole(branch.second, _whole(branch.first, x_BCHW) * mask) * mask
-        levels.append(branch.prediction(y_BCHW).flatten(2))
+    for branch, y_BCHW, mask in zip(branches, feats, masks, strict=True):
+        for _, conv in branch.layers():
+            mask = mask if conv.depthwise else hidden
+            y_BCHW = _whole(conv, y_BCHW) * mask
+        levels.append(branch.prediction(y_BCHW, outputs).flatten(2))
     return torch.cat(levels, 2)

@@ -7,7 +7,10 @@ Channels are chosen by importance on their axes (`channels`), so every member of
   before gives.
 - *Wider, deeper, larger kernels.* What is there ignores what is new (those weights are zero), what is new starts at
   random: the outputs stay (Net2Net, arXiv:1511.05641).
-- *Operators* that the source lacks approximate its two 3x3 convolutions; see `operators`.
+- *Operators* that the source lacks approximate its two 3x3 convolutions, and a depthwise-separable class branch
+  approximates the dense one; see `operators`.
+- *Bins.* A box branch with fewer bins has the first ones of each side; by the fit, what the source has beyond them goes
+  to the last one.
 - *Classes* of equal name keep their outputs; the others start as Ultralytics starts every class.
 - *Fit.* With calibration images, every convolution that lost something is fitted to what the source's gives there, in
   the order of the network and on the sliced network's own inputs: least squares with a ridge around the sliced weights,
@@ -35,7 +38,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.checkpoint.stock import StockCheckpoint
 from yolov8_nas.space import BLOCKS, SCALES, Architecture, is_backbone, stock_architecture
-from yolov8_nas.space.topology import model_rows
+from yolov8_nas.space.topology import SWITCH, model_rows
 from yolov8_nas.supernet.batchnorm import restore_statistics
 from yolov8_nas.supernet.channels import (
     EPS,
@@ -48,8 +51,8 @@ from yolov8_nas.supernet.channels import (
     wiring,
 )
 from yolov8_nas.supernet.derive import architecture_of, build, unroll
-from yolov8_nas.supernet.elastic import State
-from yolov8_nas.supernet.operators import dilated, linearised, pass_through, separable
+from yolov8_nas.supernet.elastic import State, first_bins
+from yolov8_nas.supernet.operators import dilated, linearised, mixed, pass_through, separable
 
 PIXELS: Final = 2**23
 """Pixels of calibration images that a fit looks at, at most: 327 images of 160 x 160, 20 of 640 x 640."""
@@ -78,6 +81,7 @@ class Sliced:
         approximated: Bottlenecks whose operator approximates the source's 3x3 convolutions.
         classes: Classes that keep their outputs; the others start as Ultralytics starts them.
         class_branch: Whether the class branch comes from the source at all.
+        light: Whether the class branch is depthwise-separable, which approximates the source's dense one.
         fitted: Convolutions that were fitted to the source's outputs.
     """
 
@@ -90,6 +94,7 @@ class Sliced:
     approximated: int
     classes: tuple[str, ...]
     class_branch: bool
+    light: bool
     fitted: int
 
     def __str__(self) -> str:
@@ -100,6 +105,8 @@ class Sliced:
             told += f"; {self.widened} groups of channels are wider and {len(self.added)} bottlenecks are new"
         if self.approximated:
             told += f"; {self.approximated} bottlenecks approximate its 3x3 convolutions"
+        if self.light and self.class_branch:
+            told += "; its depthwise class branch approximates the dense one"
         if not self.class_branch:
             told += "; its class branch is not YOLOv8's, and all of that is new"
         elif self.classes:
@@ -148,7 +155,10 @@ def sliced(
     kept = {name: _kept_layers(original, name, architecture.block(name).depth) for name in BLOCKS}
     reduced = _without(original, kept)
     plain = replace(
-        architecture, attention=0, blocks=tuple(replace(block, operator="conv3") for block in architecture.blocks)
+        architecture,
+        attention=0,
+        blocks=tuple(replace(block, operator="conv3") for block in architecture.blocks),
+        head=replace(architecture.head, classes="conv3"),
     )
     target = build(architecture, len(names), names).to(next(source.parameters())).eval()
     fresh = build(plain, len(names), names).to(next(source.parameters()))
@@ -161,8 +171,9 @@ def sliced(
     narrow = _Network.of(reduced.architecture, reordered(reduced.wires, reduced.states, chosen))
     classes = _same_classes([source.names[i] for i in range(len(source.names))], names) if class_branch else None
     taken = _place(wanted, narrow, classes)
-    approximated = _fill(target, architecture, wanted)
-    for name in approximated:
+    approximated = _fill(target, architecture, wanted, class_branch=classes is not None)
+    light = architecture.head.classes == "dwsep3"
+    for name in (*approximated, *([_CLASS_LAYERS] if light else [])):
         taken.pop(name, None)
     report = Sliced(
         source=described(source),
@@ -178,6 +189,7 @@ def sliced(
         approximated=len(approximated),
         classes=tuple(names[i] for i in classes or ()),
         class_branch=class_branch,
+        light=light,
         fitted=0,
     )
     if len(calibration):
@@ -285,7 +297,9 @@ def _without(network: _Network, kept: Mapping[str, Sequence[int]]) -> _Network:
 
 
 def _place(wanted: _Network, narrow: _Network, classes: Mapping[int, int] | None) -> dict[str, int]:
-    """Write a network into a fresh one that is nowhere narrower; returns how many weights of every row were written.
+    """Write a network into a fresh one that is nowhere narrower.
+
+    Returns how many weights of every row were written; those of the class branch's hidden layers as `_CLASS_LAYERS`.
 
     Args:
         wanted: The fresh network; its states are replaced.
@@ -301,6 +315,7 @@ def _place(wanted: _Network, narrow: _Network, classes: Mapping[int, int] | None
         if found is None or (classes is None and _in_class_branch(wire)):  # what the source lacks
             continue
         old, state = narrow.states[found.row], dict(wanted.states[wire.row])
+        part = _CLASS_LAYERS if _in_class_branch(wire) and wire.norm else wanted.names[wire.row]
         columns: list[Tensor] = [torch.arange(3)]
         if wire.inputs != ("image",):
             starts = torch.tensor([0, *(places[axis] for axis in wire.inputs)]).cumsum(0)
@@ -309,8 +324,11 @@ def _place(wanted: _Network, narrow: _Network, classes: Mapping[int, int] | None
             ]
         weight = old[found.weight]
         rows = from_rows = torch.arange(len(weight))
-        if classes is not None and _is_class_output(wire):
+        if not wire.norm and _in_class_branch(wire):
+            assert classes is not None
             rows, from_rows = (torch.tensor(list(part), dtype=torch.long) for part in (classes, classes.values()))
+        elif not wire.norm:
+            rows, from_rows = _same_bins(len(state[wire.weight]) // 4, len(weight) // 4)
         vectors = [f"{wire.norm}{name}" for name in ("weight", "bias", "running_mean", "running_var")]
         if not wire.norm:
             vectors = [wire.weight.removesuffix("weight") + "bias"]
@@ -321,18 +339,23 @@ def _place(wanted: _Network, narrow: _Network, classes: Mapping[int, int] | None
         for name in vectors:
             state[name] = state[name].clone()
             state[name][rows] = old[name][from_rows]
-            taken[wanted.names[wire.row]] += len(rows)
-        taken[wanted.names[wire.row]] += weight[from_rows].numel()
+            taken[part] += len(rows)
+        taken[part] += weight[from_rows].numel()
         wanted.states[wire.row] = state
     return taken
+
+
+_CLASS_LAYERS: Final = "detect.classes"
 
 
 def _in_class_branch(wire: Wire) -> bool:
     return wire.weight.startswith("cv3.")
 
 
-def _is_class_output(wire: Wire) -> bool:
-    return _in_class_branch(wire) and not wire.norm
+def _same_bins(own: int, source: int) -> tuple[Tensor, Tensor]:
+    """Places of the bins that two box branches have in common, of all four sides: in the one, in the other."""
+    sides, bins = torch.arange(4)[:, None], torch.arange(min(own, source))
+    return (sides * own + bins).flatten(), (sides * source + bins).flatten()
 
 
 def _same_classes(source: Sequence[str], names: Sequence[str]) -> dict[int, int]:
@@ -355,8 +378,18 @@ def _same_classes(source: Sequence[str], names: Sequence[str]) -> dict[int, int]
 # Operators -----------------------------------------------------------------------------------------------------------
 
 
-def _fill(target: DetectionModel, architecture: Architecture, plain: _Network) -> list[str]:
-    """Give a network the weights of one of 3x3 bottlenecks without attention; returns the rows that approximate it."""
+def _fill(target: DetectionModel, architecture: Architecture, plain: _Network, *, class_branch: bool) -> list[str]:
+    """Give a network the weights of one of 3x3 bottlenecks without attention.
+
+    Args:
+        target: The network; it is changed.
+        architecture: What it is.
+        plain: The other one.
+        class_branch: Whether its class branch is worth taking over.
+
+    Returns:
+        The rows whose weights approximate the other one's.
+    """
     states = dict(zip(plain.names, plain.states, strict=True))
     approximated: list[str] = []
     for (name, (_, repeats, _, _)), module in zip(model_rows(architecture), target.model, strict=True):
@@ -371,9 +404,29 @@ def _fill(target: DetectionModel, architecture: Architecture, plain: _Network) -
                 state = _approximated(state, operator)
             if operator not in ("conv3", "conv5"):
                 approximated.append(name)
+        elif name == "detect" and architecture.head.classes == "dwsep3":
+            assert state is not None
+            state = _light(state, plain, class_branch=class_branch)
+        elif name == SWITCH:
+            continue
         assert state is not None
         module.load_state_dict({**module.state_dict(), **state})
     return approximated
+
+
+def _light(state: State, plain: _Network, *, class_branch: bool) -> State:
+    """The state of a head with the depthwise-separable class branch, as far as the dense one tells it."""
+    spreads = {wire.output: spread_of(wire, plain.states) for wire in plain.wires if wire.output}
+    light = {name: tensor for name, tensor in state.items() if not re.match(r"cv3\.\d\.[01]\.", name)}
+    if not class_branch:
+        return light
+    for wire in plain.wires:
+        if _in_class_branch(wire) and wire.norm:
+            prefix = wire.weight.removesuffix("conv.weight")
+            dense = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+            (read,) = wire.inputs
+            light |= {f"{prefix}{name}": tensor for name, tensor in mixed(dense, spreads[read]).items()}
+    return light
 
 
 def _approximated(state: State, operator: str) -> State:
@@ -512,7 +565,7 @@ class _Fitting:
         if part:
             kept = self.kept[block]
             return f"{block}.layers.{kept[int(part)]}" if int(part) < len(kept) else ""
-        return "" if name == "attention" else name
+        return "" if name in ("attention", SWITCH) else name
 
     def _goals(
         self, name: str, convs: Mapping[str, nn.Conv2d], source: Mapping[str, nn.Module], given: Mapping[str, Tensor]
@@ -522,18 +575,27 @@ class _Fitting:
             same = "cv2.conv" if path == "conv" and "cv2.conv" in given else path
             if path == "cv1.conv" and ".layers." in name and conv.kernel_size == (1, 1):
                 continue
+            if light := re.fullmatch(r"(cv3\.\d\.\d\.)([01])\.conv", path):
+                if light[2] == "0":
+                    continue
+                same = f"{light[1]}conv"
             wire = self._wires[name, f"{same}.weight"]
             if self.classes is None and _in_class_branch(wire):
                 continue
+            y_BCHW = given[same]
             if wire.output:
                 channels, outputs = self.chosen[wire.output], torch.arange(len(self.chosen[wire.output]))
-            elif self.classes is not None and _is_class_output(wire):
+            elif _in_class_branch(wire):
+                assert self.classes is not None
                 channels, outputs = (torch.tensor(list(part)) for part in (self.classes.values(), self.classes))
             else:
-                channels = outputs = torch.arange(conv.out_channels)
+                bins = min(conv.out_channels, y_BCHW.shape[1]) // 4
+                outputs, _ = _same_bins(conv.out_channels // 4, bins)
+                channels = torch.arange(4 * bins)
+                y_BCHW = first_bins(y_BCHW.view(len(y_BCHW), 4, -1, *y_BCHW.shape[2:]), bins).flatten(1, 2)
             if not len(channels):
                 continue
-            goal = _Goal(outputs, given[same][:, channels])
+            goal = _Goal(outputs, y_BCHW[:, channels])
             norm = source[same.removesuffix("conv") + "bn"] if wire.output else None
             if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
                 goal.mean, goal.variance = norm.running_mean[channels], norm.running_var[channels]

@@ -8,6 +8,7 @@ the members, the operator is an argument.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,15 @@ from torch.nn import functional as F
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.files import atomic_write, read_json, room
-from yolov8_nas.space import Architecture, SearchSpace, is_backbone
+from yolov8_nas.space import Architecture, Head, SearchSpace, is_backbone
 from yolov8_nas.space.topology import Row, model_rows
 from yolov8_nas.supernet.elastic import ElasticBottleneck, ElasticConv, ElasticDetect, ElasticPSA, ElasticSPPF, State
 
 WEIGHTS: Final = "supernet.safetensors"
 DETAILS: Final = "supernet.json"
+
+_WITHOUT_WEIGHTS: Final = ("Concat", "nn.Upsample", "C3k2")
+"""Rows of which the supernet holds nothing; the C3k2 is `topology.SWITCH`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Supernet(nn.Module):
             x_BCHW: Images, RGB in 0..1, height and width multiples of 32.
 
         Returns:
-            `boxes` (B, 64, A), `scores` (B, classes, A) as logits, `feats` the maps of P3, P4 and P5.
+            `boxes` (B, 4 * bins, A), `scores` (B, classes, A) as logits, `feats` the maps of P3, P4 and P5.
         """
         outputs: list[Any] = []
         for step in self._active_steps:
@@ -114,6 +118,8 @@ class Supernet(nn.Module):
                 return torch.cat(inputs, 1)
             case "nn.Upsample":
                 return F.interpolate(inputs[0], scale_factor=2.0, mode="nearest")
+            case "C3k2":  # nobody reads it
+                return None
         layer = self.get_submodule(step.name)
         match layer:
             case ElasticConv():
@@ -125,7 +131,7 @@ class Supernet(nn.Module):
             case ElasticPSA():
                 return layer(inputs[0], repeats)
             case ElasticDetect():
-                return layer(inputs)
+                return layer(inputs, self.active.head)
         raise AssertionError(step)
 
     def states(self, architecture: Architecture) -> list[State]:
@@ -138,7 +144,7 @@ class Supernet(nn.Module):
         states: list[State] = []
         for step in network_steps(architecture):
             arguments = step.row[3]
-            layer = self.get_submodule(step.name) if step.row[2] not in ("Concat", "nn.Upsample") else None
+            layer = self.get_submodule(step.name) if step.row[2] not in _WITHOUT_WEIGHTS else None
             match layer:
                 case ElasticConv():
                     states.append(layer.state(step.members, *arguments[:2]))
@@ -149,7 +155,7 @@ class Supernet(nn.Module):
                 case ElasticPSA():
                     states.append(layer.state(arguments[0], step.row[1]))
                 case ElasticDetect():
-                    states.append(layer.state(step.members))
+                    states.append(layer.state(step.members, architecture.head))
                 case _:
                     states.append({})
         return states
@@ -226,5 +232,6 @@ def _elastic_layer(step: Step, options: Mapping[str, Sequence[Any]], num_classes
         case "C2PSA":
             return ElasticPSA(options["sppf.width"], repeats)
         case "Detect":
-            return ElasticDetect(step.members, num_classes)
+            heads = [Head(*pair) for pair in itertools.product(options["detect.classes"], options["detect.reg_max"])]
+            return ElasticDetect(step.members, num_classes, heads)
     return None

@@ -15,7 +15,8 @@ and after the warm start that point gives the sliced network's outputs. Three st
    random: every wider, deeper or larger-kernelled network also begins as stock does, and learns from there
    (Net2Net, arXiv:1511.05641).
 3. *Operators* that stock lacks start as approximations of its two 3x3 convolutions, and attention lets everything
-   pass nearly unchanged; see `operators`.
+   pass nearly unchanged; see `operators`. The depthwise-separable class branch is taken from a sliced network that has
+   it, where it is fitted to the dense one.
 
 From an earlier supernet of the same space and classes: its weights as they are. So retraining on grown data goes on.
 """
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,11 @@ def warm_start(
     states: list[State] = [module.state_dict() for module in network.model]
     wires = list(wiring(architecture))
     orders = importance_orders(wires, states)
+    light = replace(architecture, head=replace(architecture.head, classes="dwsep3"))
+    if light in supernet.space:  # its hidden channels stand for those of the dense branch, so their order is the same
+        fitted, _ = sliced(source, light, supernet.names, calibration)
+        own: list[State] = [module.state_dict() for module in fitted.model]
+        transfer(supernet, light, reordered(list(wiring(light)), own, orders))
     transfer(supernet, architecture, reordered(wires, states, orders))
     approximated = 0
     for name, (_, _, module, arguments) in model_rows(architecture):
@@ -187,7 +193,7 @@ def warm_start(
         if isinstance(layer, ElasticBottleneck):
             _approximate(layer, arguments[0])
             approximated += 1
-    if max(supernet.space.dimensions[-1].options):
+    if supernet.space.largest().attention:
         _pass_through(supernet)
     return WarmStart(told.source, told.taken, total, len(orders), approximated, told)
 

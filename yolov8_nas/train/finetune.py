@@ -142,7 +142,7 @@ class _TaughtLoss:
     Args:
         plain: Ultralytics' loss.
         student: The network in training; it tells the gains.
-        teacher: The other one, with the same head, on the same device.
+        teacher: The other one, with as many branches, on the same device.
     """
 
     def __init__(self, plain: v8DetectionLoss | E2ELoss, student: DetectionModel, teacher: DetectionModel) -> None:

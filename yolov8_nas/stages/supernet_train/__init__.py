@@ -12,4 +12,4 @@ def _run(ctx: StageContext[settings.SupernetSettings]) -> None:
     run(ctx)
 
 
-STAGE = Stage("supernet-train", 3, settings.settings, _run, watched=True)
+STAGE = Stage("supernet-train", 4, settings.settings, _run, watched=True)
