@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.space import SearchSpace
+from yolov8_nas.space import Head, SearchSpace
 from yolov8_nas.supernet.batchnorm import recalibrate
 from yolov8_nas.supernet.derive import build
 
@@ -47,7 +48,8 @@ def make_dataset(folder: Path, *, train: int, search: int, val: int, size: int =
 def lively(side: int, seed: int = 0, *, gain: float = 1.2, shift: float = 0.1) -> DetectionModel:
     """A small network whose activations are neither zero nor all alike, as those of fresh weights are."""
     torch.manual_seed(seed)
-    network = build(SearchSpace.load("tiny").smallest(), len(CLASSES), CLASSES)
+    smallest = replace(SearchSpace.load("tiny").smallest(), head=Head())
+    network = build(smallest, len(CLASSES), CLASSES)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.8, gain)

@@ -170,6 +170,7 @@ def test_a_space_with_too_few_networks_is_refused(tmp_path: Path) -> None:
     narrow["blocks"] = {
         name: {part: only[f"{name}.{part}"] for part in parts} for name, parts in narrow["blocks"].items()
     }
+    narrow["detect"] = {part: only[f"detect.{part}"] for part in narrow["detect"]}
     (tmp_path / "narrow.yaml").write_text(json.dumps(narrow))
     refused = config(space=str(tmp_path / "narrow.yaml"))
     with pytest.raises(InputError, match=r"6 networks are too few to measure 40 .* lower probe\.networks"):

@@ -265,7 +265,7 @@ def test_refuses_everything_else(stock: DetectionModel, tmp_path: Path, monkeypa
     refused({"model": DetectionModel("yolo11n.yaml", nc=4, verbose=False)}, "YOLO11.*C3k2.*which stock YOLOv8 does not")
     for content in ({}, [], {"model": {"weight": torch.zeros(1)}}, {"model": nn.Conv2d(3, 3, 1)}):
         refused(content, "no detection network in it")
-    refused({"model": build(TINY.smallest(), 4)}, "other layers than stock YOLOv8")
+    refused({"model": build(replace(TINY.smallest(), head=Head()), 4)}, "other layers than stock YOLOv8")
     refused({"model": other(stock, lambda n: setattr(n.model[9], "m", nn.MaxPool2d(3, 1, 1)))}, r"model\.9\.m")
     refused({"model": other(stock, lambda n: setattr(n.model[2].m[0], "add", False))}, r"model\.2\.m\.0")
     refused({"model": other(stock, lambda n: setattr(n.model[0], "act", nn.Identity()))}, r"model\.\d\.act")

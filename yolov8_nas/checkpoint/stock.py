@@ -63,7 +63,7 @@ _OTHERS: Final = (
     (r"\.tasks\.ClassificationModel$|\.Classify$", "a network for classification"),
     (r"\.tasks\.(RTDETR\w*|World\w*|YOLOE\w*)$", "another kind of network"),
     (r"^models\.|\.C3$", "YOLOv5"),
-    (r"\.(C3k2?|C2PSA)$", "YOLO11 or later"),
+    (r"\.(C3k2?|C2PSA)$", "YOLO11 or later, or a searched network with parts of it"),
     (r"\.(SCDown|C2fCIB|v10Detect|PSA)$", "YOLOv10"),
     (r"\.(RepNCSPELAN4|ELAN1|ADown|AConv|CBLinear|CBFuse)$", "YOLOv9"),
 )
