@@ -146,7 +146,9 @@ def test_open_sizes_are_fixed_for_each_batch(files: dict[str, Path], tmp_path: P
 def test_work_of_a_file_is_that_on_paper(files: dict[str, Path]) -> None:
     work = operators.arithmetic(model.load_onnx(files["static"]))
     anchors = sum((SIDE // stride) ** 2 for stride in (8, 16, 32))
-    assert sum(each.flops for each in work.values()) == 2 * (cost(SMALLEST, 2, SIDE).macs + 4 * SMALLEST.head.reg_max * anchors)
+    assert sum(each.flops for each in work.values()) == 2 * (
+        cost(SMALLEST, 2, SIDE).macs + 4 * SMALLEST.head.reg_max * anchors
+    )
     first = work["/model.0/conv/Conv"]
     assert (first.inputs, first.groups) == (3, 1)
 
