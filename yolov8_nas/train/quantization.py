@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules import C2PSA, SPPF, Conv, Detect
+from ultralytics.nn.modules import C2PSA, SPPF, C3k2, Conv, Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import is_qat, qat_state, strip_qat
 
@@ -29,6 +29,7 @@ from yolov8_nas.checkpoint.network import load
 from yolov8_nas.checkpoint.quantized import recipe
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.space import BLOCKS, CONVS, PARTS
+from yolov8_nas.space.topology import SWITCH
 from yolov8_nas.supernet.derive import save_checkpoint
 
 _BRANCHES: Final = {"cv2": "detect_boxes", "cv3": "detect_classes"}
@@ -114,6 +115,8 @@ def parts_by_row(model: DetectionModel) -> list[str]:
                 part = "attention"
             case nn.Upsample():
                 part = "upsample"
+            case C3k2():
+                part = SWITCH
             case Detect():
                 part = "detect"
             case _ if found and found[-1] in BLOCKS:
@@ -124,7 +127,7 @@ def parts_by_row(model: DetectionModel) -> list[str]:
             break
         found.append(part)
     wanted = [part for part in PARTS if part not in ("attention", *_BRANCHES.values())]
-    if [*dict.fromkeys(part for part in found if part not in ("attention", "upsample"))] != [*wanted, "detect"]:
+    if [*dict.fromkeys(part for part in found if part not in ("attention", "upsample", SWITCH))] != [*wanted, "detect"]:
         raise InputError(
             "the network has not YOLOv8's parts, so none of them can be told from the others; give stock YOLOv8 for "
             "detection, or a network of a search space"
