@@ -403,7 +403,7 @@ def _read(checkpoint: Path, imgsz: int | None) -> tuple[DetectionModel, int]:
         raise InputError(f"{checkpoint}: a quantized network; {remedy}")
     try:
         parts_by_row(network)
-        if any(isinstance(row, C2f) for row in network.model):
+        if any(type(row) is C2f for row in network.model):
             network = unroll(network)
     except (AttributeError, RuntimeError, ValueError) as error:
         raise InputError(f"{checkpoint}: not YOLOv8 ({str(error).splitlines()[0]}); {remedy}") from None
