@@ -655,5 +655,9 @@ def test_nothing_else_reads_checkpoints() -> None:
                     if last in READERS or owner == "pickle" or called in ("torch.load", "torch.jit.load"):
                         found.add((path.relative_to(root).as_posix(), called))
     written_just_before = {("yolov8_nas/nas.py", "YOLO"), ("benchmarks/stock_arm.py", "YOLO")}
-    between_own_processes = {("yolov8_nas/runner/process.py", f"pickle.{call}") for call in ("loads", "dumps")}
+    between_own_processes = {
+        (f"yolov8_nas/runner/{module}.py", f"pickle.{call}")
+        for module in ("process", "guarded")
+        for call in ("loads", "dumps")
+    }
     assert found == written_just_before | between_own_processes

@@ -41,6 +41,7 @@ from yolov8_nas.runner.display import Display
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import Outcome, run_stage
 from yolov8_nas.space import SpaceError
+from yolov8_nas.stages import find_stage
 from yolov8_nas.store.archive import ArchiveError, pack
 
 ROOT: Final = Path(__file__).parents[1]
@@ -449,7 +450,7 @@ def test_a_run_with_data_at_a_signed_address_leaves_no_trace_of_it(
         config = RunConfig.parse(settings, "run.yaml")
         opened = open_run(config, store=str(work / "store"), run_id="run-1", output=work / "run.json")
         run_stage(
-            "data-prep", config=config.to_json(), target=None, inputs={}, output=work / "data.tar",
+            find_stage("data-prep"), config=config.to_json(), target=None, inputs={}, output=work / "data.tar",
             store=str(work / "store"), run_id="run-1",
         )  # fmt: skip
     assert any(TOKEN in path for path in heard), "the secret reaches the server"

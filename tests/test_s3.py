@@ -35,6 +35,7 @@ from yolov8_nas.run import local, preflight
 from yolov8_nas.run.summary import RUN_FILE
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Outcome, Stage, StageContext, open_store, run_stage
+from yolov8_nas.stages import find_stage
 from yolov8_nas.stages.data_prep import classes as data_prep
 from yolov8_nas.store import remote as remote_store
 from yolov8_nas.store import s3
@@ -86,7 +87,7 @@ class Bucket:
 
     def prepare(self, source: str, store: str = "store") -> Outcome:
         return run_stage(
-            "data-prep",
+            find_stage("data-prep"),
             config=RunConfig(data=source, targets=(TARGET,)),
             target=None,
             inputs={},

@@ -33,7 +33,7 @@ TABLE: Final = "table"
 """Purpose of a bundle whose results the latency model is fitted to; other purposes are names of stages."""
 
 MODULES: Final = (
-    "__init__", "credentials", "errors", "files", "foreign", "home", "quiet", "reading", "device/__init__",
+    "__init__", "credentials", "errors", "files", "foreign", "home", "names", "quiet", "reading", "device/__init__",
     "device/counters", "device/host", "device/profile", "measure/__init__", "measure/benchmark", "measure/far",
     "measure/memory", "measure/open_network", "measure/protocol",
     "measure/runtime",
