@@ -39,7 +39,7 @@ def test_one_hot_choices_give_the_active_network(name: str) -> None:
     supernet = randomise(Supernet(space, 3))
     relaxed = RelaxedSupernet(supernet)
     x = torch.rand(2, 3, 64, 32, dtype=torch.float64)
-    drawn = networks(space, 4, seed=1)
+    drawn = networks(space, 4, seed=2)
     assert name == "tiny" or {a.attention for a in drawn} == {0, 1}
     for architecture in (space.smallest(), space.largest(), *drawn):
         supernet.activate(architecture)
