@@ -183,7 +183,7 @@ def test_the_gate_is_asked_and_its_verdict_told(
         asked.update(arguments, function=function, images=trial.val_split(arguments["data"], tmp_path).files)
         return {"promoted": promoted, "reasons": ["mAP50-95 0.4, champion 1 0.3"]}
 
-    monkeypatch.setattr(retraining.apart, "call", promote)
+    monkeypatch.setattr(retraining.process, "call", promote)
     said = _challenge({"model": "line-3", "version": 4}, tmp_path)
     assert asked["function"] == "yolov8_nas.registry.promote:promote"
     assert (asked["reference"], asked["tolerance"], len(asked["images"])) == ("line-3/4", 0.01, 2)
@@ -219,7 +219,7 @@ def test_a_gate_that_cannot_decide_says_so_and_fails_nothing(
     def fail(function: str, **arguments: Any) -> None:
         raise InputError("no such thing")
 
-    monkeypatch.setattr(retraining.apart, "call", fail)
+    monkeypatch.setattr(retraining.process, "call", fail)
     said = _challenge(entry, tmp_path)
     assert not said["promoted"] and told in said["reasons"][0]
 

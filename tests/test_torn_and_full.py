@@ -228,7 +228,7 @@ def test_a_run_that_could_not_even_write_down_why_it_ended_says_so(
     from yolov8_nas.terminal import Terminal
 
     ended = SimpleNamespace(poll=lambda: 1)
-    monkeypatch.setattr(local.apart, "running", lambda *_: nullcontext(ended))
+    monkeypatch.setattr(local.process, "running", lambda *_: nullcontext(ended))
     for most, told in ((500_000, "leaves no room for 1,048,576 bytes"), (resource.RLIM_INFINITY, "without a summary")):
         at_most(most)
         with pytest.raises(StageError, match=told):
