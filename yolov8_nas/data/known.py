@@ -47,8 +47,7 @@ class Known:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._database: sqlite3.Connection | None = None
-        self._waiting: list[tuple[str, str, str]] = []
-        self._rows_waiting: list[tuple[str, str, bytes]] = []
+        self._waiting: dict[str, list[tuple[str, str, str | bytes]]] = {"images": [], "labels": []}
         if file is not None and file.is_file():
             self._open(file)
 
@@ -74,45 +73,44 @@ class Known:
             known.close()
 
     def facts(self, path: str, state: str) -> Facts | None:
-        """What is known of a file in a state."""
-        if self._database is None:
-            return None
+        """What is known of an image in a state."""
         try:
-            row = self._database.execute("SELECT state, facts FROM images WHERE path = ?", (_text(path),)).fetchone()
-            if row is None or row[0] != state:
-                return None
-            sha256, width, height, suffix, kept, remarks, *rest = json.loads(row[1])
+            sha256, width, height, suffix, kept, remarks, *rest = json.loads(self._found("images", path, state) or "")
             return Facts(sha256, width, height, suffix, kept, tuple(remarks), *rest)
-        except (sqlite3.Error, ValueError, TypeError):
+        except (ValueError, TypeError):
             return None
 
     def keep(self, path: str, state: str, facts: Facts) -> None:
-        """Note what was found out."""
-        if self._file is not None and state:
-            self._waiting.append((_text(path), state, json.dumps(astuple(facts))))
-            if len(self._waiting) >= _TOGETHER:
-                self._write()
+        """Note what was found out about an image."""
+        self._note("images", path, state, json.dumps(astuple(facts)))
 
     def boxes(self, path: str, state: str) -> bytes | None:
         """The boxes of a label file in a state, as `keep_boxes` got them."""
-        if self._database is None or not state:
-            return None
-        try:
-            row = self._database.execute("SELECT state, boxes FROM labels WHERE path = ?", (_text(path),)).fetchone()
-        except sqlite3.Error:
-            return None
-        return row[1] if row is not None and row[0] == state and isinstance(row[1], bytes) else None
+        found = self._found("labels", path, state)
+        return found if isinstance(found, bytes) else None
 
     def keep_boxes(self, path: str, state: str, boxes: bytes) -> None:
         """Note the boxes of a label file in which there is nothing to remark on."""
+        self._note("labels", path, state, boxes)
+
+    def _found(self, table: str, path: str, state: str) -> str | bytes | None:
+        if self._database is None:
+            return None
+        try:
+            row = self._database.execute(f"SELECT * FROM {table} WHERE path = ?", (_text(path),)).fetchone()
+        except sqlite3.Error:
+            return None
+        return row[2] if row is not None and row[1] == state else None
+
+    def _note(self, table: str, path: str, state: str, content: str | bytes) -> None:
         if self._file is not None and state:
-            self._rows_waiting.append((_text(path), state, boxes))
-            if len(self._rows_waiting) >= _TOGETHER:
+            self._waiting[table].append((_text(path), state, content))
+            if len(self._waiting[table]) >= _TOGETHER:
                 self._write()
 
     def close(self) -> None:
         """Write what waits."""
-        if self._waiting or self._rows_waiting:
+        if any(self._waiting.values()):
             self._write()
         if self._database is not None:
             self._database.close()
@@ -126,11 +124,11 @@ class Known:
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._database.execute("BEGIN")
-                self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", self._waiting)
-                self._database.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?, ?)", self._rows_waiting)
+                for table, rows in self._waiting.items():
+                    self._database.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", rows)
                 self._database.execute("COMMIT")
-        self._waiting.clear()
-        self._rows_waiting.clear()
+        for rows in self._waiting.values():
+            rows.clear()
 
 
 def _forget(folder: Path) -> None:

@@ -359,22 +359,26 @@ class YoloReader:
             where = shown(file, self.root)
             if self._image_of.setdefault(file, image) != image:
                 self._shared.append(f"{shown(image, self.root)} and {shown(self._image_of[file], self.root)}")
-            boxes = self._known_boxes(split, file, rows) or self._read_boxes(split, file, where, rows)
+            boxes = self._boxes(split, file, where, rows)
         return Sample(image, shown(image, self.root), boxes, file is not None)
 
-    def _known_boxes(self, split: str, file: str, rows: _Rows) -> Boxes | None:
-        """The boxes of a label file that has not changed since a check found nothing to remark on."""
-        try:
-            packed = self.known.boxes(file, rows.state(file))
-            boxes = Boxes.unpacked(packed) if packed else None
-        except (OSError, ValueError):
-            return None
-        if boxes:
+    def _boxes(self, split: str, file: str, where: str, rows: _Rows) -> Boxes:
+        """The boxes of a label file: known ones, where it has not changed since nothing in it was to be remarked on."""
+        mark = rows.state(file)  # before it is read: what changes meanwhile is read again by the next check
+        if boxes := self._known_boxes(file, mark):
             self.ledger.add(split, "boxes", USED, count=len(boxes))
             self.ledger.add(split, "labels", "read, with rows")
-        return boxes
+            return boxes
+        return self._read_boxes(split, file, mark, where, rows)
 
-    def _read_boxes(self, split: str, file: str, where: str, rows: _Rows) -> Boxes:
+    def _known_boxes(self, file: str, mark: str) -> Boxes | None:
+        packed = self.known.boxes(file, mark)
+        try:
+            return Boxes.unpacked(packed) if packed else None
+        except ValueError:
+            return None
+
+    def _read_boxes(self, split: str, file: str, mark: str, where: str, rows: _Rows) -> Boxes:
         found: dict[Box, None] = {}
         count, faults = 0, self.faults.count
         remarks = False
@@ -395,7 +399,7 @@ class YoloReader:
         self.ledger.add(split, "labels", "read, with rows" if count else "read, empty")
         boxes = Boxes(found)
         if boxes and not remarks and self.faults.count == faults:
-            self.known.keep_boxes(file, rows.state(file), boxes.packed())
+            self.known.keep_boxes(file, mark, boxes.packed())
         return boxes
 
     def _label(self, image: str) -> str | None:
@@ -449,8 +453,11 @@ class _Rows:
     keypoints: tuple[int, int] | None
 
     def state(self, file: str) -> str:
-        """What changes when the rows of a file are to be read anew; empty for a file that has just changed."""
-        mark = state(file)
+        """What changes when the rows of a file are to be read anew; empty for one that has just changed or is gone."""
+        try:
+            mark = state(file)
+        except OSError:
+            return ""
         return f"{mark} {ROWS} {self.classes} {self.keypoints}" if mark else ""
 
 
