@@ -339,7 +339,7 @@ class Contest:
         rungs = schedule(len(networks), min(a.finalists, len(networks)), a.epochs, short)
         if len(networks) == 1:
             return networks[0]
-        if rungs[-1].networks == 1:  # the arms train it to the end, with other seeds
+        if len(rungs) > 1 and rungs[-1].networks == 1:  # the arms train it to the end, with other seeds
             rungs = rungs[:-1]
 
         def one(i: int, rung: int) -> Result:
@@ -389,7 +389,7 @@ class Contest:
         ]
         if rungs[-1].epochs < epochs:
             trained.append((ranking[0].entrant, epochs))
-        return sum(3 * self.study.macs(networks[entrant]) * images * epochs for entrant, epochs in trained)
+        return sum(3 * self.study.macs(networks[entrant]) * images * length for entrant, length in trained)
 
     def epochs_of_equal_computing(self, chosen: dict[str, Architecture]) -> int:
         """For how long rescaled stock can be trained with all the computing that the searched network took."""
