@@ -26,7 +26,7 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.commands.main import app
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.export.onnx import export_onnx
-from yolov8_nas.measure import benchmark
+from yolov8_nas.measure import protocol
 from yolov8_nas.measure.target import resolve
 from yolov8_nas.registry import promote, query, recheck, register, spool, tracking
 from yolov8_nas.registry.pull import pull
@@ -291,8 +291,8 @@ class Line:
 
 @pytest.fixture
 def line(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
-    quick = benchmark.Protocol(warmup=1, repetitions=3, min_rounds=2, max_rounds=2)
-    monkeypatch.setattr(benchmark, "VERIFY", quick)
+    quick = protocol.Protocol(warmup=1, repetitions=3, min_rounds=2, max_rounds=2)
+    monkeypatch.setattr(protocol, "VERIFY", quick)
     return Line(server, f"line-{tmp_path.name.replace('_', '-')[:40]}", tmp_path / "networks")
 
 

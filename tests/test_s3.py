@@ -211,7 +211,7 @@ def test_what_cannot_be_files_of_a_folder_is_refused(bucket: Bucket) -> None:
 
 def test_too_large_a_dataset_is_refused(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     address = bucket.put("line3.tar", bytes(1000))
-    monkeypatch.setattr(remote.store, "MAX_BYTES", 999)
+    monkeypatch.setattr(remote.archive, "MAX_BYTES", 999)
     with pytest.raises(InputError, match=r"line3\.tar: 1,000 bytes, more than 999"):
         remote.look(address)
 

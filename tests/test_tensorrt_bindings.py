@@ -189,7 +189,7 @@ def test_no_use_of_tensorrt_escapes_the_reading(version: str) -> None:
     checked = {name.split(".")[1] for name in _read(version, sources).used if "." in name}
     own = {"input", "node", "type", "dtype", "shape", "numpy", "major", "minor"}  # of ONNX, NumPy, PyTorch
     own |= {*dir(list), *dir(dict), *dir(Path)}
-    for path in (*MODULES, ROOT / "yolov8_nas" / "hardware" / "engine_file.py"):
+    for path in (*MODULES, ROOT / "yolov8_nas" / "measure" / "engine_file.py"):
         fields = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.AnnAssign))
         own |= {ast.unparse(node.target) for node in fields if not _annotated(node.annotation)}
     for source in sources:
