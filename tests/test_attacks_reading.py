@@ -441,7 +441,7 @@ DATASETS: Final = [
         Attack(f"COCO: {name}", _coco(JSON[name][0]), told)
         for name, told in (
             ("lists without end", "nested deeper"),
-            ("two million empty lists", "more than"),
+            ("two million empty lists", "hold nothing"),
             ("an integer of 100,000 digits", "an integer of 100,000 digits"),
         )
     ),

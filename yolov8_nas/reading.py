@@ -2,6 +2,7 @@
 
 Everything is looked at before it is built. JSON is held against bounds on its bytes, its values, how many lists and
 objects stand in how much text, how deep they nest and how long its integers are. `yaml_text` does the same for YAML.
+`json_lists` does so while it reads a file that is too large to be held.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ _FREE: Final = 100_000
 _SPARSE: Final = 16
 """Lists and objects beyond `_FREE` need so many bytes of text each: an empty one takes 60 bytes of memory."""
 
+BLOCK: Final = 2**20
+"""Bytes that are looked at in one go."""
+
+_LONG: Final = re.compile(rb"[0-9]{%d}" % (LONGEST_INTEGER + 1))
 _SHAPE: Final = bytes(sorted(set(range(256)) - set(b'[]{},"')))
 _STEP: Final = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
 
@@ -73,20 +78,12 @@ def parse_json(data: bytes | str, source: str, *, most_bytes: int = MOST_BYTES, 
     raw = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     if len(raw) > most_bytes:
         raise InputError(f"{source}: {len(raw):,} bytes of JSON, more than {most_bytes:,}; make it smaller")
-    depth, containers, values = _shape(raw)
-    if depth > DEEPEST:
-        raise InputError(f"{source}: lists and objects are nested deeper than {DEEPEST} times; flatten it")
-    if values > most_values:
-        raise InputError(f"{source}: {values:,} values, more than {most_values:,}; make it smaller")
-    if containers > _FREE + len(raw) // _SPARSE:
-        raise InputError(
-            f"{source}: {containers:,} lists and objects in {len(raw):,} bytes hold nothing; write it anew"
-        )
+    bounds = Bounds(source, most_bytes, most_values)
+    for start in range(0, len(raw), BLOCK):
+        bounds.pass_on(raw[start : start + BLOCK])
     try:
         text = raw.decode("utf-8-sig")
-        # What the decoder is asked for itself makes it slower, so only where there is something to look for.
-        long = re.search(rb"[0-9]{%d}" % (LONGEST_INTEGER + 1), raw)
-        return json.loads(text, parse_int=_integer) if long else json.loads(text)
+        return json.loads(text, parse_int=short_integer) if bounds.long else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: not JSON ({error})") from None
 
@@ -118,19 +115,81 @@ def read_json(path: Path, *, most_bytes: int = MOST_BYTES, most_values: int = MO
     return parse_json(data, str(path), most_bytes=most_bytes, most_values=most_values)
 
 
-def _shape(raw: bytes) -> tuple[int, int, int]:
-    """How deep JSON nests, how many lists and objects and how many values it has at most."""
-    if b"\\" in raw:
-        raw = re.sub(rb"\\.", b"", raw, flags=re.DOTALL)
-    kept = re.sub(rb'"[^"]*"?', b"", raw.translate(None, _SHAPE))
-    commas = kept.count(b",")
-    brackets = kept.replace(b",", b"") if commas else kept
-    depth = max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
-    containers = brackets.count(b"[") + brackets.count(b"{")
-    return depth, containers, containers + commas + 1
+class Bounds:
+    """Holds JSON against bounds, block by block, before it is built.
+
+    Attributes:
+        long: Whether there are as many digits in a row as no integer may have.
+    """
+
+    def __init__(self, source: str, most_bytes: int, most_values: int) -> None:
+        """Begin a text.
+
+        Args:
+            source: What it is, for messages.
+            most_bytes: Bytes that it may have.
+            most_values: Numbers, texts, lists and objects that it may hold.
+        """
+        self.long = False
+        self._source, self._most_bytes, self._most_values = source, most_bytes, most_values
+        self._bytes = self._containers = self._commas = self._depth = 0
+        self._inside = False  # a string that the last block has begun
+        self._rest = b""  # a backslash that the last block ended with
+        self._tail = b""
+
+    def pass_on(self, block: bytes) -> None:
+        """Look at the next block of the text, in UTF-8.
+
+        Raises:
+            InputError: The text breaks a bound.
+        """
+        self._bytes += len(block)
+        with_tail = self._tail + block
+        self.long = self.long or _LONG.search(with_tail) is not None
+        self._tail = with_tail[-LONGEST_INTEGER:]
+        brackets = self._brackets(self._rest + block)
+        levels = [*accumulate(map(_STEP.__getitem__, brackets), initial=self._depth)]
+        self._depth = levels[-1]
+        self._containers += brackets.count(b"[") + brackets.count(b"{")
+        self._hold(max(levels))
+
+    def _brackets(self, block: bytes) -> bytes:
+        """The brackets of a block that stand outside strings; its commas are counted."""
+        self._rest = b""
+        if b"\\" in block:
+            if (len(block) - len(block.rstrip(b"\\"))) % 2:
+                block, self._rest = block[:-1], b"\\"
+            block = re.sub(rb"\\.", b"", block, flags=re.DOTALL)
+        kept = block.translate(None, _SHAPE)
+        if self._inside:
+            _, end, kept = kept.partition(b'"')
+            self._inside = not end
+        kept, begun, _ = re.sub(rb'"[^"]*"', b"", kept).partition(b'"')
+        self._inside = self._inside or bool(begun)
+        commas = kept.count(b",")
+        self._commas += commas
+        return kept.replace(b",", b"") if commas else kept
+
+    def _hold(self, deepest: int) -> None:
+        if self._bytes > self._most_bytes:
+            raise InputError(f"{self._source}: more than {self._most_bytes:,} bytes of JSON; make it smaller")
+        if deepest > DEEPEST:
+            raise InputError(f"{self._source}: lists and objects are nested deeper than {DEEPEST} times; flatten it")
+        if (values := self._containers + self._commas + 1) > self._most_values:
+            raise InputError(f"{self._source}: {values:,} values, more than {self._most_values:,}; make it smaller")
+        if self._containers > _FREE + self._bytes // _SPARSE:
+            raise InputError(
+                f"{self._source}: {self._containers:,} lists and objects in {self._bytes:,} bytes hold nothing; "
+                "write it anew"
+            )
 
 
-def _integer(digits: str) -> int:
+def short_integer(digits: str) -> int:
+    """An integer of JSON.
+
+    Raises:
+        ValueError: It has more digits than 64 bits hold.
+    """
     if len(digits.lstrip("-")) > LONGEST_INTEGER:
         raise ValueError(f"an integer of {len(digits.lstrip('-')):,} digits")
     return int(digits)

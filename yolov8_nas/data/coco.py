@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from yolov8_nas.data import images, ledger
+from yolov8_nas.data import coco_rows, images, ledger
+from yolov8_nas.data.coco_rows import Annotation, Annotations, Id, Images, one_id
 from yolov8_nas.data.faults import Faults
 from yolov8_nas.data.ledger import Ledger
 from yolov8_nas.data.sample import EMPTY, SPLITS, TWICE, Box, Boxes, Listing, Sample, cut_off, fit
-from yolov8_nas.data.text import checked_names, json_content, shown
+from yolov8_nas.data.text import checked_names, json_lists, shown
 from yolov8_nas.data.tree import Places, Walk, is_hidden, parts_of, walk
 from yolov8_nas.errors import InputError
 
@@ -28,7 +29,6 @@ MASK: Final = "used, of masks that are marked as crowds"
 ROTATED: Final = "used, upright around rotated ones"
 OUTLINE: Final = "used, around outlines without a box"
 
-_PARTS = ("images", "annotations", "categories")
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "minival"), "val"),
@@ -40,8 +40,6 @@ _VALUES: Final = (1_000_000, 20_000)
 
 _MANY = 50  # JSON files in one folder: a file for each image, as labelme has them, not COCO's
 _MOST_CROWDS = 0.5  # COCO's own files mark one box in a hundred as a crowd; tools that mark masks so mark most
-
-Id = int | str
 
 
 def json_files(root: Path) -> list[Path]:
@@ -78,17 +76,29 @@ def _word(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def looks_like(content: object) -> bool:
-    """Whether a JSON file holds images and their categories as COCO's do."""
-    return isinstance(content, dict) and any(isinstance(content.get(key), list) for key in _PARTS)
+@dataclass
+class Content:
+    """The lists of a JSON file; nothing in the place of one that it lacks."""
 
+    images: Images | None
+    annotations: Annotations | None
+    categories: list[Any] | None
 
-def _finds_objects(content: dict[str, Any]) -> bool:
-    """Whether the annotations are of objects: not captions, and not panoptic segments."""
-    annotations = content.get("annotations")
-    if not isinstance(content.get("categories"), list) or not isinstance(annotations, list):
-        return False
-    return not annotations or (isinstance(annotations[0], dict) and "category_id" in annotations[0])
+    def finds_objects(self) -> bool:
+        """Whether the annotations are of objects: not captions, and not panoptic segments."""
+        if self.categories is None or self.annotations is None:
+            return False
+        return not len(self.annotations) or self.annotations.first_has_category
+
+    def missing(self) -> str:
+        """The first list that is not there, or holds something else than objects."""
+        categories = self.categories
+        whole = {
+            "images": self.images is not None and self.images.sound,
+            "annotations": self.annotations is not None and self.annotations.sound,
+            "categories": categories is not None and all(isinstance(item, dict) for item in categories),
+        }
+        return next((key for key, is_whole in whole.items() if not is_whole), "")
 
 
 @dataclass
@@ -98,26 +108,31 @@ class _File:
     Attributes:
         path: Where it lies.
         where: How messages call it.
-        content: What it holds.
+        images: Its images.
+        annotations: Its annotations.
+        entries: Its categories as they stand there.
+        categories: Their names.
         classes: Its categories, as they are numbered in the dataset.
     """
 
     path: Path
     where: str
-    content: dict[str, Any]
+    images: Images
+    annotations: Annotations
+    entries: Sequence[Mapping[str, Any]]
     categories: dict[Id, str] = field(default_factory=dict)
     classes: dict[Id, int] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Image:
     """An image as JSON files name it, by however many entries."""
 
     path: str
     width: int
     height: int
-    boxes: dict[Box, None] = field(default_factory=dict)
-    by: dict[str, frozenset[Box]] = field(default_factory=dict)
+    boxes: Boxes = field(default_factory=Boxes)
+    by: tuple[tuple[str, Boxes], ...] = ()  # the boxes that each file has
 
 
 @dataclass
@@ -131,7 +146,7 @@ class CocoReader:
     """
 
     root: Path
-    contents: Mapping[Path, Any]
+    contents: Mapping[Path, Content]
     faults: Faults
     ledger: Ledger = field(default_factory=Ledger)
     warnings: list[str] = field(default_factory=list)
@@ -176,9 +191,7 @@ class CocoReader:
                 "annotations", f"none for {split}", f"keep one file instances_{split}.json (there are: {seen}{others})"
             )
             return []
-        fitting = [
-            path for path in paths if isinstance(self.contents[path], dict) and _finds_objects(self.contents[path])
-        ]
+        fitting = [path for path in paths if self.contents[path].finds_objects()]
         if len(fitting) > 1:
             fitting = [path for path in fitting if path.stem.lower().startswith("instances")] or fitting
         for path in fitting or paths[:1]:
@@ -193,18 +206,24 @@ class CocoReader:
             self.ledger.add(
                 split, "labels", "skipped: files without objects, or beside instances", shown(path, self.root)
             )
-        return [_File(path, shown(path, self.root), self.contents[path]) for path in fitting]
+        return [self._file(path) for path in fitting]
 
     def _is_whole(self, path: Path) -> bool:
+        if missing := self.contents[path].missing():
+            self.faults.add(
+                shown(path, self.root), f"no list {missing!r}", "give it COCO's images, annotations and categories"
+            )
+        return not missing
+
+    def _file(self, path: Path) -> _File:
         content = self.contents[path]
-        for key in _PARTS:
-            part = content.get(key) if isinstance(content, dict) else None
-            if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
-                self.faults.add(
-                    shown(path, self.root), f"no list {key!r}", "give it COCO's images, annotations and categories"
-                )
-                return False
-        return True
+        return _File(
+            path,
+            shown(path, self.root),
+            content.images or Images(),
+            content.annotations or Annotations(),
+            content.categories or (),
+        )
 
     # Classes -------------------------------------------------------------------------------------------------------
 
@@ -215,7 +234,7 @@ class CocoReader:
         for split, several in files.items():
             for file in several:
                 file.categories = self._categories(file)
-                ids = {_id(annotation.get("category_id")) for annotation in file.content["annotations"]}
+                ids = file.annotations.categories()
                 used.setdefault(split, set()).update(name for i, name in file.categories.items() if i in ids)
         self._leave_out_root([file for several in files.values() for file in several])
         for several in files.values():
@@ -241,8 +260,8 @@ class CocoReader:
 
     def _categories(self, file: _File) -> dict[Id, str]:
         categories: dict[Id, str] = {}
-        for category in file.content["categories"]:
-            i, name = _id(category.get("id")), str(category.get("name", "")).strip()
+        for category in file.entries:
+            i, name = one_id(category.get("id")), str(category.get("name", "")).strip()
             if i is None or categories.get(i, name) != name:
                 self.faults.add(file.where, "categories without an id of their own", "give each an id and name")
                 return {}
@@ -253,10 +272,10 @@ class CocoReader:
 
     def _leave_out_root(self, files: Sequence[_File]) -> None:
         """Leave out the category above all others that Roboflow adds, where no box has it."""
-        roots = [(file, root) for file in files if (root := _root_category(file.content)) is not None]
+        roots = [(file, root) for file in files if (root := _root_category(file.entries)) is not None]
         if len({file.categories.get(root) for file, root in roots}) != 1:
             return
-        if any(_id(a.get("category_id")) == root for file, root in roots for a in file.content["annotations"]):
+        if any(root in file.annotations.categories() for file, root in roots):
             return
         for file, root in roots:
             name = file.categories.pop(root, "")
@@ -285,7 +304,7 @@ class CocoReader:
                 f"{', '.join(file.where for file in files)}: {sizeless} images without width and height; "
                 "those of their files are taken"
             )
-        if not any(file.content["images"] for file in files):
+        if not any(file.images for file in files):
             empty = "the validation split is empty" if split == "val" else "no images"
             self.faults.add(", ".join(file.where for file in files), empty, "add images to it")
         for what, text in ((CROWD, "crowd regions"), (EMPTY, "boxes without a size"), (IGNORED, "ignored regions")):
@@ -293,7 +312,7 @@ class CocoReader:
                 self.warnings.append(f"{', '.join(file.where for file in files)}: {count} {text} left out")
         self.ledger.see(split, len(found))
         return [
-            Sample(path, shown(path, self.root), Boxes(image.boxes), True, (image.width, image.height))
+            Sample(path, shown(path, self.root), image.boxes, True, (image.width, image.height))
             for path, image in sorted(found.items())
         ]
 
@@ -302,13 +321,13 @@ class CocoReader:
         folders = self._folders(split, file)
         found: dict[Id, _Image | None] = {}
         sizeless = 0
-        for entry in file.content["images"]:
-            i, where = _id(entry.get("id")), f"{file.where}, image {entry.get('id')!r}"
+        for entry in file.images:
+            i, where = one_id(entry.get("id")), f"{file.where}, image {entry.get('id')!r}"
             if i is None or i in found:
                 self.faults.add(where, f"id = {entry.get('id')!r}", "give every image an id of its own")
                 continue
             found[i] = None
-            name = next((entry[key] for key in ("file_name", "path", "filename", "coco_url") if entry.get(key)), None)
+            name = next((entry[key] for key in coco_rows.FILE_KEYS if entry.get(key)), None)
             if not isinstance(name, str) or not parts_of(name):
                 self.faults.add(
                     where, f"file_name = {entry.get('file_name')!r}", "give the image's path below the images folder"
@@ -322,7 +341,7 @@ class CocoReader:
                 )
                 continue
             sizes = entry.get("width"), entry.get("height")
-            width, height = (_whole(size) for size in sizes)
+            width, height = (coco_rows.whole(size) for size in sizes)
             if sizes == (None, None) and (size := images.pixel_size(Path(path).read_bytes())):
                 (width, height), sizeless = size, sizeless + 1
             if not width or not height or width < 0 or height < 0:
@@ -332,44 +351,57 @@ class CocoReader:
         return found, sizeless
 
     def _boxes(self, split: str, file: _File, named: Mapping[Id, _Image | None]) -> None:
-        annotations = file.content["annotations"]
-        masks = Counter(bool(_whole(annotation.get("iscrowd"))) for annotation in annotations)
-        all_masks = masks[True] > _MOST_CROWDS * len(annotations)
-        for annotation in annotations:
-            i, where = _id(annotation.get("image_id")), f"{file.where}, annotation {annotation.get('id')!r}"
+        """Give each image its boxes, one image after the other, so that no more than its own are unpacked."""
+        annotations = file.annotations
+        all_masks = annotations.crowds() > _MOST_CROWDS * len(annotations)
+        places: dict[str, array[int]] = {}
+        for place, i in enumerate(annotations.images()):
             if i is None or i not in named:
-                value = annotation.get("image_id")
-                self.faults.add(where, f"image_id = {value!r} is no image of the file", "correct it or take it out")
-                continue
-            image = named[i]
-            if image is None:
-                continue
-            remark = None
-            if _whole(annotation.get("iscrowd")):
-                if not all_masks and "attributes" not in annotation:
-                    self.ledger.add(split, "boxes", CROWD, where)
-                    continue
-                remark = MASK  # CVAT and Datumaro mark every mask as a crowd
-            if _whole(annotation.get("ignore")):
-                self.ledger.add(split, "boxes", IGNORED, where)
-                continue
-            try:
-                box, outcome, what = _box(annotation, file.classes, image.width, image.height)
-            except InputError as error:
-                fault, _, remedy = str(error).partition("; ")
-                self.faults.add(where, fault, remedy)
-                continue
-            if box is not None and box in image.boxes:
-                outcome = TWICE
-            elif box is not None:
-                image.boxes[box] = None
-            self.ledger.add(split, "boxes", outcome or what or remark or "used", where if outcome else "")
+                annotation = annotations[place]
+                self.faults.add(
+                    f"{file.where}, annotation {annotation.id!r}",
+                    f"image_id = {annotation.image!r} is no image of the file",
+                    "correct it or take it out",
+                )
+            elif (image := named[i]) is not None:
+                places.setdefault(image.path, array("q")).append(place)
+        for image in named.values():
+            if image is not None and (of_image := places.pop(image.path, None)):
+                boxes: dict[Box, None] = {}
+                for place in of_image:
+                    self._add(split, file, annotations[place], image, boxes, all_masks)
+                image.boxes = Boxes(boxes)
+
+    def _add(
+        self, split: str, file: _File, annotation: Annotation, image: _Image, boxes: dict[Box, None], all_masks: bool
+    ) -> None:
+        """Add the box of an annotation, or note why there is none."""
+        where, remark = f"{file.where}, annotation {annotation.id!r}", None
+        if annotation.crowd:
+            if not all_masks and not annotation.attributes:
+                self.ledger.add(split, "boxes", CROWD, where)
+                return
+            remark = MASK  # CVAT and Datumaro mark every mask as a crowd
+        if annotation.ignored:
+            self.ledger.add(split, "boxes", IGNORED, where)
+            return
+        try:
+            box, outcome, what = _box(annotation, file.classes, image.width, image.height)
+        except InputError as error:
+            fault, _, remedy = str(error).partition("; ")
+            self.faults.add(where, fault, remedy)
+            return
+        if box is not None and box in boxes:
+            outcome = TWICE
+        elif box is not None:
+            boxes[box] = None
+        self.ledger.add(split, "boxes", outcome or what or remark or "used", where if outcome else "")
 
     def _merge(self, file: _File, found: dict[str, _Image], path: str, image: _Image) -> None:
         """Add an image that other files may name, too: with the same boxes, none, or those of other classes."""
         known = found.setdefault(path, image)
-        mine = frozenset(image.boxes)
-        for other, boxes in known.by.items():
+        mine = image.boxes
+        for other, boxes in known.by:
             if boxes and mine and boxes != mine and {b.label for b in boxes} & {b.label for b in mine}:
                 self.faults.add(
                     f"{file.where}, {shown(path, self.root)}",
@@ -377,8 +409,9 @@ class CocoReader:
                     "keep the file that is right, and give the other no split's name",
                 )
                 break
-        known.by[file.where] = mine
-        known.boxes.update(image.boxes)
+        if known is not image:
+            known.boxes = Boxes(dict.fromkeys([*known.boxes, *mine]))
+        known.by = (*known.by, (file.where, mine))
 
     def _folders(self, split: str, file: _File) -> list[str]:
         """Where a split's images may lie: `images/train`, `images/train2017`, `train2017`, `images`, by the JSON."""
@@ -400,9 +433,8 @@ class CocoReader:
         others = [
             parts_of(str(entry.get("file_name")))[-1:]
             for path, content in self.contents.items()
-            if split_of(path, self.root) == "test" and isinstance(content, dict)
-            for entry in content.get("images", [])
-            if isinstance(entry, dict)
+            if split_of(path, self.root) == "test"
+            for entry in content.images or ()
         ]
         tested = {name for names in others for name in names}
         folders = {os.path.dirname(path) for path in used}
@@ -440,54 +472,24 @@ class CocoReader:
             )
 
 
-def read_contents(paths: Iterable[Path], root: Path, faults: Faults) -> dict[Path, Any]:
+def read_contents(paths: Iterable[Path], root: Path, faults: Faults) -> dict[Path, Content]:
     """What JSON files hold, of those that can be COCO's."""
     contents = {}
     count: int | None = None
+    lists = {"images": Images, "annotations": Annotations, "categories": list}
     for path in paths:
         if count is None and path.stat().st_size > _VALUES[0]:  # a value has a byte at least: most files need no count
             count = sum(os.path.splitext(file)[1].lower() in images.IMAGE_SUFFIXES for file in walk(root).files)
         most_bytes, most_values = (least + (count or 0) * each for least, each in (_BYTES, _VALUES))
-        content = json_content(path, shown(path, root), faults, most_bytes, most_values)
-        if looks_like(content):
-            contents[path] = content
+        found = json_lists(path, shown(path, root), faults, lists, most_bytes, most_values)
+        parts = [found.get(key) if isinstance(found.get(key), of) else None for key, of in lists.items()]
+        if any(part is not None for part in parts):
+            contents[path] = Content(*parts)
     return contents
 
 
-def _id(value: object) -> Id | None:
-    """An id in one form: `7`, `7.0`, `"7"` and `"7.0"` are one."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    if isinstance(value, str) and value.strip():
-        text = value.strip()
-        return int(text.partition(".")[0]) if re.fullmatch(r"-?(0|[1-9][0-9]{0,17})(\.0+)?", text) else text
-    return None
-
-
-def _whole(value: object) -> int | None:
-    """A whole number, also as a float, a text or a truth value."""
-    found = _id(int(value) if isinstance(value, bool) else value)
-    return found if isinstance(found, int) else None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _root_category(content: Mapping[str, Any]) -> Id | None:
+def _root_category(entries: Sequence[Mapping[str, Any]]) -> Id | None:
     """The id of a category that all others stand below, and which stands below none."""
-    entries = content["categories"]
     for entry in entries:
         name, others = str(entry.get("name", "")).strip(), [other for other in entries if other is not entry]
         if (
@@ -495,30 +497,25 @@ def _root_category(content: Mapping[str, Any]) -> Id | None:
             and str(entry.get("supercategory") or "none").strip() == "none"
             and all(str(other.get("supercategory") or "").strip() == name for other in others)
         ):
-            return _id(entry.get("id"))
+            return one_id(entry.get("id"))
     return None
 
 
 def _box(
-    annotation: Mapping[str, Any], classes: Mapping[Id, int], width: int, height: int
+    annotation: Annotation, classes: Mapping[Id, int], width: int, height: int
 ) -> tuple[Box | None, str | None, str | None]:
     """An annotation as a box, or nothing where nothing of it is left; what became of it; and what it is of."""
-    category = _id(annotation.get("category_id"))
+    category = one_id(annotation.category)
     if category is None or category not in classes:
-        value = annotation.get("category_id")
+        value = annotation.category
         raise InputError(f"category_id = {value!r} is no category of the file; correct it or add the category")
-    corners, what = annotation.get("bbox"), None
-    if not corners and (points := _outline(annotation.get("segmentation"))):
-        xs, ys = points[::2], points[1::2]
-        corners, what = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)], OUTLINE
-    numbers = [_number(value) for value in corners] if isinstance(corners, list) else []
+    corners, what = annotation.corners, OUTLINE if annotation.outlined else None
+    numbers = [coco_rows.number(value) for value in corners] if isinstance(corners, list) else []
     if len(numbers) != 4 or None in numbers:
         raise InputError(f"bbox = {corners!r}; give four finite numbers: left, top, width, height in pixels")
     left, top, box_width, box_height = (number for number in numbers if number is not None)
-    attributes = annotation.get("attributes")
-    turned = _number(attributes.get("rotation")) if isinstance(attributes, dict) else None
     x, y = left + box_width / 2, top + box_height / 2
-    if turned and turned % 360 and box_width > 0 and box_height > 0:
+    if (turned := annotation.rotation) and turned % 360 and box_width > 0 and box_height > 0:
         cos, sin = abs(math.cos(math.radians(turned))), abs(math.sin(math.radians(turned)))
         box_width, box_height = box_width * cos + box_height * sin, box_width * sin + box_height * cos
         what = ROTATED
@@ -528,11 +525,3 @@ def _box(
     except InputError as error:
         raise InputError(f"box {corners} {error} ({width} x {height} pixels)") from None
     return box, outcome, what
-
-
-def _outline(segmentation: object) -> list[float]:
-    """The corners of polygons, one behind the other."""
-    polygons = segmentation if isinstance(segmentation, list) else []
-    numbers = [_number(value) for polygon in polygons if isinstance(polygon, list) for value in polygon]
-    found = [number for number in numbers if number is not None]
-    return found if len(found) == len(numbers) and len(found) >= 4 and not len(found) % 2 else []

@@ -5,15 +5,15 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from yolov8_nas.data.faults import Faults
+from yolov8_nas.data.json_lists import Items, read_lists
 from yolov8_nas.errors import InputError
-from yolov8_nas.reading import parse_json
 from yolov8_nas.yaml_text import MOST_BYTES, parse_yaml
 
 MOST_CLASSES: Final = 10_000
@@ -105,28 +105,32 @@ def _twice(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
         yield from _twice(value)
 
 
-def json_content(file: Path, where: str, faults: Faults, most_bytes: int, most_values: int) -> Any:
-    """What a JSON file holds, or nothing where it can't be read or breaks a bound.
+def json_lists(
+    file: Path,
+    where: str,
+    faults: Faults,
+    lists: Mapping[str, Callable[[], Items]],
+    most_bytes: int,
+    most_values: int,
+) -> dict[str, Any]:
+    """What a JSON file holds, or nothing where it can't be read, breaks a bound or is no object.
 
     Args:
         file: The file.
         where: How messages call it.
         faults: Takes what is wrong.
+        lists: What takes the items of its lists.
         most_bytes: Bytes that it may have.
         most_values: Values that it may hold.
     """
     try:
-        with file.open("rb") as opened:
-            data = opened.read(most_bytes + 1)
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            data = data.decode("utf-16", errors="replace").encode()
-        return parse_json(data, where, most_bytes=most_bytes, most_values=most_values)
+        return read_lists(file, where, lists, most_bytes=most_bytes, most_values=most_values) or {}
     except InputError as error:
         what, _, remedy = str(error).removeprefix(f"{where}: ").partition("; ")
         faults.add(where, what, remedy or "correct it or export it again")
     except OSError as error:
         faults.add(where, f"cannot be read ({error.strerror})", "make it readable")
-    return None
+    return {}
 
 
 def _within(file: str | Path, most: int) -> bytes:
