@@ -277,7 +277,8 @@ class Machines:
         folders = {"out": key / "outputs", "partial": key / "partial"}
         for place in folders.values():
             place.mkdir(parents=True)
-        settings = {"processes": 2, "seed": 0, "weights": None}
+        config = RunConfig.parse({"space": "tiny", "targets": [{"constraints": ["params<=1M"]}]}, "test")
+        settings = STAGE.settings(RunConfig.parse(json.loads(over_nodes(config.to_json(), 2, 1)), "test"), None)
         host = HostLock(self.folder / "lock")
         ctx = StageContext(settings, {}, progress=Progress.silent(), host=host, store=store, **folders)
         trainjob.run_on_nodes(ctx, nodes=2, gpus=1, run_id="r")
