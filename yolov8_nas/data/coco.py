@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from yolov8_nas.data import coco_rows, images, ledger
 from yolov8_nas.data.coco_rows import Annotation, Annotations, Id, Images, one_id
@@ -124,7 +125,7 @@ class _File:
     classes: dict[Id, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Image:
     """An image as JSON files name it, by however many entries."""
 
@@ -297,6 +298,7 @@ class CocoReader:
                         where = shown(image.path, self.root)
                         self.ledger.add(split, "labels", "put together: further entries of an image", where)
             self._boxes(split, file, named)
+            file.annotations.clear()
             for path, image in mine.items():
                 self._merge(file, found, path, image)
         if sizeless:
@@ -322,16 +324,14 @@ class CocoReader:
         found: dict[Id, _Image | None] = {}
         sizeless = 0
         for entry in file.images:
-            i, where = one_id(entry.get("id")), f"{file.where}, image {entry.get('id')!r}"
+            i, where = one_id(entry.id), f"{file.where}, image {entry.id!r}"
             if i is None or i in found:
-                self.faults.add(where, f"id = {entry.get('id')!r}", "give every image an id of its own")
+                self.faults.add(where, f"id = {entry.id!r}", "give every image an id of its own")
                 continue
             found[i] = None
-            name = next((entry[key] for key in coco_rows.FILE_KEYS if entry.get(key)), None)
+            name = entry.name
             if not isinstance(name, str) or not parts_of(name):
-                self.faults.add(
-                    where, f"file_name = {entry.get('file_name')!r}", "give the image's path below the images folder"
-                )
+                self.faults.add(where, f"file_name = {name!r}", "give the image's path below the images folder")
                 continue
             path = places.find(name, folders)
             if path is None:
@@ -340,7 +340,7 @@ class CocoReader:
                     where, f"file_name = {name!r} is not in {looked}", "add the image or take it out of the file"
                 )
                 continue
-            sizes = entry.get("width"), entry.get("height")
+            sizes = entry.width, entry.height
             width, height = (coco_rows.whole(size) for size in sizes)
             if sizes == (None, None) and (size := images.pixel_size(Path(path).read_bytes())):
                 (width, height), sizeless = size, sizeless + 1
@@ -354,7 +354,9 @@ class CocoReader:
         """Give each image its boxes, one image after the other, so that no more than its own are unpacked."""
         annotations = file.annotations
         all_masks = annotations.crowds() > _MOST_CROWDS * len(annotations)
-        places: dict[str, array[int]] = {}
+        of_images = [image for image in dict.fromkeys(named.values()) if image is not None]
+        numbers = {image: number for number, image in enumerate(of_images)}
+        owners = np.full(len(annotations), -1)
         for place, i in enumerate(annotations.images()):
             if i is None or i not in named:
                 annotation = annotations[place]
@@ -364,13 +366,14 @@ class CocoReader:
                     "correct it or take it out",
                 )
             elif (image := named[i]) is not None:
-                places.setdefault(image.path, array("q")).append(place)
-        for image in named.values():
-            if image is not None and (of_image := places.pop(image.path, None)):
-                boxes: dict[Box, None] = {}
-                for place in of_image:
-                    self._add(split, file, annotations[place], image, boxes, all_masks)
-                image.boxes = Boxes(boxes)
+                owners[place] = numbers[image]
+        order = np.argsort(owners, kind="stable")
+        ends = np.searchsorted(owners[order], np.arange(len(of_images) + 1))
+        for image, start, end in zip(of_images, ends, ends[1:], strict=False):
+            boxes: dict[Box, None] = {}
+            for place in order[start:end].tolist():
+                self._add(split, file, annotations[place], image, boxes, all_masks)
+            image.boxes = Boxes(boxes)
 
     def _add(
         self, split: str, file: _File, annotation: Annotation, image: _Image, boxes: dict[Box, None], all_masks: bool
@@ -431,7 +434,7 @@ class CocoReader:
         """Account for images that no file names."""
         used = {sample.image for several in samples.values() for sample in several}
         others = [
-            parts_of(str(entry.get("file_name")))[-1:]
+            parts_of(str(entry.name))[-1:]
             for path, content in self.contents.items()
             if split_of(path, self.root) == "test"
             for entry in content.images or ()

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 
 Id = int | str
 
-FILE_KEYS: Final = ("file_name", "path", "filename", "coco_url")
-"""Where tools write the name of an image, the first that is there counts."""
+_NAME_KEYS: Final = ("file_name", "path", "filename", "coco_url")
+"""Where tools write the name of an image; the first that is there counts."""
 
 _LARGEST: Final = 2**53  # a whole number beyond it may not survive as a float
 _CROWD, _ATTRIBUTES, _OUTLINED = 1, 2, 4
@@ -80,6 +80,10 @@ class Annotations:
     def __init__(self) -> None:
         self.sound = True
         self.first_has_category = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them all, once their boxes are taken."""
         self._ids = array("q")  # the annotation's own, its image's, its category's
         self._corners = array("d")
         self._marks = array("B")
@@ -145,8 +149,24 @@ class Annotations:
         return (one_id(self._odd[i][place]) if i in self._odd else value for i, value in enumerate(packed))
 
 
-class Images(list[dict[str, Any]]):
-    """The entries of a file's images, with what is read of them.
+class Image(NamedTuple):
+    """An image as the file has it; what is missing is `None`.
+
+    Attributes:
+        id: Its id.
+        name: Where it lies, under whichever key.
+        width: Its width in pixels.
+        height: Its height in pixels.
+    """
+
+    id: Any
+    name: Any
+    width: Any
+    height: Any
+
+
+class Images(list[Image]):
+    """The images of a file.
 
     Attributes:
         sound: Whether all entries of the list are objects.
@@ -158,8 +178,8 @@ class Images(list[dict[str, Any]]):
         """Take the next entry of the list."""
         if not isinstance(entry, dict):
             self.sound, entry = False, {}
-        name = next((key for key in FILE_KEYS if entry.get(key)), FILE_KEYS[0])
-        super().append({key: entry[key] for key in ("id", name, "width", "height") if key in entry})
+        name = next((entry[key] for key in _NAME_KEYS if entry.get(key)), entry.get(_NAME_KEYS[0]))
+        super().append(Image(entry.get("id"), name, entry.get("width"), entry.get("height")))
 
 
 def one_id(value: object) -> Id | None:
