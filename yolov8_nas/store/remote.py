@@ -156,7 +156,7 @@ class RemoteStore(Store):
     def bring(self, folder: str) -> None:
         """Make a folder what it is in the bucket; names that begin with a dot are of this machine alone."""
         objects = self.objects.below(folder)
-        there = {name for name in objects.safe_names() if not any(part.startswith(".") for part in name.split("/"))}
+        there = {name for name in objects.safe_names() if not _stays_here(name)}
         present = _checkpoints(self.root / folder)
         for name in there - present.keys():
             _make_way(self.root / folder, name)
@@ -330,6 +330,12 @@ class RemoteEntry(Entry):
 
     def _bring_partial(self) -> None:
         files = self._list("partial.json")
+        if own := [name for name in files if _stays_here(name)]:
+            self._tell(
+                f"{self.objects.address}/partial.json: the name {names.shown(own[0])} is of files that each machine "
+                "makes for itself and no machine sends; it is taken as if there were none"
+            )
+            files = {}
         self._bring(files, self.partial, _checkpoints(self.partial))
         if not all(_is(self.partial / name, digest) for name, digest in files.items()):
             print(f"{self.objects.address}: its checkpoints are damaged; beginning anew", flush=True)
@@ -473,6 +479,14 @@ def _make_way(folder: Path, name: str) -> None:
 
 def _is(path: Path, digest: str) -> bool:
     return path.is_file() and file_sha256(path) == digest
+
+
+def _stays_here(name: str) -> bool:
+    """Whether a file is of one machine alone: its name, or that of a folder that it lies in, begins with a dot.
+
+    Such files are of libraries that trust what lies there: Ultralytics reads its cache of labels as a pickle.
+    """
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _checkpoints(folder: Path) -> dict[str, Path]:
