@@ -228,7 +228,7 @@ def _without_seal(results: dict[str, Any]) -> dict[str, Any]:
         (_without_seal, "has no digest of itself"),
         (lambda r: _changed(r, format=99), "format 99, and this version reads 1; pack a bundle"),
         (lambda r: _changed(r, measured={"4.onnx": r["measured"]["4.onnx"]}), "1 networks were not measured"),
-        (lambda r: _changed(r, networks={**r["networks"], "4.onnx": "0"}), "other networks were measured than"),
+        (lambda r: _changed(r, networks={**r["networks"], "4.onnx": "0" * 64}), "other networks were measured than"),
         (lambda r: _changed(r, bundle={**r["bundle"], "batch": 2}), "has changed since it was written"),
         (lambda r: _changed(r, profile={**r["profile"], "threads": 2}), "with 2 threads, and the target is cpu-1t"),
         (lambda r: _changed(r, profile={**r["profile"], "kind": "gpu"}), "a gpu is no cpu"),
@@ -248,6 +248,7 @@ def test_results_of_another_gpu_are_refused(results: dict[str, Any], tmp_path: P
     changed = {
         "bundle": sealed({**order, "kind": "gpu", "hardware": "NVIDIA_L4", "precision": "fp16"}),
         "profile": {**results["profile"], "kind": "gpu", "model": "NVIDIA L4"},
+        "key": {**results["key"], "model": "NVIDIA L4"},
     }
     write_json(tmp_path / "results.json", _changed(results, **changed))
     asked = {name: config(tmp_path, hardware=name, precision="fp16").targets[0] for name in ("NVIDIA_L4", "NVIDIA_T4")}

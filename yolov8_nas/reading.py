@@ -73,7 +73,8 @@ def parse_json(data: bytes | str, source: str, *, most_bytes: int = MOST_BYTES, 
         most_values: Numbers, texts, lists and objects that it may hold.
 
     Raises:
-        InputError: It is no JSON or breaks a bound. (It is a `ValueError`, as that of `json` is.)
+        InputError: It is no JSON, which has no `NaN` and no `Infinity`, or breaks a bound. (It is a `ValueError`, as
+            that of `json` is.)
     """
     raw = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     if len(raw) > most_bytes:
@@ -83,7 +84,8 @@ def parse_json(data: bytes | str, source: str, *, most_bytes: int = MOST_BYTES, 
         bounds.pass_on(raw[start : start + BLOCK])
     try:
         text = raw.decode("utf-8-sig")
-        return json.loads(text, parse_int=short_integer) if bounds.long else json.loads(text)
+        # The decoder is slower where it hands out its integers; of `NaN` and `Infinity` it has to ask in any case.
+        return json.loads(text, parse_constant=_no_number, parse_int=short_integer if bounds.long else None)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: not JSON ({error})") from None
 
@@ -193,3 +195,7 @@ def short_integer(digits: str) -> int:
     if len(digits.lstrip("-")) > LONGEST_INTEGER:
         raise ValueError(f"an integer of {len(digits.lstrip('-')):,} digits")
     return int(digits)
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")

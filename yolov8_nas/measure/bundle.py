@@ -23,6 +23,7 @@ from yolov8_nas.files import copy_file, file_sha256, write_json
 from yolov8_nas.measure.benchmark import Measurement
 from yolov8_nas.measure.far import FORMAT, MANIFEST, check_seal, sealed, unsealed
 from yolov8_nas.measure.protocol import Protocol
+from yolov8_nas.measure.returned import check_form, check_key
 from yolov8_nas.measure.runtime import OnnxRuntime, Runtime, find
 from yolov8_nas.paths import expanded
 from yolov8_nas.store.archive import pack
@@ -178,8 +179,8 @@ def read_results(path: Path, target: TargetConfig) -> dict[str, Any]:
     """Results as they came from a device, checked.
 
     Raises:
-        InputError: They are damaged or incomplete, of networks that have changed, of another device or of another
-            runtime, precision or batch than the target's.
+        InputError: They are damaged, incomplete or not of the form that the measuring program gives them, of networks
+            that have changed, of another device or of another runtime, precision or batch than the target's.
     """
     return check_results(unsealed(path), target, path)
 
@@ -194,6 +195,7 @@ def check_results(results: dict[str, Any], target: TargetConfig, source: Path) -
     if "bundle" not in results or "measured" not in results:
         raise InputError(f"{source}: holds no measurements; give the {PROGRAM}'s results.json")
     order = check_seal(results["bundle"], source)
+    check_form(results, source)
     if results["networks"] != order["networks"]:
         raise InputError(f"{source}: other networks were measured than were packed; {again}")
     if set(results["measured"]) != set(order["networks"]):
@@ -209,6 +211,7 @@ def check_results(results: dict[str, Any], target: TargetConfig, source: Path) -
             f"{source}: measured on {profile['model']} with {profile['threads']} threads, and the target is "
             f"{target.hardware}: {why}; give the target's results, or name that device"
         )
+    check_key(results, source)
     return results
 
 
@@ -261,8 +264,12 @@ def read_kept(target: TargetConfig) -> Kept:
             f"CONFIG --bundle FILE.tar), run {PROGRAM} on the device, and import what it writes (yolov8-nas probe "
             "CONFIG --import results.json)"
         )
-    content = unsealed(path)
-    table, *single = (check_results(check_seal(r, path), target, path) for r in content["results"])
+    results = unsealed(path).get("results")
+    if not isinstance(results, list) or not results:
+        raise InputError(
+            f"{path}: holds no results; import those of {PROGRAM} again (yolov8-nas probe CONFIG --import)"
+        )
+    table, *single = (check_results(check_seal(r, path), target, path) for r in results)
     return Kept(table, tuple(single))
 
 

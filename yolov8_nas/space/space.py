@@ -182,20 +182,25 @@ class Architecture:
         try:
             detect = data.get("detect")
             return cls(
-                convs=tuple(int(data["convs"][name]) for name in CONVS),
+                convs=tuple(_within(data["convs"][name], 1, _WIDEST) for name in CONVS),
                 blocks=tuple(
-                    Block(int(b["depth"]), int(b["width"]), float(b["expansion"]), str(b["operator"]))
+                    Block(
+                        _within(b["depth"], 0, _DEEPEST),
+                        _within(b["width"], 1, _WIDEST),
+                        float(_within(b["expansion"], 0.01, 8.0, float)),
+                        _known(b["operator"], OPERATORS),
+                    )
                     for b in (data["blocks"][name] for name in BLOCKS)
                 ),
-                sppf_kernel=int(data["sppf"]["kernel"]),
-                sppf_width=int(data["sppf"]["width"]),
-                attention=int(data.get("attention", 0)),
-                head=Head(str(detect["classes"]), int(detect["reg_max"])) if detect is not None else Head(),
+                sppf_kernel=_within(data["sppf"]["kernel"], 1, _DEEPEST),
+                sppf_width=_within(data["sppf"]["width"], 1, _WIDEST),
+                attention=_within(data.get("attention", 0), 0, _DEEPEST),
+                head=Head(_known(detect["classes"], CLASS_BRANCHES), _within(detect["reg_max"], 1, _DEEPEST))
+                if detect is not None
+                else Head(),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise SpaceError(
-                f"not an architecture: {error!r} in {dict(data)!r}; expected the form of to_dict()"
-            ) from None
+            raise SpaceError(f"not an architecture: {error!r} in {data!r}; expected the form of to_dict()") from None
 
     @cached_property
     def digest(self) -> str:
@@ -483,9 +488,29 @@ def _mapping(data: Any, where: str, keys: Sequence[str]) -> dict[str, Any]:
     return {key: data[key] for key in keys}
 
 
+_WIDEST: Final = 16384
+"""Channels of a network that anybody has; a description may come from anywhere, and decides what memory is taken."""
+
+_DEEPEST: Final = 64
+
+
+def _within(value: Any, low: float, high: float, kind: type[int] | type[float] = int) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not low <= value <= high:
+        raise ValueError(f"{value!r} is not a number ({kind.__name__}) from {low} to {high}")
+    return value
+
+
+def _known(value: Any, names: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+    return value
+
+
 def _options(where: str, data: Any) -> Iterator[Any]:
     if not isinstance(data, Sequence) or isinstance(data, str) or not data:
         raise SpaceError(f"{where}: expected a list of options, got {data!r}")
+    if not all(isinstance(option, str | int | float) for option in data):
+        raise SpaceError(f"{where}: {list(data)!r} has options that are neither numbers nor names")
     if len(set(data)) != len(data):
         raise SpaceError(f"{where}: {list(data)} names an option twice")
     return iter(data)

@@ -8,7 +8,7 @@ from pathlib import Path
 from yolov8_nas.config import RunConfig
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError
-from yolov8_nas.measure import bundle, protocol
+from yolov8_nas.measure import bundle, protocol, returned
 from yolov8_nas.measure.sampling import sample
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext, find_target, open_store
@@ -77,6 +77,7 @@ def import_results(config: RunConfig, label: str, results: Path, store: str) -> 
             f"{results}: measured with another {' and '.join(differing)} than the configuration has; pack a bundle "
             "with this configuration and measure that (yolov8-nas probe CONFIG --bundle FILE.tar)"
         )
+    returned.check_table(read, results)
     bundle.keep(read, target)
     table = STAGE.whole(config, target, {"num_classes": read["bundle"]["recipe"]["num_classes"]}).table
     with tempfile.TemporaryDirectory() as work:

@@ -31,6 +31,9 @@ from yolov8_nas.stages.hw_probe.settings import TableSettings
 FAILURES: Final = 0.1
 """Share of the networks that may fail before the probe does."""
 
+_C2F: Final = "stock-as-c2f"
+"""Name under which stock in Ultralytics' own form is measured elsewhere."""
+
 
 class Table:
     """What is measured whatever the limits are.
@@ -148,10 +151,16 @@ class Table:
             "regime": results["regime"],
             "bundle": results["bundle"]["digest"],
         }
-        found = {
-            s.architecture: measured[s.architecture.digest] for s in self.samples if s.architecture not in self.failed
-        }
-        self.take_in(found, measured["stock-as-c2f"], conditions)
+        wanted = [s.architecture for s in self.samples if s.architecture not in self.failed]
+        lacking = [name for name in (*(a.digest for a in wanted), _C2F) if name not in measured]
+        if lacking:
+            raise InputError(
+                f"the results of the device elsewhere lack {len(lacking)} of the networks that the table is made of, "
+                f"{lacking[0]} first; pack a bundle for this dataset and measure that (yolov8-nas probe CONFIG "
+                "--bundle FILE)"
+            )
+        found = {architecture: measured[architecture.digest] for architecture in wanted}
+        self.take_in(found, measured[_C2F], conditions)
 
     def _was_measured(self, s: Sample) -> bool:
         return s.architecture in self.measured
