@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.export.onnx_file import read_graph
 from yolov8_nas.files import atomic_write
 
 OPSET: Final = 19
@@ -47,7 +48,7 @@ def int8_for_gpu(source: Path, path: Path, *, half: bool = True) -> Path:
         InputError: The file has no Q/DQ nodes.
         StageError: A weight or a scale is beyond what FP16 can hold.
     """
-    model = onnx.shape_inference.infer_shapes(onnx.load(source), strict_mode=True)
+    model = onnx.shape_inference.infer_shapes(read_graph(source), strict_mode=True)
     graph = model.graph
     if not any(node.op_type == "QuantizeLinear" for node in graph.node):
         raise InputError(f"{source}: it is not quantized; export it with half=True for FP16")

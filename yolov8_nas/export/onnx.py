@@ -34,6 +34,7 @@ from ultralytics.utils.torch_utils import is_qat
 
 from yolov8_nas.errors import InputError
 from yolov8_nas.export.nms_in_graph import NmsOptions, add_nms
+from yolov8_nas.export.onnx_file import read_graph
 from yolov8_nas.files import atomic_write
 from yolov8_nas.train.quantization import fold, load_network, quantize
 
@@ -135,7 +136,7 @@ def put_nms(file: Path, options: NmsOptions) -> Path:
         file: The file, of a network with YOLOv8's head; it is changed.
         options: What is kept, see `nms_in_graph.add_nms`.
     """
-    graph = add_nms(onnx.load(file), options)
+    graph = add_nms(read_graph(file), options)
     (args,) = (entry for entry in graph.metadata_props if entry.key == "args")
     args.value = str({**ast.literal_eval(args.value), "nms": True})
     atomic_write(file, graph.SerializeToString(deterministic=True))

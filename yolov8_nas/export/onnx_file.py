@@ -14,6 +14,18 @@ from yolov8_nas import names
 from yolov8_nas.errors import InputError
 
 
+def read_graph(source: Path) -> onnx.ModelProto:
+    """The graph in an ONNX file of ours; ONNX' own reader would fetch what the graph keeps in files beside.
+
+    Raises:
+        InputError: It keeps tensors in other files.
+        OSError: It cannot be read.
+    """
+    model = onnx.load_from_string(source.read_bytes())
+    check_one_file(source, model)
+    return model
+
+
 def read_onnx(source: Path) -> tuple[bytes, onnx.ModelProto]:
     """The bytes of an ONNX file, and the graph in them.
 

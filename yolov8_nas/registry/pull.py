@@ -15,6 +15,7 @@ from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import file_sha256, room, tree_files, write_json
 from yolov8_nas.names import digest as checked_digest
 from yolov8_nas.names import files as checked_files
+from yolov8_nas.registry.places import check as check_place
 from yolov8_nas.registry.query import RegisteredVersion, find_version
 from yolov8_nas.registry.register import CONTENT, SCORES, SCORES_FILE, content_digest
 from yolov8_nas.registry.tracking import opened
@@ -68,6 +69,7 @@ def fetch(version: RegisteredVersion, folder: Path) -> dict[str, Path]:
         The files by name.
 
     Raises:
+        InputError: The files are said to lie where nobody is asked.
         StageError: A file is not the one that was registered, or the version is not signed with a trusted key.
     """
     return fetch_unsigned(version.trusted(), folder)
@@ -100,6 +102,7 @@ def fetch_scores(version: RegisteredVersion, folder: Path) -> Path | None:
 def _fetch_file(version: RegisteredVersion, name: str, digest: str, folder: Path) -> Path:
     from mlflow.artifacts import download_artifacts
 
+    check_place(version.artifacts, str(version))
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(_TRIES):

@@ -441,7 +441,9 @@ def _save_onnx_flavour(file: Path, folder: Path) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    model = onnx.load(file)
+    from yolov8_nas.export.onnx_file import read_graph
+
+    model = read_graph(file)
 
     def schema(values: Sequence[onnx.ValueInfoProto]) -> Schema:
         specs = []

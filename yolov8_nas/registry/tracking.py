@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from yolov8_nas import credentials
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.registry.places import check as check_place
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -416,7 +417,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     """MLflow's id of an experiment, which is made where there is none.
 
     Raises:
-        InputError: It was deleted.
+        InputError: It was deleted, or keeps files where nobody is asked.
     """
     from mlflow.exceptions import MlflowException
 
@@ -436,6 +437,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         raise InputError(
             f"tracking.experiment = {name!r} was deleted at {client.tracking_uri}: restore it or name another one"
         )
+    check_place(found.artifact_location, f"tracking.experiment = {name!r}")
     return str(found.experiment_id)
 
 

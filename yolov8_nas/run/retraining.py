@@ -199,6 +199,7 @@ def _origin(
     config: RunConfig, versions: Sequence[RegisteredVersion], tracking_uri: str, classes: Sequence[str]
 ) -> Origin:
     from yolov8_nas.registry.champions import CHAMPION, alias
+    from yolov8_nas.registry.places import check as check_place
     from yolov8_nas.registry.submission import SUPERNET
     from yolov8_nas.registry.tracking import opened
 
@@ -216,6 +217,8 @@ def _origin(
     champion = champions[0].trusted()  # the newest
     with opened(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
         run = client.get_run(champion.run_id).data.tags.get("mlflow.parentRunId")
+        if run:
+            check_place(client.get_run(run).info.artifact_uri, f"the run of {champion}")
         there = {artifact.path for artifact in client.list_artifacts(run, SUPERNET)} if run else set()
         if not {f"{SUPERNET}/{WEIGHTS}", f"{SUPERNET}/{DETAILS}"} <= there:
             raise InputError(
@@ -300,6 +303,7 @@ def _keep(store: Store, origin: Origin, tracking_uri: str) -> None:
     Raises:
         StageError: It is not the one that was registered.
     """
+    from yolov8_nas.registry.places import check as check_place
     from yolov8_nas.registry.submission import SUPERNET
     from yolov8_nas.registry.tracking import opened
 
@@ -310,6 +314,7 @@ def _keep(store: Store, origin: Origin, tracking_uri: str) -> None:
         entry.clear(partial=True)
         entry.outputs.mkdir(parents=True)
         with opened(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
+            check_place(client.get_run(origin.run).info.artifact_uri, f"the run of {origin.version}")
             for name in (WEIGHTS, DETAILS):
                 shutil.move(client.download_artifacts(origin.run, f"{SUPERNET}/{name}", folder), entry.outputs / name)
         try:
