@@ -20,10 +20,14 @@ from kfp.client import Client
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
 from yolov8_nas.errors import InputError
+from yolov8_nas.reading import parse_json
 
 IN_CLUSTER_TOKEN: Final = Path("/var/run/secrets/kubeflow/pipelines/token")
 IN_CLUSTER_TOKEN_VARIABLE: Final = "KF_PIPELINES_SA_TOKEN_PATH"
 IN_CLUSTER_HOST: Final = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+
+LARGEST_WORKFLOW: Final = 64 * 2**20
+"""Bytes of a workflow; etcd takes 1.5 MiB of one, compressed."""
 
 _ANSWER_WITHIN: Final = 10.0  # seconds
 _PASSING: Final = (401, 408, 429)  # statuses below 500 that time, or a token that is renewed, can mend
@@ -136,9 +140,10 @@ class Server:
             if error.status in _NOT_SERVED:
                 return None
             raise
-        manifest = ((answer or {}).get("pipeline_runtime") or {}).get("workflow_manifest")
+        runtime = answer.get("pipeline_runtime") if isinstance(answer, dict) else None
+        manifest = runtime.get("workflow_manifest") if isinstance(runtime, dict) else None
         try:
-            workflow = json.loads(manifest or "{}")
+            workflow = parse_json(str(manifest or "{}"), f"{self.host}: a workflow", most_bytes=LARGEST_WORKFLOW)
         except ValueError:
             return None
         return workflow if isinstance(workflow, dict) else None

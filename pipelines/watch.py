@@ -12,26 +12,30 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-import gzip
-import json
 import re
+import shlex
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipelines.client import PassingError, Server
+from pipelines.client import LARGEST_WORKFLOW, PassingError, Server
 from pipelines.pipeline import yolov8_nas
 from yolov8_nas.errors import InputError
+from yolov8_nas.reading import parse_json
 
 _ENDED: Final = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-_ITERATION: Final = re.compile(r"\.iteration-iterations\((\d+):")  # how Argo names what a loop repeats
-_TRY: Final = re.compile(r"\((\d+)\)$")
+_ITERATION: Final = re.compile(r"\.iteration-iterations\(([0-9]{1,6}):")  # how Argo names what a loop repeats
+_TRY: Final = re.compile(r"\(([0-9]{1,6})\)$")
 _UNSCHEDULABLE: Final = "Unschedulable"  # how Argo begins the scheduler's message
 _STARTS: Final = ("PodInitializing", "ContainerCreating")  # what a pod waits for that has found its node
 _LOST: Final = ("Failed", "Error")
 _NOT_RUN: Final = ("Skipped", "Omitted")
 _HOUR: Final = 3600.0
+_NAMES: Final = ("id", "name", "displayName")
+_TEXTS: Final = ("phase", "message", "type", "templateName", "startedAt")
+_GZIP: Final = 16  # added to a size of zlib's window: the stream has gzip's header
 
 _ADVICE: Final = (
     ("OOMKilled", "give it more memory: target_pools or training_memory"),
@@ -202,8 +206,9 @@ def _failure(workflow: Mapping[str, Any], node: Mapping[str, Any], pods: Sequenc
         message = f"{message}, after {len(pods)} tries"
     if lost is None:
         return message
-    place = workflow.get("metadata", {}).get("namespace")
-    log = f"kubectl {f'-n {place} ' if place else ''}logs {_pod_name(workflow, lost)} -c main"
+    place = _part(workflow, "metadata").get("namespace")
+    command = ["kubectl", *(["-n", str(place)] if place else []), "logs", _pod_name(workflow, lost), "-c", "main"]
+    log = shlex.join(command)  # which people paste into a shell
     return f"{message}{_advice(message)}; log: {log}"
 
 
@@ -228,19 +233,37 @@ def _is_pipeline(node: Mapping[str, Any]) -> bool:
 
 def _pod_name(workflow: Mapping[str, Any], node: Mapping[str, Any]) -> str:
     """The name that Argo gives a node's pod (its pod names of version 2)."""
-    return f"{workflow['metadata']['name']}-{node.get('templateName')}-{str(node['id']).rpartition('-')[2]}"
+    name = _part(workflow, "metadata").get("name")
+    return f"{name}-{node.get('templateName')}-{node['id'].rpartition('-')[2]}"
+
+
+def _part(workflow: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = workflow.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _nodes(workflow: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    status = workflow.get("status") or {}
+    status = _part(workflow, "status")
     found = status.get("nodes")
     if not found and (packed := status.get("compressedNodes")):  # of a large workflow
-        try:
-            found = json.loads(gzip.decompress(base64.b64decode(packed)))
-        except (binascii.Error, OSError, EOFError, ValueError):
-            found = None
+        found = _unpacked(packed)
     rows = found.values() if isinstance(found, dict) else ()
-    return [row for row in rows if isinstance(row, dict) and {"id", "name", "displayName"} <= row.keys()]
+    return [row for row in rows if isinstance(row, dict) and _is_node(row)]
+
+
+def _is_node(row: Mapping[str, Any]) -> bool:
+    named = all(isinstance(row.get(key), str) for key in _NAMES)
+    return named and all(isinstance(row.get(key), str | None) for key in _TEXTS)
+
+
+def _unpacked(packed: object) -> Any:
+    """JSON that is compressed with gzip and written in Base64; nothing where it is none, or larger than a workflow."""
+    try:
+        stream = zlib.decompressobj(zlib.MAX_WBITS | _GZIP)
+        content = stream.decompress(base64.b64decode(packed), LARGEST_WORKFLOW)  # type: ignore[arg-type]
+        return parse_json(content, "the workflow's nodes", most_bytes=LARGEST_WORKFLOW) if stream.eof else None
+    except (TypeError, binascii.Error, zlib.error, ValueError):
+        return None
 
 
 def _named(tasks: Sequence[Any]) -> Iterator[Step]:
