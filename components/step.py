@@ -72,8 +72,7 @@ def run_step(
             found = replace(found, run=run)
         outcome = carry_out(found) if target is None else _survived(found, carry_out)
     except Exception as error:
-        tell_failure(error, stage, store=store, run_id=run_id, target=target)
-        raise
+        raise tell_failure(error, stage, store=store, run_id=run_id, target=target) from None
     output.metadata["sha256"] = outcome.digest
     told = tell(stage, target, outcome, Path(output.path))
     for name, value in told.figures.items():

@@ -31,7 +31,7 @@ from pipelines.compile import compile_pipeline
 from pipelines.local import one_at_a_time, with_this_interpreter
 from pipelines.pipeline import yolov8_nas
 from yolov8_nas.config import RunConfig
-from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.errors import InputError, NoRoomError, StageError
 from yolov8_nas.files import append_line, write_json
 from yolov8_nas.report.step import tell_run
 from yolov8_nas.run.lifecycle import CONFIG_FILE, telling
@@ -242,7 +242,7 @@ def test_open_run_refuses_what_submit_refuses(tmp_path: Path) -> None:
 
 def test_a_reason_is_forgotten_when_a_later_try_goes_well(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    with pytest.raises(OSError), telling("open-run", store=str(tmp_path), run_id="run"):
+    with pytest.raises(NoRoomError), telling("open-run", store=str(tmp_path), run_id="run"):
         raise OSError(28, "No space left on device", str(tmp_path / "x"))
     file = store.run_folder("run") / "failure.all.open-run.json"
     assert "x: no room on the disk for what was to be written" in json.loads(file.read_text())["error"]

@@ -8,6 +8,7 @@ from a Secret (`docs/kubeflow.md`).
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -15,13 +16,22 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 VARIABLE: Final = "YOLOV8_NAS_CREDENTIALS"
 """Environment variable with a JSON object: a bare address to the whole one."""
 
 DATA_KEYS: Final = ("YOLOV8_NAS_DATA_ACCESS_KEY_ID", "YOLOV8_NAS_DATA_SECRET_ACCESS_KEY")
 """Environment variables with the access key and the secret key of S3 for datasets and weights."""
+
+SECRET_VARIABLES: Final = (
+    DATA_KEYS[1],
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
+"""Environment variables with secrets, which libraries of others put into headers and, some of them, into errors."""
 
 TRACKING_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 """MLflow's own environment variable with an address that may hold a password."""
@@ -35,6 +45,17 @@ _QUERY: Final = re.compile(
 _STANDS_FOR: Final = "***"
 _LEAST: Final = 6
 """Characters from which a value of a query, or a password, is looked for in texts: what is shorter is in every text."""
+
+_LEAST_ALONE: Final = 8
+"""The same for the values of `SECRET_VARIABLES`."""
+
+_LONG_USER: Final = 16
+"""Characters from which a user with a password is taken for a token: shorter names stand in many texts."""
+
+_SAFE: Final = "!#$%&'()*+,/:;=?@[]~"
+"""What `requests` leaves as it is."""
+
+_ENCODED: Final = re.compile("%[0-9A-Fa-f]{2}")
 
 _taken: set[str] = set()
 
@@ -179,15 +200,31 @@ def _spellings() -> Iterator[tuple[str, str]]:
     spellings: dict[str, str] = {}
     for bare, whole in wholes.items():
         spellings[whole] = bare
-        rest = whole.partition("://")[2]
-        base, _, query = rest.partition("?")
-        user, at, _ = base.partition("/")[0].rpartition("@")
-        secrets = [value for _, value in parse_qsl(query)] + [part.partition("=")[2] for part in query.split("&")]
-        secrets += [query, user.partition(":")[2], unquote(user.partition(":")[2])] + (
-            [user] if at and ":" not in user else []
-        )
-        spellings |= {secret: _STANDS_FOR for secret in secrets if len(secret) >= _LEAST}
+        spellings |= {secret: _STANDS_FOR for secret in _secrets(whole) if len(secret) >= _LEAST}
+    for variable in SECRET_VARIABLES:
+        parts = os.environ.get(variable, "").split()  # what reads it from a file leaves an end of line in it
+        spellings |= {secret: _STANDS_FOR for secret in parts if len(secret) >= _LEAST_ALONE}
     yield from sorted(spellings.items(), key=lambda pair: -len(pair[0]))
+
+
+def _secrets(whole: str) -> Iterator[str]:
+    """What an address hides, in each of the forms in which libraries write it again."""
+    base, _, query = whole.partition("://")[2].partition("?")
+    named, at, _ = base.partition("/")[0].rpartition("@")
+    user, _, password = named.partition(":")
+    values = [query, password, *(part.partition("=")[2] for part in query.split("&"))]
+    if at and (not password or len(user) >= _LONG_USER):  # a token in the place of a user
+        values.append(user)
+    for value in filter(None, values):
+        plain = unquote(value)
+        yield from (plain, unquote_plus(value), repr(plain)[1:-1], json.dumps(plain)[1:-1])
+        for encoded in (value, quote_plus(plain), *(quote(plain, safe) for safe in ("", "/", _SAFE))):
+            yield encoded
+            for case in (str.lower, str.upper):
+                yield _ENCODED.sub(lambda found, case=case: case(found[0]), encoded)  # type: ignore[misc]
+    if at:
+        for pair in (f"{user}:{password}", f"{unquote(user)}:{unquote(password)}"):
+            yield base64.b64encode(pair.encode()).decode()  # as HTTP sends it
 
 
 def _strings(data: Any) -> Iterator[str]:

@@ -33,9 +33,11 @@ def promote(
     import json
     from pathlib import Path
 
+    from yolov8_nas.foreign import markdown
     from yolov8_nas.report.wording import gate
     from yolov8_nas.run.lifecycle import telling
     from yolov8_nas.run.retraining import challenge
+    from yolov8_nas.terminal import say
 
     with telling("promote", store=store, run_id=run_id, target=target):
         opened = json.loads(Path(run.path).read_text())
@@ -49,5 +51,5 @@ def promote(
             registered=Path(registered.path),
             dataset=Path(dataset.path),
         )
-    print(gate(said), flush=True)
-    Path(verdict.path).write_text(f"# {target}\n\n{gate(said)}\n")
+    say(gate(said))
+    Path(verdict.path).write_text(f"# {markdown(target)}\n\n{markdown(gate(said))}\n")

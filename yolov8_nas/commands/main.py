@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -15,6 +16,7 @@ import typer
 import typer.core
 from rich.table import Table
 from rich.text import Text
+from typer.exceptions import TyperException
 
 from yolov8_nas import paths, terminal
 from yolov8_nas.commands import data as datasets
@@ -22,7 +24,7 @@ from yolov8_nas.commands import models
 from yolov8_nas.commands.analyze import analyze
 from yolov8_nas.commands.sensitivity import sensitivity
 from yolov8_nas.config import RunConfig, lay_over
-from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.errors import InputError, StageError, told
 from yolov8_nas.files import copy_file, no_room, read_json
 from yolov8_nas.space import SpaceError
 from yolov8_nas.store.archive import ArchiveError
@@ -48,9 +50,12 @@ class Commands(typer.core.TyperGroup):
             if full := no_room(error):
                 terminal.say(f"failed: {full}", error=True)
                 raise typer.Exit(1) from None
-            if not isinstance(error, OSError) or (told := paths.told(error)) is None:
+            if isinstance(error, OSError) and (of_a_path := paths.told(error)) is not None:
+                _unusable(of_a_path)
+            if isinstance(error, typer.Exit | typer.Abort | TyperException):
                 raise
-            _unusable(told)
+            terminal.say(told("".join(traceback.format_exception(error))), error=True)  # a fault of ours
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             terminal.say("stopped; the same command goes on from here", error=True)
             raise typer.Exit(130) from None

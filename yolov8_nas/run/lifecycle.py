@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
@@ -13,13 +15,11 @@ from typing import Any, Final
 
 from yolov8_nas import credentials, foreign, paths, signing
 from yolov8_nas.config import RunConfig, lay_over
-from yolov8_nas.errors import InputError, NoRoomError, StageError
+from yolov8_nas.errors import InputError, NoRoomError, Said, StageError, told
 from yolov8_nas.files import append_line, copy_file, no_room, read_json, write_json
 from yolov8_nas.run.preflight import check_places
 from yolov8_nas.run.summary import FAILURES, RUN_FILE
 from yolov8_nas.runner.stage import LOGS_VARIABLE, STAGES, TOLD, open_store, target_labels
-from yolov8_nas.space import SpaceError
-from yolov8_nas.store.archive import ArchiveError
 from yolov8_nas.store.store import SIGNATURE, Store
 from yolov8_nas.yaml_text import parse_yaml
 
@@ -166,8 +166,8 @@ def _closed(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _never_opened(run_id: str, folder: Path, summary_file: Path, report_file: Path) -> dict[str, Any]:
     """Summary and report of a run of which nothing is known but why it could not be opened."""
-    told = [read_json(file) for file in sorted(folder.glob(f"{FAILURES}*.json"))]
-    why = "; ".join(f"{failure['task']}: {failure['error']}" for failure in told if failure["error"])
+    failures = [read_json(file) for file in sorted(folder.glob(f"{FAILURES}*.json"))]
+    why = "; ".join(f"{failure['task']}: {failure['error']}" for failure in failures if failure["error"])
     error = why or "open-run left no word in the stage store; its log says why"
     run = {"id": run_id, "name": run_id, "status": "failed", "error": error}
     summary: dict[str, Any] = {"schema": 1, "run": run, "dataset": None, "stages": [], "targets": []}
@@ -213,22 +213,26 @@ def telling(task: str, *, store: str, run_id: str, target: str | None = None) ->
     try:
         yield
     except Exception as error:
-        tell_failure(error, task, store=store, run_id=run_id, target=target)
-        raise
+        raise tell_failure(error, task, store=store, run_id=run_id, target=target) from None
     record = open_store(store).run_folder(run_id) / _failure_file(task, target)
     if record.is_file():  # of an earlier try
         open_store(store).record(run_id, record.name, {"task": task, "target": target, "error": None})
 
 
-def tell_failure(error: Exception, task: str, *, store: str, run_id: str, target: str | None = None) -> None:
+def tell_failure(error: Exception, task: str, *, store: str, run_id: str, target: str | None = None) -> Exception:
     """Keep the reason why a task failed: in the run's records, from which the summary and the report are made.
 
     On this machine it stands beside the logs, too, for when not even the store can be written.
+
+    Returns:
+        The error as the task may end with it: Python shows what a process ends with, and all that led to it, as it is.
     """
-    told = no_room(error) or (paths.told(error) if isinstance(error, OSError) else None)
-    foreseen = isinstance(told or error, InputError | StageError | SpaceError | ArchiveError)
-    said = " ".join(str(told or error).split())
-    reason = said if foreseen else f"{type(error).__name__}: {said}"
+    expected = no_room(error) or (paths.told(error) if isinstance(error, OSError) else None) or error
+    reason = " ".join(told(expected).split())
+    if not isinstance(expected, Said):
+        print(told("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
+        reason = f"{type(error).__name__}: {reason}"
+        expected = StageError(f"{task}: {reason}")
     content = {"task": task, "target": target, "error": reason, "at": round(time.time(), 3)}
     print(f"{task} failed: {reason}", flush=True)
     if logs := os.environ.get(LOGS_VARIABLE):
@@ -237,7 +241,8 @@ def tell_failure(error: Exception, task: str, *, store: str, run_id: str, target
     try:
         open_store(store).record(run_id, _failure_file(task, target), content)
     except Exception as another:  # the store is perhaps what the task failed for
-        print(f"this could not be recorded in {store}: {another}", flush=True)
+        print(f"this could not be recorded in {store}: {told(another)}", flush=True)
+    return expected
 
 
 def _failure_file(task: str, target: str | None) -> str:
