@@ -311,6 +311,17 @@ def _checkpoint(content: Any, objects: dict[str, bytes] | None = None) -> Callab
     return attempt
 
 
+def _planted(name: str) -> Callable[[Scene], object]:
+    """A file among the checkpoints that libraries of others trust where each machine makes it for itself."""
+
+    def attempt(scene: Scene) -> object:
+        _checkpoint({"files": {name: EVIL_DIGEST}}, {EVIL_DIGEST: EVIL})(scene)
+        assert not [path for path in scene.folder.rglob("*") if path.name == name.rpartition("/")[2]]
+        return None
+
+    return attempt
+
+
 def _failed(content: Any) -> Callable[[Scene], object]:
     """A list of what a failure left, in the bucket."""
 
@@ -437,6 +448,8 @@ STORE = [
     Attack("manifest: version is true", _changed_manifest(lambda m: {**m, "version": True}), "version", False),
     Attack("manifest: of another key", _changed_manifest(lambda m: {**m, "key": "0" * 64}), "another result", False),
     Attack("manifest: of another stage", _changed_manifest(lambda m: {**m, "stage": "x"}), "another result", False),
+    Attack("manifest: seconds without end", _changed_manifest(lambda m: {**m, "seconds": 1e999}), "no number", False),
+    Attack("manifest: seconds that are none", _changed_manifest(lambda m: {**m, "seconds": 0 * 1e999}), "NaN", False),
     Attack("manifest: nesting", _changed_manifest(lambda m: json.loads("[" * 900 + "]" * 900)), "nested deeper", False),
     Attack(
         "local manifest: a file up",
@@ -473,6 +486,11 @@ STORE = [
     ),
     Attack("checkpoints: no bytes", _checkpoint({"files": {"checkpoint": DIGEST}}), "damaged; beginning anew", False),
     Attack("checkpoints: a digest up", _checkpoint({"files": {"checkpoint": "../../../x"}}), "no SHA-256", False),
+    Attack(
+        "checkpoints: a cache of labels, which is a pickle", _planted(".data-train-val/0.cache"), "no machine", False
+    ),
+    Attack("checkpoints: a view of the data", _planted(".data-train-val/data.yaml"), "no machine sends", False),
+    Attack("checkpoints: a file with a dot", _planted("networks/.hidden"), "no machine sends", False),
     Attack("failure: a file up", _failed({"files": {"../../../../x": EVIL_DIGEST}}), "'..'", False),
     Attack("failure: absolute", _failed({"files": {"/tmp/evil": EVIL_DIGEST}}), "absolute", False),
     Attack("failure: a number", _failed(7), "no list of files", False),
@@ -531,6 +549,64 @@ def _tar(*members: tuple[str, bytes | str | int]) -> Callable[[Scene], object]:
                 info.linkname = content if isinstance(content, str) else ""
                 tar.addfile(info)
         return extract(archive, scene.folder / "out")
+
+    return attempt
+
+
+HOLES = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 11}
+
+
+def _pax(records: dict[str, str], kind: bytes = tarfile.REGTYPE, mode: int = 0o644) -> Callable[[Scene], object]:
+    """A tar of one member, of which records say something else than its header."""
+
+    def attempt(scene: Scene) -> object:
+        info = tarfile.TarInfo("a")
+        info.type, info.linkname, info.pax_headers, info.mode = (
+            kind,
+            "b" if kind != tarfile.REGTYPE else "",
+            records,
+            mode,
+        )
+        info.size = 1 if kind == tarfile.REGTYPE else 0
+        with tarfile.open(scene.folder / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            tar.addfile(info, io.BytesIO(b"1"))
+        return extract(scene.folder / "x.tar", scene.folder / "out")
+
+    return attempt
+
+
+def _plain_modes(mode: int) -> Callable[[Scene], object]:
+    def attempt(scene: Scene) -> object:
+        _pax({}, mode=mode)(scene)
+        assert (scene.folder / "out" / "a").stat().st_mode & 0o7022 == 0
+        return None
+
+    return attempt
+
+
+def _twice(make: Callable[[Scene], object], content: bytes) -> Callable[[Scene], object]:
+    """An archive of which one file, `a`, has to have this content, as `tar` would have it."""
+
+    def attempt(scene: Scene) -> object:
+        make(scene)
+        assert (scene.folder / "out" / "a").read_bytes() == content
+        return None
+
+    return attempt
+
+
+def _renamed(place: int) -> Callable[[Scene], object]:
+    """A zip in which a member has another name in its own header, or in the list at the end."""
+
+    def attempt(scene: Scene) -> object:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as file:
+            file.writestr("aaaaaaa", EVIL)
+        parts = buffer.getvalue().split(b"aaaaaaa")
+        names = [b"aaaaaaa", b"aaaaaaa"]
+        names[place] = b"../evil"
+        (scene.folder / "x.zip").write_bytes(parts[0] + names[0] + parts[1] + names[1] + parts[2])
+        return extract(scene.folder / "x.zip", scene.folder / "out")
 
     return attempt
 
@@ -649,6 +725,20 @@ FILES = [
     Attack("tar: a pipe", _tar(("a", tarfile.FIFOTYPE[0])), "a device or a pipe"),
     Attack("tar: a file that is a folder, too", _tar(("a", EVIL), ("a/b", EVIL)), "both a file and a folder"),
     Attack("tar: a name of 300 bytes", _tar(("a" * 300, EVIL)), "too long"),
+    Attack("tar: a link in the place of a folder", _tar(("x", EVIL), ("a/b", EVIL), ("a", "x")), "file and a folder"),
+    Attack("tar: a file below a file through a link", _tar(("x", EVIL), ("x/b", "../x")), "both a file and a folder"),
+    Attack("tar: a name in a record that leads up", _pax({"path": "../evil"}), "'..'"),
+    Attack("tar: a NUL in a record", _pax({"path": "a\0b"}), "a NUL"),
+    Attack("tar: a link in a record that leads up", _pax({"linkpath": "../../evil"}, tarfile.SYMTYPE), "leaves"),
+    Attack("tar: a hard link in a record", _pax({"linkpath": "/etc/passwd"}, tarfile.LNKTYPE), "leaves"),
+    Attack("tar: a file of holes", _pax({"GNU.sparse.size": "9" * 11, "GNU.sparse.map": "0,1"}), "bomb"),
+    Attack("tar: a file of holes under another name", _pax({**HOLES, "GNU.sparse.name": "../evil"}), "damaged"),
+    Attack("tar: a size of a petabyte", _pax({"size": "9" * 15}), "damaged"),
+    Attack("tar: two members of a name", _twice(_tar(("a", b"right"), ("a", EVIL)), EVIL), "", False),
+    Attack("tar: two names that differ in case", _twice(_tar(("A", EVIL), ("a", b"right")), b"right"), "", False),
+    Attack("tar: a mode for everybody's rights", _plain_modes(0o6777), "", False),
+    Attack("zip: a name inside that is another", _renamed(0), "damaged"),
+    Attack("zip: a name outside that is another", _renamed(-1), "'..'"),
     Attack("zip: a file up", _zip("../../evil"), "'..'"),
     Attack("zip: a NUL", _zip("a\0b/../../evil"), "", False),
     Attack("zip: a link up", _zip("a", 0o120777, b"../../victim/precious"), "link that leaves"),
@@ -825,6 +915,14 @@ def _sign_with(private: str, made: dict[str, Path], manifest: dict[str, Any]) ->
     return asdict(unsigned.signed())
 
 
+def _code(manifest: dict[str, Any]) -> str:
+    return str(manifest["signature"]["signature"])
+
+
+def _half(manifest: dict[str, Any]) -> str:
+    return base64.b64encode(base64.b64decode(_code(manifest))[:32]).decode()
+
+
 ALTERED: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = [
     ("other bytes under an honest signature", lambda m: m, "altered"),
     ("no signature", lambda m: {**m, "signature": None}, "not signed"),
@@ -838,6 +936,18 @@ ALTERED: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = [
     ("an algorithm of its own", lambda m: {**m, "signature": {**m["signature"], "algorithm": "none"}}, "altered"),
     ("settings alone", lambda m: {**m, "settings": {"x": 2}}, "altered"),
     ("inputs alone", lambda m: {**m, "inputs": {"data-prep": "0" * 64}}, "altered"),
+    ("inputs in another place", lambda m: {**m, "inputs": {"x": m["inputs"]}}, "altered"),
+    (
+        "the signature of a part",
+        lambda m: {**m, "signature": {"key": m["signature"]["key"], "signature": ""}},
+        "altered",
+    ),
+    ("half a signature", lambda m: {**m, "signature": {**m["signature"], "signature": _half(m)}}, "altered"),
+    (
+        "a signature with spaces",
+        lambda m: {**m, "signature": {**m["signature"], "signature": " " + _code(m)}},
+        "altered",
+    ),
     ("a number as a text", lambda m: {**m, "seed": "0"}, "altered"),
 ]
 
@@ -1260,6 +1370,32 @@ def test_a_writer_of_the_registry(
             refuse()
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "pulled").exists() and not list(tmp_path.rglob("evil"))
+
+
+def test_a_signature_of_another_version_is_worth_nothing(
+    attacked: Registry, signed: Callable[..., None], tmp_path: Path
+) -> None:
+    """Tags, files, figures and signature of an honest version, laid under another name: each is what was signed."""
+    signed(None, "ours")
+    honest, client = query.find(attacked.uri, f"{attacked.model}/1"), attacked.client
+    client.create_registered_model("another")
+    client.create_model_version("another", honest.artifacts, tags=dict(honest.tags), model_id=honest.tags["model_id"])
+    copied = query.find(attacked.uri, "another/1")
+    assert (copied.files, copied.metrics, copied.tags["signature"]) == (
+        honest.files, honest.metrics, honest.tags["signature"],
+    )  # fmt: skip
+    with pytest.raises(StageError, match="altered, or is another's"):
+        pull.pull(attacked.uri, "another/1", tmp_path / "pulled")
+    with pytest.raises(StageError, match="altered, or is another's"):
+        promote.promote(attacked.uri, "another/1")
+
+
+def test_limits_in_another_order_are_others(attacked: Registry, signed: Callable[..., None], tmp_path: Path) -> None:
+    signed(None, "ours")
+    limits = json.loads(query.find(attacked.uri, f"{attacked.model}/1").tags["limits"])
+    attacked.tag("limits", json.dumps([dict(reversed(limit.items())) for limit in reversed(limits)]))
+    with pytest.raises(StageError, match="altered"):
+        pull.pull(attacked.uri, attacked.model, tmp_path / "pulled")
 
 
 def test_who_holds_the_public_key_takes_what_is_signed(
