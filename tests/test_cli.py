@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +270,11 @@ def test_compile_writes_a_pipeline(tmp_path: Path) -> None:
     assert _invoke("compile", "-o", out).exit_code == 0
     assert "yolov8-nas" in out.read_text()
     assert _invoke("compile", "-o", tmp_path / "missing" / "x.yaml").exit_code == 2
+
+
+def test_the_package_is_the_command_line() -> None:
+    told = [
+        subprocess.run([sys.executable, "-m", *command, "--version"], capture_output=True, text=True, check=True).stdout
+        for command in (("yolov8_nas",), ("yolov8_nas.commands.main",))
+    ]
+    assert told[0] == told[1] == f"yolov8-nas {metadata.version('yolov8-nas')}\n"

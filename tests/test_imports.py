@@ -38,6 +38,7 @@ LAYERS = (
     ("run",),
     ("nas",),
     ("commands",),
+    ("__main__",),
 )
 """The folders of the library, and the modules beside them, from the bottom up. What stands in a line imports from the
 lines above it here: nothing from below, and nothing from its neighbours."""

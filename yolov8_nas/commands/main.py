@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -70,17 +71,16 @@ def _unusable(error: Exception) -> NoReturn:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Search YOLOv8-style detectors that keep latency limits as measured on the target device.",
 )
+START, MODEL, DEVICE, CLUSTER = "Runs and data", "Models", "Device", "Kubeflow cluster"
+"""Panels of the help."""
+
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: check one, make the demo's.")
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel=START)
 data_app.command("check")(datasets.check)
 data_app.command("make-demo")(datasets.make_demo)
-app.add_typer(models.app, name="models")
-app.command()(analyze)
-app.command()(sensitivity)
+app.add_typer(models.app, name="models", rich_help_panel=MODEL)
 
 Config = Annotated[Path, typer.Argument(help="Run configuration (YAML).")]
 Workdir = Annotated[Path | None, typer.Option(help="Folder for everything that the run writes.")]
@@ -94,7 +94,22 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+def _version(wanted: bool) -> None:
+    if wanted:
+        terminal.say(f"yolov8-nas {metadata.version('yolov8-nas')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Tell the version and stop.")
+    ] = False,
+) -> None:
+    """Search YOLOv8-style detectors that keep latency limits as measured on the target device."""
+
+
+@app.command(rich_help_panel=START)
 def demo(workdir: Workdir = None) -> None:
     """Run the whole pipeline on this machine, small: made-up data, this machine's CPU."""
     from yolov8_nas.run.lifecycle import requested
@@ -102,7 +117,7 @@ def demo(workdir: Workdir = None) -> None:
     _run(requested(""), workdir or Path("runs") / "demo")
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def run(
     config: Config,
     workdir: Workdir = None,
@@ -117,7 +132,7 @@ def run(
     _run(asked, workdir or Path("runs") / asked.name)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def retrain(
     config: Config,
     workdir: Workdir = None,
@@ -134,7 +149,7 @@ def retrain(
     _run(asked, workdir or Path("runs") / asked.name)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def search(
     config: Config,
     workdir: Workdir = None,
@@ -174,7 +189,7 @@ def search(
         raise StageError("; ".join(failures))
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL)
 def export(
     model: Annotated[Path, typer.Argument(help="A checkpoint (.pt) of a detector, or the work folder of a run.")],
     format: Annotated[str, typer.Option(help="onnx, engine for TensorRT, or rtx for TensorRT for RTX.")] = "onnx",
@@ -216,7 +231,7 @@ def export(
     terminal.say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL)
 def package(
     model: Annotated[Path, typer.Argument(help="An exported detector (.onnx, .engine), or the work folder of a run.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist or be empty.")],
@@ -243,7 +258,11 @@ def package(
         terminal.say(f"note: {note}")
 
 
-@app.command()
+app.command(rich_help_panel=MODEL)(sensitivity)
+app.command(rich_help_panel=DEVICE)(analyze)
+
+
+@app.command(rich_help_panel=DEVICE)
 def probe(
     config: Annotated[Path | None, typer.Argument(help="Run configuration, for --bundle and --import.")] = None,
     info: Annotated[bool, typer.Option("--info", help="Tell what this machine is.")] = False,
@@ -276,7 +295,7 @@ def probe(
     return None
 
 
-@app.command()
+@app.command(rich_help_panel=DEVICE)
 def doctor() -> None:
     """Check this installation and this machine."""
     from yolov8_nas.commands.doctor import findings
@@ -305,6 +324,7 @@ for _name, _help in {
     app.command(
         _name,
         help=_help,
+        rich_help_panel=CLUSTER,
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(_in_cluster)
