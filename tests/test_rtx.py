@@ -101,7 +101,8 @@ def test_every_kind_of_file_is_built(kind: Kind, exports: Exports, tmp_path: Pat
 
 
 def test_the_kinds_are_all_operators_and_precisions_of_all_spaces() -> None:
-    spaces = sorted(path.stem for path in (ROOT / "yolov8_nas" / "spaces").glob("*.yaml"))
+    spaces = sorted(path.stem for path in (ROOT / "yolov8_nas" / "space" / "spaces").glob("*.yaml"))
+    assert spaces
     for space in spaces:
         kinds = [kind for kind in KINDS if kind.space == space]
         options = {d.name: set(d.options) for d in SearchSpace.load(space).dimensions}
