@@ -47,9 +47,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/registry.py --workdir runs/registry
 
 # Where docker is, and nothing else. make images REGISTRY=registry.example.com/vision pushes them, too. BUILD_BASE: an
-# image to install in, with certificates and settings of pip that stay out of what is built.
+# image to install in, with certificates and settings of pip that stay out of what is built. WITH_RTX=1: with TensorRT for RTX.
 images:
-	$(PYTHON) images/build.py $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BUILD_BASE),--build-base $(BUILD_BASE))
+	$(PYTHON) images/build.py $(if $(WITH_RTX),--rtx) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BUILD_BASE),--build-base $(BUILD_BASE))
 
 images-pin:
 	$(PYTHON) images/build.py --pin

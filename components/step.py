@@ -17,7 +17,7 @@ from yolov8_nas.stages import find_stage
 
 
 def run_step(
-    stage: str,
+    stage: str | Stage[Any],
     *,
     config: str,
     target: str | None,
@@ -37,7 +37,7 @@ def run_step(
     one whose stage failed, so that other targets go on.
 
     Args:
-        stage: Name of the stage.
+        stage: Name of the stage, or one that is none of the seven.
         config: Run configuration as JSON.
         target: Label of the target, or nothing for a stage that serves all of them.
         store: The stage store.
@@ -51,7 +51,7 @@ def run_step(
         run: Carries the stage out instead of its own function, to the same result.
     """
     artifacts = inputs or {}
-    found = find_stage(stage)
+    found = find_stage(stage) if isinstance(stage, str) else stage
 
     def carry_out(it: Stage[Any]) -> Outcome:
         return run_stage(
@@ -72,9 +72,9 @@ def run_step(
             found = replace(found, run=run)
         outcome = carry_out(found) if target is None else _survived(found, carry_out)
     except Exception as error:
-        raise tell_failure(error, stage, store=store, run_id=run_id, target=target) from None
+        raise tell_failure(error, found.name, store=store, run_id=run_id, target=target) from None
     output.metadata["sha256"] = outcome.digest
-    told = tell(stage, target, outcome, Path(output.path))
+    told = tell(found.name, target, outcome, Path(output.path))
     for name, value in told.figures.items():
         metrics.log_metric(name, value)
     Path(report.path).write_text(told.markdown)

@@ -3,6 +3,7 @@
 python3 images/build.py --pin                            once, and to renew: digests into pins.json, tensorrt.txt
 python3 images/build.py [IMAGE]...                       build for this machine
 python3 images/build.py --registry HOST/PATH [IMAGE]...  build, push, and write digests.json
+python3 images/build.py --rtx ...                        with TensorRT for RTX in them
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def with_debian(bill: dict[str, Any], listing: str) -> dict[str, Any]:
     return {**bill, "components": [*bill.get("components", []), *packages]}
 
 
-def build(image: str, base: str, build_base: str | None, registry: str | None) -> str:
+def build(image: str, base: str, build_base: str | None, registry: str | None, *, rtx: bool = False) -> str:
     """Build one image and copy its bill of materials out of it.
 
     Args:
@@ -185,6 +186,7 @@ def build(image: str, base: str, build_base: str | None, registry: str | None) -
         base: Reference of the image that it is built on.
         build_base: Reference of the image that what goes into it is installed in; `base` unless given.
         registry: Registry and path before its name; None for this machine only.
+        rtx: Whether TensorRT for RTX is in it.
 
     Returns:
         Its reference, by tag.
@@ -195,6 +197,8 @@ def build(image: str, base: str, build_base: str | None, registry: str | None) -
     arguments = {"BASE": base, "VERSION": version, "REVISION": revision}
     if build_base:
         arguments["BUILD_BASE"] = build_base
+    if rtx and image != "mlflow":
+        arguments["RTX"] = "1"
     if APT_ARCHIVE.is_file():
         arguments[ARCHIVE_VARIABLE] = APT_ARCHIVE.read_text().strip()
         from_archive(arguments[ARCHIVE_VARIABLE])
@@ -229,6 +233,7 @@ def main() -> None:
         "--build-base",
         help="install on this image instead: the same base with your certificates and settings of pip, which stay out",
     )
+    parser.add_argument("--rtx", action="store_true", help="with TensorRT for RTX in them (96 MB, NVIDIA's licence)")
     asked = parser.parse_args()
     if unknown := set(asked.images) - set(DOCKERFILES):
         parser.error(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(DOCKERFILES)}")
@@ -252,7 +257,7 @@ def main() -> None:
         )
     digests = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
     for image in images:
-        reference = build(image, base, asked.build_base, asked.registry)
+        reference = build(image, base, asked.build_base, asked.registry, rtx=asked.rtx)
         if asked.registry:
             docker("push", reference)
             digests[image] = digest_of(reference)

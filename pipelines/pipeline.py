@@ -3,6 +3,7 @@
     open-run --+-- data-prep -- supernet-train --+
                |                                 +-- per target: hw-probe, search, qat-finetune, trt-export, register
                +-- per target: hw-probe ---------+
+    and before trt-export, for a compiler that needs no device, build-ahead on a CPU node
     close-run, however it ends
 
 A retraining goes the same way, from the champion's supernet on, with a last step in each branch: the promotion gate.
@@ -29,6 +30,7 @@ from typing import Any, Final
 
 from kfp import dsl
 
+from components.build_ahead.component import build_ahead
 from components.close_run.component import close_run
 from components.data_prep.component import data_prep
 from components.hw_probe.component import hw_probe
@@ -201,11 +203,13 @@ def target_branch(
         _training_pod(training_gpus, training_cpu, training_memory, training_labels, training_tolerations),
         hours=7 * 24,
     ).outputs["tuned"]
-    exported = _measures(
-        trt_export(**common, gpus=target_gpus, dataset=dataset, probe=probe, candidates=candidates, tuned=tuned),
-        "Export and verify",
-        pod,
-    ).outputs["exported"]
+    # It leaves engines in the store, where the export finds them, and has nothing to do for most runtimes. It is no
+    # condition: what comes after one that is false has been seen to begin in kfp.local only, and in no cluster.
+    built = light(build_ahead(**common, probe=probe, tuned=tuned), "Build engines ahead", _DATA)
+    exporting = trt_export(
+        **common, gpus=target_gpus, dataset=dataset, probe=probe, candidates=candidates, tuned=tuned
+    ).after(built)
+    exported = _measures(exporting, "Export and verify", pod).outputs["exported"]
     registered = light(
         register(
             **common,

@@ -69,6 +69,17 @@ def test_a_tag_is_not_built_on(
     assert "build" not in calls.read_text()
 
 
+def test_nvidias_compiler_is_in_images_that_are_to_have_it(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned(f"python:3.11@{DIGEST}")
+    call(monkeypatch, "cpu")
+    assert "RTX" not in calls.read_text()
+    call(monkeypatch, "--rtx", "cpu", "mlflow")
+    built = [line for line in calls.read_text().splitlines() if line.startswith("build ")][1:]
+    assert ["--build-arg RTX=1" in line for line in built] == [True, False]
+    dockerfile = (build.HERE / "Dockerfile").read_text()
+    assert 'if [ -n "${RTX}" ]' in dockerfile and "--require-hashes -r /locks/rtx.txt" in dockerfile
+
+
 def test_what_is_pushed_is_named_by_digest(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned(f"python:3.11@{DIGEST}")
     call(monkeypatch, "--registry", "registry.example.com:5000/vision", "cpu")

@@ -16,6 +16,7 @@ from kfp import local as kfp_local
 from kfp.local import subprocess_task_handler
 from plain_settings import Plain
 
+from components.build_ahead.component import build_ahead
 from components.close_run.component import close_run
 from components.data_prep.component import data_prep
 from components.hw_probe.component import hw_probe
@@ -50,6 +51,7 @@ COMPONENTS = (
     hw_probe,
     search,
     qat_finetune,
+    build_ahead,
     trt_export,
     register,
     promote,
@@ -68,7 +70,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_stage_is_a_component_of_the_pipeline(compiled: dict[str, Any]) -> None:
     names = {re.sub(r"^exec-|-2$", "", name) for name in compiled["deploymentSpec"]["executors"]}
-    assert names == {*STAGES, "open-run", "promote", "close-run", "verdict"}
+    assert names == {*STAGES, "open-run", "build-ahead", "promote", "close-run", "verdict"}
 
 
 def test_kubeflow_caches_nothing(compiled: dict[str, Any]) -> None:
@@ -118,6 +120,28 @@ def test_arguments_of_a_step_are_not_rewritten() -> None:
         runner = kfp_local.SubprocessRunner(use_venv=False)
         subprocess_task_handler.SubprocessTaskHandler("python", command, "root", runner).run()
     assert ran[0][3:] == command[3:]
+
+
+def test_engines_are_built_on_a_cpu_node_before_the_device_is_asked(compiled: dict[str, Any]) -> None:
+    tasks = compiled["components"]["comp-target-branch"]["dag"]["tasks"]
+    assert "build-ahead" in tasks["trt-export"]["dependentTasks"]
+    for stage in ("hw-probe", "qat-finetune"):
+        assert stage in tasks["build-ahead"]["dependentTasks"]
+    resources = {name: compiled["deploymentSpec"]["executors"][f"exec-{name}"]["container"]["resources"]
+                 for name in ("build-ahead", "trt-export")}  # fmt: skip
+    assert "accelerator" in resources["trt-export"] and "accelerator" not in resources["build-ahead"]
+
+
+def test_where_a_runtime_needs_the_device_nothing_is_built_ahead(tmp_path: Path) -> None:
+    config = RunConfig.parse({"targets": [{"hardware": "cpu-1t", "constraints": ["latency<=9ms"]}]}, "test")
+    outputs = {name: dsl.Artifact(uri=str(tmp_path / name)) for name in ("built", "metrics", "report")}
+    nothing = dsl.Artifact(uri=str(tmp_path / "nothing"))
+    build_ahead.python_func(
+        config=config.to_json(), target=target_labels(config)[0], store=str(tmp_path / "store"), run_id="run",
+        probe=nothing, tuned=nothing, **outputs,
+    )  # fmt: skip
+    assert (tmp_path / "report").read_text() == "Nothing is built ahead of time for runtime onnxruntime.\n"
+    assert not (tmp_path / "store").exists()
 
 
 def test_on_one_machine_targets_follow_each_other_and_training_waits_for_the_probes() -> None:

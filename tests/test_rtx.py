@@ -12,6 +12,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,21 @@ def test_the_table_of_gpus_is_within_what_the_installed_version_compiles_for() -
         rtx.of_capability(trt, "9.0")
 
 
+def test_the_table_of_gpus_is_that_of_the_installed_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtx, "missing_to_build", list)
+    for version, table, words in (
+        ("1.4.0.76", ["7.5", "8.6", "8.9", "12.0"], "12.0"),
+        ("1.5.0.1", [*rtx.SUPPORTED], "12.1"),
+        ("1.7.1.116", [*rtx.SUPPORTED], "by the support matrix of 1.5, the newest that is known here"),
+    ):
+        monkeypatch.setattr(rtx, "compiler", lambda v=version: SimpleNamespace(__version__=v))
+        assert list(rtx.supported()) == table
+        assert rtx.told_of_table().endswith(words)
+        assert ("12.1" in str(rtx.refusal("NVIDIA GB10", "12.1"))) == ("12.1" not in table)
+    monkeypatch.setattr(rtx, "missing_to_build", lambda: ["it is not installed here"])
+    assert list(rtx.supported()) == list(rtx.SUPPORTED)
+
+
 @pytest.mark.parametrize(
     ("hardware", "given"),
     [
@@ -381,6 +397,10 @@ def test_doctor_tells_whether_it_is_usable_and_what_is_missing(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = doctor._tensorrt_rtx()
     assert found.ok and re.search(r"^1\.\d.*engines can be built here.*none can be run: .*no NVIDIA GPU", found.found)
+    assert "compute capability 7.5, 8.6, 8.9" in found.found
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(rtx, "_gpu", lambda: ("NVIDIA H100 PCIe", "9.0"))
+    assert "none can be run: TensorRT for RTX does not support NVIDIA H100 PCIe" in doctor._tensorrt_rtx().found
     monkeypatch.setattr(rtx, "MODULES", ())
     assert "pip install" in doctor._tensorrt_rtx().found
 

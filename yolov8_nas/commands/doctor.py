@@ -121,13 +121,14 @@ def _tensorrt() -> Finding:
 
 
 def _tensorrt_rtx() -> Finding:
-    from yolov8_nas.measure.tensorrt_rtx import compiler, missing, missing_to_build
+    from yolov8_nas.measure.tensorrt_rtx import compiler, missing, missing_to_build, told_of_table
 
     what = "TensorRT for RTX"
     if lacking := missing_to_build():
         return Finding(True, what, f"not available: {' and '.join(lacking)}; only runtime: tensorrt-rtx needs it")
-    version = compiler().__version__
+    version, table = compiler().__version__, told_of_table()
     if lacking := missing():
         why = " and ".join(lacking)
-        return Finding(True, what, f"{version}: engines can be built here, for GPUs elsewhere; none can be run: {why}")
-    return Finding(True, what, f"{version}: engines can be built and run here")
+        told = f"{version}: engines can be built here, for GPUs elsewhere ({table}); none can be run: {why}"
+        return Finding(True, what, told)
+    return Finding(True, what, f"{version}: engines can be built and run here ({table})")

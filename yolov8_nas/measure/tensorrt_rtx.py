@@ -50,8 +50,15 @@ SUPPORTED: Final[Mapping[str, tuple[str, ...]]] = {
     "12.0": ("fp32", "fp16", "int8"),
     "12.1": ("fp32", "fp16", "int8"),
 }
-"""Precisions by compute capability: the support matrix of its documentation. INT8 stands there for some operations only
-(weights of matrix products), and for none on 7.5; that it reads Q/DQ says nothing about its speed."""
+"""Precisions by compute capability: the support matrices of its documentation, of versions 1.0, 1.1, 1.4 and 1.5, which
+agree but for `SINCE`. INT8 stands there for some operations only (weights of matrix products), and for none on 7.5;
+that it reads Q/DQ says nothing about its speed."""
+
+SINCE: Final[Mapping[str, tuple[int, int]]] = {"12.1": (1, 5)}
+"""The version from which on a compute capability stands in the matrix, where it is not the first."""
+
+READ: Final = (1, 5)
+"""The newest version whose matrix was read. What a newer one has beyond it is not known here, and refused."""
 
 PORTABLE: Final = ("8.6", "8.9", "12.0")
 """What an engine is for unless it is built for something else."""
@@ -130,6 +137,27 @@ def bindings() -> Any:
     return compiler()
 
 
+def supported() -> dict[str, tuple[str, ...]]:
+    """Precisions by compute capability: those of the installed version, or without one of the newest that was read."""
+    version = None if missing_to_build() else _numbers(compiler().__version__)
+    return {name: known for name, known in SUPPORTED.items() if not version or version >= SINCE.get(name, (MAJOR, 0))}
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    """Major and minor version."""
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
+
+
+def told_of_table() -> str:
+    """Which GPUs the installed version supports, in words, and how far that is known."""
+    version, table = compiler().__version__, ", ".join(supported())
+    if _numbers(version) <= READ:
+        return f"compute capability {table}"
+    read = ".".join(map(str, READ))
+    return f"compute capability {table}, by the support matrix of {read}, the newest that is known here"
+
+
 def refusal(gpu: str, capability: str, precision: str = "fp32") -> str | None:
     """Why a GPU is not supported in a precision, with what would do; nothing where it is.
 
@@ -138,11 +166,12 @@ def refusal(gpu: str, capability: str, precision: str = "fp32") -> str | None:
         capability: Its compute capability, for example `8.6`.
         precision: `fp32`, `fp16`, `int8` or `best`.
     """
-    known = SUPPORTED.get(capability)
+    table = supported()
+    known = table.get(capability)
     if known is None:
         return (
             f"TensorRT for RTX does not support {gpu} (compute capability {capability}; it supports "
-            f"{', '.join(SUPPORTED)}); use runtime: tensorrt or onnxruntime"
+            f"{', '.join(table)}); use runtime: tensorrt or onnxruntime"
         )
     if precision in ("int8", "best") and "int8" not in known:
         return (
@@ -179,7 +208,7 @@ def capabilities(hardware: str | None) -> tuple[str, ...]:
     """
     if hardware is None:
         return PORTABLE
-    if hardware in SUPPORTED:
+    if hardware in supported():
         return (hardware,)
     named = catalogue.named(hardware)
     require_supported(hardware, "fp32")

@@ -160,6 +160,13 @@ def _qat_finetune(read: Read) -> Iterator[tuple[str, Any]]:
             yield f"{name}_map50_95_{precision}", score
 
 
+def _build_ahead(read: Read) -> Iterator[tuple[str, Any]]:
+    engines = read("ahead.json")["engines"].values()
+    yield "engines", len(engines)
+    yield "building_seconds", sum(engine["seconds"] for engine in engines)
+    yield "engines_mb", sum(engine["plan_bytes"] for engine in engines) / 2**20
+
+
 def _trt_export(read: Read) -> Iterator[tuple[str, Any]]:
     verdict = read("verdict.json")
     shipped = verdict["shipped"]
@@ -184,6 +191,7 @@ _FIGURES: Final[Mapping[str, Callable[[Read], Iterator[tuple[str, Any]]]]] = {
     "hw-probe": _hw_probe,
     "search": _search,
     "qat-finetune": _qat_finetune,
+    "build-ahead": _build_ahead,
     "trt-export": _trt_export,
     "register": _register,
 }

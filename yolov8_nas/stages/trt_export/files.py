@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
-from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation
 from yolov8_nas.export import artifact
-from yolov8_nas.export.verification import verify_onnx
 from yolov8_nas.files import copy_file
+from yolov8_nas.measure import tensorrt_rtx
 from yolov8_nas.measure.benchmark import Measurement, Timing
 from yolov8_nas.runner.results import Rival, TunedCandidate
 from yolov8_nas.space import Architecture
+from yolov8_nas.stages.trt_export import ahead
 from yolov8_nas.stages.trt_export.job import Job
-from yolov8_nas.train.quantization import load_network, require_recipe
-
-STOCK: Final = "stock"
-"""Name of the files of stock."""
-
-CHECKPOINTS: Final = {"fp32": "best.pt", "fp16": "best.pt", "int8": "qat.pt"}
-"""What a file of each precision is exported from."""
+from yolov8_nas.stages.trt_export.sources import Form, sources, write
 
 
 @dataclass(frozen=True)
@@ -88,42 +81,26 @@ class Scored(Timed):
 
 
 def export_files(job: Job) -> list[Exported]:
-    """Export every tuned network in every precision that may ship.
+    """Export every tuned network in every precision that may ship, or take over what was built before the device.
 
     Raises:
         StageError: A checkpoint is of another head or recipe, or its file computes something else.
     """
-    tuned = job.summary
-    rows: list[tuple[str, Path, TunedCandidate | Rival]] = [
-        (f"candidate-{row.index}", job.tuned / "candidates" / str(row.index), row) for row in tuned.candidates
-    ]
-    for stem, folder, rival in ((STOCK, "baseline", tuned.baseline), ("rescaled", "rescaled", tuned.rescaled)):
-        if rival:
-            rows.append((stem, job.tuned / folder, rival))
+    found = sources(job.tuned, job.runtimes)
+    if job.runtime.name == tensorrt_rtx.RUNTIME:
+        ahead.engines(replace(job.ctx, out=job.ctx.partial), job.profile, found)
     files = []
-    for stem, place, row in rows:
-        for precision, runtime in job.runtimes.items():
-            checkpoint = place / CHECKPOINTS[precision]
-            if not checkpoint.exists():
-                continue
-            network = load_network(checkpoint)
-            if network.end2end != job.nms_free:
-                raise StageError(
-                    f"{checkpoint}: its head is {'' if network.end2end else 'not '}NMS-free, and finetune.nms_free "
-                    f"is {job.nms_free}; train it again with this configuration"
-                )
-            if precision == "int8":
-                require_recipe(network, job.keep_float, checkpoint)
-            onnx = job.ctx.partial / f"{stem}-{precision}.onnx"
-            artifact.write_onnx(network, onnx, runtime=runtime, imgsz=job.imgsz, batch=job.batch)
-            if precision != "int8":
-                verify_onnx(network, onnx, imgsz=job.imgsz, batch=job.batch, half=precision == "fp16")
-            runs = onnx.with_suffix(runtime.suffix)
+    for source in found:
+        runtime = job.runtimes[source.precision]
+        onnx = job.ctx.partial / f"{source.name}.onnx"
+        runs = onnx.with_suffix(runtime.suffix)
+        if runtime.name != tensorrt_rtx.RUNTIME:
+            write(source, onnx, runtime, Form(job.imgsz, job.batch, job.nms_free, job.keep_float))
             if runtime.suffix == ".pt":
-                copy_file(checkpoint, runs)
+                copy_file(source.checkpoint, runs)
             elif runs != onnx:
                 artifact.build_engine(onnx, runs, runtime)
-            files.append(Exported(precision, place, onnx, runs, row))
+        files.append(Exported(source.precision, source.folder, onnx, runs, source.row))
     return files
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.evaluation import Evaluation, Evaluator
@@ -15,13 +15,10 @@ from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import Architecture
 from yolov8_nas.space.cost import Cost, cost
 from yolov8_nas.space.limits import Constraint
-from yolov8_nas.stages.trt_export.settings import ExportSettings
+from yolov8_nas.stages.trt_export.settings import WANTED, ExportSettings
 
 BATCH: Final = 16
 """Images at once when a checkpoint is scored; an exported file has its own batch."""
-
-WANTED: Final = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",), "best": ("fp32", "int8")}
-"""Precisions that may ship, by the precision asked for."""
 
 
 class Job:
@@ -42,9 +39,9 @@ class Job:
         self.summary = FinetuneResult.read(self.tuned)
         self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
         self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
-        profile = read_json(ctx.inputs["hw-probe"] / "profile.json")
-        self.threads: int = profile["threads"]
-        kind, name = profile["kind"], profile["runtime"]["name"]
+        self.profile: dict[str, Any] = read_json(ctx.inputs["hw-probe"] / "profile.json")
+        self.threads: int = self.profile["threads"]
+        kind, name = self.profile["kind"], self.profile["runtime"]["name"]
         # FP32 always on a CPU: it is what INT8 is compared with. On a GPU precision may be the runtime's own setting.
         precisions = ("fp32", "int8") if kind == "cpu" else self.wanted
         self.runtimes = {p: find(name, kind, p) for p in precisions if p in RUNTIMES[name].precisions[kind]}

@@ -19,8 +19,9 @@ from yolov8_nas.runner.results import Suppression
 from yolov8_nas.search.objective import figures, with_nms
 from yolov8_nas.space import stock_architecture
 from yolov8_nas.space.cost import cost
-from yolov8_nas.stages.trt_export.files import STOCK, Exported, Timed
+from yolov8_nas.stages.trt_export.files import Exported, Timed
 from yolov8_nas.stages.trt_export.job import Job
+from yolov8_nas.stages.trt_export.sources import STOCK
 from yolov8_nas.supernet.derive import build
 
 PROBED: Final = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "best": "fp32"}
