@@ -23,6 +23,7 @@ from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.export import artifact
 from yolov8_nas.files import read_json, write_json
 from yolov8_nas.measure import benchmark, bundle, engine_file
+from yolov8_nas.measure import tensorrt_rtx as rtx
 from yolov8_nas.measure.benchmark import Measurement, Percentiles
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.runner.progress import Progress
@@ -53,6 +54,7 @@ from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages.search import STAGE
 from yolov8_nas.stages.search import run as search
 from yolov8_nas.stages.search.settings import SearchSettings
+from yolov8_nas.supernet.derive import build
 from yolov8_nas.supernet.supernet import Supernet
 
 SPACE = SearchSpace.load("tiny")
@@ -67,6 +69,10 @@ GPU_PROFILE = {
     "runtime": {"name": "tensorrt", "version": "10"},
     "gpu": {"compute_capability": "7.5", "memory_bus_bits": 256, "memory_clock_mhz": 5001, "mig": None},
 }
+
+
+WRITE_NETWORK = artifact.write_network
+"""The real one, which most tests of the stage do without."""
 
 
 class Interrupted(Exception):
@@ -772,6 +778,34 @@ def test_hardware_rules_narrow_what_is_searched_and_nothing_else(
     off = written(searched("off", generations=1, rules={"tensor_core_channels": False}), "rules.json")
     assert off["options"]["searched"] == off["options"]["space"]
     assert [row["rule"] for row in off["rules"] if not row["on"]] == ["tensor_core_channels"]
+
+
+@pytest.mark.skipif(bool(rtx.missing_to_build()), reason=" and ".join(rtx.missing_to_build()) or "it is here")
+def test_what_nvidias_compiler_tells_of_each_measured_network_stands_beside_it(
+    inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines are really built, for a card that is here in name only; how fast they are is made up."""
+
+    def random_weights(scorer: objective.Scorer, architecture: Architecture) -> torch.nn.Module:
+        return build(architecture, 2, detection.CLASSES).eval()
+
+    monkeypatch.setattr(artifact, "write_network", WRITE_NETWORK)
+    monkeypatch.setattr(artifact, "capability_here", lambda: "8.9")
+    monkeypatch.setattr(objective.Scorer, "network", random_weights)
+    probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
+    runtime = {"name": rtx.RUNTIME, "version": rtx.compiler().__version__}
+    write_json(probe / "profile.json", GPU_PROFILE | {"model": "NVIDIA L4", "runtime": runtime})
+    ctx = context(tmp_path, {**inputs, "hw-probe": probe}, generations=1, candidates=2)
+    search.run(replace(ctx, settings=ctx.settings.model_copy(update={"precision": "fp16"})))
+    rows = [*written(tmp_path, "candidates.json"), *written(tmp_path, "search.json")["missed"]]
+    assert len(rows) >= 2
+    for row in rows:
+        told = row["compiler"]
+        paper = cost(Architecture.from_dict(row["architecture"]), 2, 64)
+        assert (told["name"], told["version"]) == (engine_file.RTX, runtime["version"])
+        assert told["parsed_layers"] > told["fused_layers"] >= 1
+        assert told["weight_bytes"] == pytest.approx(2 * paper.params, rel=0.25), "two bytes a weight"
+        assert told["activation_bytes"] > 0 and told["plan_bytes"] > told["weight_bytes"]
 
 
 def test_the_prior_and_the_solver_seed_the_first_generation(

@@ -30,6 +30,7 @@ from yolov8_nas.measure.benchmark import level
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.runtime import of_profile
 from yolov8_nas.runner.stage import StageContext
+from yolov8_nas.search.candidates import Candidate
 from yolov8_nas.search.evolution import SEARCHED, Source, Trial
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.memo import Memo
@@ -245,11 +246,7 @@ class _Search:
         rows = self.rows([*found.trials, *found.compared], found)
         atomic_write(self.ctx.out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_json(self.ctx.out / "front.json", self.rows(best, found))
-        candidates = [candidate.to_dict() for candidate in found.met]
-        if self.runtime.suffix == ".engine":  # and what its compiler told of each
-            for row, candidate in zip(candidates, found.met, strict=True):
-                row["compiler"] = engine_file.told_of(self.export(candidate.trial.architecture))
-        write_json(self.ctx.out / "candidates.json", candidates)
+        write_json(self.ctx.out / "candidates.json", [self.described(candidate) for candidate in found.met])
         estimate = found.costs([self.searcher.space.stock])
         summary = {
             "settings": self.settings.plain(),
@@ -274,12 +271,19 @@ class _Search:
             },
             "slack": [candidate.slack for candidate in found.met],
             "budget": budget(found.costs, found.trials, found.met[0]),
-            "missed": [candidate.to_dict() for candidate in found.missed],
+            "missed": [self.described(candidate) for candidate in found.missed],
             "tail": dict(found.costs.tail),
             "seconds": round(time.monotonic() - self.start, 1),
             "seconds_comparing": round(found.seconds_comparing, 1),
         }
         write_json(self.ctx.out / "search.json", summary)
+
+    def described(self, candidate: Candidate) -> dict[str, Any]:
+        """A measured network as it stands in files, with what its compiler told of it where an engine was built."""
+        row = candidate.to_dict()
+        if self.runtime.suffix == ".engine":
+            row["compiler"] = engine_file.told_of(self.export(candidate.trial.architecture))
+        return row
 
     def rows(self, trials: Sequence[Trial], found: Found) -> list[dict[str, Any]]:
         """Scored networks as they stand in files."""
