@@ -1,7 +1,8 @@
 """TensorRT for RTX: every kind of file that is exported is really built by it, and what it refuses is named.
 
 Nothing here has a GPU, and no engine is run: that is `make test-gpu`'s. Without the compiler (the extra `rtx`) tests
-that need it are skipped, and say so.
+that need it are skipped, and say so. One test has a double, `_Context`: the order in which an engine that is opened
+gets its kernels. Cards are here in name only where a test says so.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from exports import KINDS, SIDE, Exports, Kind
 from onnx import TensorProto, helper, numpy_helper
 from ultralytics.nn.backends.base import BaseBackend
+from ultralytics.nn.backends.tensorrt import TensorRTBackend
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
 
@@ -35,8 +37,9 @@ from yolov8_nas.export.artifact import write_network
 from yolov8_nas.export.nms_in_graph import NmsOptions, add_efficient_nms, add_nms
 from yolov8_nas.export.packaging import export
 from yolov8_nas.export.servable import read_servable
-from yolov8_nas.export.tensorrt import EngineOptions, Profile, status
+from yolov8_nas.export.tensorrt import EngineOptions, Profile, configure, read_network, start_builder, status
 from yolov8_nas.export.tensorrt_rtx import NOWHERE, build_ahead, reveal
+from yolov8_nas.files import file_sha256
 from yolov8_nas.measure import tensorrt_rtx as rtx
 from yolov8_nas.measure.engine_file import (
     RTX,
@@ -128,6 +131,7 @@ def test_an_engine_says_what_it_is_for(exports: Exports, tmp_path: Path) -> None
     assert manifest.built_on.compiler == RTX
     assert manifest.built_on.gpu == NOWHERE
     assert manifest.built_on.tensorrt == rtx.compiler().__version__
+    assert (manifest.source, manifest.source_sha256) == (file.name, file_sha256(file))
     t4 = GpuEnvironment("Tesla T4", "7.5", manifest.built_on.tensorrt, "13.0", "580.1", RTX)
     manifest.check_runs_on(t4, engine)
     for other, words in (
@@ -169,7 +173,46 @@ def test_stock_ultralytics_reads_the_header(exports: Exports, tmp_path: Path) ->
     offset, metadata = BaseBackend.engine_header(engine)
     assert engine.read_bytes()[offset:] == split_header(engine)[1]
     assert BaseBackend.read_metadata(engine) == metadata
-    assert metadata["stride"] == 32
+    backend = TensorRTBackend.__new__(TensorRTBackend)
+    backend.dynamic = True
+    backend.apply_metadata(metadata)
+    assert (backend.stride, backend.batch, backend.channels, backend.imgsz) == (32, 1, 3, [SIDE, SIDE])
+    assert (backend.end2end, backend.dynamic, backend.task) == (False, False, "detect")
+    assert len(backend.names) == 3
+
+
+def configured(file: Path, options: EngineOptions, **changes: Any) -> Any:
+    """The real compiler's configuration of a build, and the compiler."""
+    trt = rtx.compiler()
+    log = open_log(trt)
+    network = replace(read_network(file, options, ["8.6"], "a GPU"), **changes)
+    builder = start_builder(trt, log)
+    return configure(trt, builder, network, options, log), trt
+
+
+@compiled
+def test_options_reach_the_builder(exports: Exports) -> None:
+    file = exports.file(Kind())
+    plain, trt = configured(file, EngineOptions())
+    sources = ("JIT_CONVOLUTIONS",)
+    asked, _ = configured(file, EngineOptions(workspace_gib=0.5, tactic_sources=sources, level=5, tf32=False))
+    assert (plain.builder_optimization_level, asked.builder_optimization_level) == (3, 5)
+    assert asked.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 2**29
+    assert plain.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) > 2**29
+    assert plain.get_flag(trt.BuilderFlag.TF32) and not asked.get_flag(trt.BuilderFlag.TF32)
+    assert asked.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+    assert asked.get_tactic_sources() == 1 << int(trt.TacticSource.JIT_CONVOLUTIONS)
+    with pytest.raises(InputError, match=r"options\.tactic_sources: WINOGRAD: .*JIT_CONVOLUTIONS"):
+        configured(file, EngineOptions(tactic_sources=("WINOGRAD",)))
+
+
+@compiled
+def test_shapes_that_the_compiler_refuses_are_told(exports: Exports) -> None:
+    file = exports.file(Kind(dynamic=True))
+    assert configured(file, EngineOptions(profile=DYNAMIC))[0].num_optimization_profiles == 1
+    falling = dict(zip(("min", "opt", "max"), ([2, 3, 64, 64], [1, 3, 64, 64], [4, 3, 64, 64]), strict=True))
+    with pytest.raises(InputError, match=r"TensorRT for RTX refuses options\.profile = .*: IOpt.*MIN<=OPT<=MAX"):
+        configured(file, EngineOptions(profile=DYNAMIC), shapes=falling)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

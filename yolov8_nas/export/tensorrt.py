@@ -363,7 +363,7 @@ def configure(trt: Any, builder: trt.Builder, network: Network, options: EngineO
         known = trt.TacticSource.__members__
         if unknown := [name for name in options.tactic_sources if name not in known]:
             raise InputError(
-                f"options.tactic_sources: {', '.join(unknown)}: TensorRT {trt.__version__} has {', '.join(known)}"
+                f"options.tactic_sources: {', '.join(unknown)}: {product(trt)} {trt.__version__} has {', '.join(known)}"
             )
         # By name: the numbers are others in 11.
         config.set_tactic_sources(sum(1 << int(known[name]) for name in set(options.tactic_sources)))
@@ -372,7 +372,9 @@ def configure(trt: Any, builder: trt.Builder, network: Network, options: EngineO
         low, best, high = (tuple(network.shapes[name]) for name in ("min", "opt", "max"))
         profile.set_shape(network.input, low, best, high)
         if config.add_optimization_profile(profile) < 0:
-            raise InputError(f"{network.source}: TensorRT refuses options.profile = {options.profile}: {told(log)}")
+            raise InputError(
+                f"{network.source}: {product(trt)} refuses options.profile = {options.profile}: {told(log)}"
+            )
     return config
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 VERSIONS: Final = (10, 11)
 """Major versions of TensorRT that engines are built with: both build strongly typed networks from the same ONNX."""
 
+_NO_DRIVER: Final = "CUDA driver version is insufficient"
+"""What CUDA says where there is no driver, or one that is too old."""
+
 
 def missing() -> list[str]:
     """What keeps this machine from building and running engines, in words; nothing where it can."""
@@ -169,8 +172,13 @@ def load_engine(trt: Any, plan: bytes, log: Any, name: str) -> trt.ICudaEngine:
 
 
 def told(log: Any) -> str:
-    """The last errors that TensorRT has logged, in one line."""
-    return "; ".join(log.errors[-3:]) or "it gives no reason"
+    """The last errors that TensorRT has logged, in one line; that there is no driver last, and once.
+
+    Where an engine is built ahead of time, that stands between all other messages, and is the cause of none.
+    """
+    causes = [message for message in log.errors if _NO_DRIVER not in message][-3:]
+    no_driver = [message for message in log.errors if _NO_DRIVER in message][:1]
+    return "; ".join(causes + no_driver) or "it gives no reason"
 
 
 @dataclass(frozen=True)
