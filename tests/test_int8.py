@@ -318,6 +318,10 @@ def test_the_fastest_that_keeps_the_tolerance_is_suggested() -> None:
     # Of those that a measurement does not tell apart, the most accurate.
     assert fastest([stem, alike := speedy(["sppf"], 0.002, 2.12)], 0.5) == alike
     assert fastest([variant(["stem"], 0.0)], 0.5) is None
+    # And of equally accurate ones the faster, which no other beats in both.
+    both = speedy(["stem", "sppf"], 0.004, 2.09)
+    assert fastest([stem, both], 0.5) == fastest([both, stem], 0.5) == both
+    assert both.keep_float in pareto_front([stem, both], 0.5, None)
 
 
 def test_parts_are_weighed_by_latency_and_accuracy_together() -> None:

@@ -71,7 +71,8 @@ class Record:
     """The figures of a part, on disk after each of them."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, []
+        self.path = path
+        self.rows: list[list[str]] = []
         self.work = path.with_suffix("")
         self.work.mkdir(parents=True, exist_ok=True)
 
@@ -162,15 +163,22 @@ def probe(record: Record, sizes: Sizes) -> None:
 def rtx_engines(record: Record, sizes: Sizes) -> None:
     from yolov8_nas.export.tensorrt_rtx import build_ahead
     from yolov8_nas.measure.runtime import random_feed
-    from yolov8_nas.measure.tensorrt_rtx import RtxRunner, capability_here, refusal
+    from yolov8_nas.measure.tensorrt_rtx import RtxRunner, capability_here, missing_to_build, refusal
 
-    capability = capability_here()
+    if lacking := missing_to_build():
+        record.add("TensorRT for RTX", f"not measured: {' and '.join(lacking)}")
+        return
+    card, capability = (torch.cuda.get_device_name(), capability_here()) if sizes.gpu else ("no card", "8.9")
     for precision, file in _files(record, sizes, ("fp32", "fp16", "int8")).items():
-        if why_not := refusal(torch.cuda.get_device_name(), capability, precision):
+        if why_not := refusal(card, capability, precision):
             record.add(f"TensorRT for RTX, {precision.upper()}", why_not)
             continue
         engine = file.with_suffix(".rtx.engine")
         manifest = build_ahead(file, engine, capabilities=[capability])
+        if not sizes.gpu:  # a rehearsal ends where the card begins
+            record.add(f"TensorRT for RTX {manifest.built_on.tensorrt}, {precision.upper()}",
+                       f"{manifest.layers['seconds']:.1f} s ahead of time; opened by nothing here")  # fmt: skip
+            continue
         runner = RtxRunner(engine)
         (output,) = runner.run(None, random_feed(runner))
         runner.gpu_times(100)
@@ -327,9 +335,12 @@ def analysis(record: Record, sizes: Sizes) -> None:
     )  # fmt: skip
     write_json(record.work / "analysis.json", json.loads(json.dumps(found.to_dict(), default=str)))
     record.add("analyze: a frame, p50", f"{found.frame.whole.latency_ms.p50:.2f} ms")
-    operators = found.trace.operators if found.trace else []
-    slowest = max(operators, key=lambda operator: operator.ms, default=None)
-    record.add("analyze: operators", f"{len(operators)}, the slowest {slowest.name if slowest else 'unknown'}")
+    if found.trace is None:
+        record.add("analyze: launches", "not told by this runtime")
+    else:
+        slowest = max(found.trace.operators, key=lambda operator: operator.ms)
+        record.add("analyze: launches", f"{found.trace.launches} {found.trace.launched} a frame")
+        record.add("analyze: the slowest operator", f"{slowest.kind} of {slowest.layer}, {slowest.ms:.3f} ms")
     for way, ms in found.copies_ms.items():
         record.add(f"analyze: copy {way}", f"{ms:.3f} ms")
 
@@ -360,7 +371,7 @@ def no_rtx() -> list[str]:
 PARTS: Final = (
     Part("profile", "what the card can do at most", 60, profile, on_cpu=True),
     Part("probe", "latency in FP16 through CUDA graphs, and the latency model's error", 180, probe, on_cpu=True),
-    Part("rtx-engines", "engines built by TensorRT for RTX", 60, rtx_engines, no_rtx),
+    Part("rtx-engines", "engines built by TensorRT for RTX", 60, rtx_engines, no_rtx, on_cpu=True),
     Part("providers", "ONNX Runtime's CUDA, TensorRT and TensorRT for RTX providers", 90, providers),
     Part("int8", "INT8 against FP16", 60, int8_against_fp16),
     Part("training", "the supernet's training in mixed precision", 120, training, on_cpu=True),

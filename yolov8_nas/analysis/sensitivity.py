@@ -323,6 +323,8 @@ def worth(variant: Variant, latency: Speed, quantized: Speed) -> float:
 def fastest(variants: Sequence[Variant], tolerance: float) -> Variant | None:
     """Of the variants that keep the tolerance the fastest, and of those that cannot be told apart the most accurate.
 
+    No other variant beats it in both: among equally accurate ones it is the faster, so it stands on their Pareto front.
+
     Args:
         variants: With their latency.
         tolerance: Drop in AP that is accepted.
@@ -331,8 +333,8 @@ def fastest(variants: Sequence[Variant], tolerance: float) -> Variant | None:
     if not kept:
         return None
     limit = min((v.latency for v in kept if v.latency), key=lambda speed: speed.p50).high
-    alike = [v for v in kept if v.latency and v.latency.p50 <= limit]
-    return max(alike, key=lambda v: (v.map50_95, -len(v.keep_float)))
+    alike = [(v.map50_95, -v.latency.p50, -len(v.keep_float), v) for v in kept if v.latency and v.latency.p50 <= limit]
+    return max(alike, key=lambda row: row[:3])[-1]
 
 
 def pareto_front(
