@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 RTX := $(VENV)/.rtx
 KUBECTL := $(VENV)/.kubectl
 
-.PHONY: demo test test-fast test-gpu test-images test-cluster lint bench images images-pin manifests clean
+.PHONY: demo test test-fast test-gpu test-images test-cluster lint bench images images-pin sbom manifests clean
 
 demo: $(READY)
 	$(BIN)/yolov8-nas demo
@@ -53,6 +53,10 @@ images:
 
 images-pin:
 	$(PYTHON) images/build.py --pin
+
+# What the Python package is made of, in CycloneDX's form: build/yolov8-nas.cdx.json. Images have bills of their own.
+sbom:
+	$(PYTHON) images/bill.py
 
 # No cluster is asked. CRDS: definitions of custom resources (kubectl get crd -o yaml > crds.yaml).
 manifests: $(READY) $(KUBECTL)

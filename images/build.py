@@ -9,6 +9,7 @@ python3 images/build.py --rtx ...                        with TensorRT for RTX i
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import json
 import os
@@ -28,12 +29,17 @@ PINS: Final = HERE / "pins.json"
 DIGESTS: Final = HERE / "digests.json"
 """Name to reference, by digest, of each image that was pushed."""
 APT_LOCK: Final = HERE / "apt.txt"
-"""SHA-256 and file name of each package of Debian that is installed, as `sha256sum` reads them; made by `--pin`."""
+"""SHA-256 and file name of each package of Debian that may be installed; made by `--pin`, or by `debian.py`."""
 APT_ARCHIVE: Final = HERE / "apt-archive.txt"
 """Address of the dated archive of Debian that `--pin` was given, if any: images are built from the same."""
 ARCHIVE_VARIABLE: Final = "APT_ARCHIVE"
 """Environment variable with that address, for `--pin`: a mirror that keeps Debian as it was on a day."""
 APT_PACKAGES: Final = ("libgl1", "libglib2.0-0", "libxcb1")
+PRINT_URIS: Final = (
+    *("-o", "Acquire::ForceHash=SHA256"),  # unless told so, apt names the MD5 sum
+    *("install", "--print-uris", "--yes", "--no-install-recommends"),
+)
+"""What apt-get is asked, before the packages' names, to tell what it would fetch."""
 TENSORRT_LOCK: Final = HERE / "tensorrt.txt"
 INDEX_VARIABLE: Final = "TENSORRT_INDEX"
 """Environment variable with the address of NVIDIA's package index, which has TensorRT's libraries."""
@@ -108,9 +114,9 @@ def pin() -> None:
     PINS.write_text(json.dumps(pins, indent=2) + "\n")
 
     archive = os.environ.get(ARCHIVE_VARIABLE, "")
-    asked = "apt-get update >&2 && apt-get install --print-uris --yes --no-install-recommends " + " ".join(APT_PACKAGES)
+    asked = " ".join(["apt-get update >&2 && apt-get", *PRINT_URIS, *APT_PACKAGES])
     told = docker("run", "--rm", pins["python"], "sh", "-c", from_archive(archive) + asked, capture=True)
-    APT_LOCK.write_text(apt_lock(told))
+    APT_LOCK.write_text(apt_head(pins["python"].partition("@")[0].rpartition("-")[2]) + apt_lock(told))
     APT_ARCHIVE.unlink(missing_ok=True)
     if archive:
         APT_ARCHIVE.write_text(archive + "\n")
@@ -143,6 +149,12 @@ def from_archive(archive: str) -> str:
         stop(f"{ARCHIVE_VARIABLE} = {archive!r} is no address of an archive; give one that begins with https://")
     line = f"deb [check-valid-until=no] {archive} $VERSION_CODENAME main"
     return f'. /etc/os-release && rm -f /etc/apt/sources.list.d/* && echo "{line}" > /etc/apt/sources.list && '
+
+
+def apt_head(suite: str) -> str:
+    """The first line of the lock of Debian's packages."""
+    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    return f"# Debian {suite}, as of {today}; make images-pin or images/debian.py writes this\n"
 
 
 def apt_lock(uris: str) -> str:
@@ -178,7 +190,9 @@ def with_debian(bill: dict[str, Any], listing: str) -> dict[str, Any]:
     return {**bill, "components": [*bill.get("components", []), *packages]}
 
 
-def build(image: str, base: str, build_base: str | None, registry: str | None, *, rtx: bool = False) -> str:
+def build(
+    image: str, base: str, build_base: str | None, registry: str | None, *, rtx: bool = False, locked: bool = True
+) -> str:
     """Build one image and copy its bill of materials out of it.
 
     Args:
@@ -187,6 +201,7 @@ def build(image: str, base: str, build_base: str | None, registry: str | None, *
         build_base: Reference of the image that what goes into it is installed in; `base` unless given.
         registry: Registry and path before its name; None for this machine only.
         rtx: Whether TensorRT for RTX is in it.
+        locked: Whether packages of Debian have to be those of the lock, which is of the pinned base's release.
 
     Returns:
         Its reference, by tag.
@@ -195,6 +210,8 @@ def build(image: str, base: str, build_base: str | None, registry: str | None, *
     revision = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     reference = f"{registry or 'yolov8-nas'}/{image}:{version}"
     arguments = {"BASE": base, "VERSION": version, "REVISION": revision}
+    if not locked:
+        arguments["APT_LOCKED"] = "no"
     if build_base:
         arguments["BUILD_BASE"] = build_base
     if rtx and image != "mlflow":
@@ -257,7 +274,7 @@ def main() -> None:
         )
     digests = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
     for image in images:
-        reference = build(image, base, asked.build_base, asked.registry, rtx=asked.rtx)
+        reference = build(image, base, asked.build_base, asked.registry, rtx=asked.rtx, locked=not asked.base)
         if asked.registry:
             docker("push", reference)
             digests[image] = digest_of(reference)
