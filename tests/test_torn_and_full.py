@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import small_disk
 import torch
 from typer.testing import CliRunner
 
@@ -27,7 +28,8 @@ from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import NoRoomError, StageError
 from yolov8_nas.evaluation import Evaluation
 from yolov8_nas.files import read_json, read_lines, write_json
-from yolov8_nas.registry import spool
+from yolov8_nas.paths import check_writable
+from yolov8_nas.registry import spool, tracking
 from yolov8_nas.run import local
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Stage, StageContext, run_stage
@@ -303,18 +305,50 @@ print("TOLD", json.dumps(told))
 """
 
 
+def test_a_work_folder_on_a_disk_without_a_byte_left(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from test_torn_and_full import full_from_the_start as f; f(sys.argv[1])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(
+        [*small_disk.command(tmp_path / "disk", "3m"), sys.executable, "-c", code, tmp_path / "disk"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip().endswith("told"), done.stderr
+
+
+def full_from_the_start(disk: str) -> None:
+    """A preflight that finds no room."""
+    small_disk.fill(Path(disk), 0)
+    with pytest.raises(NoRoomError, match=r"no room on the disk for 1 byte \(0 bytes are free\); free some space"):
+        check_writable(Path(disk) / "store", "store", "choose another folder")
+    print("told")
+
+
+def test_a_database_that_was_not_made_to_the_end_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow can neither use nor complete half of its tables."""
+    import mlflow
+
+    uri = tracking.resolve_uri(None, tmp_path / "store")
+    (file,) = [tracking.database(uri)]
+    assert file is not None
+
+    def cut_off(tracking_uri: str) -> None:
+        Path(tracking_uri.removeprefix("sqlite:///")).write_bytes(b"SQLite format 3\0 and no more")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(mlflow, "MlflowClient", cut_off)
+        with pytest.raises(NoRoomError, match=r"mlflow\.db: no room on the disk"):
+            tracking.connect(uri)
+    assert [path.name for path in file.parent.iterdir()] == ["mlflow.lock"]
+    assert tracking.experiment_id(tracking.connect(uri), "e")
+
+
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """On a disk of 3 MB in memory, which needs no rights beyond a namespace of its own."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = f'mount -t tmpfs -o size=3m none "{disk}" && exec "$@"'
-    command = ["unshare", "-rm", "sh", "-c", mounted, "sh"]
-    try:
-        able = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        able = False
-    if not able:
-        pytest.skip("this machine lets nobody mount a disk in a namespace of their own")
+    command = small_disk.command(disk, "3m")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run(
         [*command, sys.executable, "-c", SMALL_DISK, str(disk)], capture_output=True, text=True, env=environment

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import boto3
 import pytest
 import registering
 import servers
+import small_disk
 from look_ups import watched
 from measured import Tables
 from typer.testing import CliRunner
@@ -48,12 +51,15 @@ probe: {{networks: 12, holdout: 5, max_mape: 10}}
 search: {{generations: 1, population: 4, candidates: 1, measure_every: 1, bn_images: 16, random: 2, prior_steps: 2}}
 finetune: {{epochs: 1, candidates: 1, qat_epochs: 1}}
 targets:
-  - {{hardware: cpu, precision: best, constraints: ["latency<=150%stock"]}}
+{targets}"""
+
+FIRST = """  - {hardware: cpu, precision: best, constraints: ["latency<=150%stock"]}
 """
 
 PLANTED = "pl4nted-s3cret"
 """A password that reaches the tracking server and is written down nowhere."""
 
+LABEL = "cpu-1t-fp32"
 ADDED = """  - {hardware: cpu-1t, precision: fp32, constraints: ["latency<=150%stock"]}
 """
 
@@ -163,9 +169,13 @@ class Line:
         self.folder, self.work, self.data = folder, folder / "work", folder / "data"
         subprocess.run([*CLI, "data", "make-demo", self.data, "--images", "40", "--size", "64"], check=True)
 
-    def run(self, added: str = "", *, data: str = "", store: str = "null", tracking: str = "null") -> dict[str, Any]:
+    def run(
+        self, added: str = "", *, data: str = "", store: str = "null", tracking: str = "null", targets: str = FIRST
+    ) -> dict[str, Any]:
         config = self.folder / "miniature.yaml"
-        config.write_text(MINIATURE.format(data=data or self.data, store=store, tracking=tracking) + added)
+        config.write_text(
+            MINIATURE.format(data=data or self.data, store=store, tracking=tracking, targets=targets) + added
+        )
         command = [*CLI, "run", config, "--workdir", self.work]
         environment = {**os.environ, CACHE_VARIABLE: str(self.folder / "cache")}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -219,8 +229,14 @@ class Line:
         fetched.root.rename(self.work / "store")
 
 
+@pytest.fixture(scope="module")
+def lines() -> list[Line]:
+    """Work folders in which runs have come to their end, for tests that go on there."""
+    return []
+
+
 def test_the_whole_way_in_miniature_and_once_more_with_a_target_added(
-    tmp_path: Path, request: pytest.FixtureRequest, tables: Tables
+    tmp_path: Path, request: pytest.FixtureRequest, tables: Tables, lines: list[Line]
 ) -> None:
     """The first run is on S3 and PostgreSQL where they are, the second needs no server in any case."""
     line = Line(tmp_path)
@@ -263,3 +279,51 @@ def test_the_whole_way_in_miniature_and_once_more_with_a_target_added(
     assert set(added["model"]["files"].values()).isdisjoint(before["model"]["files"].values())
     assert all((line.work / file).is_file() for file in added["model"]["files"].values())
     assert 'id="target-2"' in (line.work / "report.html").read_text()
+    lines.append(line)
+
+
+def test_a_run_on_a_disk_that_is_full_goes_on_when_there_is_room(tmp_path: Path, lines: list[Line]) -> None:
+    """Its export finds no room for what it has made; the run comes to what one comes to that nothing disturbs."""
+    prefix = small_disk.command(tmp_path / "disk", "500m")
+    if not lines:
+        line = Line(tmp_path)
+        line.run(added=ADDED, targets="")
+        lines.append(line)
+    line, store = lines[0], lines[0].work / "store"
+    again = ("trt-export", "register")
+    runs = sorted((store / "runs").glob(f"*/{LABEL}.trt-export.json"), key=lambda file: file.stat().st_mtime)
+    keys = {stage: read_json(runs[-1].with_name(f"{LABEL}.{stage}.json"))["key"] for stage in STAGES[2:]}
+    undisturbed = small_disk.digests(store / "trt-export" / keys["trt-export"] / "outputs")
+
+    (tmp_path / "full.yaml").write_text(
+        MINIATURE.format(data=line.data, store=tmp_path / "disk" / "store", tracking="null", targets="") + ADDED
+    )
+    inputs = [*(store / "data-prep").glob("*"), store / "qat-finetune" / keys["qat-finetune"]]
+    room = sum(file.stat().st_size for folder in inputs for file in folder.rglob("*") if file.is_file()) + 2**22
+    asked = [*CLI, "run", tmp_path / "full.yaml", "--workdir", tmp_path / "work"]
+    left_out = json.dumps([f"{stage}/{keys[stage]}" for stage in again])
+    script = [sys.executable, small_disk.__file__, tmp_path / "disk", store, left_out, str(room)]
+    done = subprocess.run([*prefix, *script, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    full, with_room = result["told"]
+    assert full["status"] == 1, full
+    first, *others = full["error"].splitlines()
+    assert re.fullmatch(
+        r"failed: trt-export: /.*: no room on the disk for [\d,]+ bytes \([\d,]+ bytes are free\); "
+        r"free some space, and the same command goes on",
+        first,
+    ), full["error"]
+    assert all(line.startswith("logs ") for line in others), full["error"]
+
+    assert (with_room["status"], with_room["error"]) == (0, ""), with_room
+    summary = read_json(tmp_path / "work" / "summary.json")
+    assert {stage["name"]: stage["status"] for stage in summary["stages"]} == {
+        stage: "done" if stage in again else "cached" for stage in STAGES
+    }
+    (target,) = summary["targets"]
+    assert target["status"] == "met" and target["registry"]["version"]
+    made = result["made"][f"trt-export/{keys['trt-export']}"]
+    measured = {"verdict.json", "engine.json", "usage.json"}  # times, which no two runs have in common
+    assert made.keys() == undisturbed.keys() and "model/model.onnx" in made
+    assert {name for name in made if made[name] != undisturbed[name]} <= measured

@@ -8,11 +8,12 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from yolov8_nas.errors import InputError
+from yolov8_nas.errors import InputError, NoRoomError
 
 _REMEDIES: Final = {
     errno.ENAMETOOLONG: "use a shorter name or path",
@@ -121,6 +122,7 @@ def check_writable(folder: Path, what: str, remedy: str) -> None:
 
     Raises:
         InputError: It cannot.
+        NoRoomError: The disk is full.
     """
     there = folder.absolute()
     while True:
@@ -143,6 +145,11 @@ def check_writable(folder: Path, what: str, remedy: str) -> None:
             file.write(b"0")
             file.flush()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoomError(
+                f"{what} {_shown(folder)}: no room on the disk for 1 byte ({shutil.disk_usage(there).free:,} bytes are "
+                "free); free some space, and the same command goes on"
+            ) from None
         raise InputError(
             f"{what} {_shown(folder)}: {_shown(there)} is not writable ({_why(error)}); {remedy}"
         ) from None

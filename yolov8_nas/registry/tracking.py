@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from yolov8_nas import credentials
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.files import no_room, replace, room
 from yolov8_nas.registry.places import check as check_place
 
 if TYPE_CHECKING:
@@ -180,13 +181,31 @@ def connect(uri: str) -> MlflowClient:
     os.environ.pop(URI_VARIABLE, None)
     if before is not None:
         os.environ[URI_VARIABLE] = before
-    client = mlflow.MlflowClient(tracking_uri=whole, registry_uri=whole)
     file = database(uri)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file.with_suffix(".lock")):  # two processes that make the tables at once would both fail
-            client.search_experiments(max_results=1)
-    return client
+    if file is not None and not file.exists():
+        with room(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(file.with_suffix(".lock")):  # two processes that make the tables at once would both fail
+                if not file.exists():
+                    _make_database(file)
+    return mlflow.MlflowClient(tracking_uri=whole, registry_uri=whole)
+
+
+def _make_database(file: Path) -> None:
+    """Make MLflow's tables in a file that gets its name when they are all there.
+
+    Half of them, as a kill or a full disk leaves them, could be neither used nor completed.
+    """
+    import mlflow
+
+    fresh = file.with_name(f".{file.name}.new")
+    try:
+        fresh.unlink(missing_ok=True)
+        mlflow.MlflowClient(tracking_uri=f"{_SQLITE}{fresh}").search_experiments(max_results=1)
+        replace(fresh, file)
+    finally:
+        for left in file.parent.glob(f"{fresh.name}*"):  # SQLite's journal, too
+            left.unlink(missing_ok=True)
 
 
 class UnavailableError(InputError):
@@ -220,6 +239,8 @@ def foreseen(uri: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, InputError | StageError) or not _of_the_server(error):
             raise
+        if full := no_room(error, database(uri)):
+            raise full from None
         kind = UnavailableError if unavailable(error) else InputError
         raise kind(f"{without_credentials(uri)}: {said(error, uri)}; {_remedy(error)}") from None
 

@@ -1,0 +1,82 @@
+"""A disk that is really full: a small one in memory, in a namespace of its own, which needs no rights beyond that.
+
+small_disk.command(folder, "300m")      what goes before a command that is to see the disk in that folder
+python tests/small_disk.py ...          what is done there; see `twice`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def command(folder: Path, size: str) -> list[str]:
+    """The beginning of a command that sees a disk of a size in a folder, which is empty and gone with the command."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mounted = f'mount -t tmpfs -o size={size} none "{folder}" && exec "$@"'
+    found = ["unshare", "-rm", "sh", "-c", mounted, "sh"]
+    try:
+        able = subprocess.run([*found, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        able = False
+    if not able:
+        pytest.skip("this machine lets nobody mount a disk in a namespace of their own")
+    return found
+
+
+def fill(disk: Path, free: int) -> Path:
+    """Leave so many bytes of a disk free; the file that takes the others."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - free)
+    return ballast
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files below a folder, by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def twice(disk: Path, given: Path, left_out: list[str], free: int, asked: list[str]) -> dict[str, Any]:
+    """Give a command twice: with little room beside the copy of a store, and with enough.
+
+    Args:
+        disk: Where the small disk is; the store is `store` there, and MLflow's database beside it.
+        given: The store.
+        left_out: Results, `STAGE/KEY`, that are to be made anew.
+        free: Bytes that are free the first time.
+        asked: The command.
+
+    Returns:
+        Of each time the exit status and what stood on standard error, and the digests of what was made anew.
+    """
+
+    def others(folder: str, names: list[str]) -> set[str]:
+        place = Path(folder).relative_to(given).as_posix()
+        return {name for name in names if f"{place}/{name}" in left_out}
+
+    shutil.copytree(given, disk / "store", ignore=others)
+    (disk / "mlflow").mkdir()
+    shutil.copy(given.parent / "mlflow" / "mlflow.db", disk / "mlflow")
+    ballast = fill(disk, free)
+    told = []
+    for full in (True, False):
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        told.append({"status": done.returncode, "error": done.stderr})
+        if full:
+            ballast.unlink()
+    return {"told": told, "made": {name: digests(disk / "store" / name / "outputs") for name in left_out}}
+
+
+if __name__ == "__main__":
+    _, disk, given, left_out, free, *asked = sys.argv
+    print(json.dumps(twice(Path(disk), Path(given), json.loads(left_out), int(free), asked)))
