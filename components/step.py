@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,29 @@ from typing import Any, NoReturn
 
 from kfp import dsl
 
+from yolov8_nas.errors import StageError
+from yolov8_nas.reading import parse_json
 from yolov8_nas.report.step import tell
 from yolov8_nas.run.lifecycle import tell_failure
 from yolov8_nas.runner import guarded
 from yolov8_nas.runner.stage import Outcome, Stage, StageContext, run_stage
 from yolov8_nas.stages import find_stage
+
+
+def opened(run: dsl.Artifact) -> dict[str, Any]:
+    """What open-run found out, as it found it: the file lies where others may write, its digest in Kubeflow's database.
+
+    Raises:
+        StageError: It is another file than open-run wrote.
+    """
+    content = Path(run.path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != run.metadata.get("sha256"):
+        raise StageError(
+            f"{run.path}: what open-run wrote was changed on its way, and names the server that gets this machine's "
+            "credentials, so it is not used; submit the run again"
+        )
+    found: dict[str, Any] = parse_json(content, run.path)
+    return found
 
 
 def run_step(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import copy
 import gzip
+import hashlib
 import json
 import os
 import threading
@@ -19,9 +20,11 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from kfp import dsl
 from test_attacks_reading import Attack, hold
 from typer.testing import CliRunner
 
+from components import step
 from pipelines import watch
 from yolov8_nas import credentials, space
 from yolov8_nas.commands import main as cli
@@ -218,6 +221,28 @@ def test_nodes_that_are_packed_are_read() -> None:
     packed = _packed(json.dumps({"x": _node()}).encode())
     (step,) = watch.steps({"status": {"compressedNodes": packed}}, [])
     assert step.state == "running"
+
+
+OPENED: Final = {
+    "another tracking server": b'{"tracking_uri": "http://evil.example"}', "nothing": b"", "no JSON": b"{",
+    "a byte more": b'{"tracking_uri": "http://ours"} ',
+}  # fmt: skip
+"""What lies in the place of what open-run wrote, in a bucket of Kubeflow's that others may write to."""
+
+
+@pytest.mark.parametrize("what", OPENED)
+def test_what_open_run_wrote_is_taken_as_it_wrote_it(what: str, tmp_path: Path) -> None:
+    content = b'{"tracking_uri": "http://ours"}'
+    artifact = dsl.Artifact(uri=str(tmp_path / "run.json"))
+    (tmp_path / "run.json").write_bytes(content)
+    artifact.metadata["sha256"] = hashlib.sha256(content).hexdigest()
+    assert step.opened(artifact) == {"tracking_uri": "http://ours"}
+    (tmp_path / "run.json").write_bytes(OPENED[what])
+    with pytest.raises(StageError, match="was changed on its way"):
+        step.opened(artifact)
+    del artifact.metadata["sha256"]
+    with pytest.raises(StageError, match="was changed on its way"):
+        step.opened(artifact)
 
 
 # Spaces and architectures ---------------------------------------------------------------------------------------------
@@ -478,7 +503,7 @@ def test_a_process_that_fails_shows_no_secret(planted: None, tmp_path: Path) -> 
 
 
 def test_security_md_tells_how_many_attacks_there_are() -> None:
-    rows = sum(map(len, (DEVICE, CLUSTER, PLACES, SPELLINGS, LIBRARIES))) + len(HOSTILE) * len(DESCRIPTIONS)
+    rows = sum(map(len, (DEVICE, CLUSTER, OPENED, PLACES, SPELLINGS, LIBRARIES))) + len(HOSTILE) * len(DESCRIPTIONS)
     lines = (Path(__file__).parents[1] / "SECURITY.md").read_text().splitlines()
     (line,) = (line for line in lines if f"`tests/{Path(__file__).name}`" in line)
     assert line.endswith(f"| {rows} | {rows} |"), rows

@@ -63,7 +63,14 @@ def read_bytes(path: Path, most: int, what: str) -> bytes:
     return data
 
 
-def parse_json(data: bytes | str, source: str, *, most_bytes: int = MOST_BYTES, most_values: int = MOST_VALUES) -> Any:
+def parse_json(
+    data: bytes | str,
+    source: str,
+    *,
+    most_bytes: int = MOST_BYTES,
+    most_values: int = MOST_VALUES,
+    finite: bool = True,
+) -> Any:
     """The content of JSON.
 
     Args:
@@ -71,10 +78,10 @@ def parse_json(data: bytes | str, source: str, *, most_bytes: int = MOST_BYTES, 
         source: What it is, for messages.
         most_bytes: Bytes that it may have.
         most_values: Numbers, texts, lists and objects that it may hold.
+        finite: Whether `NaN` and `Infinity`, which JSON has not, are refused.
 
     Raises:
-        InputError: It is no JSON, which has no `NaN` and no `Infinity`, or breaks a bound. (It is a `ValueError`, as
-            that of `json` is.)
+        InputError: It is no JSON or breaks a bound. (It is a `ValueError`, as that of `json` is.)
     """
     raw = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     if len(raw) > most_bytes:
@@ -85,7 +92,8 @@ def parse_json(data: bytes | str, source: str, *, most_bytes: int = MOST_BYTES, 
     try:
         text = raw.decode("utf-8-sig")
         # The decoder is slower where it hands out its integers; of `NaN` and `Infinity` it has to ask in any case.
-        return json.loads(text, parse_constant=_no_number, parse_int=short_integer if bounds.long else None)
+        constants, integers = _no_number if finite else None, short_integer if bounds.long else None
+        return json.loads(text, parse_constant=constants, parse_int=integers)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: not JSON ({error})") from None
 

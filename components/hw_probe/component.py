@@ -30,12 +30,9 @@ def hw_probe(
         metrics: Figures of the result.
         report: A page on the result.
     """
-    import json
-    from pathlib import Path
+    from components.step import opened, run_step
 
-    from components.step import run_step
-
-    opened = json.loads(Path(run.path).read_text())
+    known = opened(run)
     run_step(
         "hw-probe",
         config=config,
@@ -43,7 +40,7 @@ def hw_probe(
         store=store,
         run_id=run_id,
         gpus=gpus,
-        parameters={"num_classes": opened["num_classes"]},
+        parameters={"num_classes": known["num_classes"]},
         output=probe,
         metrics=metrics,
         report=report,

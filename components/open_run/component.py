@@ -77,6 +77,7 @@ def open_run(
     from pathlib import Path
 
     from components.asked import check
+    from yolov8_nas.files import file_sha256
     from yolov8_nas.run.lifecycle import open_run, requested, telling
 
     Opened = namedtuple(
@@ -102,6 +103,7 @@ def open_run(
         trains = places.training
         print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}\ntraining: {trains}", flush=True)
         opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
+        run.metadata["sha256"] = file_sha256(Path(run.path))
     work = "all"
     if retraining := opened["retraining"]:
         print(retraining["says"], flush=True)

@@ -30,9 +30,9 @@ def promote(
         registered: Tar of register.
         verdict: What the gate says, and why.
     """
-    import json
     from pathlib import Path
 
+    from components.step import opened
     from yolov8_nas.foreign import markdown
     from yolov8_nas.report.wording import gate
     from yolov8_nas.run.lifecycle import telling
@@ -40,14 +40,14 @@ def promote(
     from yolov8_nas.terminal import say
 
     with telling("promote", store=store, run_id=run_id, target=target):
-        opened = json.loads(Path(run.path).read_text())
+        known = opened(run)
         said = challenge(
             store=store,
             run_id=run_id,
             label=target,
             gpus=int(gpus),
-            tracking_uri=opened["tracking_uri"],
-            tolerance=opened["retraining"]["tolerance"],
+            tracking_uri=known["tracking_uri"],
+            tolerance=known["retraining"]["tolerance"],
             registered=Path(registered.path),
             dataset=Path(dataset.path),
         )

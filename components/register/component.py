@@ -40,12 +40,9 @@ def register(
         metrics: Figures of the result.
         report: A page on the result.
     """
-    import json
-    from pathlib import Path
+    from components.step import opened, run_step
 
-    from components.step import run_step
-
-    opened = json.loads(Path(run.path).read_text())
+    known = opened(run)
     run_step(
         "register",
         config=config,
@@ -63,8 +60,8 @@ def register(
         parameters={
             "run_id": run_id,
             "label": target,
-            "mlflow_run": opened["mlflow_run"],
-            "tracking_uri": opened["tracking_uri"],
+            "mlflow_run": known["mlflow_run"],
+            "tracking_uri": known["tracking_uri"],
         },
         output=registered,
         metrics=metrics,

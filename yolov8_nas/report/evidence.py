@@ -33,7 +33,7 @@ class Outputs:
         """Content of a JSON file, or nothing where it is absent or broken."""
         text = self._text(name)
         try:
-            return None if text is None else parse_json(text, name)
+            return None if text is None else parse_json(text, name, finite=False)
         except ValueError:
             return None
 
@@ -42,7 +42,7 @@ class Outputs:
         records = []
         for line in (self._text(name) or "").splitlines():
             try:
-                records.append(parse_json(line, name))
+                records.append(parse_json(line, name, finite=False))
             except ValueError:
                 continue
         return records

@@ -51,7 +51,7 @@ def tell(stage: str, target: str | None, outcome: Outcome, result: Path) -> Told
 
         def read(name: str) -> Any:
             member = tar.extractfile(name) if name in names else None
-            return parse_json(member.read(), name) if member else None
+            return parse_json(member.read(), name, finite=False) if member else None
 
         failed = read(STATUS_FILE)
         figures = {} if failed else dict(_FIGURES[stage](read))
