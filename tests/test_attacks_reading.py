@@ -763,18 +763,18 @@ def test_a_server_that_sends_what_it_should_not(
     hold(Attack(sent, _fetched(f"{address}/a.tar"), told), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("address", "told"),
-    [
-        ("https://169.254.169.254/a.tar", "link-local"),
-        ("https://[fe80::1]/a.tar", "link-local"),
-        ("https://0.0.0.0/a.tar", "unspecified"),
-        ("http://127.0.0.1/a.tar", "https"),
-        ("file:///etc/passwd", "addresses of this kind are not read"),
-        ("https://127.0.0.1:99999/a.tar", "cannot be read"),
-        ("https://user:pass/word@127.0.0.1/a.tar", "port is no number"),
-    ],
-)
+NOT_ASKED: Final = {
+    "https://169.254.169.254/a.tar": "link-local",
+    "https://[fe80::1]/a.tar": "link-local",
+    "https://0.0.0.0/a.tar": "unspecified",
+    "http://127.0.0.1/a.tar": "https",
+    "file:///etc/passwd": "addresses of this kind are not read",
+    "https://127.0.0.1:99999/a.tar": "cannot be read",
+    "https://user:pass/word@127.0.0.1/a.tar": "port is no number",
+}
+
+
+@pytest.mark.parametrize(("address", "told"), NOT_ASKED.items())
 def test_an_address_that_is_not_asked(
     address: str, told: str, hostile: tuple[str, dict[str, web_server.Answer]], tmp_path: Path
 ) -> None:
@@ -785,3 +785,11 @@ def test_an_address_that_is_not_asked(
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "8.8.8.8"])
 def test_public_addresses_are_asked(address: str) -> None:
     assert web.inner(address) is None
+
+
+def test_security_md_tells_how_many_attacks_there_are() -> None:
+    tables = (ONNX_METADATA, SCORES, CONFIGURATION, RECORDS, DATASETS, ARCHIVES, LEADS, SENT, NOT_ASKED)
+    rows = sum(map(len, tables)) + 1  # and the archive of many members
+    lines = (Path(__file__).parents[1] / "SECURITY.md").read_text().splitlines()
+    (line,) = (line for line in lines if f"`tests/{Path(__file__).name}`" in line)
+    assert line.endswith(f"| {rows} | {rows} |"), rows

@@ -166,6 +166,8 @@ class StatisticsCache:
         buffers = dict(network.named_buffers())
         try:
             known = load_file(file)
+            if {name: t.shape for name, t in known.items()} != {name: t.shape for name, t in buffers.items()}:
+                raise SafetensorError("the statistics of another network")
         except (FileNotFoundError, SafetensorError):  # there is none, or it was damaged
             recalibrate(network, self._images)
             atomic_write(file, save({name: buffer.contiguous() for name, buffer in buffers.items()}))
