@@ -16,9 +16,9 @@ from setting import inspection_pictures
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Comparison, Evaluation, mean_average_precision, over_trainings
-from yolov8_nas.files import read_json
 from yolov8_nas.runner.stage import run_stage, target_labels
 from yolov8_nas.stages import find_stage
 
@@ -91,7 +91,7 @@ class Arena:
         self.images = data.images
         # Once for all seeds: what the device is does not depend on them.
         self.probed = self.stage("hw-probe", 0, {}, num_classes=len(self.classes))
-        self.threads: int = read_json(self.probed.folder / "profile.json")["threads"]
+        self.threads = Profile.read(self.probed.folder).threads
 
     def config(self, number: int) -> RunConfig:
         """The run configuration of a contest."""

@@ -46,6 +46,7 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.data import dataset
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, Evaluator
 from yolov8_nas.export.artifact import write_network
@@ -437,7 +438,7 @@ class Contest:
             return read_json(file)  # type: ignore[no-any-return]
         study, a, probe = self.study, self.arguments, self.study.probed
         rows = read_json(probe / "latency_table.json")["rows"]
-        profile = read_json(probe / "profile.json")
+        profile = Profile.read(probe)
         runtime = of_profile(profile, "fp32")
         supernet, work = self.supernet(), self.folder / "search"
         work.mkdir(exist_ok=True)
@@ -472,7 +473,7 @@ class Contest:
             return path if path.exists() else write_network(model, path, runtime=runtime, imgsz=a.imgsz, batch=1)
 
         bench = Bench(
-            work, export=export, reference=study.space.stock, runtime=runtime, threads=profile["threads"], batch=1,
+            work, export=export, reference=study.space.stock, runtime=runtime, threads=profile.threads, batch=1,
             probed_ms=level(rows), elsewhere=None, host=HostLock(), note=lambda text: print(text, flush=True),
         )  # fmt: skip
         plan = Plan(
@@ -498,7 +499,7 @@ class Contest:
         write_json(
             file,
             {
-                "machine": machine(profile["threads"]),
+                "machine": machine(profile.threads),
                 "candidates": [candidate.to_dict() for candidate in found.met],
                 "rescaled": [rescaled.to_dict() for rescaled in found.rescaled],
                 "random": [network.to_dict() for network in dict.fromkeys(drawn)][: a.candidates],
@@ -513,7 +514,7 @@ class Contest:
         """Latencies side by side, as the exported networks have them."""
         file = self.folder / f"latency-{'-'.join(n.digest for n in networks.values())}.json"
         if not file.exists():
-            profile = read_json(self.study.probed / "profile.json")
+            profile = Profile.read(self.study.probed)
             runtime = of_profile(profile, "fp32")
             files: dict[Architecture, Path] = {}  # two arms may have chosen the same network
             for network in networks.values():
@@ -524,7 +525,7 @@ class Contest:
                 files[network] = path
             with HostLock().measuring():
                 found = measure(
-                    list(files.values()), threads=profile["threads"], runtime=runtime, batch=1,
+                    list(files.values()), threads=profile.threads, runtime=runtime, batch=1,
                     protocol=replace(VERIFY, max_rounds=24), reference=files[networks["stock"]],
                 )  # fmt: skip
             latency_ms = {network: one.latency_ms.p50 for network, one in zip(files, found, strict=True)}

@@ -30,8 +30,22 @@ PROFILE = {
     "cores": 4,
     "threads": 2,
     "instructions": ["avx2"],
+    "caches": {"L1d": 32, "L2": 1024},
     "memory_gb": 16.0,
     "runtime": {"name": "onnxruntime", "version": "1.31.1"},
+    "system": "Linux 6.1",
+}
+
+GPU_PROFILE = PROFILE | {
+    "name": "Tesla_T4",
+    "id": "gpu-tesla-t4",
+    "kind": "gpu",
+    "model": "Tesla T4",
+    "threads": 1,
+    "instructions": [],
+    "caches": {"L2": 4096},
+    "runtime": {"name": "tensorrt", "version": "10"},
+    "gpu": {"compute_capability": "7.5", "memory_bus_bits": 256, "memory_clock_mhz": 5001, "mig": None},
 }
 
 
@@ -83,6 +97,8 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
             "classes": ["scratch", "dent"],
             "source": "demo",
             "boxes": {},
+            "image_sides": {},
+            "box_sides": [],
             "warnings": [],
         },
     )

@@ -16,6 +16,7 @@ import detection
 import pytest
 import torch
 from exports import SIDE
+from fabricated import GPU_PROFILE
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.device.host import HostLock
@@ -61,10 +62,8 @@ NAMES = ("candidate-0-fp16", "candidate-1-fp16", "stock-fp16")
 def profile(version: str | None = None) -> dict[str, Any]:
     """What hw-probe would tell of an L4."""
     version = version or rtx.compiler().__version__
-    return {
-        "threads": 1, "kind": "gpu", "model": "NVIDIA L4", "runtime": {"name": "tensorrt-rtx", "version": version},
-        "gpu": {"compute_capability": "8.9"},
-    }  # fmt: skip
+    runtime = {"name": "tensorrt-rtx", "version": version}
+    return GPU_PROFILE | {"model": "NVIDIA L4", "runtime": runtime, "gpu": {"compute_capability": "8.9"}}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import detection
+import fabricated
 import numpy as np
 import onnx
 import onnxruntime
@@ -57,7 +58,7 @@ from yolov8_nas.train.quantization import fold, load_network, quantize, save_qat
 
 TINY = SearchSpace.load("tiny")
 SIDE = 64
-PROFILE = {"threads": 1, "kind": "cpu", "runtime": {"name": "onnxruntime", "version": "1"}}
+PROFILE = fabricated.PROFILE | {"threads": 1}
 
 
 @pytest.fixture(scope="module")

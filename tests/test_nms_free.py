@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from fabricated import write_outputs
+from fabricated import PROFILE, write_outputs
 from interruption import Interrupted, interrupt_after
 from onnx import TensorProto
 from torch import Tensor
@@ -445,7 +445,7 @@ def test_from_fine_tuning_to_the_verdict(folder: Path, tmp_path: Path, monkeypat
     limit = Constraint.parse("latency(with_nms)<=4.4ms")
     row = {key: getattr(limit, key) for key in ("metric", "statistic", "scope", "limit", "unit")}
     write_json(inputs["hw-probe"] / "constraints.json", [row])
-    profile = {"threads": 1, "kind": "cpu", "runtime": {"name": "onnxruntime", "version": "1"}}
+    profile = PROFILE | {"threads": 1}
     write_json(inputs["hw-probe"] / "profile.json", profile)
 
     def measure(files: Sequence[Path], **_: Any) -> list[Measurement]:

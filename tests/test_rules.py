@@ -113,14 +113,14 @@ def test_stock_and_some_choice_are_left_in_every_space(scale: str, key: str) -> 
 
 
 def test_cpus_have_no_rules() -> None:
-    device = Device.of_profile(cpu_profile("cpu-1t", 1).to_dict())
+    device = Device.of_profile(cpu_profile("cpu-1t", 1))
     assert consider(N, device, "int8", imgsz=640, batch=1, switched=switched()) == []
 
 
 def test_a_device_is_read_from_the_probes_profile() -> None:
     gpu = {"compute_capability": "7.5", "memory_bus_bits": 256, "memory_clock_mhz": 5001, "mig": None}
     profile = Profile("tesla-t4", "tesla-t4", "gpu", "Tesla T4", 4, 1, (), {"L2": 4096}, 15.0, {}, "Linux", gpu)
-    device = Device.of_profile(json.loads(json.dumps(profile.to_dict())))
+    device = Device.of_profile(Profile.of(json.loads(json.dumps(profile.to_dict())), "profile.json"))
     assert device == Device("Tesla T4", "gpu", ("fp16", "int8"), pytest.approx(320.064), 4.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, call, create_autospec
@@ -14,6 +15,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from yolov8_nas.device.profile import cpu_profile
 from yolov8_nas.errors import InputError
 from yolov8_nas.export import tensorrt
 from yolov8_nas.export.artifact import write_network
@@ -61,7 +63,7 @@ def test_a_cpus_runtimes_are_usable_and_tell_their_version(name: str) -> None:
     assert found.why_not() is None
     version = ort.__version__ if name == "onnxruntime" else torch.__version__.partition("+")[0]
     assert found.to_dict() == {"name": name, "version": version}
-    assert of_profile({"runtime": found.to_dict(), "kind": "cpu"}) == found
+    assert of_profile(replace(cpu_profile("cpu-1t", 1), runtime=found.to_dict())) == found
 
 
 def test_every_runtime_says_why_it_is_not_usable_here() -> None:

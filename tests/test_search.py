@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import detection
+import fabricated
 import numpy as np
 import pytest
 import torch
@@ -60,16 +61,7 @@ from yolov8_nas.supernet.supernet import Supernet
 SPACE = SearchSpace.load("tiny")
 MARGIN = 1.05
 
-PROFILE = {"model": "A CPU", "threads": 1, "kind": "cpu", "runtime": {"name": "onnxruntime", "version": "1"}}
-GPU_PROFILE = {
-    "model": "Tesla T4",
-    "threads": 1,
-    "kind": "gpu",
-    "caches": {"L2": 4096},
-    "runtime": {"name": "tensorrt", "version": "10"},
-    "gpu": {"compute_capability": "7.5", "memory_bus_bits": 256, "memory_clock_mhz": 5001, "mig": None},
-}
-
+PROFILE = fabricated.PROFILE | {"threads": 1}
 
 WRITE_NETWORK = artifact.write_network
 """The real one, which most tests of the stage do without."""
@@ -751,7 +743,7 @@ def test_hardware_rules_narrow_what_is_searched_and_nothing_else(
 ) -> None:
     monkeypatch.setattr(engine_file, "told_of", lambda engine: {"layers": 1})  # there is no engine
     probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
-    write_json(probe / "profile.json", GPU_PROFILE)
+    write_json(probe / "profile.json", fabricated.GPU_PROFILE)
 
     def searched(name: str, **options: Any) -> Path:
         ctx = context(tmp_path / name, {**inputs, "hw-probe": probe}, **options)
@@ -794,7 +786,7 @@ def test_what_nvidias_compiler_tells_of_each_measured_network_stands_beside_it(
     monkeypatch.setattr(objective.Scorer, "network", random_weights)
     probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
     runtime = {"name": rtx.RUNTIME, "version": rtx.compiler().__version__}
-    write_json(probe / "profile.json", GPU_PROFILE | {"model": "NVIDIA L4", "runtime": runtime})
+    write_json(probe / "profile.json", fabricated.GPU_PROFILE | {"model": "NVIDIA L4", "runtime": runtime})
     ctx = context(tmp_path, {**inputs, "hw-probe": probe}, generations=1, candidates=2)
     search.run(replace(ctx, settings=ctx.settings.model_copy(update={"precision": "fp16"})))
     rows = [*written(tmp_path, "candidates.json"), *written(tmp_path, "search.json")["missed"]]
@@ -925,8 +917,7 @@ def test_what_is_measured_is_held_against_the_hour_of_the_probe(
 
 
 def test_an_empty_search_split_is_told_first(inputs: dict[str, Path], tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    write_json(data / "dataset.json", {"images": {"train": 8, "search": 0, "val": 4}})
+    data = detection.make_dataset(tmp_path / "data", train=2, search=0, val=2)
     with pytest.raises(InputError, match="the search split has no images"):
         search.run(context(tmp_path / "run", {"data-prep": data}))
 

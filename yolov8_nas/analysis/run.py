@@ -198,7 +198,7 @@ def _multiple(profile: Profile, precision: str) -> tuple[int, str]:
     if profile.kind == "cpu":
         multiple = findings.channel_multiple("cpu", precision, profile.instructions, ())
         return multiple, "vectors of this CPU, and ONNX Runtime's blocks of channels, hold so many"
-    cores = Device.of_profile(profile.to_dict()).tensor_core_types
+    cores = Device.of_profile(profile).tensor_core_types
     multiple = findings.channel_multiple("gpu", precision, (), cores)
     return multiple, f"tensor cores take {precision.upper()} channels in such multiples, and others are padded"
 

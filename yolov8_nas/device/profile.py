@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from yolov8_nas.errors import InputError
+from yolov8_nas.files import read_json
 
 if TYPE_CHECKING:
     from yolov8_nas.device.gpu import GpuInfo
@@ -40,7 +43,10 @@ class Profile:
         runtime: Name and version of what runs the networks.
         system: Operating system and kernel.
         gpu: Of a GPU, what latency depends on (`GpuInfo.key`).
+        FILE: Name of the file that hw-probe keeps it in.
     """
+
+    FILE: ClassVar[str] = "profile.json"
 
     name: str
     id: str
@@ -54,6 +60,31 @@ class Profile:
     runtime: Mapping[str, str]
     system: str
     gpu: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Profile:
+        """Read the profile that hw-probe wrote into the folder of its result.
+
+        Raises:
+            InputError: It has other fields than a profile.
+        """
+        return cls.of(read_json(folder / cls.FILE), str(folder / cls.FILE))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], source: str) -> Profile:
+        """A profile of what `to_dict` gives.
+
+        Args:
+            content: Its fields.
+            source: Where they come from, for messages.
+
+        Raises:
+            InputError: They are not those of a profile.
+        """
+        try:
+            return cls(**{**content, "instructions": tuple(content["instructions"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"{source}: no device's profile ({error}); run hw-probe again") from None
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values for JSON."""

@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import InputError
 from yolov8_nas.measure.open_network import Runner, TensorSpec
 
@@ -283,14 +284,14 @@ def find(name: str, kind: str = "cpu", precision: str = "fp32") -> Runtime:
     return runtime(kind, precision)
 
 
-def of_profile(profile: Mapping[str, Any], precision: str = "fp32") -> Runtime:
+def of_profile(profile: Profile, precision: str = "fp32") -> Runtime:
     """The runtime of the device that hw-probe measured.
 
     Args:
-        profile: The content of `profile.json`.
+        profile: The device.
         precision: `fp32`, `fp16` or `int8`.
     """
-    return find(profile["runtime"]["name"], profile["kind"], precision)
+    return find(profile.runtime["name"], profile.kind, precision)
 
 
 def usable(kind: str = "cpu") -> dict[str, str | None]:

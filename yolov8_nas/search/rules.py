@@ -18,6 +18,7 @@ from scipy.stats import t as student
 
 from yolov8_nas.device.catalogue import tensor_core_types
 from yolov8_nas.device.gpu import theoretical_bandwidth
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, Block, SearchSpace
 from yolov8_nas.space.cost import Attention, cost
 
@@ -67,15 +68,15 @@ class Device:
     l2_mib: float | None = None
 
     @classmethod
-    def of_profile(cls, profile: Mapping[str, Any]) -> Device:
-        """The device that hw-probe measured, from its `profile.json`."""
-        gpu = profile.get("gpu")
+    def of_profile(cls, profile: Profile) -> Device:
+        """The device that hw-probe measured."""
+        gpu = profile.gpu
         if gpu is None:
-            return cls(profile["model"], profile["kind"])
-        bus, clock, l2 = gpu["memory_bus_bits"], gpu["memory_clock_mhz"], profile["caches"].get("L2")
+            return cls(profile.model, profile.kind)
+        bus, clock, l2 = gpu["memory_bus_bits"], gpu["memory_clock_mhz"], profile.caches.get("L2")
         return cls(
-            profile["model"],
-            profile["kind"],
+            profile.model,
+            profile.kind,
             tensor_core_types(gpu["compute_capability"]) if gpu["compute_capability"] else (),
             theoretical_bandwidth(clock, bus) if bus and clock and not gpu["mig"] else None,
             l2 / 1024 if l2 else None,

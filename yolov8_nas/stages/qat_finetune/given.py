@@ -8,9 +8,8 @@ from typing import Final, Literal
 
 import torch
 
-from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.data import dataset
 from yolov8_nas.device.profile import available_cores
-from yolov8_nas.files import read_json
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture
 from yolov8_nas.space.cost import cost
@@ -79,7 +78,7 @@ class Given:
         self.device = "0" if torch.cuda.is_available() else "cpu"
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
         self.names = list(self.supernet.names)
-        self.data = data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
+        self.data = dataset.data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
         self.calibration = calibration_batches(self.data, self.imgsz, CALIBRATION_IMAGES, self.options.batch, self.seed)
         weights = ctx.settings.supernet.weights
         self.starts = Starts(
@@ -89,7 +88,7 @@ class Given:
             self.calibration,
             ctx.partial / "starts",
         )
-        self.images: int = read_json(ctx.inputs["data-prep"] / "dataset.json")["images"]["train"]
+        self.images = dataset.load(ctx.inputs["data-prep"]).images["train"]
 
     def recipe(self, epochs: int, lr: float, *, mosaic: bool = True) -> Recipe:
         """How networks are trained for so many epochs, at such a peak learning rate."""

@@ -10,7 +10,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import is_qat
 
 from yolov8_nas.config import Start
-from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.data import dataset
 from yolov8_nas.files import read_json, write_json
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import StageContext
@@ -90,7 +90,7 @@ class Trainings:
             told = read_json(kept)
             self.done += recipe.epochs
         else:
-            data = data_yaml(
+            data = dataset.data_yaml(
                 self.ctx.inputs["data-prep"], self.ctx.partial, validate_on="search", held_out=(rung % FOLDS, FOLDS)
             )
             network, begun = self.start(arm, entrant)
@@ -125,7 +125,7 @@ class Trainings:
         weights = self.ctx.settings.supernet.weights
         begun = self.begun[name].start
         settings = StockTraining(
-            dataset=read_json(self.ctx.inputs["data-prep"] / "dataset.json")["digest"],
+            dataset=dataset.load(self.ctx.inputs["data-prep"]).digest,
             architecture=self.given.supernet.space.stock.digest,
             start=begun,
             sha256=weights.sha256 if weights and begun == "weights" else None,

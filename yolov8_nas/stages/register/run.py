@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from yolov8_nas.data import dataset
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.files import file_sha256, read_json, tree_files, write_json
 from yolov8_nas.registry import spool
 from yolov8_nas.registry.register import Deployable
@@ -85,15 +87,15 @@ def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
     verdict = VerdictResult.read(ctx.inputs["trt-export"])
     shipped = verdict.shipped
     assert shipped is not None, "a target whose verdict has failed does not come so far"
-    profile = read_json(ctx.inputs["hw-probe"] / "profile.json")
-    runtime = profile["runtime"]
+    profile = Profile.read(ctx.inputs["hw-probe"])
+    runtime = profile.runtime
     described = ctx.out / "architecture.json"
     write_json(described, shipped.architecture.to_dict())
     scores = ctx.inputs["trt-export"] / "evaluation" / f"candidate-{shipped.candidate}-{shipped.precision}.npz"
     return Deployable(
         name=ctx.settings.model,
         files={**tree_files(ctx.inputs["trt-export"] / "model"), described.name: described},
-        hardware_id=profile["id"],
+        hardware_id=profile.id,
         precision=shipped.precision,
         limits=ctx.settings.constraints,
         scale=read_json(ctx.inputs["hw-probe"] / "stock.json")["scale"],
@@ -101,8 +103,8 @@ def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
         metrics=_metrics(shipped, verdict.comparison),
         params={"architecture": described.read_text(), **_params(ctx, nms_free=verdict.nms.nms_free)},
         tags={
-            "hardware": profile["name"],
-            "hardware_model": profile["model"],
+            "hardware": profile.name,
+            "hardware_model": profile.model,
             "runtime": runtime["name"],
             "runtime_version": runtime["version"],
             "architecture": shipped.architecture.digest,
@@ -110,7 +112,7 @@ def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
             **_tags(ctx),
         },
         description=(
-            f"{shipped.precision}, {ctx.settings.imgsz} px, on {profile['model']} with {runtime['name']} "
+            f"{shipped.precision}, {ctx.settings.imgsz} px, on {profile.model} with {runtime['name']} "
             f"{runtime['version']}: mAP50-95 {shipped.map50_95:.3f}, p50 {shipped.latency_ms.p50:.3g} ms; "
             f"keeps {', '.join(ctx.settings.constraints)}"
         ),
@@ -136,7 +138,7 @@ def _metrics(shipped: Shipped, comparison: Difference | None) -> dict[str, float
 def _params(ctx: StageContext[RegisterSettings], *, nms_free: bool) -> dict[str, str]:
     """What the detector is."""
     return {
-        "classes": ", ".join(read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]),
+        "classes": ", ".join(dataset.load(ctx.inputs["data-prep"]).classes),
         "space": ctx.settings.space,
         "imgsz": str(ctx.settings.imgsz),
         "batch": str(ctx.settings.batch),
@@ -150,7 +152,7 @@ def _tags(ctx: StageContext[RegisterSettings]) -> dict[str, str]:
     """What the detector was made from and for."""
     supernet = ctx.inputs["supernet-train"]
     return {
-        "dataset": read_json(ctx.inputs["data-prep"] / "dataset.json")["digest"],
+        "dataset": dataset.load(ctx.inputs["data-prep"]).digest,
         "dataset_name": ctx.settings.model,
         "supernet": file_sha256(supernet / "supernet.safetensors"),
         "supernet_details": file_sha256(supernet / "supernet.json"),

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import torch
 
-from yolov8_nas.data.dataset import data_yaml
-from yolov8_nas.device.profile import available_cores
+from yolov8_nas.data import dataset
+from yolov8_nas.device.profile import Profile, available_cores
 from yolov8_nas.errors import InputError
 from yolov8_nas.export import artifact
 from yolov8_nas.files import atomic_write, read_json, write_json
@@ -92,13 +92,13 @@ class _Search:
         self.start = time.monotonic()
         self.settings = ctx.settings
         self.probe = ctx.inputs["hw-probe"]
-        self.profile = read_json(self.probe / "profile.json")
+        self.profile = Profile.read(self.probe)
         precision = self.settings.precision
         self.runtime = of_profile(self.profile, "fp32" if precision == "best" else precision)
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
         self.supernet.to("cuda:0" if torch.cuda.is_available() else "cpu")
         self.measured = read_json(self.probe / "latency_table.json")["rows"]
-        self.data = data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
+        self.data = dataset.data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
         self.scorer = Scorer(
             self.supernet,
             self.data,
@@ -157,7 +157,7 @@ class _Search:
             export=self.export,
             reference=space.stock,
             runtime=self.runtime,
-            threads=self.profile["threads"],
+            threads=self.profile.threads,
             batch=self.settings.batch,
             probed_ms=probed_ms,
             elsewhere=self.settings.elsewhere,
@@ -312,7 +312,7 @@ def _require_images(data: Path) -> None:
     Raises:
         InputError: The search split has no images.
     """
-    if not read_json(data / "dataset.json")["images"]["search"]:
+    if not dataset.load(data).images["search"]:
         raise InputError(
             f"{data / 'dataset.json'}: the search split has no images, so no network can be scored; "
             "give a train split of at least two images with boxes"

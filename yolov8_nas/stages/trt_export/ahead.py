@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.export.tensorrt_rtx import build_ahead
-from yolov8_nas.files import file_sha256, read_json, write_json
+from yolov8_nas.files import file_sha256, write_json
 from yolov8_nas.measure import tensorrt_rtx
 from yolov8_nas.measure.engine_file import read_manifest, told_of
 from yolov8_nas.measure.runtime import find
@@ -62,7 +63,7 @@ def run(ctx: StageContext[ExportSettings]) -> None:
     """
     try:
         with ctx.host.computing():
-            profile = read_json(ctx.inputs["hw-probe"] / "profile.json")
+            profile = Profile.read(ctx.inputs["hw-probe"])
             found = sources(ctx.inputs["qat-finetune"], WANTED[ctx.settings.precision])
             built = engines(replace(ctx, out=ctx.partial / ENGINES), profile, found)
     except (InputError, StageError) as error:
@@ -73,7 +74,7 @@ def run(ctx: StageContext[ExportSettings]) -> None:
     write_json(ctx.out / FILE, {"built": True, "reason": None, "engines": told})
 
 
-def engines(ctx: StageContext[ExportSettings], profile: Mapping[str, Any], found: Sequence[Source]) -> Path:
+def engines(ctx: StageContext[ExportSettings], profile: Profile, found: Sequence[Source]) -> Path:
     """The engines of networks and the ONNX files that they are of, taken from the store or built here.
 
     Args:
@@ -90,9 +91,10 @@ def engines(ctx: StageContext[ExportSettings], profile: Mapping[str, Any], found
             layer of a file.
         StageError: It cannot build one, or a checkpoint cannot be exported.
     """
+    assert profile.gpu is not None, "this compiler builds for GPUs alone"
     settings = EngineSettings(
-        compiler=profile["runtime"]["version"],
-        capability=profile["gpu"]["compute_capability"],
+        compiler=profile.runtime["version"],
+        capability=profile.gpu["compute_capability"],
         networks={source.name: file_sha256(source.checkpoint) for source in found},
         imgsz=ctx.settings.imgsz,
         batch=ctx.settings.batch,

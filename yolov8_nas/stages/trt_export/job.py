@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.data import dataset
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.evaluation import Evaluation, Evaluator
 from yolov8_nas.files import read_json, read_kept
 from yolov8_nas.measure.runtime import RUNTIMES, find
@@ -37,11 +38,11 @@ class Job:
         self.nms_free = ctx.settings.nms_free
         self.tuned = ctx.inputs["qat-finetune"]
         self.summary = FinetuneResult.read(self.tuned)
-        self.classes: list[str] = read_json(ctx.inputs["data-prep"] / "dataset.json")["classes"]
+        self.classes = list(dataset.load(ctx.inputs["data-prep"]).classes)
         self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
-        self.profile: dict[str, Any] = read_json(ctx.inputs["hw-probe"] / "profile.json")
-        self.threads: int = self.profile["threads"]
-        kind, name = self.profile["kind"], self.profile["runtime"]["name"]
+        self.profile = Profile.read(ctx.inputs["hw-probe"])
+        self.threads = self.profile.threads
+        kind, name = self.profile.kind, self.profile.runtime["name"]
         # FP32 always on a CPU: it is what INT8 is compared with. On a GPU precision may be the runtime's own setting.
         precisions = ("fp32", "int8") if kind == "cpu" else self.wanted
         self.runtimes = {p: find(name, kind, p) for p in precisions if p in RUNTIMES[name].precisions[kind]}
@@ -61,7 +62,7 @@ class Job:
     def evaluator(self, split: Literal["search", "val"]) -> Evaluator:
         """Scores on a split; one for all files, since it reads the images."""
         if split not in self.evaluators:
-            data = data_yaml(self.ctx.inputs["data-prep"], self.ctx.partial, validate_on=split)
+            data = dataset.data_yaml(self.ctx.inputs["data-prep"], self.ctx.partial, validate_on=split)
             self.evaluators[split] = Evaluator(data, imgsz=self.imgsz, batch=BATCH, work=self.ctx.partial / "work")
         return self.evaluators[split]
 
