@@ -29,6 +29,7 @@ from yolov8_nas.measure import tensorrt_rtx as rtx
 from yolov8_nas.measure.benchmark import Measurement, Percentiles, Timing
 from yolov8_nas.measure.engine_file import read_manifest
 from yolov8_nas.report.step import tell
+from yolov8_nas.run import local
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
     Budget,
@@ -199,6 +200,15 @@ def test_what_cannot_be_built_ahead_is_told_and_left_to_the_device(
     assert "1.7" in told["reason"] and "the device was measured with 1.8.0" in told["reason"]
     # With the compiler there, the same step of the same run builds.
     assert run_ahead(inputs, tmp_path)[1]["built"] is True
+
+
+def test_on_one_machine_it_is_shown_where_it_runs() -> None:
+    targets = [TARGET, {"hardware": "cpu-1t", "constraints": ["latency<=5ms"]}]
+    shown = local._expected(RunConfig.parse({"imgsz": SIDE, "targets": targets}, "test"))
+    names = [stage for stage, label in shown if label == LABEL]
+    assert names == ["hw-probe", "search", "qat-finetune", "build-ahead", "trt-export", "register"]
+    assert [stage for stage, label in shown if label == "cpu-1t-fp32"] == [n for n in names if n != "build-ahead"]
+    assert [stage for stage, label in shown if label is None] == ["data-prep", "supernet-train"]
 
 
 @compiled

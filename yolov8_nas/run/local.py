@@ -43,6 +43,8 @@ from yolov8_nas.runner.stage import (
     target_labels,
 )
 from yolov8_nas.stages import find_stage
+from yolov8_nas.stages.trt_export import AHEAD
+from yolov8_nas.stages.trt_export.settings import BUILT_AHEAD
 
 SHARED_STAGES: Final = ("data-prep", "supernet-train")
 
@@ -147,7 +149,6 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
     if told := close_killed(workdir, config):
         console.print(told, markup=False, highlight=False, soft_wrap=True)
     run_id = _run_id(config, workdir)
-    labels = target_labels(config)
     for stale in (summary_file, workdir / "report.html", logs / "progress.jsonl", logs / FAILURES_LOG):
         stale.unlink(missing_ok=True)
     request = {
@@ -161,11 +162,7 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
     }
     write_json(logs / "pipeline.json", request)
     environment = {**os.environ, **_environment(logs), **keys_of(config), PARENT_VARIABLE: str(os.getpid())}
-    branch = [stage for stage in STAGES if stage not in SHARED_STAGES]
-    expected: list[tuple[str, str | None]] = [("data-prep", None)]
-    expected += [("hw-probe", label) for label in labels]
-    expected += [("supernet-train", None)]
-    expected += [(stage, label) for label in labels for stage in branch if stage != "hw-probe"]
+    expected = _expected(config)
     with (
         (logs / "pipeline.log").open("ab") as log,
         Display(logs / "progress.jsonl", expected, console) as display,
@@ -183,6 +180,21 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
     _finish(workdir)
     summary: dict[str, Any] = read_json(summary_file)
     return summary
+
+
+def _expected(config: RunConfig) -> list[tuple[str, str | None]]:
+    """The stages of a run with their targets, in the order in which they begin on one machine."""
+    branch = [stage for stage in STAGES if stage not in SHARED_STAGES]
+    labels = target_labels(config)
+    expected: list[tuple[str, str | None]] = [("data-prep", None), *(("hw-probe", label) for label in labels)]
+    expected.append(("supernet-train", None))
+    for label, target in zip(labels, config.targets, strict=True):
+        for stage in branch:
+            if stage == "trt-export" and target.runtime in BUILT_AHEAD:
+                expected.append((AHEAD.name, label))
+            if stage != "hw-probe":
+                expected.append((stage, label))
+    return expected
 
 
 def _last_words(logs: Path) -> str:
