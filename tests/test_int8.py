@@ -331,6 +331,20 @@ def test_parts_are_weighed_by_latency_and_accuracy_together() -> None:
     assert worth(variant(["stem"], 0.05), Speed(1.0, 1.0, 1.0), quantized) < worth(same, Speed(9, 9, 9), quantized)
 
 
+def test_latencies_that_were_disturbed_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized, stem = speedy([], 0.05, 2.0), speedy(["stem"], 0.004, 2.1)
+    noisy = replace(stem, latency=Speed(2.1, 1.0, 4.0, disturbed=True))
+    for part, words in (
+        (stem, ""),
+        (noisy, "1 of 3 latencies are disturbed: measure again when nothing else computes"),
+    ):
+        found = Sensitivity(8, "search", 64, 0.5, 0.5, quantized, (part,), (), part, "cpu-1t", Speed(3.0, 2.9, 3.1))
+        monkeypatch.setattr(process, "call", lambda *_, found=found, **__: found)
+        told = CliRunner().invoke(app, ["sensitivity", "stock.pt", "--data", "somewhere"], env={"COLUMNS": "160"})
+        text = " ".join(told.output.split())
+        assert told.exit_code == 0 and words in text and ("disturbed" in text) == bool(words)
+
+
 def test_the_front_holds_what_nothing_beats_in_both() -> None:
     variants = [
         speedy([], 0.05, 2.0),

@@ -70,11 +70,13 @@ class Speed:
         p50: Its median in ms.
         low: Lower end of the median's 95% interval.
         high: Upper end.
+        disturbed: Whether something else computed meanwhile, and too few rounds were without it.
     """
 
     p50: float
     low: float
     high: float
+    disturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ class Clock:
         files = list(self.files.values())
         measured = measure_files(files, threads=self.target.threads, runtime=self._runtime(()), reference=files[0])
         return {
-            kept: Speed(one.latency_ms.p50, *one.interval_ms) for kept, one in zip(self.files, measured, strict=True)
+            kept: Speed(one.latency_ms.p50, *one.interval_ms, one.disturbed)
+            for kept, one in zip(self.files, measured, strict=True)
         }
 
     def _runtime(self, kept: tuple[str, ...] | None) -> Runtime:

@@ -93,7 +93,11 @@ def _caption(found: Sensitivity) -> str:
     told = "In brackets 95% intervals over images. What is regained, and the word, are against INT8."
     if not found.target:
         return told
-    return f"{told} Latency on {found.target}; front: no other is both as fast and as accurate."
+    told += f" Latency on {found.target}; front: no other is both as fast and as accurate."
+    speeds = [found.float_latency, *(v.latency for v in (found.quantized, *found.parts, *found.sets))]
+    if disturbed := sum(speed.disturbed for speed in speeds if speed):
+        told += f" {disturbed} of {len(speeds)} latencies are disturbed: measure again when nothing else computes here."
+    return told
 
 
 def _milliseconds(latency: Speed | None) -> str:
