@@ -20,6 +20,7 @@ from fabricated import GPU_PROFILE
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.evaluation import Evaluator
 from yolov8_nas.export.tensorrt_rtx import NOWHERE
@@ -148,7 +149,7 @@ def test_a_cpu_node_leaves_the_engines_in_the_store_and_the_export_takes_them_ov
     monkeypatch.setattr(rtx, "compiler", no_compiler)
     found = sources(inputs["qat-finetune"], ("fp16",))
     ctx = context(inputs, tmp_path / "export", tmp_path / "store", version)
-    folder = ahead.engines(replace(ctx, out=ctx.partial), profile(version), found)
+    folder = ahead.engines(replace(ctx, out=ctx.partial), Profile.read(inputs["hw-probe"]), found)
     for name in NAMES:
         for suffix in (".engine", ".engine.json", ".onnx"):
             assert (folder / f"{name}{suffix}").read_bytes() == (kept / "outputs" / f"{name}{suffix}").read_bytes()
@@ -163,7 +164,7 @@ def test_a_damaged_engine_in_the_store_is_built_again(inputs: dict[str, Path], t
     engine.write_bytes(whole[:-1] + b"?")
     found = sources(inputs["qat-finetune"], ("fp16",))
     ctx = context(inputs, tmp_path / "export", tmp_path / "store")
-    folder = ahead.engines(replace(ctx, out=ctx.partial), profile(), found)
+    folder = ahead.engines(replace(ctx, out=ctx.partial), Profile.read(inputs["hw-probe"]), found)
     assert read_manifest(folder / engine.name).size == len(whole)
     assert read_manifest(engine).sha256 == file_sha256(folder / engine.name)
 
@@ -180,7 +181,8 @@ def test_an_engine_of_another_file_is_not_taken_over(
     monkeypatch.setattr(ahead, "_make", mixed)
     ctx = context(inputs, tmp_path, tmp_path / "store")
     with pytest.raises(StageError, match=r"stock-fp16\.engine: built of another file than stock-fp16\.onnx"):
-        ahead.engines(replace(ctx, out=ctx.partial), profile(), sources(inputs["qat-finetune"], ("fp16",)))
+        found = sources(inputs["qat-finetune"], ("fp16",))
+        ahead.engines(replace(ctx, out=ctx.partial), Profile.read(inputs["hw-probe"]), found)
 
 
 def test_what_cannot_be_built_ahead_is_told_and_left_to_the_device(
