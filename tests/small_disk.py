@@ -46,25 +46,22 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def twice(disk: Path, given: Path, left_out: list[str], free: int, asked: list[str]) -> dict[str, Any]:
+def twice(disk: Path, given: Path, kept: list[str], made: list[str], free: int, asked: list[str]) -> dict[str, Any]:
     """Give a command twice: with little room beside the copy of a store, and with enough.
 
     Args:
         disk: Where the small disk is; the store is `store` there, and MLflow's database beside it.
         given: The store.
-        left_out: Results, `STAGE/KEY`, that are to be made anew.
+        kept: What is copied of it.
+        made: Results, `STAGE/KEY`, that are made anew.
         free: Bytes that are free the first time.
         asked: The command.
 
     Returns:
         Of each time the exit status and what stood on standard error, and the digests of what was made anew.
     """
-
-    def others(folder: str, names: list[str]) -> set[str]:
-        place = Path(folder).relative_to(given).as_posix()
-        return {name for name in names if f"{place}/{name}" in left_out}
-
-    shutil.copytree(given, disk / "store", ignore=others)
+    for name in kept:
+        shutil.copytree(given / name, disk / "store" / name)
     (disk / "mlflow").mkdir()
     shutil.copy(given.parent / "mlflow" / "mlflow.db", disk / "mlflow")
     ballast = fill(disk, free)
@@ -74,9 +71,9 @@ def twice(disk: Path, given: Path, left_out: list[str], free: int, asked: list[s
         told.append({"status": done.returncode, "error": done.stderr})
         if full:
             ballast.unlink()
-    return {"told": told, "made": {name: digests(disk / "store" / name / "outputs") for name in left_out}}
+    return {"told": told, "made": {name: digests(disk / "store" / name / "outputs") for name in made}}
 
 
 if __name__ == "__main__":
-    _, disk, given, left_out, free, *asked = sys.argv
-    print(json.dumps(twice(Path(disk), Path(given), json.loads(left_out), int(free), asked)))
+    _, disk, given, kept, made, free, *asked = sys.argv
+    print(json.dumps(twice(Path(disk), Path(given), json.loads(kept), json.loads(made), int(free), asked)))
