@@ -133,6 +133,7 @@ DEVICE: Final = [
     Attack("a profile that is nothing", _sent(profile=None), "profile"),
     Attack("an id that leads up", _sent(profile={**PROFILE, "id": "../../x"}), "profile.id"),
     Attack("a runtime without a version", _sent(profile={**PROFILE, "runtime": {"name": "x"}}), "without name and"),
+    Attack("a profile with a part more", _sent(profile={**PROFILE, "__class__": 1}), "profile.__class__"),
     Attack("no key", _sent(without="key"), "key: Field required"),
     Attack("the key of another device", _sent(key={**RESULTS["key"], "model": "Another"}), "another device"),
     Attack("no bundle", _sent(without="bundle"), "holds no measurements"),

@@ -19,7 +19,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.export.onnx_file import read_onnx
 from yolov8_nas.files import read_json, write_json
-from yolov8_nas.registry import champions, promote, pull, query, register, spool, tracking
+from yolov8_nas.registry import champions, compare, promote, pull, query, register, spool, tracking
 from yolov8_nas.run import local, retraining
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Stage, StageContext, open_store, run_stage
@@ -1388,6 +1388,15 @@ def test_a_signature_of_another_version_is_worth_nothing(
         pull.pull(attacked.uri, "another/1", tmp_path / "pulled")
     with pytest.raises(StageError, match="altered, or is another's"):
         promote.promote(attacked.uri, "another/1")
+
+
+@pytest.mark.parametrize("described", [None, "[]", "{}", "x", '{"convs": {}, "blocks": []}', "9" * 30])
+def test_an_architecture_that_is_none_is_told(described: str | None, registry: Registry) -> None:
+    version = query.find(registry.uri, registry.model)
+    params = {key: value for key, value in version.params.items() if key != "architecture"}
+    altered = replace(version, params={**params, **({"architecture": described} if described else {})})
+    with pytest.raises(InputError, match="its parameter architecture is none"):
+        list(compare._architecture(version, altered))
 
 
 def test_limits_in_another_order_are_others(attacked: Registry, signed: Callable[..., None], tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ class _Failed(_Part):
 class _Profile(_Part):
     """A device as `Profile.to_dict` writes it."""
 
+    model_config = ConfigDict(extra="forbid")
+
     name: _Word
     id: Annotated[str, Field(pattern="^[a-z0-9-]{1,200}$")]
     kind: Annotated[str, Field(pattern="^(cpu|gpu)$")]

@@ -160,20 +160,25 @@ def _as_registered(one: RegisteredVersion, other: RegisteredVersion) -> list[dic
 def _architecture(one: RegisteredVersion, other: RegisteredVersion) -> Iterator[dict[str, Any]]:
     """The parts of the network, and whether each is the same in both."""
     keys = ("space", "imgsz", "batch")
-    parts = [
-        {
-            **{key: version.params.get(key) for key in keys},
-            **_parts(parse_json(version.params["architecture"], "parameter architecture")),
-        }
-        for version in (one, other)
-    ]
+    parts = [{**{key: version.params.get(key) for key in keys}, **_parts(version)} for version in (one, other)]
     for what in {**parts[0], **parts[1]}:
         first, second = parts[0].get(what), parts[1].get(what)
         yield {"what": what, "first": first, "second": second, "same": first == second}
 
 
-def _parts(architecture: Mapping[str, Any]) -> dict[str, str]:
-    """An architecture as a line of text per part."""
+def _parts(version: RegisteredVersion) -> dict[str, str]:
+    """The architecture of a version as a line of text per part.
+
+    Raises:
+        InputError: It is not recorded, or is none.
+    """
+    try:
+        return _lines(parse_json(version.params["architecture"], "parameter architecture"))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{version}: its parameter architecture is none ({error}); register it again") from None
+
+
+def _lines(architecture: Mapping[str, Any]) -> dict[str, str]:
     lines = {"widths of down-sampling": ", ".join(f"{name} {width}" for name, width in architecture["convs"].items())}
     for name, block in architecture["blocks"].items():
         lines[name] = ", ".join(f"{key} {value}" for key, value in block.items())

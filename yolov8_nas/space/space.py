@@ -194,7 +194,7 @@ class Architecture:
                 ),
                 sppf_kernel=_within(data["sppf"]["kernel"], 1, _DEEPEST),
                 sppf_width=_within(data["sppf"]["width"], 1, _WIDEST),
-                attention=_within(data.get("attention", 0), 0, _DEEPEST),
+                attention=_within(_count(data.get("attention", 0)), 0, _DEEPEST),
                 head=Head(_known(detect["classes"], CLASS_BRANCHES), _within(detect["reg_max"], 1, _DEEPEST))
                 if detect is not None
                 else Head(),
@@ -498,6 +498,11 @@ def _within(value: Any, low: float, high: float, kind: type[int] | type[float] =
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or not low <= value <= high:
         raise ValueError(f"{value!r} is not a number ({kind.__name__}) from {low} to {high}")
     return value
+
+
+def _count(value: Any) -> Any:
+    """A number; some descriptions of registered models say whether there is any."""
+    return int(value) if isinstance(value, bool) else value
 
 
 def _known(value: Any, names: Sequence[str]) -> str:
