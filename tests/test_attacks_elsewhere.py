@@ -9,6 +9,7 @@ import base64
 import copy
 import gzip
 import hashlib
+import io
 import json
 import os
 import threading
@@ -21,7 +22,7 @@ from typing import Any, Final
 import pytest
 import yaml
 from kfp import dsl
-from test_attacks_reading import Attack, hold
+from test_attacks_reading import Attack, hold, ready
 from typer.testing import CliRunner
 
 from components import step
@@ -187,9 +188,14 @@ def _nodes(**changes: Any) -> Mapping[str, Any]:
     return {"metadata": {"name": "run"}, "status": {"nodes": {"x": _node(**changes)}}}
 
 
-def _bomb(_: Path) -> object:
-    packed = _packed(b"[" + b" " * 2**30 + b"]")
-    return _followed({"status": {"compressedNodes": packed}})(_)
+def _bomb(folder: Path) -> object:
+    buffer = io.BytesIO()
+    with gzip.open(buffer, "wb", compresslevel=1) as file:
+        for part in (b"[", *[b" " * 2**20] * 1024, b"]"):
+            file.write(part)
+    packed = base64.b64encode(buffer.getvalue()).decode()
+    ready()
+    return _followed({"status": {"compressedNodes": packed}})(folder)
 
 
 CLUSTER: Final = [
