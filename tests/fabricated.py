@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.files import write_json
+from yolov8_nas.runner.results import (
+    Budget,
+    CandidatesHalving,
+    FinetuneResult,
+    Halving,
+    Rival,
+    TrainingRecipe,
+    Tuned,
+    TunedCandidate,
+)
 from yolov8_nas.space import SearchSpace
 
 CONFIG = RunConfig.parse(
@@ -50,6 +61,28 @@ GPU_PROFILE = PROFILE | {
 
 
 TRAINING = {"start": "weights", "begun_with": "yolov8n.pt", "epochs": 8, "computing": 1e12}
+
+
+def write_tuned(folder: Path, rows: Mapping[str, Tuned], recipe: TrainingRecipe, *, expected: Sequence[float]) -> None:
+    """Write what qat-finetune tells of two candidates and stock.
+
+    Args:
+        folder: The stage's result.
+        rows: What it tells of each, by the folder of its checkpoints.
+        recipe: How networks were trained.
+        expected: What is expected of each candidate.
+    """
+    none = Halving(rungs=(), ranking=())
+    candidates = [TunedCandidate(**dict(rows[f"candidates/{i}"]), index=i, expected=e) for i, e in enumerate(expected)]
+    FinetuneResult(
+        candidates=tuple(candidates),
+        baseline=Rival(**dict(rows["baseline"]), name="YOLOv8n", form="unrolled", halving=none),
+        rescaled=None,
+        qat=recipe,
+        halving=CandidatesHalving(
+            **dict(none), budget=Budget(epochs=recipe.epochs, stock_trainings=1, taught_by_stock=0)
+        ),
+    ).write(folder)
 
 
 def measured_alike(p50: float) -> dict[str, Any]:

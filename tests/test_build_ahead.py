@@ -16,7 +16,7 @@ import detection
 import pytest
 import torch
 from exports import SIDE
-from fabricated import GPU_PROFILE
+from fabricated import GPU_PROFILE, write_tuned
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.device.host import HostLock
@@ -33,14 +33,8 @@ from yolov8_nas.report.step import tell
 from yolov8_nas.run import local
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
-    Budget,
-    CandidatesHalving,
-    FinetuneResult,
-    Halving,
-    Rival,
     TrainingRecipe,
     Tuned,
-    TunedCandidate,
 )
 from yolov8_nas.runner.stage import Outcome, StageContext, run_stage
 from yolov8_nas.space import SearchSpace
@@ -88,15 +82,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             start="scratch", begun_with="random weights", computing={"training": 1.0}, distilled=False, epochs=1,
             recipe=TrainingRecipe(**asdict(recipe)), seconds=1.0,
         )  # fmt: skip
-    none = Halving(rungs=(), ranking=())
-    candidates = [TunedCandidate(**dict(rows[f"candidates/{i}"]), index=i, expected=float(i)) for i in range(2)]
-    FinetuneResult(
-        candidates=tuple(candidates),
-        baseline=Rival(**dict(rows["baseline"]), name="YOLOv8n", form="unrolled", halving=none),
-        rescaled=None,
-        qat=TrainingRecipe(**asdict(recipe)),
-        halving=CandidatesHalving(**dict(none), budget=Budget(epochs=1, stock_trainings=1, taught_by_stock=0)),
-    ).write(folders["qat-finetune"])
+    write_tuned(folders["qat-finetune"], rows, TrainingRecipe(**asdict(recipe)), expected=(0.0, 1.0))
     limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 5.0, "unit": "ms", "text": ""}
     write_json(folders["hw-probe"] / "constraints.json", [limit])
     write_json(folders["search"] / "search.json", {"objective": None})

@@ -38,14 +38,8 @@ from yolov8_nas.measure.protocol import VERIFY, Protocol
 from yolov8_nas.measure.runtime import Runtime
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
-    Budget,
-    CandidatesHalving,
-    FinetuneResult,
-    Halving,
-    Rival,
     TrainingRecipe,
     Tuned,
-    TunedCandidate,
 )
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
@@ -182,16 +176,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
             recipe=TrainingRecipe(**asdict(recipe)),
             seconds=1.0,
         )
-    none = Halving(rungs=(), ranking=())
     # Of candidates is expected as much as their checkpoints had: the file's score decides.
-    candidates = [TunedCandidate(**dict(rows[f"candidates/{i}"]), index=i, expected=0.0) for i in range(2)]
-    FinetuneResult(
-        candidates=tuple(candidates),
-        baseline=Rival(**dict(rows["baseline"]), name="YOLOv8n", form="unrolled", halving=none),
-        rescaled=None,
-        qat=TrainingRecipe(**asdict(recipe)),
-        halving=CandidatesHalving(**dict(none), budget=Budget(epochs=12, stock_trainings=1, taught_by_stock=0)),
-    ).write(root / "qat-finetune")
+    fabricated.write_tuned(root / "qat-finetune", rows, TrainingRecipe(**asdict(recipe)), expected=(0.0, 0.0))
     limits = [{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 5.0, "unit": "ms", "text": ""}]
     (root / "hw-probe").mkdir()
     (root / "hw-probe" / "constraints.json").write_text(json.dumps(limits))

@@ -20,7 +20,6 @@ from yolov8_nas.files import file_sha256, write_json
 from yolov8_nas.measure import tensorrt_rtx
 from yolov8_nas.measure.engine_file import read_manifest, told_of
 from yolov8_nas.measure.runtime import find
-from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.trt_export.settings import WANTED, ExportSettings
 from yolov8_nas.stages.trt_export.sources import Form, Source, sources, write
@@ -34,26 +33,18 @@ ENGINES_VERSION: Final = 1
 FILE: Final = "ahead.json"
 
 
-class EngineSettings(StageSettings):
-    """All that the engines depend on.
+class EngineSettings(Form):
+    """All that the engines depend on: the form of their files, and
 
     Attributes:
         compiler: Version of TensorRT for RTX, the one that the device was measured with.
         capability: The compute capability that they are for.
         networks: SHA-256 of each checkpoint, by the name of its files.
-        imgsz: Side of the square network input in pixels.
-        batch: Images per inference.
-        nms_free: Whether networks have the head that needs no non-maximum suppression.
-        keep_float: Parts that stay in floating point where networks are quantized.
     """
 
     compiler: str
     capability: str
     networks: Mapping[str, str]
-    imgsz: int
-    batch: int
-    nms_free: bool
-    keep_float: tuple[str, ...]
 
 
 def run(ctx: StageContext[ExportSettings]) -> None:
@@ -118,10 +109,9 @@ def _make(ctx: StageContext[EngineSettings], found: Sequence[Source]) -> None:
             f"TensorRT for RTX {here} is installed here, and the device was measured with {settings.compiler}: an "
             "engine runs with the version that built it; install that one"
         )
-    form = Form(settings.imgsz, settings.batch, settings.nms_free, settings.keep_float)
     for number, source in enumerate(found, 1):
         ctx.progress.note(f"building {source.name} for compute capability {settings.capability}")
         onnx = ctx.out / f"{source.name}.onnx"
-        write(source, onnx, find(tensorrt_rtx.RUNTIME, "gpu", source.precision), form)
+        write(source, onnx, find(tensorrt_rtx.RUNTIME, "gpu", source.precision), settings)
         build_ahead(onnx, onnx.with_suffix(".engine"), capabilities=[settings.capability])
         ctx.progress.update(number, len(found), f"built {source.name}")

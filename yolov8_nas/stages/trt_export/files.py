@@ -89,13 +89,14 @@ def export_files(job: Job) -> list[Exported]:
     found = sources(job.tuned, job.runtimes)
     if job.runtime.name == tensorrt_rtx.RUNTIME:
         ahead.engines(replace(job.ctx, out=job.ctx.partial), job.profile, found)
+    form = Form(imgsz=job.imgsz, batch=job.batch, nms_free=job.nms_free, keep_float=job.keep_float)
     files = []
     for source in found:
         runtime = job.runtimes[source.precision]
         onnx = job.ctx.partial / f"{source.name}.onnx"
         runs = onnx.with_suffix(runtime.suffix)
         if runtime.name != tensorrt_rtx.RUNTIME:
-            write(source, onnx, runtime, Form(job.imgsz, job.batch, job.nms_free, job.keep_float))
+            write(source, onnx, runtime, form)
             if runtime.suffix == ".pt":
                 copy_file(source.checkpoint, runs)
             elif runs != onnx:

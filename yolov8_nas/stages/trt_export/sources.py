@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from yolov8_nas.export import artifact
 from yolov8_nas.export.verification import verify_onnx
 from yolov8_nas.measure.runtime import Runtime
 from yolov8_nas.runner.results import FinetuneResult, Rival, TunedCandidate
+from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.train.quantization import load_network, require_recipe
 
 STOCK: Final = "stock"
@@ -48,8 +49,7 @@ class Source:
         return self.folder / CHECKPOINTS[self.precision]
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(StageSettings):
     """The form of all files of an export.
 
     Attributes:
@@ -62,7 +62,7 @@ class Form:
     imgsz: int
     batch: int
     nms_free: bool
-    keep_float: Sequence[str]
+    keep_float: tuple[str, ...]
 
 
 def sources(tuned: Path, precisions: Iterable[str]) -> list[Source]:
