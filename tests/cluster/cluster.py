@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ POLL: Final = 5.0
 
 RUN_WITHIN: Final = 3600.0
 """Seconds for a run of the miniature."""
+
+CPU_VARIABLE: Final = "YOLOV8_NAS_TEST_CPU"
+"""Environment variable with the cores of a step that trains or measures, such as 500m, for several tests at once."""
 
 
 @dataclass
@@ -78,10 +82,35 @@ class Cluster:
         assert fails or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stderr if fails and done.returncode else done.stdout
 
-    def can(self, account: str, verb: str, resource: str) -> bool:
-        """Whether a service account may do something in the namespace."""
-        who = f"--as=system:serviceaccount:{self.namespace}:{account}"
-        return self.kubectl("auth", "can-i", verb, resource, who, fails=True).strip() == "yes"
+    def rights(self, account: str, asked: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Which of these a service account may do in the namespace.
+
+        Asked by SubjectAccessReview, as Kubeflow does: `kubectl auth can-i` knows no resource of Kubeflow's, since
+        there is none in Kubernetes, and says no.
+
+        Args:
+            account: Name of the service account.
+            asked: Verbs and resources, as `("get", "runs.pipelines.kubeflow.org")`.
+        """
+        asked = list(asked)
+        reviews = []
+        for verb, resource in asked:
+            name, _, group = resource.partition(".")
+            what = {"namespace": self.namespace, "verb": verb, "resource": name, "group": group}
+            who = {
+                "user": f"system:serviceaccount:{self.namespace}:{account}",
+                "groups": [
+                    "system:serviceaccounts",
+                    f"system:serviceaccounts:{self.namespace}",
+                    "system:authenticated",
+                ],
+            }
+            review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview"}
+            reviews.append(review | {"metadata": {}, "spec": who | {"resourceAttributes": what}})
+        content = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews})
+        line = '{.status.allowed}{"\\n"}'
+        answers = self.kubectl("create", "-f", "-", "-o", f"jsonpath={line}", content=content).splitlines()
+        return {one for one, allowed in zip(asked, answers, strict=True) if allowed == "true"}
 
     def submit(self, *options: str, **changes: Any) -> Run:
         """Start the miniature, under a model name of its own, so that nothing of it lies in the store.
@@ -90,20 +119,39 @@ class Cluster:
             options: Further options of `submit`.
             changes: Keys laid over its configuration.
         """
+        return self.submit_file(self.configuration(**changes), *options)
+
+    def configuration(self, **changes: Any) -> Path:
+        """A file with the miniature, under a name of its own, and keys laid over it."""
         unique = uuid.uuid4()
         settings = {"name": f"cluster-test-{unique.hex[:8]}", "seed": unique.int % 2**31}
         settings |= yaml.safe_load(MINIATURE.read_text()) | changes
         file = self.folder / f"{unique.hex}.yaml"
         file.write_text(yaml.safe_dump(settings))
-        return self.submit_file(file, *options)
+        return file
+
+    def command(self, *arguments: str) -> str:
+        """What a command of `yolov8-nas` that speaks of the cluster says."""
+        done = subprocess.run(self._command(*arguments), capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def _command(self, *arguments: str) -> list[str]:
+        access = ["--host", self.host, "--namespace", self.namespace]
+        access += ["--token-file", str(self.token_file)] if self.token_file else []
+        return [sys.executable, "-m", "pipelines.cli", *arguments, *access]
 
     def submit_file(self, file: Path, *options: str) -> Run:
         """Start what a file says, and follow it."""
-        access = ["--host", self.host, "--namespace", self.namespace]
-        access += ["--token-file", str(self.token_file)] if self.token_file else []
-        command = [sys.executable, "-m", "pipelines.cli", "submit", str(file), *access, "--watch", "--poll", str(POLL)]
+        if cpu := os.environ.get(CPU_VARIABLE):
+            room = ["--param", f"training_cpu={cpu}", "--param", f"target_pools={{cpu-1t: {{cpu: {cpu}}}}}"]
+            options = (*room, *options)  # what a test asks for comes after, and counts
         process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+            self._command("submit", str(file), "--watch", "--poll", str(POLL), *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
         )
         assert process.stdout is not None
         said = ""
@@ -141,6 +189,15 @@ class Cluster:
 
         step: Step = until(look, within, f"{name}: {state}")
         return step
+
+    def cancel(self, run: Run) -> None:
+        """End a run as the button of Kubeflow's UI does."""
+        self.server.client.terminate_run(run.id)
+
+    def pods(self, run: Run) -> dict[str, str]:
+        """Phases of a run's pods, by name."""
+        found = json.loads(self.kubectl("get", "pods", "-l", f"pipeline/runid={run.id}", "-o", "json"))["items"]
+        return {pod["metadata"]["name"]: pod["status"]["phase"] for pod in found}
 
     def pod(self, run: Run, step: str) -> str:
         """The pod of a step that runs, by the step's name in the pipeline."""

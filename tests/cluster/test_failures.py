@@ -1,7 +1,11 @@
-"""Scenario 5: what people see of a step that fails or can't begin, and that it does not hang for ever."""
+"""Scenario 5: what people see of a step that fails or can't begin, and that it does not hang for ever.
+
+The volume is filled where YOLOV8_NAS_TEST_FILL=1 allows it: one that has no size of its own is the disk of a node.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -9,6 +13,8 @@ from cluster import Cluster
 
 SOON = 600.0
 """Seconds in which each of these is to be told."""
+
+FILL = "YOLOV8_NAS_TEST_FILL"
 
 AT_ONCE = ("--unschedulable", "0.02")
 
@@ -59,3 +65,18 @@ def test_an_image_that_is_missing_is_told(cluster: Cluster, monkeypatch: pytest.
     run = cluster.submit()
     step = cluster.wait_for(run, "Train the supernet", "waits", SOON)
     assert "ImagePull" in step.why and "yolov8-nas-pull" in step.why
+
+
+@pytest.mark.skipif(FILL not in os.environ, reason=f"{FILL}=1 allows the volume to be filled")
+def test_a_full_volume_is_told_and_the_run_goes_on_when_there_is_room(cluster: Cluster) -> None:
+    filler = "/store/.cluster-test-filler"
+    file = cluster.configuration()
+    cluster.in_pod(f"dd if=/dev/zero of={filler} bs=1M 2>/dev/null; truncate -s -2M {filler}")
+    try:
+        full = cluster.submit_file(file)
+        assert cluster.end(full, SOON) == 1
+        assert "No space left" in full.output or "no room" in full.output, full.output
+    finally:
+        cluster.in_pod(f"rm {filler}")
+    again = cluster.submit_file(file)
+    assert cluster.end(again) == 0, again.output

@@ -5,7 +5,14 @@ from __future__ import annotations
 from cluster import Cluster
 
 CPU = {"hardware": "cpu-1t", "precision": "fp32", "constraints": ["latency<=60s"]}
-BRANCH = ("Measure the device", "Search networks", "Fine-tune and quantize", "Export and verify", "Register the model")
+BRANCH = (
+    "Measure the device",
+    "Search networks",
+    "Fine-tune and quantize",
+    "Build engines ahead",
+    "Export and verify",
+    "Register the model",
+)
 SHARED = ("Check and open the run", "Prepare the dataset", "Train the supernet", "Write the report", "Give the verdict")
 
 

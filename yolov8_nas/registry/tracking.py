@@ -75,6 +75,7 @@ _PARTS_LOST: Final = "Failed to upload at least one part"
 _PLATFORM: Final = ("mlflow", "requests", "urllib3", "boto3", "botocore", "s3transfer", "sqlalchemy")
 """Packages whose errors tell of the server, its database or its artifact store."""
 
+_LONGEST: Final = 300  # letters of what an error of somebody else says
 _CONFLICTS: Final = 6
 """How often work that met another writer is done again before its error stands."""
 
@@ -297,8 +298,9 @@ def _conflict(error: Exception) -> bool:
 
 def said(error: Exception, uri: str) -> str:
     """What an error says, on one line and without the credentials of a tracking URI."""
-    words = " ".join(str(error).replace(uri, without_credentials(uri)).split())
-    return words[:300] or type(error).__name__
+    words = " ".join(str(error).replace(uri, without_credentials(uri)).split()) or type(error).__name__
+    # An error of requests begins with what was asked, and the cause stands at its end.
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST // 2]} ... {words[-_LONGEST // 2 :]}"
 
 
 def unavailable(error: Exception) -> bool:
@@ -330,6 +332,8 @@ def _remedy(error: Exception) -> str:
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for one who may"
     if module == "sqlalchemy":
         return "check the database's address, user and password"
+    if "too many 5" in str(error):  # it answered, but that it cannot, for as long as it was asked
+        return "its log says why: it may not reach its database, or the bucket of its artifacts"
     return "check the address, and try again when the server is well" if unavailable(error) else "check what was given"
 
 
