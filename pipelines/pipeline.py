@@ -4,6 +4,7 @@
                |                                 +-- per target: hw-probe, search, qat-finetune, trt-export, register
                +-- per target: hw-probe ---------+
     and before trt-export, for a compiler that needs no device, build-ahead on a CPU node
+    verdict, which fails where no target has a model
     close-run, however it ends
 
 A retraining goes the same way, from the champion's supernet on, with a last step in each branch: the promotion gate.
@@ -48,7 +49,7 @@ PROBES: Final = "probes"
 """Name of the loop that measures the devices."""
 
 VERDICT: Final = "Give the verdict"
-"""What people call the last step, which fails where nothing came of the run."""
+"""What people call the step that fails where nothing came of the run."""
 
 _LONGEST_RUN: Final = 60 * 24 * 3600
 """Seconds after which a run is ended, whatever its steps wait for: their own limits count from the start of a pod."""
@@ -431,7 +432,7 @@ def yolov8_nas(
     """
     job: Final = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # only in the place of a task's argument does Kubeflow fill it in
     end = close_run(store=store, run_id=run_id, job_id=job, workdir=workdir)
-    with dsl.ExitHandler(light(end, "Write the report", _SHORT), name="Search for all targets") as everything_else:
+    with dsl.ExitHandler(light(end, "Write the report", _SHORT), name="Search for all targets"):
         opened = open_run(
             config=config,
             data=data,
@@ -467,5 +468,4 @@ def yolov8_nas(
             run=opened.outputs["run"],
         )
         _uncached(everything, "If anything is new")
-    told = verdict(store=store, run_id=run_id, job_id=job)
-    light(told, VERDICT, _SHORT).after(everything_else)
+        light(verdict(store=store, run_id=run_id, job_id=job), VERDICT, _SHORT).after(everything)

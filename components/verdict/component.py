@@ -7,9 +7,10 @@ from components.images import CPU
 
 @dsl.component(base_image=CPU, install_kfp_package=False)
 def verdict(store: str, run_id: str, job_id: str) -> None:
-    """Fail where no target has a model, after the run is closed and its report is kept.
+    """Fail where no target has a model, as the last step before the run is closed and reported.
 
-    A retraining that found nothing new has no targets, and nothing to fail for.
+    It stands before close-run, because Argo Workflows 4.0.5 leaves out a task after an exit task where a step failed,
+    and takes the run for a success then. A retraining that found nothing new has no targets, and nothing to fail for.
 
     Args:
         store: The stage store.

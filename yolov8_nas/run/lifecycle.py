@@ -28,8 +28,6 @@ CONFIG_FILE: Final = "config.json"
 CLOSED_FILE: Final = "closed.json"
 """Record of a run with what it came to, written when it is closed."""
 
-_CLOSED_WITHIN: Final = 900.0  # seconds
-_ASK_EVERY: Final = 5.0  # seconds
 
 FAILURES_LOG: Final = "failures.jsonl"
 """File beside the logs of a run on this machine: why tasks failed, a line each."""
@@ -158,7 +156,7 @@ def close_run(
 
 
 def _closed(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What `verdict` has to know of a summary."""
+    """What a run came to, in short."""
     lost = {target["id"]: target["error"] for target in summary["targets"] if target["status"] == "failed"}
     count = len(summary["targets"])
     return {"targets": count, "with_a_model": count - len(lost), "lost": lost, "error": summary["run"]["error"]}
@@ -179,25 +177,20 @@ def _never_opened(run_id: str, folder: Path, summary_file: Path, report_file: Pa
 
 
 def verdict(*, store: str, run_id: str) -> None:
-    """Say as the last of a run whether it came to anything.
-
-    What closes a run hangs on the end of its other steps like a hook, so it need not be done when this begins.
+    """Say as the last step before a run is closed whether it came to anything.
 
     Raises:
         StageError: No target has a model, and there were some; the message says why of each.
     """
+    from yolov8_nas.run.summary import summarise
+
     opened_store = open_store(store)
-    until = time.monotonic() + _CLOSED_WITHIN
-    while not (file := opened_store.run_folder(run_id) / CLOSED_FILE).is_file():
-        if time.monotonic() > until:
-            raise StageError(f"run {run_id} was not closed; the log of close-run says why")
-        time.sleep(_ASK_EVERY)
-    closed = read_json(file)
+    with tempfile.TemporaryDirectory() as out:
+        config = _recorded(opened_store.run_folder(run_id))
+        closed = _closed(summarise(opened_store, run_id, Path(out), config))
     if closed["targets"] and not closed["with_a_model"]:
         lost = "; ".join(f"{label}: {why}" for label, why in closed["lost"].items())
         raise StageError(f"no target has a model: {lost}")
-    if closed["error"] and not closed["with_a_model"]:
-        raise StageError(closed["error"])
 
 
 @contextmanager
