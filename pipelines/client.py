@@ -8,7 +8,7 @@ import json
 import os
 import ssl
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,7 @@ LARGEST_WORKFLOW: Final = 64 * 2**20
 _ANSWER_WITHIN: Final = 10.0  # seconds
 _PASSING: Final = (401, 408, 429)  # statuses below 500 that time, or a token that is renewed, can mend
 _NOT_SERVED: Final = (404, 405, 501)  # by a server without version 1 of the API, or a gateway that does not pass it on
+_CONFLICT: Final = 409
 _EQUALS: Final = 1  # operation of a filter
 
 
@@ -164,14 +165,33 @@ class Server:
         Raises:
             InputError: It is not there and is not to be made.
         """
-        answer = self.client.list_experiments(page_size=2, namespace=self.namespace, filter=_named(name))
-        if answer.experiments:
-            return answer.experiments[0]
+
+        def find() -> Any | None:
+            answer = self.client.list_experiments(page_size=2, namespace=self.namespace, filter=_named(name))
+            return answer.experiments[0] if answer.experiments else None
+
+        if (found := find()) is not None:
+            return found
         if not create:
             raise InputError(
                 f"{self.host}: no experiment {name!r}; correct --experiment, or make it: --create-experiment"
             )
-        return self.client.create_experiment(name, namespace=self.namespace)
+        return made_or_found(lambda: self.client.create_experiment(name, namespace=self.namespace), find)
+
+
+def made_or_found(make: Callable[[], Any], find: Callable[[], Any | None]) -> Any:
+    """What is made on a server; where somebody else has made it a moment before, that.
+
+    Args:
+        make: Makes it.
+        find: Looks for it, and finds nothing where it is not there.
+    """
+    try:
+        return make()
+    except kfp_server_api.ApiException as error:
+        if error.status != _CONFLICT or (found := find()) is None:
+            raise
+        return found
 
 
 def _named(name: str) -> str:

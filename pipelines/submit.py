@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import kfp_server_api
 
-from pipelines.client import Server
+from pipelines.client import Server, made_or_found
 from pipelines.compile import NAME, compile_pipeline, require_digests, tags_of, version_of
 from pipelines.request import Request
 from yolov8_nas.errors import InputError
@@ -64,10 +64,15 @@ def upload(server: Server) -> Version:
         if pipeline is None:
             # kfp's upload_pipeline would make a first version under the pipeline's name, beside ours.
             body = kfp_server_api.V2beta1Pipeline(display_name=NAME, name=NAME, namespace=server.namespace)
-            pipeline = server.client._pipelines_api.pipeline_service_create_pipeline(body)
-        found = server.version(pipeline.pipeline_id, name)
-        made = found or server.client._upload_api.upload_pipeline_version(  # kfp's own method knows no tags
-            str(file), name=name, pipelineid=pipeline.pipeline_id, tags=json.dumps(tags_of(name))
+            api = server.client._pipelines_api
+            pipeline = made_or_found(lambda: api.pipeline_service_create_pipeline(body), lambda: server.pipeline(NAME))
+        number = pipeline.pipeline_id
+        found = server.version(number, name)
+        made = found or made_or_found(
+            lambda: server.client._upload_api.upload_pipeline_version(  # kfp's own method knows no tags
+                str(file), name=name, pipelineid=number, tags=json.dumps(tags_of(name))
+            ),
+            lambda: server.version(number, name),
         )
         return Version(name, pipeline.pipeline_id, made.pipeline_version_id, new=found is None)
 

@@ -18,6 +18,13 @@ API = "/apis/v2beta1"
 API_1 = "/apis/v1beta1"
 
 
+_NAMED_ONCE = ("pipelines", "versions", "experiments")
+
+
+class _ConflictError(Exception):
+    """There is one of the name already."""
+
+
 @dataclass
 class Cluster:
     """What the server knows, and how it behaves.
@@ -29,6 +36,7 @@ class Cluster:
         states: States that a run goes through, a look at it at a time: of the run, and of its steps by name, or the
             nodes of its workflow, which the server then hands out by version 1 of the API.
         refuse: Status and message for a path, instead of what it would do.
+        unseen: Lists that are answered as empty the next time: what somebody else makes in the meantime.
         packed: Whether the nodes of a workflow are compressed, as Argo does with many.
         fails: The same, for the next requests below a path (with a slash at its end) alone; a status of 0 breaks the
             connection off.
@@ -40,6 +48,7 @@ class Cluster:
     states: list[tuple[str, dict[str, str] | list[dict[str, Any]]]] = field(default_factory=list)
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
     fails: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
     host: str = ""
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
@@ -55,7 +64,8 @@ class Cluster:
         return {"multi_user": self.multi_user}
 
     def list_of(self, kind: str, **query: str) -> Any:
-        found = getattr(self, kind)
+        found = [] if kind in self.unseen else getattr(self, kind)
+        self.unseen.discard(kind)
         if text := query.get("filter"):
             for predicate in json.loads(text)["predicates"]:
                 wanted = predicate.get("stringValue", predicate.get("string_value"))
@@ -66,6 +76,9 @@ class Cluster:
         return {{"recurring": "recurringRuns"}.get(kind, kind): found}
 
     def add(self, kind: str, id_key: str, row: dict[str, Any]) -> Any:
+        name = row.get("display_name")
+        if kind in _NAMED_ONCE and any(name == one.get("display_name") for one in getattr(self, kind)):
+            raise _ConflictError(f"{kind}: {name} already exists")
         made = {**row, id_key: f"{kind}-{len(self.log)}"}
         getattr(self, kind).append(made)
         return made
@@ -132,7 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(403, {"message": f"no access to namespace {namespace}"})
         if namespace and not cluster.multi_user:
             return self._answer(400, {"message": "In single-user mode, there is no namespace"})
-        return self._answer(200, self._route(path, query, sent, body))
+        try:
+            return self._answer(200, self._route(path, query, sent, body))
+        except _ConflictError as conflict:
+            return self._answer(409, {"message": str(conflict)})
 
     def _route(self, path: str, query: dict[str, str], sent: dict[str, Any], body: bytes) -> Any:
         cluster = self.cluster

@@ -51,6 +51,16 @@ def _invoke(*arguments: object, status: int = 0) -> str:
     return result.output
 
 
+def test_what_somebody_else_makes_at_the_same_moment_is_taken(config: Path, cluster: Cluster) -> None:
+    """Seen on Kubeflow Pipelines 2.17.0: of two submissions at once, the server answers one with 409."""
+    _invoke("submit", config, "--host", cluster.host)
+    cluster.unseen = {"pipelines", "versions", "experiments"}
+    _invoke("submit", config, "--host", cluster.host)
+    one, other = cluster.runs
+    assert one["pipeline_version_reference"] == other["pipeline_version_reference"]
+    assert one["experiment_id"] == other["experiment_id"]
+
+
 def test_what_is_submitted_twice_is_uploaded_once(config: Path, cluster: Cluster) -> None:
     first = _invoke("submit", config, "--host", cluster.host, "--param", "training_gpus=4")
     second = _invoke("submit", config, "--host", cluster.host, "--set", "seed=7")
