@@ -26,8 +26,8 @@ def test_a_run_whose_pod_is_deleted_goes_on_by_itself_or_when_it_is_submitted_ag
     status = cluster.end(run)
     by_itself = status == 0
     print(f"{step}, {'by force' if force else 'with grace'}: {'by itself' if by_itself else 'submitted again'}")
-    if by_itself:
-        assert "the one before was lost" in run.output, run.output
+    if by_itself:  # Argo makes the pod anew under its name, or tries again under another
+        assert run.output.count(f"{STEPS[step]}: running") > 1, run.output
         return
     assert not force, run.output
     (file,) = cluster.folder.glob("*.yaml")
