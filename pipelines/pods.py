@@ -92,7 +92,7 @@ class Light:
     cpu: str
     memory: str
     hours: int
-    cpu_request: str = "500m"
+    cpu_request: str = "250m"
     memory_request: str = "1Gi"
 
 

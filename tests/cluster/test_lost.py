@@ -10,7 +10,7 @@ STEPS = {
     "search": "Search networks, cpu-1t-fp32",
     "qat-finetune": "Fine-tune and quantize, cpu-1t-fp32",
 }
-LONGER = {"supernet": {"epochs": 20, "batch": 8, "random_networks": 1}}
+LONGER = {"supernet": {"epochs": 6, "batch": 8, "random_networks": 1}}
 """So that there is a middle."""
 
 
