@@ -29,6 +29,7 @@ _ENDED: Final = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _ITERATION: Final = re.compile(r"\.iteration-iterations\(([0-9]{1,6}):")  # how Argo names what a loop repeats
 _TRY: Final = re.compile(r"\(([0-9]{1,6})\)$")
 _UNSCHEDULABLE: Final = "Unschedulable"  # how Argo begins the scheduler's message
+_OVER_QUOTA: Final = "exceeded quota"  # what Kubernetes says of a pod that the namespace has no room for
 _STARTS: Final = ("PodInitializing", "ContainerCreating")  # what a pod waits for that has found its node
 _LOST: Final = ("Failed", "Error")
 _NOT_RUN: Final = ("Skipped", "Omitted")
@@ -68,8 +69,8 @@ class Step:
 
     @property
     def homeless(self) -> bool:
-        """Whether the scheduler has found no node for it."""
-        return self.state == "waits" and self.why.startswith(_UNSCHEDULABLE)
+        """Whether no node has been found for it, or its namespace has no room."""
+        return self.state == "waits" and (self.why.startswith(_UNSCHEDULABLE) or _OVER_QUOTA in self.why)
 
 
 def watch(
@@ -90,13 +91,13 @@ def watch(
         tell: Told of every step that begins, waits, is tried again or ends.
         every: Seconds between two looks.
         patience: Seconds for which the server may fail to answer before this gives up; the run goes on without it.
-        unschedulable: Hours for which the scheduler may find no node for a step before this gives up.
+        unschedulable: Hours for which there may be no node or no quota for a step before this gives up.
 
     Returns:
         The state it ended in.
 
     Raises:
-        InputError: The server refused, or did not answer for too long, or a step has found no node for too long.
+        InputError: The server refused, or did not answer for too long, or a step has found no place for too long.
     """
     known: dict[str, list[str]] = {}
     homeless: dict[str, float] = {}
@@ -133,7 +134,7 @@ def watch(
                 homeless.pop(step.id, None)
             if now - since > unschedulable * _HOUR:
                 raise InputError(
-                    f"{step.name}: no node for it in {unschedulable:g} hours ({step.why}); it goes on waiting: make "
+                    f"{step.name}: no place for it in {unschedulable:g} hours ({step.why}); it goes on waiting: make "
                     "room or such a node, or end the run and submit it with other labels, tolerations or resources"
                 )
         if run.state in _ENDED:

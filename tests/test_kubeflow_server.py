@@ -209,16 +209,22 @@ def test_watch_explains_what_comes_of_pipelines_that_argo_tries_again(config: Pa
     assert any("lost more often than it is tried again" in line and "submit the run again" in line for line in told)
 
 
-def test_watch_does_not_wait_for_ever_for_a_node(config: Path, cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    "why",
+    [
+        "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.",
+        'pods "x-1" is forbidden: exceeded quota: yolov8-nas, requested: requests.cpu=4000',
+    ],
+)
+def test_watch_does_not_wait_for_ever_for_a_node(why: str, config: Path, cluster: Cluster) -> None:
     workflow = Workflow()
-    workflow.step(
-        workflow.branches[3], "search", ("Pending", "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.")
-    )
+    workflow.step(workflow.branches[3], "search", ("Pending", why))
     cluster.states = [("RUNNING", workflow.nodes)]
     cluster.runs.append({"run_id": "run"})
     said: list[str] = []
-    with pytest.raises(InputError, match=r"Search networks, cpu: no node for it in 0 hours .*3 Insufficient cpu"):
+    with pytest.raises(InputError, match=r"Search networks, cpu: no place for it in 0 hours \(") as told:
         watch(Server(Access(cluster.host)), "run", ["t4", "cpu"], said.append, 0.01, unschedulable=0.0)
+    assert why in str(told.value)
     queued = Workflow()
     queued.step(queued.branches[3], "search", ("Pending", ""))  # as under Kueue, whose word Argo does not pass on
     cluster.states = [("RUNNING", queued.nodes)] * 3 + [("SUCCEEDED", queued.nodes)]

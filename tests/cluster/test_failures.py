@@ -48,15 +48,15 @@ def test_a_training_out_of_memory_is_told(cluster: Cluster) -> None:
     ],
 )
 def test_a_step_that_no_node_can_take_is_told_with_the_schedulers_reason(
-    cluster: Cluster, parameter: str, reason: str
+    cluster: Cluster, parameter: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(cluster.folder / "none"))  # or `submit` looks at the nodes, and refuses
     began = time.monotonic()
     run = cluster.submit("--param", parameter, *AT_ONCE)
     status = cluster.end(run, SOON)
-    if "exceeded quota" in run.output or "none of the" in run.output:  # told even sooner, by quota or by `submit`
-        return
     assert status == 2, run.output
-    assert "Train the supernet: waits (Unschedulable: " in run.output and reason in run.output
+    assert "Train the supernet: waits (" in run.output
+    assert reason in run.output or "exceeded quota" in run.output
     print(f"{parameter}: told after {time.monotonic() - began:.0f} s")
 
 
