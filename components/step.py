@@ -12,7 +12,7 @@ from kfp import dsl
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.reading import parse_json
-from yolov8_nas.report.step import tell
+from yolov8_nas.report.step import Told, tell
 from yolov8_nas.run.lifecycle import tell_failure
 from yolov8_nas.runner import guarded
 from yolov8_nas.runner.stage import Outcome, Stage, StageContext, run_stage
@@ -93,7 +93,10 @@ def run_step(
     except Exception as error:
         raise tell_failure(error, found.name, store=store, run_id=run_id, target=target) from None
     output.metadata["sha256"] = outcome.digest
-    told = tell(found.name, target, outcome, Path(output.path))
+    _show(tell(found.name, target, outcome, Path(output.path)), metrics, report)
+
+
+def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
     for name, value in told.figures.items():
         metrics.log_metric(name, value)
     Path(report.path).write_text(told.markdown)

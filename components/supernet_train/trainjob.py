@@ -259,20 +259,6 @@ def manifest(name: str, pod: Object, command: Sequence[str], *, nodes: int, gpus
     claims = {volume["name"] for volume in spec.get("volumes", ()) if "persistentVolumeClaim" in volume}
     mounts = [row for row in main.get("volumeMounts", ()) if row["name"] in claims or row["mountPath"] in _SCRATCH]
     mounted = {row["name"] for row in mounts}
-    resources = {
-        kind: {**{key: value for key, value in main["resources"].get(kind, {}).items() if key != "nvidia.com/gpu"}}
-        | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
-        for kind in ("requests", "limits")
-    }
-    # References alone: a value would stand in the job for everybody to read, and Kubeflow's own say nothing here. Nodes
-    # compute, and log in nowhere but to the store.
-    references = [
-        row
-        for row in main.get("env", ())
-        if {"secretKeyRef", "configMapKeyRef"} & row.get("valueFrom", {}).keys() or row["name"] == NODE_VARIABLE
-        if not row["name"].startswith("MLFLOW_TRACKING_")
-    ]
-    own = [{"name": key, "value": os.environ[key]} for key in _PASSED_ON if key in os.environ]
     like = {key: spec[key] for key in ("nodeSelector", "affinity", "tolerations", "imagePullSecrets") if spec.get(key)}
     pod_spec = {
         **like,
@@ -297,10 +283,10 @@ def manifest(name: str, pod: Object, command: Sequence[str], *, nodes: int, gpus
             "trainer": {
                 "image": main["image"],
                 "command": list(command),
-                "env": [*references, *own],
+                "env": _environment(main),
                 "numNodes": nodes,
                 "numProcPerNode": max(1, gpus),
-                "resourcesPerNode": resources,
+                "resourcesPerNode": _resources(main, gpus),
             },
             "runtimePatches": [
                 {
@@ -318,6 +304,31 @@ def manifest(name: str, pod: Object, command: Sequence[str], *, nodes: int, gpus
             ],
         },
     }
+
+
+def _resources(main: Object, gpus: int) -> Object:
+    """What a container asks for, with other GPUs."""
+    return {
+        kind: {**{key: value for key, value in main["resources"].get(kind, {}).items() if key != "nvidia.com/gpu"}}
+        | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+        for kind in ("requests", "limits")
+    }
+
+
+def _environment(main: Object) -> list[Object]:
+    """What a node gets of a container's environment.
+
+    References alone: a value would stand in the job for everybody to read, and Kubeflow's own say nothing here. Nodes
+    compute, and log in nowhere but to the store.
+    """
+    references = [
+        row
+        for row in main.get("env", ())
+        if {"secretKeyRef", "configMapKeyRef"} & row.get("valueFrom", {}).keys() or row["name"] == NODE_VARIABLE
+        if not row["name"].startswith("MLFLOW_TRACKING_")
+    ]
+    own = [{"name": key, "value": os.environ[key]} for key in _PASSED_ON if key in os.environ]
+    return [*references, *own]
 
 
 def _waits_for(pod: Any) -> str:

@@ -127,16 +127,10 @@ def measure(
         worked.append((time.process_time() - before) / ((time.perf_counter() - start) * threads))
         return visit
 
-    def network() -> Visit:
-        runner = runtime.open(file, threads, batch)
-        feed = {runner.get_inputs()[0].name: images}
-        visit = timed_runs(lambda: runner.run(None, feed), protocol)
-        return Visit(runner.gpu_times(protocol.repetitions)) if isinstance(runner, EventTimed) else visit
-
     visits: dict[str, Timed] = {
         "whole": whole,
         PREPROCESSING: lambda: timed_runs(lambda: job.prepared(batch), protocol),
-        NETWORK: network,
+        NETWORK: lambda: _alone(runtime.open(file, threads, batch), images, protocol),
     }
     if by_events:
         visits[TO_DEVICE] = partial(_copies, images.shape, True, True, protocol)
@@ -154,6 +148,13 @@ def measure(
         [Part(name, timings.get(name), _note(name, runtime, by_events, job)) for name in PARTS],
         statistics.median(worked) if runtime.kind == "cpu" else on_gpu,
     )
+
+
+def _alone(runner: Runner, images: NDArray[np.float32], protocol: Protocol) -> Visit:
+    """The network alone; by CUDA events where the runner has them."""
+    feed = {runner.get_inputs()[0].name: images}
+    visit = timed_runs(lambda: runner.run(None, feed), protocol)
+    return Visit(runner.gpu_times(protocol.repetitions)) if isinstance(runner, EventTimed) else visit
 
 
 def _note(name: str, runtime: Runtime, by_events: bool, job: Job) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import cv2
 import torch
 
 from yolov8_nas.analysis import findings, frame, model
-from yolov8_nas.analysis.figures import Analysis, Frame, Trace
+from yolov8_nas.analysis.figures import Analysis, Frame, Setting, Trace
 from yolov8_nas.analysis.operators import NotTracedError, trace
 from yolov8_nas.device.gpu import first_gpu
 from yolov8_nas.device.host import HostLock
@@ -21,7 +21,7 @@ from yolov8_nas.device.roofline import Roofline, measure_cpu, measure_gpu
 from yolov8_nas.errors import InputError
 from yolov8_nas.measure import nms
 from yolov8_nas.measure.runtime import Runtime, find
-from yolov8_nas.measure.target import resolve
+from yolov8_nas.measure.target import Target, resolve
 from yolov8_nas.search.rules import Device
 
 _SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -70,75 +70,119 @@ def analyze(
         InputError: The file is no detector or damaged, or hardware, runtime or precision cannot be had here.
         StageError: TensorRT cannot build an engine.
     """
-
-    def note(text: str) -> None:
-        progress.write_text(text)
-
     detector = model.read(file, imgsz, rows_of)
     precision = precision or detector.precision or "fp32"
     if precision == "best":
         raise InputError("--precision best: one precision is analysed; use fp32, fp16 or int8")
     target = resolve(hardware, runtime, precision)
     chosen = find(runtime, target.kind, precision)
-    pictures = _pictures(images) if images else model.pictures(*size, count=max(batches))
     sizes = sorted(set(batches)) if detector.batch is None else [detector.batch]
     chosen.load()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    job = _job(detector, images, size, max(batches))
+    measured = _measure(detector, target, chosen, job, sizes, sorted(set(streams)), progress)
+    of = {
+        "file": str(file),
+        "imgsz": detector.imgsz,
+        "classes": detector.classes,
+        "precision": precision,
+        "nms_free": detector.nms_free,
+        "pictures": str(images) if images else f"random pixels, {size[0]} x {size[1]}",
+    }
+    notes = [*_notes(detector, batches, chosen), *_disturbed(measured.way, measured.roofline), *measured.failed]
+    return _analysis(measured, target, of, precision, fps, notes)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of a detector and the device; see `figures.Analysis`."""
+
+    roofline: Roofline | None
+    way: Frame
+    trace: Trace | None
+    not_traced: str
+    settings: list[Setting]
+    failed: list[str]
+    copies_ms: dict[str, float]
+    clocks: dict[str, Any]
+
+
+def _measure(
+    detector: model.Detector,
+    target: Target,
+    runtime: Runtime,
+    job: frame.Job,
+    sizes: Sequence[int],
+    streams: Sequence[int],
+    told: Path,
+) -> _Measured:
+    """Measure with the host held alone.
+
+    Args:
+        detector: The detector.
+        target: The device.
+        runtime: What runs the detector.
+        job: What is done with a batch.
+        sizes: Images per run, rising.
+        streams: Numbers of networks at once, rising.
+        told: File that always holds, in one line, what is being done.
+    """
+
+    def note(text: str) -> None:
+        told.write_text(text)
+
+    runtime.load()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory(prefix="yolov8-nas-analysis-") as folder, HostLock(note=note).measuring():
         note("writing what the runtime opens")
-        files = model.files(detector, chosen, sizes, Path(folder))
-        made_up = None
-        if not images and not detector.nms_free:
-            load = nms.LOADS["typical"]
-            made_up = nms.made_up_output(load, num_classes=detector.classes, imgsz=detector.imgsz, batch=1)[0]
-        job = frame.Job(pictures, detector.imgsz, not detector.nms_free, made_up)
+        files = model.files(detector, runtime, sizes, Path(folder))
+        first, threads = files[sizes[0]], target.threads
         note("measuring what the device can do at most")
-        roofline = _measured(target.profile)
-        way = frame.measure(
-            job,
-            files[sizes[0]],
-            runtime=chosen,
-            threads=target.threads,
-            batch=sizes[0],
-            progress=_shares(note, "timing a frame and its parts"),
-        )
+        roofline = _roofline(target.profile)
+        progress = _shares(note, "timing a frame and its parts")
+        way = frame.measure(job, first, runtime=runtime, threads=threads, batch=sizes[0], progress=progress)
         note("timing operators")
-        traced, why_not = _traced(detector, files[sizes[0]], chosen, target.threads, sizes[0], Path(folder))
-        settings, failed = frame.sweep(
-            job,
-            files,
-            sorted(set(streams)),
-            runtime=chosen,
-            threads=target.threads,
-            progress=_shares(note, "timing batches and streams"),
-        )
+        traced, why_not = _traced(detector, first, runtime, threads, sizes[0], Path(folder))
+        progress = _shares(note, "timing batches and streams")
+        settings, failed = frame.sweep(job, files, streams, runtime=runtime, threads=threads, progress=progress)
         copied = frame.copies(job, sizes[0]) if target.kind == "gpu" and torch.cuda.is_available() else {}
-        clocks = target.regime()
+        return _Measured(roofline, way, traced, why_not, settings, failed, copied, target.regime())
+
+
+def _analysis(
+    measured: _Measured, target: Target, of: dict[str, Any], precision: str, fps: float, notes: Sequence[str]
+) -> Analysis:
+    """What was measured, and what follows from it."""
+    memory_mb = 1024 * target.profile.memory_gb
     analysis = Analysis(
-        model={
-            "file": str(file),
-            "imgsz": detector.imgsz,
-            "classes": detector.classes,
-            "precision": precision,
-            "nms_free": detector.nms_free,
-            "pictures": str(images) if images else f"random pixels, {size[0]} x {size[1]}",
-        },
+        model=of,
         device=target.profile.to_dict(),
-        clocks=clocks,
-        frame=way,
-        trace=traced,
-        not_traced=why_not,
-        roofline=roofline,
-        roof=_roof(roofline, precision),
+        clocks=measured.clocks,
+        frame=measured.way,
+        trace=measured.trace,
+        not_traced=measured.not_traced,
+        roofline=measured.roofline,
+        roof=_roof(measured.roofline, precision),
         multiple=_multiple(target.profile, precision),
-        memory_mb=1024 * target.profile.memory_gb,
-        copies_ms=copied,
-        settings=settings,
-        recommendation=findings.recommend(settings, 1024 * target.profile.memory_gb, fps),
-        notes=[*_notes(detector, batches, chosen), *_disturbed(way, roofline), *failed],
+        memory_mb=memory_mb,
+        copies_ms=measured.copies_ms,
+        settings=measured.settings,
+        recommendation=findings.recommend(measured.settings, memory_mb, fps),
+        notes=notes,
     )
     return replace(analysis, findings=findings.findings(analysis))
+
+
+def _job(detector: model.Detector, images: Path | None, size: tuple[int, int], count: int) -> frame.Job:
+    """What is done with a batch: of pictures of a folder, or of so many made-up ones."""
+    pictures = _pictures(images) if images else model.pictures(*size, count=count)
+    made_up = None
+    if not images and not detector.nms_free:
+        load = nms.LOADS["typical"]
+        made_up = nms.made_up_output(load, num_classes=detector.classes, imgsz=detector.imgsz, batch=1)[0]
+    return frame.Job(pictures, detector.imgsz, not detector.nms_free, made_up)
 
 
 def _pictures(folder: Path) -> list[Any]:
@@ -162,7 +206,7 @@ def _shares(note: Callable[[str], None], text: str) -> Callable[[float, float], 
     return lambda done, total: note(f"{text} ({done / total:.0%})")
 
 
-def _measured(profile: Profile) -> Roofline | None:
+def _roofline(profile: Profile) -> Roofline | None:
     """What the device can do at most; nothing where that cannot be measured (a full GPU, PyTorch without CUDA)."""
     if profile.kind == "cpu":
         return measure_cpu(profile.threads, profile.instructions, max(profile.caches.values(), default=0))

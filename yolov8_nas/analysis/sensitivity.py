@@ -232,6 +232,57 @@ class Clock:
         return find(self.target.runtime, self.target.kind, floats if kept is None else "int8")
 
 
+class _Scores:
+    """Scores a network with parts of it in floating point, each set of parts once.
+
+    Args:
+        network: The network in floating point.
+        calibration: Images from which the ranges of INT8 come.
+        evaluator: Scores networks.
+        note: Is told what is being done.
+        clock: Gets the files of all variants; nothing where latency is not asked for.
+
+    Attributes:
+        known: What was scored.
+        exact: The network in floating point.
+    """
+
+    def __init__(
+        self,
+        network: DetectionModel,
+        calibration: Sequence[Tensor],
+        evaluator: Evaluator,
+        note: Note,
+        clock: Clock | None,
+    ) -> None:
+        self.evaluator, self.note, self.clock = evaluator, note, clock
+        self.known: dict[tuple[str, ...], Variant] = {}
+        note("scoring the network in floating point")
+        if clock:
+            clock.add(network, None)
+        self.exact = evaluator.evaluate(fold(deepcopy(network)))
+        note("quantizing the network")
+        self._observed = quantize(deepcopy(network), calibration)
+        self._quantized: Evaluation | None = None  # with nothing in floating point: the first that is scored
+        self(())
+
+    def __call__(self, names: Sequence[str]) -> Variant:
+        """Score the network with these parts in floating point."""
+        kept = tuple(part for part in PARTS if part in names)
+        if kept not in self.known:
+            self.note(f"scoring the network in INT8 with {', '.join(kept) or 'nothing more'} in floating point")
+            variant = deepcopy(self._observed)
+            leave_float(variant, kept)
+            assert tuple(float_parts(variant)) == kept
+            if self.clock:
+                self.clock.add(variant, kept)
+            evaluation = self.evaluator.evaluate(fold(variant))
+            self._quantized = self._quantized or evaluation
+            drop, regained = compare(evaluation, self.exact), compare(evaluation, self._quantized)
+            self.known[kept] = Variant(kept, evaluation.map50_95, drop, regained)
+        return self.known[kept]
+
+
 def _measure(
     network: DetectionModel,
     calibration: Sequence[Tensor],
@@ -242,25 +293,6 @@ def _measure(
     host: HostLock,
     clock: Clock | None,
 ) -> Sensitivity:
-    known: dict[tuple[str, ...], Variant] = {}
-    everything: Evaluation | None = None
-
-    def score(names: Sequence[str]) -> Variant:
-        nonlocal everything
-        kept = tuple(part for part in PARTS if part in names)
-        if kept not in known:
-            note(f"scoring the network in INT8 with {', '.join(kept) or 'nothing more'} in floating point")
-            variant = deepcopy(observed)
-            leave_float(variant, kept)
-            assert tuple(float_parts(variant)) == kept
-            if clock:
-                clock.add(variant, kept)
-            evaluation = evaluator.evaluate(fold(variant))
-            everything = everything or evaluation
-            drop, regained = compare(evaluation, exact), compare(evaluation, everything)
-            known[kept] = Variant(kept, evaluation.map50_95, drop, regained)
-        return known[kept]
-
     def timed() -> dict[tuple[str, ...] | None, Speed]:
         if clock is None:
             return {}
@@ -269,12 +301,7 @@ def _measure(
             return clock.times()
 
     with host.computing():
-        note("scoring the network in floating point")
-        if clock:
-            clock.add(network, None)
-        exact = evaluator.evaluate(fold(deepcopy(network)))
-        note("quantizing the network")
-        observed = quantize(deepcopy(network), calibration)
+        score = _Scores(network, calibration, evaluator, note, clock)
         quantized = score(())
         rows = {*parts_by_row(network), "detect_boxes", "detect_classes"}
         alone = [score((part,)) for part in PARTS if part in rows]
@@ -285,27 +312,27 @@ def _measure(
         if first:
             cheapest = sorted(alone, key=lambda variant: -worth(variant, first[variant.keep_float], first[()]))
             smallest_set(quantized, cheapest, score, tolerance)
-    times = timed() if len(known) > len(alone) + 1 else first  # all in the same rounds
+    times = timed() if len(score.known) > len(alone) + 1 else first  # all in the same rounds
 
     def with_latency(variant: Variant) -> Variant:
         return replace(variant, latency=times.get(variant.keep_float))
 
-    variants = [with_latency(variant) for variant in known.values()]
+    variants = [with_latency(variant) for variant in score.known.values()]
     if times:
         suggested = fastest(variants, tolerance)
     return Sensitivity(
-        images=len(exact.images),
+        images=len(score.exact.images),
         split=split,
         imgsz=evaluator.imgsz,
         tolerance=tolerance,
-        map50_95=exact.map50_95,
+        map50_95=score.exact.map50_95,
         quantized=with_latency(quantized),
         parts=tuple(map(with_latency, alone)),
         sets=tuple(variant for variant in variants if len(variant.keep_float) > 1),
         suggested=suggested,
         target=clock.name if clock else None,
         float_latency=times.get(None),
-        front=pareto_front(variants, exact.map50_95, times.get(None)),
+        front=pareto_front(variants, score.exact.map50_95, times.get(None)),
     )
 
 

@@ -137,38 +137,16 @@ class _Image:
 
 
 @dataclass
-class CocoReader:
-    """Reads a dataset.
-
-    Attributes:
-        root: Its folder.
-        contents: Its JSON files, and what they hold.
-        faults: Takes what is wrong.
-    """
+class _Lists:
+    """The JSON files of a dataset, and which split each of them is of; see `CocoReader`."""
 
     root: Path
     contents: Mapping[Path, Content]
     faults: Faults
-    ledger: Ledger = field(default_factory=Ledger)
-    warnings: list[str] = field(default_factory=list)
+    ledger: Ledger
+    warnings: list[str]
 
-    def read(self) -> Listing | None:
-        """The listing, or nothing where the faults leave nothing to read."""
-        files = self._files()
-        if files is None:
-            return None
-        names = self._classes(files)
-        if not names:
-            return None
-        tree = walk(self.root)
-        places = Places(tree.files)
-        samples = {split: self._samples(split, files[split], places) for split in files}
-        self._leftover(tree, samples)
-        return Listing(names, samples, self.ledger, tuple(self.warnings))
-
-    # Files ---------------------------------------------------------------------------------------------------------
-
-    def _files(self) -> dict[str, list[_File]] | None:
+    def of_splits(self) -> dict[str, list[_File]] | None:
         """The files of each split; those of `train` alone where nothing tells splits apart."""
         found: dict[str | None, list[Path]] = {}
         for path in self.contents:
@@ -226,9 +204,15 @@ class CocoReader:
             content.categories or (),
         )
 
-    # Classes -------------------------------------------------------------------------------------------------------
 
-    def _classes(self, files: Mapping[str, Sequence[_File]]) -> tuple[str, ...]:
+@dataclass
+class _Classes:
+    """The classes of a dataset; see `CocoReader`."""
+
+    faults: Faults
+    ledger: Ledger
+
+    def of(self, files: Mapping[str, Sequence[_File]]) -> tuple[str, ...]:
         """The class names, in the order of train's ids; other files are matched by name."""
         before = self.faults.count
         used: dict[str, set[str]] = {}
@@ -282,7 +266,36 @@ class CocoReader:
             name = file.categories.pop(root, "")
             self.ledger.add("train", "labels", "skipped: the category above all others, without boxes", name)
 
-    # Images and boxes ----------------------------------------------------------------------------------------------
+
+@dataclass
+class CocoReader:
+    """Reads a dataset.
+
+    Attributes:
+        root: Its folder.
+        contents: Its JSON files, and what they hold.
+        faults: Takes what is wrong.
+    """
+
+    root: Path
+    contents: Mapping[Path, Content]
+    faults: Faults
+    ledger: Ledger = field(default_factory=Ledger)
+    warnings: list[str] = field(default_factory=list)
+
+    def read(self) -> Listing | None:
+        """The listing, or nothing where the faults leave nothing to read."""
+        files = _Lists(self.root, self.contents, self.faults, self.ledger, self.warnings).of_splits()
+        if files is None:
+            return None
+        names = _Classes(self.faults, self.ledger).of(files)
+        if not names:
+            return None
+        tree = walk(self.root)
+        places = Places(tree.files)
+        samples = {split: self._samples(split, files[split], places) for split in files}
+        self._leftover(tree, samples)
+        return Listing(names, samples, self.ledger, tuple(self.warnings))
 
     def _samples(self, split: str, files: Sequence[_File], places: Places) -> list[Sample]:
         found: dict[str, _Image] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,145 @@ def fits(data: object) -> bool:
 
 
 @dataclass
+class _Labels:
+    """The label files of a dataset; see `YoloReader`.
+
+    Attributes:
+        root: Folder of the dataset.
+        faults: Takes what is wrong.
+        ledger: Takes what became of files, rows and boxes.
+        warnings: Takes what is remarkable.
+        known: What an earlier check found.
+        outside: Whether a path is refused for lying outside the dataset.
+        lists: Text files that list images, and are no labels.
+        shared: Pairs of images that have the same label file, in words.
+    """
+
+    root: Path
+    faults: Faults
+    ledger: Ledger
+    warnings: list[str]
+    known: Known
+    outside: Callable[[str | Path], bool]
+    lists: set[str] = field(default_factory=set)
+    shared: list[str] = field(default_factory=list)
+    _folders: dict[str, _LabelFolder] = field(default_factory=dict)
+    _image_of: dict[str, str] = field(default_factory=dict)
+
+    def samples(
+        self, split: str, paths: Sequence[str], names: tuple[str, ...], keypoints: tuple[int, int] | None
+    ) -> list[Sample]:
+        rows = _Rows({name: i for i, name in enumerate(names)}, len(names), keypoints)
+        samples = [self._sample(split, path, rows) for path in paths]
+        bare = [sample.name for sample in samples if not sample.labelled]
+        if len(bare) > NO_LABELS * len(samples) and any(sample.boxes for sample in samples):
+            expected = os.path.relpath(label_file(Path(next(s.image for s in samples if not s.labelled))), self.root)
+            self.warnings.append(
+                f"{len(bare)} of {len(samples)} images of {split} have no label file and count as background: "
+                f"{ledger.listed(bare)}; if they show objects, put their labels where they are looked for "
+                f"({expected}, ...)"
+            )
+        total = self.ledger.count(split, "boxes")
+        clipped = self.ledger.count(split, "boxes", CLIPPED)
+        if clipped > MANY_CLIPPED * max(total, 5):
+            self.warnings.append(
+                f"{clipped} of {total} boxes of {split} reach out of their images and are clipped; "
+                "see that they are class, centre and size, not corners"
+            )
+        if oriented := self.ledger.count(split, "boxes", ORIENTED):
+            self.warnings.append(
+                f"{oriented} rows of {split} have four corners, as oriented boxes have; "
+                "the upright boxes around them are taken"
+            )
+        return samples
+
+    def _sample(self, split: str, image: str, rows: _Rows) -> Sample:
+        boxes = Boxes()
+        file = self.of(image)
+        if file is not None:
+            where = shown(file, self.root)
+            if self._image_of.setdefault(file, image) != image:
+                self.shared.append(f"{shown(image, self.root)} and {shown(self._image_of[file], self.root)}")
+            boxes = self._boxes(split, file, where, rows)
+        return Sample(image, shown(image, self.root), boxes, file is not None)
+
+    def _boxes(self, split: str, file: str, where: str, rows: _Rows) -> Boxes:
+        """The boxes of a label file: known ones, where it has not changed since nothing in it was to be remarked on."""
+        mark = rows.state(file)  # before it is read: what changes meanwhile is read again by the next check
+        if boxes := self._known_boxes(file, mark):
+            self.ledger.add(split, "boxes", USED, count=len(boxes))
+            self.ledger.add(split, "labels", "read, with rows")
+            return boxes
+        return self._read_boxes(split, file, mark, where, rows)
+
+    def _known_boxes(self, file: str, mark: str) -> Boxes | None:
+        packed = self.known.boxes(file, mark)
+        try:
+            return Boxes.unpacked(packed) if packed else None
+        except ValueError:
+            return None
+
+    def _read_boxes(self, split: str, file: str, mark: str, where: str, rows: _Rows) -> Boxes:
+        found: dict[Box, None] = {}
+        count, faults = 0, self.faults.count
+        remarks = False
+        for number, line in lines(file, where, self.faults):
+            count += 1
+            try:
+                box, outcome, what = parse_row(line, rows.classes, keypoints=rows.keypoints, names=rows.names)
+            except InputError as error:
+                fault, _, remedy = str(error).partition("; ")
+                self.faults.add(f"{where}, line {number}", fault, remedy)
+                continue
+            if box is not None and box in found:
+                outcome = TWICE
+            elif box is not None:
+                found[box] = None
+            remarks = remarks or bool(outcome or what)
+            self.ledger.add(split, "boxes", outcome or what or USED, f"{where}, line {number}" if outcome else "")
+        self.ledger.add(split, "labels", "read, with rows" if count else "read, empty")
+        boxes = Boxes(found)
+        if boxes and not remarks and self.faults.count == faults:
+            self.known.keep_boxes(file, mark, boxes.packed())
+        return boxes
+
+    def of(self, image: str) -> str | None:
+        """The label file of an image, where there is one."""
+        folder = os.path.dirname(image)
+        if folder not in self._folders:
+            self._folders[folder] = _LabelFolder.of(folder, self.root)
+        file = self._folders[folder].take(os.path.basename(image))
+        return None if file is None or self.outside(file) else file
+
+    def leftovers(self, found: Mapping[str, Sequence[str]]) -> None:
+        """Account for label files that belong to no image of train or val."""
+        taken = {path for folder in self._folders.values() for path in folder.taken}
+        looked = {*taken, *self.lists}
+        stems: dict[str, set[str]] = {}
+        for split, paths in found.items():
+            folders = {os.path.dirname(path) for path in paths}
+            places = {os.path.dirname(label_file(Path(folder) / "x")) for folder in folders}
+            places |= {os.path.dirname(path) for folder in folders for path in self._folders[folder].taken}
+            for place in sorted(places | folders):
+                for path in walk(place).files if os.path.isdir(place) else []:
+                    if path.lower().endswith(".txt") and path not in looked:
+                        looked.add(path)
+                        self._leftover(split, path, stems)
+
+    def _leftover(self, split: str, path: str, stems: dict[str, set[str]]) -> None:
+        folder, name = os.path.split(path)
+        if name.lower() in _LISTS or name.lower().startswith("readme"):
+            outcome, alarm = "skipped: lists and notes", ""
+        elif folder in self._folders and os.path.splitext(name)[0] in _stems(folder, stems):
+            outcome, alarm = "skipped: beside an image whose labels are elsewhere", ""
+        elif any(os.path.splitext(name)[0] in _stems(place, stems) for place in (folder, _image_folder(folder))):
+            outcome, alarm = "skipped: of images outside train and val", ""
+        else:
+            outcome, alarm = "skipped: without an image", "give each the name of its image, or take them out"
+        self.ledger.add(split, "labels", outcome, shown(path, self.root), alarm=alarm)
+
+
+@dataclass
 class YoloReader:
     """Reads a dataset.
 
@@ -81,11 +220,10 @@ class YoloReader:
     known: Known = field(default_factory=lambda: Known(None))
     ledger: Ledger = field(default_factory=Ledger)
     warnings: list[str] = field(default_factory=list)
-    _labels: dict[str, _LabelFolder] = field(default_factory=dict)
-    _lists: set[str] = field(default_factory=set)
-    _image_of: dict[str, str] = field(default_factory=dict)
-    _shared: list[str] = field(default_factory=list)
     _accounted: set[tuple[str, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._labels = _Labels(self.root, self.faults, self.ledger, self.warnings, self.known, self._outside)
 
     @property
     def where(self) -> str:
@@ -94,7 +232,7 @@ class YoloReader:
 
     def read(self) -> Listing | None:
         """The listing, or nothing where the faults leave nothing to read."""
-        data = self._described()
+        data = _described(self.description, self.root, self.faults)
         if data is None:
             return None
         # Label Studio and CVAT export images without splits.
@@ -119,40 +257,16 @@ class YoloReader:
                 found[split] = listed
         if not names or len(found) < len(splits):
             return None
-        samples = {split: self._samples(split, found[split], names, keypoints) for split in splits}
+        samples = {split: self._labels.samples(split, found[split], names, keypoints) for split in splits}
         if whole:
             self.warnings.append(cut_off(self.where, "give a data.yaml with train, val and names"))
-        if self._shared:
-            pairs = ledger.listed(self._shared)
+        if self._labels.shared:
+            pairs = ledger.listed(self._labels.shared)
             self.warnings.append(
-                f"{len(self._shared)} image(s) share their labels with another: {pairs}; keep one of two"
+                f"{len(self._labels.shared)} image(s) share their labels with another: {pairs}; keep one of two"
             )
-        self._leftover_labels(found)
+        self._labels.leftovers(found)
         return Listing(names, samples, self.ledger, tuple(self.warnings))
-
-    def _described(self) -> dict[str, Any] | None:
-        if self.description.suffix == ".data":
-            written = _darknet(self.description)
-            return {key: self._near(written[key]) for key in ("names", "train", "valid") if key in written}
-        if self.description.suffix != ".txt":
-            data = description(self.description, self.where, self.faults)
-            return None if data is None else {str(key).lower(): value for key, value in data.items()}
-        folders = {
-            split: [name for name in (split, *_KEYS[split]) if (self.root / "images" / name).is_dir()]
-            for split in SPLITS
-        }
-        if not all(folders.values()):
-            return {"names": os.path.relpath(self.description, self.root), "train": "images"}
-        return {
-            "names": os.path.relpath(self.description, self.root),
-            **{split: f"images/{names[0]}" for split, names in folders.items()},
-        }
-
-    def _near(self, name: str) -> str:
-        """A path of Darknet's description, which is relative to Darknet's own folder, as one of this dataset."""
-        parts = parts_of(name)
-        tails = (os.path.join(*parts[start:]) for start in range(len(parts)))
-        return next((tail for tail in tails if (self.root / tail).exists()), name)
 
     # Description ---------------------------------------------------------------------------------------------------
 
@@ -258,7 +372,7 @@ class YoloReader:
         for path in found.hidden:
             self._skip(split, ledger.HIDDEN, path)
         for path, why in found.unusable.items():
-            if Path(path).suffix.lower() in images.IMAGE_SUFFIXES and self._label(path):
+            if Path(path).suffix.lower() in images.IMAGE_SUFFIXES and self._labels.of(path):
                 self.faults.add(
                     shown(path, self.root), f"{why}, but it has labels", "put the image there, or take both out"
                 )
@@ -272,7 +386,7 @@ class YoloReader:
                 continue  # perhaps a label; the ledger of labels has it
             elif suffix in images.UNREAD_SUFFIXES:
                 what = images.UNREAD_SUFFIXES[suffix]
-                if suffix != ".npy" and self._label(path):  # Ultralytics keeps images beside their files as .npy
+                if suffix != ".npy" and self._labels.of(path):  # Ultralytics keeps images beside their files as .npy
                     self.faults.add(
                         shown(path, self.root),
                         f"has labels, but {what} ({suffix}) are not read",
@@ -284,7 +398,7 @@ class YoloReader:
                     path,
                     "" if suffix == ".npy" else "save them, or frames of them, as JPEG or PNG",
                 )
-            elif self._label(path) and _begins_as_image(path):
+            elif self._labels.of(path) and _begins_as_image(path):
                 yield path
             elif _begins_as_image(path):
                 self._skip(
@@ -306,7 +420,7 @@ class YoloReader:
 
     def _listed(self, file: Path, base: Path) -> Iterator[str]:
         """The images that a text file names, one a line: absolute, or relative to the file or to the dataset."""
-        self._lists.add(os.fspath(file))
+        self._labels.lists.add(os.fspath(file))
         for number, line in lines(file, shown(file, self.root), self.faults, MOST_LISTED):
             name = line.strip()
             candidates = [file.parent / name, base / name]
@@ -323,119 +437,31 @@ class YoloReader:
             else:
                 yield os.path.normpath(path)
 
-    # Labels --------------------------------------------------------------------------------------------------------
 
-    def _samples(
-        self, split: str, paths: Sequence[str], names: tuple[str, ...], keypoints: tuple[int, int] | None
-    ) -> list[Sample]:
-        rows = _Rows({name: i for i, name in enumerate(names)}, len(names), keypoints)
-        samples = [self._sample(split, path, rows) for path in paths]
-        bare = [sample.name for sample in samples if not sample.labelled]
-        if len(bare) > NO_LABELS * len(samples) and any(sample.boxes for sample in samples):
-            expected = os.path.relpath(label_file(Path(next(s.image for s in samples if not s.labelled))), self.root)
-            self.warnings.append(
-                f"{len(bare)} of {len(samples)} images of {split} have no label file and count as background: "
-                f"{ledger.listed(bare)}; if they show objects, put their labels where they are looked for "
-                f"({expected}, ...)"
-            )
-        total = self.ledger.count(split, "boxes")
-        clipped = self.ledger.count(split, "boxes", CLIPPED)
-        if clipped > MANY_CLIPPED * max(total, 5):
-            self.warnings.append(
-                f"{clipped} of {total} boxes of {split} reach out of their images and are clipped; "
-                "see that they are class, centre and size, not corners"
-            )
-        if oriented := self.ledger.count(split, "boxes", ORIENTED):
-            self.warnings.append(
-                f"{oriented} rows of {split} have four corners, as oriented boxes have; "
-                "the upright boxes around them are taken"
-            )
-        return samples
+def _described(given: Path, root: Path, faults: Faults) -> dict[str, Any] | None:
+    """What a description says, by lower-case names; nothing where it cannot be read, which is a fault."""
+    if given.suffix == ".data":
+        written = _darknet(given)
+        return {key: _of_dataset(written[key], root) for key in ("names", "train", "valid") if key in written}
+    if given.suffix != ".txt":
+        data = description(given, given.name, faults)
+        return None if data is None else {str(key).lower(): value for key, value in data.items()}
+    folders = {
+        split: [name for name in (split, *_KEYS[split]) if (root / "images" / name).is_dir()] for split in SPLITS
+    }
+    if not all(folders.values()):
+        return {"names": os.path.relpath(given, root), "train": "images"}
+    return {
+        "names": os.path.relpath(given, root),
+        **{split: f"images/{names[0]}" for split, names in folders.items()},
+    }
 
-    def _sample(self, split: str, image: str, rows: _Rows) -> Sample:
-        boxes = Boxes()
-        file = self._label(image)
-        if file is not None:
-            where = shown(file, self.root)
-            if self._image_of.setdefault(file, image) != image:
-                self._shared.append(f"{shown(image, self.root)} and {shown(self._image_of[file], self.root)}")
-            boxes = self._boxes(split, file, where, rows)
-        return Sample(image, shown(image, self.root), boxes, file is not None)
 
-    def _boxes(self, split: str, file: str, where: str, rows: _Rows) -> Boxes:
-        """The boxes of a label file: known ones, where it has not changed since nothing in it was to be remarked on."""
-        mark = rows.state(file)  # before it is read: what changes meanwhile is read again by the next check
-        if boxes := self._known_boxes(file, mark):
-            self.ledger.add(split, "boxes", USED, count=len(boxes))
-            self.ledger.add(split, "labels", "read, with rows")
-            return boxes
-        return self._read_boxes(split, file, mark, where, rows)
-
-    def _known_boxes(self, file: str, mark: str) -> Boxes | None:
-        packed = self.known.boxes(file, mark)
-        try:
-            return Boxes.unpacked(packed) if packed else None
-        except ValueError:
-            return None
-
-    def _read_boxes(self, split: str, file: str, mark: str, where: str, rows: _Rows) -> Boxes:
-        found: dict[Box, None] = {}
-        count, faults = 0, self.faults.count
-        remarks = False
-        for number, line in lines(file, where, self.faults):
-            count += 1
-            try:
-                box, outcome, what = parse_row(line, rows.classes, keypoints=rows.keypoints, names=rows.names)
-            except InputError as error:
-                fault, _, remedy = str(error).partition("; ")
-                self.faults.add(f"{where}, line {number}", fault, remedy)
-                continue
-            if box is not None and box in found:
-                outcome = TWICE
-            elif box is not None:
-                found[box] = None
-            remarks = remarks or bool(outcome or what)
-            self.ledger.add(split, "boxes", outcome or what or USED, f"{where}, line {number}" if outcome else "")
-        self.ledger.add(split, "labels", "read, with rows" if count else "read, empty")
-        boxes = Boxes(found)
-        if boxes and not remarks and self.faults.count == faults:
-            self.known.keep_boxes(file, mark, boxes.packed())
-        return boxes
-
-    def _label(self, image: str) -> str | None:
-        """The label file of an image, where there is one."""
-        folder = os.path.dirname(image)
-        if folder not in self._labels:
-            self._labels[folder] = _LabelFolder.of(folder, self.root)
-        file = self._labels[folder].take(os.path.basename(image))
-        return None if file is None or self._outside(file) else file
-
-    def _leftover_labels(self, found: Mapping[str, Sequence[str]]) -> None:
-        """Account for label files that belong to no image of train or val."""
-        taken = {path for folder in self._labels.values() for path in folder.taken}
-        looked = {*taken, *self._lists}
-        stems: dict[str, set[str]] = {}
-        for split, paths in found.items():
-            folders = {os.path.dirname(path) for path in paths}
-            places = {os.path.dirname(label_file(Path(folder) / "x")) for folder in folders}
-            places |= {os.path.dirname(path) for folder in folders for path in self._labels[folder].taken}
-            for place in sorted(places | folders):
-                for path in walk(place).files if os.path.isdir(place) else []:
-                    if path.lower().endswith(".txt") and path not in looked:
-                        looked.add(path)
-                        self._leftover(split, path, stems)
-
-    def _leftover(self, split: str, path: str, stems: dict[str, set[str]]) -> None:
-        folder, name = os.path.split(path)
-        if name.lower() in _LISTS or name.lower().startswith("readme"):
-            outcome, alarm = "skipped: lists and notes", ""
-        elif folder in self._labels and os.path.splitext(name)[0] in _stems(folder, stems):
-            outcome, alarm = "skipped: beside an image whose labels are elsewhere", ""
-        elif any(os.path.splitext(name)[0] in _stems(place, stems) for place in (folder, _image_folder(folder))):
-            outcome, alarm = "skipped: of images outside train and val", ""
-        else:
-            outcome, alarm = "skipped: without an image", "give each the name of its image, or take them out"
-        self.ledger.add(split, "labels", outcome, shown(path, self.root), alarm=alarm)
+def _of_dataset(name: str, root: Path) -> str:
+    """A path of Darknet's description, which is relative to Darknet's own folder, as one of this dataset."""
+    parts = parts_of(name)
+    tails = (os.path.join(*parts[start:]) for start in range(len(parts)))
+    return next((tail for tail in tails if (root / tail).exists()), name)
 
 
 @dataclass(frozen=True)

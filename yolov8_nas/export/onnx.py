@@ -77,33 +77,13 @@ def export_onnx(
         raise InputError(f"{path.name}: the network is quantized to INT8, and half asks for FP16; choose one of them")
     network = _inference_copy(model, dynamic)
     head: Detect = network.model[-1]
-    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch"}}
-    if not head.end2end:
-        axes["output0"][2] = "anchors"
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # The TorchScript exporter is called deprecated and warns of each constant it folds. It is three times faster
-        # than the other one, and the only one that ModelOpt's fake quantization goes through.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Half(network) if half else network,
-            (torch.zeros(batch, 3, imgsz, imgsz),),
-            buffer,  # type: ignore[arg-type]  # taken as well, though not in the annotation
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=["output0"],
-            dynamic_axes=axes if dynamic else None,
-            dynamo=False,
-        )
-    graph = onnx.load_from_string(buffer.getvalue())
+    graph = _traced(_Half(network) if half else network, head, (batch, 3, imgsz, imgsz), dynamic)
     if is_qat(network):
         _store_integers(graph.graph)
-    if dynamic:  # the exporter calls the other sizes unknown as well
-        sizes = graph.graph.output[0].type.tensor_type.shape.dim
-        for axis, size in {1: head.max_det, 2: 6}.items() if head.end2end else {1: 4 + head.nc}.items():
-            sizes[axis].dim_value = size
     classes = dict(enumerate(names)) if names is not None else dict(network.names)
-    metadata = {
+    args = {"batch": batch, "dynamic": dynamic, "nms": False if head.end2end else None}
+    args |= {"quantize": 16} if half else {}
+    for key, value in {
         "description": "YOLOv8-style detector",
         "license": "AGPL-3.0",
         "task": "detect",
@@ -114,19 +94,41 @@ def export_onnx(
         "names": classes,
         "channels": 3,
         "end2end": bool(head.end2end),
-        "args": {
-            "batch": batch,
-            "dynamic": dynamic,
-            "nms": False if head.end2end else None,
-            **({"quantize": 16} if half else {}),
-        },
-    }
-    for key, value in metadata.items():
+        "args": args,
+    }.items():
         graph.metadata_props.add(key=key, value=str(value))
     onnx.checker.check_model(graph)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, graph.SerializeToString(deterministic=True))
     return path
+
+
+def _traced(network: nn.Module, head: Detect, shape: tuple[int, ...], dynamic: bool) -> onnx.ModelProto:
+    """The graph of a network with this head, for images of a shape; that of a dynamic one only begins with it."""
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch"}}
+    if not head.end2end:
+        axes["output0"][2] = "anchors"
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # The TorchScript exporter is called deprecated and warns of each constant it folds. It is three times faster
+        # than the other one, and the only one that ModelOpt's fake quantization goes through.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.zeros(shape),),
+            buffer,  # type: ignore[arg-type]  # taken as well, though not in the annotation
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["output0"],
+            dynamic_axes=axes if dynamic else None,
+            dynamo=False,
+        )
+    graph = onnx.load_from_string(buffer.getvalue())
+    if dynamic:  # the exporter calls the other sizes unknown as well
+        sizes = graph.graph.output[0].type.tensor_type.shape.dim
+        for axis, size in {1: head.max_det, 2: 6}.items() if head.end2end else {1: 4 + head.nc}.items():
+            sizes[axis].dim_value = size
+    return graph
 
 
 def put_nms(file: Path, options: NmsOptions) -> Path:

@@ -145,17 +145,8 @@ def learn_prior(
         InputError: The search split is empty.
         StageError: The loss is not finite.
     """
-    space = linear.space
-    try:
-        images = read_split(data_yaml, "val", recipe.imgsz, augment=False)
-    except FileNotFoundError:
-        raise InputError(f"{data_yaml}: no images in `val`, the search split; cut a larger one from train") from None
-    relaxed, criterion = RelaxedSupernet(supernet), DetectionLoss(supernet, recipe.imgsz)
-    whole = supernet.space.dimensions
-    places = [[d.options.index(o) for o in kept.options] for d, kept in zip(whole, space.dimensions, strict=True)]
-    device = next(supernet.parameters()).device
+    space, drawn = linear.space, _Drawn(supernet, data_yaml, linear.space, recipe)
     partial.mkdir(parents=True, exist_ok=True)
-
     worth, logits = ([torch.zeros(len(d.options), dtype=torch.float64) for d in space.dimensions] for _ in range(2))
     trajectory: list[PriorStep] = []
     checkpoint = partial / CHECKPOINT
@@ -164,21 +155,7 @@ def learn_prior(
         trajectory = [_step(row) for row in saved["trajectory"]]
 
     for step in range(len(trajectory), recipe.steps):
-        rng = np.random.default_rng([recipe.seed, step])  # a step depends on nothing but its number and the parameters
-        drawn = rng.permutation(len(images))[: recipe.batch]
-        batch = images.collate_fn([images[int(i)] for i in drawn])
-        x_BCHW = (batch["img"].to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-        choices = {
-            dimension.name: F.one_hot(torch.tensor(place[gene]), len(dimension.options)).to(x_BCHW).requires_grad_()
-            for dimension, place, gene in zip(whole, places, _draw(logits, rng), strict=True)
-        }
-        loss = criterion(relaxed(x_BCHW, choices), batch)[0].sum() / len(drawn)
-        if not torch.isfinite(loss):
-            raise StageError(f"step {step + 1} of the prior: the loss is {loss.item()}; train the supernet again")
-        slopes = torch.autograd.grad(loss.log(), list(choices.values()), allow_unused=True, materialize_grads=True)
-
-        of_kept = [slope[place] for slope, place in zip(slopes, places, strict=True)]
-        saved_share = [-(slope - slope.mean()).double().cpu() for slope in of_kept]
+        loss, saved_share = drawn.step(step, logits)
         worth = [w + (s - w) / (step + 1) for w, s in zip(worth, saved_share, strict=True)]
         rate = 1 / (recipe.temperature * recipe.steps)
         logits = [x + rate * s for x, s in zip(logits, saved_share, strict=True)]
@@ -187,12 +164,64 @@ def learn_prior(
             logits, multiplier = within(logits, linear, limit_ms)
         probabilities = [x.softmax(0) for x in logits]
         expected_ms = linear.expected(probabilities).item()
-        trajectory.append(PriorStep(step + 1, loss.item(), expected_ms, multiplier / rate, _tuples(probabilities)))
+        trajectory.append(PriorStep(step + 1, loss, expected_ms, multiplier / rate, _tuples(probabilities)))
         if (step + 1) % CHECKPOINT_EVERY == 0:
             state = {"worth": _tuples(worth), "logits": _tuples(logits)}
             write_json(checkpoint, {**state, "trajectory": [asdict(point) for point in trajectory]})
         progress(trajectory[-1])
     return Prior(_tuples(logits), _tuples(worth), tuple(trajectory))
+
+
+class _Drawn:
+    """Networks drawn by architecture parameters, and how the loss depends on their options.
+
+    Args:
+        supernet: The trained supernet.
+        data_yaml: Ultralytics data yaml with the search split as `val`.
+        space: The supernet's space, or one with fewer options.
+        recipe: How to learn.
+
+    Raises:
+        InputError: The search split is empty.
+    """
+
+    def __init__(self, supernet: Supernet, data_yaml: Path, space: SearchSpace, recipe: PriorRecipe) -> None:
+        try:
+            self.images = read_split(data_yaml, "val", recipe.imgsz, augment=False)
+        except FileNotFoundError:
+            raise InputError(
+                f"{data_yaml}: no images in `val`, the search split; cut a larger one from train"
+            ) from None
+        self.recipe = recipe
+        self.relaxed, self.criterion = RelaxedSupernet(supernet), DetectionLoss(supernet, recipe.imgsz)
+        self.whole = supernet.space.dimensions
+        kept = zip(self.whole, space.dimensions, strict=True)
+        self.places = [[d.options.index(option) for option in narrow.options] for d, narrow in kept]
+        self.device = next(supernet.parameters()).device
+
+    def step(self, step: int, logits: Parameters) -> tuple[float, Parameters]:
+        """Draw a network and images, which depend on nothing but the number of the step and the parameters.
+
+        Returns:
+            The loss per image; and for each dimension the share of it that each option saves against their mean.
+
+        Raises:
+            StageError: The loss is not finite.
+        """
+        rng = np.random.default_rng([self.recipe.seed, step])
+        drawn = rng.permutation(len(self.images))[: self.recipe.batch]
+        batch = self.images.collate_fn([self.images[int(i)] for i in drawn])
+        x_BCHW = (batch["img"].to(self.device).float() / 255).contiguous(memory_format=torch.channels_last)
+        choices = {
+            dimension.name: F.one_hot(torch.tensor(place[gene]), len(dimension.options)).to(x_BCHW).requires_grad_()
+            for dimension, place, gene in zip(self.whole, self.places, _draw(logits, rng), strict=True)
+        }
+        loss = self.criterion(self.relaxed(x_BCHW, choices), batch)[0].sum() / len(drawn)
+        if not torch.isfinite(loss):
+            raise StageError(f"step {step + 1} of the prior: the loss is {loss.item()}; train the supernet again")
+        slopes = torch.autograd.grad(loss.log(), list(choices.values()), allow_unused=True, materialize_grads=True)
+        of_kept = [slope[place] for slope, place in zip(slopes, self.places, strict=True)]
+        return loss.item(), [-(slope - slope.mean()).double().cpu() for slope in of_kept]
 
 
 def within(logits: Parameters, linear: LinearCost, limit_ms: float) -> tuple[Parameters, float]:

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
@@ -177,6 +177,49 @@ class RemoteStore(Store):
         super().remove(folder)
 
 
+@dataclass(frozen=True)
+class _Lists:
+    """Signed lists of a key's files in the bucket.
+
+    Attributes:
+        objects: The place of the key in the bucket.
+        stage: The stage of the key.
+        key: The key.
+        tell: Is told why a list does not count.
+    """
+
+    objects: _Objects
+    stage: str
+    key: str
+    tell: Callable[[str], None]
+
+    def read(self, name: str) -> Files:
+        """The files of a list; none where it is not there, or cannot be used, which is told."""
+        content = self.objects.read(name)
+        if content is None:
+            return {}
+        source = f"{self.objects.address}/{name}"
+        try:
+            listed = _plain(content, source)
+            files = names.files(listed.get("files") if isinstance(listed, dict) else None, source)
+            if why := signing.keys().fault("list", self._statement(name, files), listed.get("signature")):
+                raise InputError(f"{source}: {why}")
+            return files
+        except InputError as error:
+            self.tell(f"{error}; it is taken as if there were none")
+            return {}
+
+    def write(self, name: str, files: Files) -> None:
+        """Write a list."""
+        signature = signing.keys().sign("list", self._statement(name, files))
+        listed = {"files": dict(files), **({"signature": signature} if signature else {})}
+        self.objects.write(name, json.dumps(listed, indent=1).encode())
+
+    def _statement(self, name: str, files: Files) -> list[Any]:
+        """What the signature on a list vouches for."""
+        return [self.stage, self.key, name, dict(files)]
+
+
 class RemoteEntry(Entry):
     """A key's working folder, and its place in the bucket."""
 
@@ -184,6 +227,7 @@ class RemoteEntry(Entry):
         super().__init__(folder)
         self.objects = objects
         self.holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._lists = _Lists(objects, self.stage, self.key, self._tell)
         self._changing = threading.RLock()  # what the bucket has of the key
         self._saved: dict[str, tuple[int, int, int]] = {}
         self._saved_at = time.monotonic()
@@ -228,7 +272,7 @@ class RemoteEntry(Entry):
         if standing := self._standing():
             files, self._told = standing[1].outputs, standing[1]
         else:
-            files = self._list("failed.json")
+            files = self._lists.read("failed.json")
         wanted = {name: digest for name, digest in files.items() if name in only}
         self._bring(wanted, self.outputs)
         if self._told is not None and (lacking := [name for name in wanted if not (self.outputs / name).is_file()]):
@@ -275,7 +319,7 @@ class RemoteEntry(Entry):
         try:
             with self._changing:
                 files = tree_files(self.outputs)
-                self._write_list("failed.json", dict(zip(files, self._send(files), strict=True)))
+                self._lists.write("failed.json", dict(zip(files, self._send(files), strict=True)))
                 if partial:
                     self.objects.delete(["partial.json"])
                 else:
@@ -323,13 +367,13 @@ class RemoteEntry(Entry):
         if standing and self.manifest_file.is_file() and self.manifest_file.read_bytes() == standing[0]:
             return
         self.manifest_file.unlink(missing_ok=True)
-        files = standing[1].outputs if standing else self._list("failed.json")
+        files = standing[1].outputs if standing else self._lists.read("failed.json")
         self._bring(files, self.outputs, tree_files(self.outputs))
         if standing:
             atomic_write(self.manifest_file, standing[0])
 
     def _bring_partial(self) -> None:
-        files = self._list("partial.json")
+        files = self._lists.read("partial.json")
         if own := [name for name in files if _stays_here(name)]:
             self._tell(
                 f"{self.objects.address}/partial.json: the name {names.shown(own[0])} is of files that each machine "
@@ -372,31 +416,7 @@ class RemoteEntry(Entry):
         with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
             list(pool.map(bring, files.keys(), files.values()))
 
-    def _list(self, name: str) -> Files:
-        content = self.objects.read(name)
-        if content is None:
-            return {}
-        source = f"{self.objects.address}/{name}"
-        try:
-            listed = _plain(content, source)
-            files = names.files(listed.get("files") if isinstance(listed, dict) else None, source)
-            if why := signing.keys().fault("list", self._statement(name, files), listed.get("signature")):
-                raise InputError(f"{source}: {why}")
-            return files
-        except InputError as error:
-            self._tell(f"{error}; it is taken as if there were none")
-            return {}
-
     # To the bucket --------------------------------------------------------------------------------------------------
-
-    def _write_list(self, name: str, files: Files) -> None:
-        signature = signing.keys().sign("list", self._statement(name, files))
-        listed = {"files": dict(files), **({"signature": signature} if signature else {})}
-        self.objects.write(name, json.dumps(listed, indent=1).encode())
-
-    def _statement(self, name: str, files: Files) -> list[Any]:
-        """What the signature on a list vouches for."""
-        return [self.stage, self.key, name, dict(files)]
 
     def _send(self, files: Mapping[str, Path]) -> list[str]:
         """Send files that do not change any more; their digests."""
@@ -416,7 +436,7 @@ class RemoteEntry(Entry):
         if not state or state == self._saved:
             return
         overdue = at_once or time.monotonic() - self._saved_at > SAVE_AT_LEAST_EVERY
-        with self._changing, _not_measuring(overdue) as allowed, self._snapshot(state) as files:
+        with self._changing, _not_measuring(overdue) as allowed, _snapshot(self.folder, self.partial, state) as files:
             if not allowed or files is None or self.manifest_file.exists():
                 return
             before = self._listed
@@ -424,24 +444,11 @@ class RemoteEntry(Entry):
             if None in digests.values():
                 return
             listed = {name: digest for name, digest in digests.items() if digest}
-            self._write_list("partial.json", listed)
+            self._lists.write("partial.json", listed)
             self._listed, self._saved, self._saved_at = set(listed.values()), state, time.monotonic()
             stale = before - self._listed
             self.objects.delete(f"objects/{digest}" for digest in stale)
             self._known -= stale
-
-    @contextlib.contextmanager
-    def _snapshot(self, state: Mapping[str, tuple[int, int, int]]) -> Iterator[dict[str, Path] | None]:
-        """Links to the checkpoints, all of one moment, or nothing where they are just being written."""
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix="saving-") as folder:
-            links = {name: Path(folder) / str(number) for number, name in enumerate(state)}
-            try:
-                for name, link in links.items():
-                    link.hardlink_to(self.partial / name)
-            except FileNotFoundError:
-                yield None
-            else:
-                yield links if _state(self.partial) == state else None
 
     def _send_copy(self, path: Path, size: int) -> str | None:
         """Send the first `size` bytes of a file that may grow; nothing where it changes otherwise."""
@@ -455,6 +462,22 @@ class RemoteEntry(Entry):
             self.objects.write(f"objects/{digest}", content)
             self._known.add(digest)
         return digest
+
+
+@contextlib.contextmanager
+def _snapshot(
+    folder: Path, partial: Path, state: Mapping[str, tuple[int, int, int]]
+) -> Iterator[dict[str, Path] | None]:
+    """Links to the checkpoints, all of one moment, or nothing where they are just being written."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as saving:
+        links = {name: Path(saving) / str(number) for number, name in enumerate(state)}
+        try:
+            for name, link in links.items():
+                link.hardlink_to(partial / name)
+        except FileNotFoundError:
+            yield None
+        else:
+            yield links if _state(partial) == state else None
 
 
 def _plain(content: bytes, source: str) -> Any:

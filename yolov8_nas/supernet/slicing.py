@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -143,31 +143,15 @@ def sliced(
     Returns:
         The network, of stock rows as `derive.build` builds it, in evaluation mode; and what was taken.
     """
-    class_branch = True
-    if isinstance(source, StockCheckpoint):
-        class_branch, folded = source.legacy, source.fused
-        source = source.network()
-        if folded and len(calibration):
-            restore_statistics(source.eval(), calibration)
+    source, class_branch = _network_of(source, calibration)
     source_architecture = architecture_of(source)
     unrolled = unroll(source).eval()
     original = _Network.of(source_architecture, [module.state_dict() for module in unrolled.model])
     kept = {name: _kept_layers(original, name, architecture.block(name).depth) for name in BLOCKS}
     reduced = _without(original, kept)
-    plain = replace(
-        architecture,
-        attention=0,
-        blocks=tuple(replace(block, operator="conv3") for block in architecture.blocks),
-        head=replace(architecture.head, classes="conv3"),
-    )
     target = build(architecture, len(names), names).to(next(source.parameters())).eval()
-    fresh = build(plain, len(names), names).to(next(source.parameters()))
-    wanted = _Network.of(plain, [module.state_dict() for module in fresh.model])
-    sizes, available = wanted.sizes, reduced.sizes
-    chosen = {
-        axis: order[: sizes[axis]].sort().values
-        for axis, order in importance_orders(reduced.wires, reduced.states).items()
-    }
+    wanted = _untrained(_plain(architecture), names, source)
+    chosen = _most_important(reduced, wanted.sizes)
     narrow = _Network.of(reduced.architecture, reordered(reduced.wires, reduced.states, chosen))
     classes = _same_classes([source.names[i] for i in range(len(source.names))], names) if class_branch else None
     taken = _place(wanted, narrow, classes)
@@ -175,29 +159,50 @@ def sliced(
     light = architecture.head.classes == "dwsep3"
     for name in (*approximated, *([_CLASS_LAYERS] if light else [])):
         taken.pop(name, None)
-    report = Sliced(
+    fitting = _Fitting(wanted, chosen, classes, kept, fit)
+    if len(calibration):
+        images = torch.cat(list(_first(calibration, PIXELS))).to(next(source.parameters()))
+        fitting.run(_Walk(unrolled, source_architecture, images), _Walk(target, architecture, images))
+    return target, Sliced(
         source=described(source),
         taken=sum(taken.values()),
         total=sum(tensor.numel() for name, tensor in target.state_dict().items() if not name.endswith(_CONSTANT)),
-        dropped=tuple(
-            f"{name}.layers.{i}" for name in BLOCKS for i in range(len(original.of_block(name))) if i not in kept[name]
+        dropped=_layers(
+            (name, i) for name in BLOCKS for i in range(len(original.of_block(name))) if i not in kept[name]
         ),
-        widened=sum(available[axis] < size for axis, size in sizes.items() if axis in available),
-        added=tuple(
-            f"{name}.layers.{i}" for name in BLOCKS for i in range(len(kept[name]), architecture.block(name).depth)
-        ),
+        widened=sum(reduced.sizes.get(axis, size) < size for axis, size in wanted.sizes.items()),
+        added=_layers((name, i) for name in BLOCKS for i in range(len(kept[name]), architecture.block(name).depth)),
         approximated=len(approximated),
         classes=tuple(names[i] for i in classes or ()),
         class_branch=class_branch,
         light=light,
-        fitted=0,
+        fitted=fitting.fitted,
     )
-    if len(calibration):
-        images = torch.cat(list(_first(calibration, PIXELS))).to(next(source.parameters()))
-        fitting = _Fitting(wanted, chosen, classes, kept, fit)
-        fitting.run(_Walk(unrolled, source_architecture, images), _Walk(target, architecture, images))
-        report = replace(report, fitted=fitting.fitted)
-    return target, report
+
+
+def _network_of(source: DetectionModel | StockCheckpoint, calibration: Sequence[Tensor]) -> tuple[DetectionModel, bool]:
+    """The stock network of a checkpoint, and whether its class branch is YOLOv8's."""
+    if not isinstance(source, StockCheckpoint):
+        return source, True
+    network = source.network()
+    if source.fused and len(calibration):
+        restore_statistics(network.eval(), calibration)
+    return network, source.legacy
+
+
+def _plain(architecture: Architecture) -> Architecture:
+    """The architecture with the operators that stock has."""
+    return replace(
+        architecture,
+        attention=0,
+        blocks=tuple(replace(block, operator="conv3") for block in architecture.blocks),
+        head=replace(architecture.head, classes="conv3"),
+    )
+
+
+def _layers(layers: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+    """Names of layers, each given as its block and its number."""
+    return tuple(f"{name}.layers.{i}" for name, i in layers)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -244,6 +249,18 @@ class _Network:
         """The convolutions of every bottleneck of a block."""
         depth = self.architecture.block(block).depth
         return [self.of_row(f"{block}.layers.{i}") for i in range(depth)]
+
+
+def _untrained(architecture: Architecture, names: Sequence[str], like: DetectionModel) -> _Network:
+    """A network with fresh weights, on the device and of the type of another."""
+    fresh = build(architecture, len(names), names).to(next(like.parameters()))
+    return _Network.of(architecture, [module.state_dict() for module in fresh.model])
+
+
+def _most_important(network: _Network, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The channels of each axis that stay, as many as it is to have, in their order."""
+    orders = importance_orders(network.wires, network.states)
+    return {axis: order[: sizes[axis]].sort().values for axis, order in orders.items()}
 
 
 def _kept_layers(network: _Network, block: str, depth: int) -> list[int]:

@@ -19,13 +19,14 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from yolov8_nas import files
 from yolov8_nas.checkpoint.archive import read_plain
@@ -145,81 +146,113 @@ def train(
         StageError: The gradient is not finite any more.
     """
     processes = processes or Processes(next(supernet.parameters()).device)
-    progress = progress if processes.first else Progress.silent()
-    partial.mkdir(parents=True, exist_ok=True)
-    with processes.first_alone():  # it parses the labels
-        images = train_split(data_yaml, recipe.imgsz, augment=True)
-    processes.copy_first(list(supernet.state_dict().values()))
-    learner = Learner(supernet, processes, imgsz=recipe.imgsz, accumulate=recipe.accumulate, amp=recipe.amp)
-    with processes.first_alone():  # a torn one is set aside once
-        saved = _checkpoint(partial / CHECKPOINT, recipe, processes.device, progress.note)
-    first = saved["epoch"] if saved else 0
-    if processes.agree(first) != first:
-        raise RuntimeError(f"{partial}: a checkpoint of epoch {first}, but the first process has another; start again")
-    batch = saved["batch"] if saved else _batch(recipe, learner, images)
-    shard = _shard(batch, recipe, processes, len(images))
-    how = loading.prepare(images, shard, processes)
-    validation = None
-    if processes.first:
-        validation = _Validation(data_yaml, recipe, partial / "validation", processes.device)
-    steps_per_epoch = len(images) // batch
-    steps = recipe.epochs * steps_per_epoch
-    if processes.first:
-        conditions = {**_machine(learner), "batch": batch, "accumulate": recipe.accumulate, **asdict(how)}
-        write_json(partial / CONDITIONS, conditions)
-        progress.note(", ".join(f"{name} {value}" for name, value in conditions.items()))
+    training = _Training(supernet, data_yaml, recipe, partial, progress, processes)
+    training.run()
+    return training.learner.average, training.curves
 
-    curves: list[dict[str, float]] = []
-    if saved:
-        learner.load_state_dict(saved["learner"])
-        curves = saved["curves"]
-        progress.note(f"going on after epoch {first} of {recipe.epochs}")
 
-    asked = time.perf_counter()
-    place = {"rank": processes.rank, "processes": processes.size, "parts": recipe.accumulate}
-    shards = loading.Shards(len(images), batch, **place, seed=recipe.seed, epochs=range(first, recipe.epochs))
-    batches = loading.batches(images, how, shards, recipe.mosaic_epochs)
-    waited = time.perf_counter() - asked
-    for epoch in range(first, recipe.epochs):
-        start = time.perf_counter()
+class _Training:
+    """A training as far as it has come; see `train`."""
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        data_yaml: Path,
+        recipe: Recipe,
+        partial: Path,
+        progress: Progress,
+        processes: Processes,
+    ) -> None:
+        self.supernet, self.recipe, self.partial, self.processes = supernet, recipe, partial, processes
+        self.progress = progress if processes.first else Progress.silent()
+        partial.mkdir(parents=True, exist_ok=True)
+        with processes.first_alone():  # it parses the labels
+            self.images = train_split(data_yaml, recipe.imgsz, augment=True)
+        processes.copy_first(list(supernet.state_dict().values()))
+        self.learner = Learner(supernet, processes, imgsz=recipe.imgsz, accumulate=recipe.accumulate, amp=recipe.amp)
+        with processes.first_alone():  # a torn one is set aside once
+            saved = _checkpoint(partial / CHECKPOINT, recipe, processes.device, self.progress.note)
+        self.first: int = saved["epoch"] if saved else 0
+        if processes.agree(self.first) != self.first:
+            raise RuntimeError(
+                f"{partial}: a checkpoint of epoch {self.first}, but the first process has another; start again"
+            )
+        self.batch: int = saved["batch"] if saved else _batch(recipe, self.learner, self.images)
+        self.how = loading.prepare(self.images, _shard(self.batch, recipe, processes, len(self.images)), processes)
+        self.validation = None
+        if processes.first:
+            self.validation = _Validation(data_yaml, recipe, partial / "validation", processes.device)
+            self._tell_conditions()
+        self.curves: list[dict[str, float]] = []
+        if saved:
+            self.learner.load_state_dict(saved["learner"])
+            self.curves = saved["curves"]
+            self.progress.note(f"going on after epoch {self.first} of {recipe.epochs}")
+        self.steps_per_epoch = len(self.images) // self.batch
+        self.waited = 0.0
+        self.batches: Iterator[loading.Batch] = iter(())
+
+    def _tell_conditions(self) -> None:
+        conditions = {**_machine(self.learner), "batch": self.batch, "accumulate": self.recipe.accumulate}
+        conditions |= asdict(self.how)
+        write_json(self.partial / CONDITIONS, conditions)
+        self.progress.note(", ".join(f"{name} {value}" for name, value in conditions.items()))
+
+    def run(self) -> None:
+        """Train epoch by epoch, and keep a checkpoint of each."""
+        recipe, processes = self.recipe, self.processes
+        asked = time.perf_counter()
+        place = {"rank": processes.rank, "processes": processes.size, "parts": recipe.accumulate}
+        epochs = range(self.first, recipe.epochs)
+        shards = loading.Shards(len(self.images), self.batch, **place, seed=recipe.seed, epochs=epochs)
+        self.batches = loading.batches(self.images, self.how, shards, recipe.mosaic_epochs)
+        self.waited = time.perf_counter() - asked
+        for epoch in epochs:
+            self.curves.append(processes.agree(self._epoch(epoch)))
+            self.progress.note(_line(self.curves[-1], recipe.epochs))
+            if processes.first:
+                state = {"learner": self.learner.state_dict(), "epoch": epoch + 1, "curves": self.curves}
+                state |= {"recipe": asdict(recipe), "batch": self.batch}
+                files.keep(self.partial / CHECKPOINT, functools.partial(torch.save, state))
+        processes.wait()  # for the last checkpoint
+
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        """Train for an epoch, from 0; returns its curve point."""
+        recipe, start = self.recipe, time.perf_counter()
         rng = np.random.default_rng(loading.seeds(recipe.seed, epoch, "networks"))
-        losses = torch.zeros(len(LOSSES), device=processes.device)
-        for i in range(steps_per_epoch):
-            step = epoch * steps_per_epoch + i
-            networks = draw(supernet, recipe.random_networks, rng, anchor=recipe.anchor, near=recipe.near)
-            if epoch < recipe.epochs_alone:
-                networks = networks[:1]
-            for _ in range(recipe.accumulate):
-                asked = time.perf_counter()
-                part = loading.to_device(next(batches), processes.device)
-                waited += time.perf_counter() - asked
-                losses += learner.backward(part, networks, batch)
-            if not learner.update(step, recipe.learning_rate(step, steps)):
-                raise StageError(
-                    f"epoch {epoch + 1}: the gradient is not finite; train the supernet with a learning rate below "
-                    f"supernet.lr = {recipe.lr}"
-                )
+        losses = torch.zeros(len(LOSSES), device=self.processes.device)
+        for i in range(self.steps_per_epoch):
+            self._step(epoch, i, rng, losses)
             figures = {"loss": float(losses[:3].sum()) / (i + 1) / recipe.accumulate}
-            scores = [point["map50_95_largest"] for point in curves if "map50_95_largest" in point]
+            scores = [point["map50_95_largest"] for point in self.curves if "map50_95_largest" in point]
             figures |= {"map": scores[-1]} if scores else {}
-            progress.update(step + 1, steps, f"epoch {epoch + 1} of {recipe.epochs}", **figures)
-
-        means = losses / (steps_per_epoch * recipe.accumulate)
-        told = dict(zip(LOSSES, means.tolist(), strict=True)) | {"data_seconds": waited}
+            done, steps = epoch * self.steps_per_epoch + i + 1, recipe.epochs * self.steps_per_epoch
+            self.progress.update(done, steps, f"epoch {epoch + 1} of {recipe.epochs}", **figures)
+        means = losses / (self.steps_per_epoch * recipe.accumulate)
+        told = dict(zip(LOSSES, means.tolist(), strict=True)) | {"data_seconds": self.waited}
         if epoch < recipe.epochs_alone:
             del told["distill"]  # nobody was taught
-        point, waited = {"epoch": epoch + 1, **processes.mean(told), "lr": learner.lr}, 0.0
-        if validation and ((epoch + 1) % recipe.validation_interval == 0 or epoch + 1 == recipe.epochs):
-            point |= validation.run(learner.average)
-        point["seconds"] = time.perf_counter() - start
-        curves.append(processes.agree(point))
-        progress.note(_line(curves[-1], recipe.epochs))
-        if processes.first:
-            state = {"learner": learner.state_dict(), "epoch": epoch + 1, "curves": curves}
-            state |= {"recipe": asdict(recipe), "batch": batch}
-            files.keep(partial / CHECKPOINT, functools.partial(torch.save, state))
-    processes.wait()  # for the last checkpoint
-    return learner.average, curves
+        point, self.waited = {"epoch": epoch + 1, **self.processes.mean(told), "lr": self.learner.lr}, 0.0
+        if self.validation and ((epoch + 1) % recipe.validation_interval == 0 or epoch + 1 == recipe.epochs):
+            point |= self.validation.run(self.learner.average)
+        return {**point, "seconds": time.perf_counter() - start}
+
+    def _step(self, epoch: int, i: int, rng: np.random.Generator, losses: Tensor) -> None:
+        """One step of the optimizer; adds the losses of the parts of its batch."""
+        recipe, step = self.recipe, epoch * self.steps_per_epoch + i
+        networks = draw(self.supernet, recipe.random_networks, rng, anchor=recipe.anchor, near=recipe.near)
+        if epoch < recipe.epochs_alone:
+            networks = networks[:1]
+        for _ in range(recipe.accumulate):
+            asked = time.perf_counter()
+            part = loading.to_device(next(self.batches), self.processes.device)
+            self.waited += time.perf_counter() - asked
+            losses += self.learner.backward(part, networks, self.batch)
+        if not self.learner.update(step, recipe.learning_rate(step, recipe.epochs * self.steps_per_epoch)):
+            raise StageError(
+                f"epoch {epoch + 1}: the gradient is not finite; train the supernet with a learning rate below "
+                f"supernet.lr = {recipe.lr}"
+            )
 
 
 def _checkpoint(file: Path, recipe: Recipe, device: torch.device, note: Callable[[str], None]) -> dict[str, Any] | None:
