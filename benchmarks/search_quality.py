@@ -56,6 +56,7 @@ from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.protocol import VERIFY
 from yolov8_nas.measure.runtime import of_profile
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results import LatencyFit, LatencyTable, ResolvedLimit
 from yolov8_nas.runner.stage import run_stage, target_labels
 from yolov8_nas.search.evolution import to_the_limit
 from yolov8_nas.search.measuring import Bench
@@ -437,14 +438,14 @@ class Contest:
         if file.exists():
             return read_json(file)  # type: ignore[no-any-return]
         study, a, probe = self.study, self.arguments, self.study.probed
-        rows = read_json(probe / "latency_table.json")["rows"]
+        rows = LatencyTable.read(probe).rows
         profile = Profile.read(probe)
         runtime = of_profile(profile, "fp32")
         supernet, work = self.supernet(), self.folder / "search"
         work.mkdir(exist_ok=True)
         costs = CostModel.from_probe(
-            [Constraint.from_row(row) for row in read_json(probe / "constraints.json")],
-            LatencyModel.from_dict(read_json(probe / "latency_model.json")),
+            [row.constraint for row in ResolvedLimit.read_all(probe)],
+            LatencyModel.of(LatencyFit.read(probe)),
             rows,
             num_classes=len(study.names),
             imgsz=a.imgsz,

@@ -28,6 +28,7 @@ from yolov8_nas.device.profile import available_cores
 from yolov8_nas.errors import InputError
 from yolov8_nas.files import read_json
 from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.runner.results import Latency, ProbedNetwork
 from yolov8_nas.search.objective import CostModel, Scorer
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
@@ -84,9 +85,13 @@ def predictions_a_second(space: SearchSpace, networks: list[Architecture], class
     measured = [space.sample(rng) for _ in range(60)]
     invented = [1 + cost(network, classes, imgsz).gflops for network in measured]
     rows = [
-        {"architecture": network.to_dict(), "latency_ms": dict.fromkeys(("p50", "p90", "p99"), ms)}
+        ProbedNetwork(
+            architecture=network, genes=space.encode(network), role="train",
+            latency_ms=Latency(p50=ms, p90=ms, p99=ms), interval_ms=(ms, ms), rounds=(ms,), repetitions=1,
+            disturbed=False, memory_mb=0.0, energy_mj=None, power_w=None,
+        )
         for network, ms in zip(measured, invented, strict=True)
-    ]
+    ]  # fmt: skip
     costs = CostModel.from_probe(
         [Constraint.parse("latency<=2ms")],
         LatencyModel.fit(space, classes, imgsz, measured, invented),

@@ -10,15 +10,16 @@ the images that the search may look at. Networks are scored with the supernet's 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.export.artifact import write_network
 from yolov8_nas.measure.benchmark import level
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.runtime import of_profile
+from yolov8_nas.runner.results import LatencyFit, LatencyTable
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.objective import CostModel, Scorer
 from yolov8_nas.search.plan import Plan
@@ -41,14 +42,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     supernet = Supernet.load(arguments.supernet)
-    profile, rows, model = (
-        json.loads((arguments.probe / f"{name}.json").read_text())
-        for name in ("profile", "latency_table", "latency_model")
-    )
-    rows, runtime = rows["rows"], of_profile(profile, "fp32")
+    profile = Profile.read(arguments.probe)
+    rows, runtime = LatencyTable.read(arguments.probe).rows, of_profile(profile, "fp32")
     costs = CostModel.from_probe(
         [Constraint.parse(arguments.limit)],
-        LatencyModel.from_dict(model),
+        LatencyModel.of(LatencyFit.read(arguments.probe)),
         rows,
         num_classes=supernet.num_classes,
         imgsz=arguments.imgsz,
@@ -69,7 +67,7 @@ def main() -> None:
             export=export,
             reference=supernet.space.stock,
             runtime=runtime,
-            threads=profile["threads"],
+            threads=profile.threads,
             batch=1,
             probed_ms=level(rows),
             elsewhere=None,

@@ -10,19 +10,39 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from yolov8_nas.config import RunConfig
+from yolov8_nas.config import RunConfig, SearchConfig
 from yolov8_nas.files import write_json
+from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.runner.results import (
+    AsExported,
     Budget,
+    CandidateResult,
     CandidatesHalving,
+    Conditions,
     FinetuneResult,
+    FittedModel,
     Halving,
+    Larger,
+    Latency,
+    LatencyFit,
+    LatencyTable,
+    LimitUsed,
+    Measured,
+    Predicted,
+    ProbedNetwork,
+    Regime,
+    ResolvedLimit,
     Rival,
+    ScoredStock,
+    SearchResult,
+    StockResult,
     TrainingRecipe,
     Tuned,
     TunedCandidate,
+    TuningResult,
 )
-from yolov8_nas.space import SearchSpace
+from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space.limits import Constraint
 
 CONFIG = RunConfig.parse(
     {
@@ -61,6 +81,75 @@ GPU_PROFILE = PROFILE | {
 
 
 TRAINING = {"start": "weights", "begun_with": "yolov8n.pt", "epochs": 8, "computing": 1e12}
+
+
+def latency(p50: float, p90: float | None = None, p99: float | None = None) -> Latency:
+    """Percentiles; all alike unless given."""
+    return Latency(p50=p50, p90=p50 if p90 is None else p90, p99=p50 if p99 is None else p99)
+
+
+def measured(p50: float, **changes: Any) -> Measured:
+    """What was measured of a network, but for `changes`."""
+    fields = {"latency_ms": latency(p50), "interval_ms": (p50, p50), "rounds": (p50,), "repetitions": 1}
+    fields |= {"disturbed": False, "memory_mb": 30.0, "energy_mj": None, "power_w": None}
+    return Measured(**fields | changes)
+
+
+def probed(architecture: Architecture, p50: float, **changes: Any) -> ProbedNetwork:
+    """A row of a latency table, but for `changes`."""
+    fields = {**dict(measured(p50)), "architecture": architecture, "genes": (), "role": "train"}
+    return ProbedNetwork(**fields | changes)
+
+
+def table(rows: Sequence[ProbedNetwork]) -> LatencyTable:
+    """A latency table of rows."""
+    regime = Regime(before={}, after={})
+    conditions = Conditions(threads=1, runtime={}, counter=None, no_counter="there is none", regime=regime)
+    return LatencyTable(protocol={}, conditions=conditions, rows=tuple(rows), failed=())
+
+
+def stock_result(p50: float, architecture: Architecture) -> StockResult:
+    """What hw-probe tells of stock."""
+    return StockResult(
+        scale="n", architecture=architecture, latency_ms=latency(p50), memory_mb=70.0, energy_mj=None, power_w=None,
+        params=3_000_000, gflops=0.4,
+        as_ultralytics_exports_it=AsExported(latency_ms=latency(1.05 * p50), memory_mb=70.0),
+    )  # fmt: skip
+
+
+def fitted(model: FittedModel, **changes: Any) -> LatencyFit:
+    """A latency model with errors."""
+    fields = {"mape": 0.03, "spearman": 0.98, "networks": 40, "holdout": 10, "coverage": 0.9, "scatter": 0.01}
+    return LatencyFit(**dict(model), **{**fields, "energy": None, **changes})
+
+
+def resolved(*limits: Constraint) -> list[ResolvedLimit]:
+    """Absolute limits as hw-probe writes them."""
+    return [ResolvedLimit(**limit.to_row(), text=str(limit)) for limit in limits]
+
+
+def candidate(architecture: Architecture, p50: float = 4.0, **changes: Any) -> CandidateResult:
+    """A candidate of a search, but for `changes`."""
+    fields = {
+        "architecture": architecture, "map50_95_search": 0.3, "source": "evolution", "met": True, "slack": 0.0,
+        "predicted": Predicted(latency_ms=p50, upper_ms=p50), "measured": measured(p50), "tightest": "latency_p50<=4ms",
+    }  # fmt: skip
+    return CandidateResult(**fields | changes)
+
+
+def searched(**changes: Any) -> SearchResult:
+    """What a search tells of itself, but for `changes`."""
+    larger = Larger(scored=0, best_map50_95=None)
+    fields = {
+        "asked": SearchConfig(), "limits": (), "objective": None, "counts": {}, "best_map50_95": {}, "comparisons": {},
+        "stock": ScoredStock(map50_95=0.2, latency_ms=4.0, upper_ms=4.2, feasible=False), "slack": (), "missed": (),
+        "budget": LimitUsed(
+            map50_95=0.3, limit="latency_p50<=4ms", used=0.99, used_predicted=1.0, reserve=0.05, largest_keeps_it=False,
+            larger=larger,
+        ),
+        "tail": {}, "seconds": 1.0, "seconds_comparing": 0.0,
+    }  # fmt: skip
+    return SearchResult(**fields | changes)
 
 
 def write_tuned(folder: Path, rows: Mapping[str, Tuned], recipe: TrainingRecipe, *, expected: Sequence[float]) -> None:
@@ -121,7 +210,8 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
     folders = {name: root / name for name in names}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    architecture = SearchSpace.load("tiny").stock.to_dict()
+    space = SearchSpace.load("tiny")
+    architecture = space.stock.to_dict()
     write_json(
         folders["data-prep"] / "dataset.json",
         {
@@ -136,7 +226,7 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
         },
     )
     (folders["supernet-train"] / "supernet.safetensors").write_bytes(b"weights")
-    known = {"space": SearchSpace.load("tiny").to_dict(), "num_classes": 2, "names": ["scratch", "dent"]}
+    known = {"space": space.to_dict(), "num_classes": 2, "names": ["scratch", "dent"]}
     write_json(folders["supernet-train"] / "supernet.json", known)
     curves = [{"epoch": e, "seconds": 1.5 * e, "box": 2.0 / e, "map50_95_largest": 0.1 * e} for e in (1, 2, 3)]
     write_json(folders["supernet-train"] / "curves.json", curves)
@@ -144,16 +234,22 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
         rows = [{"time": 1.7e9 + 10 * i, "cpu_utilization_percentage": 50.0 + number + i} for i in range(2)]
         write_json(folders[stage] / "usage.json", {"every_s": 10.0, "rows": rows})
     write_json(folders["hw-probe"] / "profile.json", PROFILE)
-    latency = {"p50": 4.0, "p90": 4.2, "p99": 4.9}
-    write_json(folders["hw-probe"] / "stock.json", {"scale": "n", "architecture": architecture, "latency_ms": latency})
-    errors = {"mape": 0.03, "spearman": 0.98, "networks": 40, "holdout": 10, "coverage": 0.9}
-    write_json(folders["hw-probe"] / "latency_model.json", errors)
+    stock_ms = latency(4.0, 4.2, 4.9)
+    stock_result(4.0, space.stock).model_copy(update={"latency_ms": stock_ms}).write(folders["hw-probe"])
+    networks = [space.sample(np.random.default_rng(seed)) for seed in range(4)]
+    fitted(LatencyModel.fit(space, 2, 64, networks, [1.0, 2.0, 3.0, 4.0]).to_result()).write(folders["hw-probe"])
     limit: dict[str, Any] = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}
-    write_json(folders["hw-probe"] / "constraints.json", [{**limit, "text": "latency<=80%stock"}])
+    ResolvedLimit.write_all(folders["hw-probe"], [ResolvedLimit(**limit, text="latency<=80%stock")])
     (folders["search"] / "history.jsonl").write_text('{"map50_95": 0.3}\n')
-    write_json(folders["search"] / "candidates.json", [{"architecture": architecture, "slack": 0.05}])
+    CandidateResult.write_all(folders["search"], [candidate(space.stock, slack=0.05)])
     tuned = folders["qat-finetune"] / "candidates" / "0"
-    write_json(tuned / "tuning.json", {"architecture": architecture, "curves": [{"epoch": 1, "box": 1.0}]})
+    tuned.mkdir(parents=True)
+    recipe = TrainingRecipe(epochs=1, batch=8, lr=1e-3, imgsz=64, seed=0, mosaic=True)
+    TuningResult(
+        architecture=space.stock, map50_95={"fp32": 0.4}, average=0.4, best_epoch={"fp32": 1}, start="weights",
+        begun_with="yolov8n.pt", computing={"training": 1e12}, distilled=False, epochs=1, recipe=recipe, seconds=1.0,
+        curves=({"epoch": 1, "box": 1.0},),
+    ).write(tuned)  # fmt: skip
     met = p50 <= limit["limit"]
     model = folders["trt-export"] / "model"
     model.mkdir()
@@ -191,7 +287,7 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
                 "form": "unrolled",
                 "map50_95": 0.38,
                 "map50": 0.6,
-                "latency_ms": latency,
+                "latency_ms": stock_ms.plain(),
                 "epochs": 8,
                 "precision": "fp32",
                 "memory_mb": 70.0,

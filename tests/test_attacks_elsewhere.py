@@ -79,7 +79,7 @@ def _sent(**changes: Any) -> Callable[[Path], object]:
         text = json.dumps(sealed(content) if _countable(content) else {**content, "digest": "0" * 64})
         (folder / "results.json").write_text(text)
         read = bundle.read_results(folder / "results.json", _target(folder))
-        returned.check_table(read, folder / "results.json")
+        returned.check_table(returned.Returned(read), folder / "results.json")
         return read
 
     return attempt

@@ -21,7 +21,7 @@ TINY = SearchSpace.load("tiny")
 
 def measured(p50: float, reference_ms: float | None) -> Measurement:
     latency = Percentiles(p50, 1.2 * p50, 1.5 * p50)
-    return Measurement(latency, (p50, p50), 40.0, (p50,), 100, False, reference_ms=reference_ms)
+    return Measurement(latency, (p50, p50), (p50,), 100, False, reference_ms=reference_ms, memory_mb=40.0)
 
 
 def test_a_share_survives_files_and_follows_stock() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import detection
+import fabricated
 import pytest
 import torch
 from exports import SIDE
@@ -33,11 +34,13 @@ from yolov8_nas.report.step import tell
 from yolov8_nas.run import local
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
+    ResolvedLimit,
     TrainingRecipe,
     Tuned,
 )
 from yolov8_nas.runner.stage import Outcome, StageContext, run_stage
 from yolov8_nas.space import SearchSpace
+from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages.trt_export import AHEAD, STAGE, ahead
 from yolov8_nas.stages.trt_export.sources import sources
 from yolov8_nas.store.archive import extract, pack
@@ -83,9 +86,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             recipe=TrainingRecipe(**asdict(recipe)), seconds=1.0,
         )  # fmt: skip
     write_tuned(folders["qat-finetune"], rows, TrainingRecipe(**asdict(recipe)), expected=(0.0, 1.0))
-    limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 5.0, "unit": "ms", "text": ""}
-    write_json(folders["hw-probe"] / "constraints.json", [limit])
-    write_json(folders["search"] / "search.json", {"objective": None})
+    for name in ("hw-probe", "search"):
+        folders[name].mkdir(exist_ok=True)
+    ResolvedLimit.write_all(folders["hw-probe"], fabricated.resolved(Constraint.parse("latency<=5ms")))
+    fabricated.searched().write(folders["search"])
     return folders
 
 
@@ -210,7 +214,7 @@ def test_the_verdict_is_of_the_engine_that_the_cpu_node_built(
 
     def measure(files: Sequence[Path], **_: Any) -> list[Measurement]:
         assert {file.suffix for file in files} == {".engine"}
-        return [Measurement(Percentiles(4, 4, 4), (4, 4), 30.0, (4,), 100, False) for _ in files]
+        return [Measurement(Percentiles(4, 4, 4), (4, 4), (4,), 100, False, memory_mb=30.0) for _ in files]
 
     def timed(files: Sequence[Path], *_: Any, **__: Any) -> list[Timing]:
         return [Timing(Percentiles(5, 5, 5), (5, 5), (5,), 100, False) for _ in files]

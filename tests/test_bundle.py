@@ -353,7 +353,7 @@ def test_a_device_elsewhere_is_probed_through_a_bundle(
     run_probe(ctx)
     results = read_json(tmp_path / "there" / far.RESULTS)
     table = read_json(ctx.out / "latency_table.json")
-    assert len(table["rows"]) == 17 and table["protocol"]["bundle"] == results["bundle"]["digest"]
+    assert len(table["rows"]) == 17 and table["conditions"]["bundle"] == results["bundle"]["digest"]
     for row in table["rows"]:
         name = f"{Architecture.from_dict(row['architecture']).digest}.onnx"
         assert row["latency_ms"] == results["measured"][name]["latency_ms"]

@@ -38,6 +38,9 @@ from yolov8_nas.measure.protocol import VERIFY, Protocol
 from yolov8_nas.measure.runtime import Runtime
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
+    NmsResult,
+    Objective,
+    ResolvedLimit,
     TrainingRecipe,
     Tuned,
 )
@@ -178,12 +181,12 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     # Of candidates is expected as much as their checkpoints had: the file's score decides.
     fabricated.write_tuned(root / "qat-finetune", rows, TrainingRecipe(**asdict(recipe)), expected=(0.0, 0.0))
-    limits = [{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 5.0, "unit": "ms", "text": ""}]
     (root / "hw-probe").mkdir()
-    (root / "hw-probe" / "constraints.json").write_text(json.dumps(limits))
+    ResolvedLimit.write_all(root / "hw-probe", fabricated.resolved(Constraint.parse("latency<=5ms")))
+    NmsResult(latency_ms=None, reason="not measured here").write(root / "hw-probe")
     (root / "hw-probe" / "profile.json").write_text(json.dumps(PROFILE))
     (root / "search").mkdir()
-    (root / "search" / "search.json").write_text(json.dumps({"objective": None}))
+    fabricated.searched().write(root / "search")
     return root
 
 
@@ -235,7 +238,7 @@ def run_export(
     def measure(files: Sequence[Path], *, runtime: Runtime, **_: Any) -> list[Measurement]:
         assert {file.suffix for file in files} == {suffix} == {runtime.suffix}
         p50s = [latency.get(file.stem, 4.0) for file in files]
-        return [Measurement(Percentiles(p, p, p), (p, p), 30.0, (p,), 100, False, 40.0, 40 / p) for p in p50s]
+        return [Measurement(Percentiles(p, p, p), (p, p), (p,), 100, False, 40.0, 40 / p, memory_mb=30.0) for p in p50s]
 
     def measure_with_nms(
         files: Sequence[Path], images: Sequence[np.ndarray], *, protocol: Protocol, **_: Any
@@ -303,8 +306,8 @@ def test_weights_decide_what_ships_and_every_stock_network_is_told(
     summary = json.loads((tuned / "finetune.json").read_text())
     summary["rescaled"] = {**summary["baseline"], "name": "YOLOv8n at 0.80 of its width"}
     (tuned / "finetune.json").write_text(json.dumps(summary))
-    objective = {"accuracy": 1.0, "latency": 10.0, "stock_ms": 4.0}
-    (only_fp32 / "search" / "search.json").write_text(json.dumps({"objective": objective}))
+    objective = Objective(accuracy=1.0, latency=10.0, stock_ms=4.0)
+    fabricated.searched(objective=objective).write(only_fp32 / "search")
     out = run_export(
         only_fp32, tmp_path, monkeypatch, {"candidate-0-fp32": 3.0, "rescaled-fp32": 3.1}, precision="fp32"
     )
@@ -402,8 +405,8 @@ def test_a_share_of_stock_is_held_against_stock_of_the_same_rounds(
     candidate_ms: float,
     outcomes: list[tuple[int, str]],
 ) -> None:
-    row = Constraint.parse("latency<=80%stock").resolve(3.0).to_row()
-    (only_fp32 / "hw-probe" / "constraints.json").write_text(json.dumps([row]))
+    limit = Constraint.parse("latency<=80%stock").resolve(3.0)
+    ResolvedLimit.write_all(only_fp32 / "hw-probe", fabricated.resolved(limit))
     if not baseline:
         file = only_fp32 / "qat-finetune" / "finetune.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "baseline": None}))
@@ -425,10 +428,7 @@ def test_limits_with_nms_and_on_energy_are_held_against_what_ships(
     only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["latency(with_nms)<=5.2ms", "throughput(with_nms)>=190fps", "energy<=50mJ", "power<=20W"]
-    limits = [Constraint.parse(text) for text in asked]
-    keys = ("metric", "statistic", "scope", "limit", "unit")
-    rows = [{key: getattr(limit, key) for key in keys} for limit in limits]
-    (only_fp32 / "hw-probe" / "constraints.json").write_text(json.dumps(rows))
+    ResolvedLimit.write_all(only_fp32 / "hw-probe", fabricated.resolved(*map(Constraint.parse, asked)))
     out = run_export(only_fp32, tmp_path, monkeypatch, {"candidate-1-fp32": 4.3}, precision="fp32")
     verdict = json.loads((out / "verdict.json").read_text())
     assert [(row["candidate"], row["outcome"]) for row in verdict["tried"]] == [(1, "limit missed"), (0, "shipped")]

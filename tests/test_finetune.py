@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import detection
+import fabricated
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,7 @@ from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import canonical_digest, read_json, write_json
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results import CandidateResult, RescaledStock
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace, rescale
 from yolov8_nas.space.cost import cost
@@ -176,7 +178,8 @@ def stage_inputs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     torch.manual_seed(0)
     (root / "supernet-train").mkdir()
     Supernet(TINY, 2, detection.CLASSES).save(root / "supernet-train", {})
-    write_json(root / "search" / "candidates.json", [{"architecture": TINY.smallest().to_dict()}])
+    (root / "search").mkdir()
+    CandidateResult.write_all(root / "search", [fabricated.candidate(TINY.smallest())])
     return root
 
 
@@ -369,7 +372,8 @@ def test_short_trainings_choose_what_is_trained_to_the_end(
         (inputs / name).symlink_to(stage_inputs / name)
     rng = np.random.default_rng(0)
     entrants = [TINY.sample(rng) for _ in range(4)]
-    write_json(inputs / "search" / "candidates.json", [{"architecture": one.to_dict()} for one in entrants])
+    (inputs / "search").mkdir()
+    CandidateResult.write_all(inputs / "search", map(fabricated.candidate, entrants))
     supernet = Supernet.load(stage_inputs / "supernet-train")
     begun: list[str] = []
     shown: dict[str, tuple[set[str], set[str]]] = {}
@@ -443,14 +447,14 @@ def test_what_candidates_are_compared_with_gets_as_many_trainings_and_the_same_t
         (inputs / name).symlink_to(stage_inputs / name)
     rng = np.random.default_rng(0)
     entrants = [TINY.sample(rng) for _ in range(3)]
-    rows = [{"architecture": one.to_dict(), "measured": {"latency_ms": {"p50": 2.0}}} for one in entrants]
-    write_json(inputs / "search" / "candidates.json", rows)
+    (inputs / "search").mkdir()
+    CandidateResult.write_all(inputs / "search", [fabricated.candidate(one, 2.0) for one in entrants])
     narrow, narrower = (rescale(TINY.stock, factor) for factor in (0.7, 0.6))
     rescaled = [
-        {"architecture": one.to_dict(), "latency_ms": 2.0, "for": entrant.digest}
+        RescaledStock(architecture=one, latency_ms=2.0, candidate=entrant.digest, candidate_ms=2.0)
         for one, entrant in ((TINY.stock, entrants[0]), (narrow, entrants[2]), (narrower, entrants[2]))
     ]
-    write_json(inputs / "search" / "rescaled.json", rescaled)
+    RescaledStock.write_all(inputs / "search", rescaled)
     begun: dict[str, tuple[Recipe, DetectionModel | None, DetectionModel]] = {}
     scores = {"rung-1-candidate-2": 0.9, "candidate-2": 0.8, "stock-trial-2": 0.7, "rung-1-rescaled-trial-2": 0.9}
 
@@ -506,19 +510,16 @@ def test_what_candidates_are_compared_with_gets_as_many_trainings_and_the_same_t
         ([("a", 2.0, "mine"), ("a", 2.01, "mine")], ["a"]),
         ([("a", 2.02, "other"), ("b", 1.99, "other"), ("c", 2.2, "other")], ["a", "b"]),
         ([("a", 2.3, "other"), ("b", 1.8, "other")], ["b"]),
-        ([("a", 3.0, None)], ["a"]),
+        ([("a", 3.0, "other")], ["a"]),
     ],
 )
-def test_rivals_are_those_of_the_candidates_latency(
-    rows: list[tuple[str, float, str | None]], expected: list[str], tmp_path: Path
-) -> None:
+def test_rivals_are_those_of_the_candidates_latency(rows: list[tuple[str, float, str]], expected: list[str]) -> None:
     named = dict(zip("abc", (rescale(TINY.stock, factor) for factor in (0.8, 0.7, 0.6)), strict=True))
     content = [
-        {"architecture": named[name].to_dict(), "latency_ms": ms, **({"for": whose} if whose else {})}
+        RescaledStock(architecture=named[name], latency_ms=ms, candidate=whose, candidate_ms=2.0)
         for name, ms, whose in rows
     ]
-    write_json(tmp_path / "rescaled.json", content if rows[0][2] else content[0])
-    found = rivals_of(tmp_path / "rescaled.json", "mine", 2.0)
+    found = rivals_of(content, "mine", 2.0)
     assert [architecture for architecture, _ in found] == [named[name] for name in expected]
 
 
@@ -586,8 +587,7 @@ def test_stage_survives_sigkill(tmp_path: Path) -> None:
     (tmp_path / "supernet-train").mkdir()
     Supernet(TINY, 2, detection.CLASSES).save(tmp_path / "supernet-train", {})
     (tmp_path / "search").mkdir()
-    candidates = [{"architecture": one.to_dict()} for one in (TINY.smallest(), TINY.stock)]
-    (tmp_path / "search" / "candidates.json").write_text(json.dumps(candidates))
+    CandidateResult.write_all(tmp_path / "search", map(fabricated.candidate, (TINY.smallest(), TINY.stock)))
 
     def start(name: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", STAGE_SCRIPT, str(tmp_path), str(tmp_path / name)]

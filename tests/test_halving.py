@@ -17,7 +17,7 @@ def run(rungs: Sequence[Rung], scores: Sequence[Sequence[float]]) -> tuple[list[
 
     def train(entrant: int, rung: int) -> Result:
         asked.append((entrant, rung))
-        return Result(scores[entrant][rung], {"seconds": 1.0})
+        return Result(scores[entrant][rung], seconds=1.0)
 
     return halve(len(scores), rungs, train), asked
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import numpy as np
 import pytest
 
@@ -23,6 +24,7 @@ from yolov8_nas.measure.benchmark import Failed, Measurement, Percentiles
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.sampling import Sample, sample
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results import Latency, LatencyFit, LatencyTable, NmsResult, ResolvedLimit
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.search.nearest import closest_predicted
 from yolov8_nas.search.objective import CostModel
@@ -85,7 +87,7 @@ class Device:
         memory, energy = paper.params * 8 / 2**20, paper.macs / 1e6 if self.counts_energy else None
         power = energy / p50 if energy else None
         latency = Percentiles(p50, 1.1 * p50, 1.3 * p50)
-        return Measurement(latency, (p50, p50), memory, (p50,), 12, False, energy, power)
+        return Measurement(latency, (p50, p50), (p50,), 12, False, energy, power, memory_mb=memory)
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr("ultralytics.nn.tasks.DetectionModel", lambda *_, **__: None)
     monkeypatch.setattr(bench.Bench, "write", lambda _, model, file: made_up.write(model, file))
     monkeypatch.setattr(benchmark, "measure_what_can_be", made_up.measure)
-    monkeypatch.setattr(nms, "time_nms", lambda **_: {"latency_ms": NMS_MS})
+    monkeypatch.setattr(nms, "time_nms", lambda **_: NmsResult(latency_ms=Latency(**NMS_MS)))
     monkeypatch.setattr(counters, "RAPL", Path("/there is no such folder"))
     return made_up
 
@@ -200,7 +202,9 @@ def test_a_probe_writes_table_model_stock_and_absolute_limits(tmp_path: Path, de
     assert fitted["networks"] == 40 and fitted["holdout"] == 10
     assert fitted["mape"] < 0.05 and fitted["spearman"] > 0.9
     held_out = [row for row in rows if row["role"] == "holdout"]
-    predicted, _ = LatencyModel.from_dict(fitted).predict([Architecture.from_dict(r["architecture"]) for r in held_out])
+    predicted, _ = LatencyModel.of(LatencyFit.read(ctx.out)).predict(
+        [Architecture.from_dict(r["architecture"]) for r in held_out]
+    )
     measured = np.array([row["latency_ms"]["p50"] for row in held_out])
     assert np.mean(abs(predicted / measured - 1)) == pytest.approx(fitted["mape"])
     assert {tuple(g) for g in fitted["genes"]}.isdisjoint(tuple(row["genes"]) for row in held_out)
@@ -294,7 +298,7 @@ def _with_one_fast(one: Any, milliseconds: float) -> Any:
         if architecture != fast:
             return one(architecture)
         latency = Percentiles(milliseconds, milliseconds, milliseconds)
-        return Measurement(latency, (milliseconds, milliseconds), 1.0, (milliseconds,), 12, False)
+        return Measurement(latency, (milliseconds, milliseconds), (milliseconds,), 12, False, memory_mb=1.0)
 
     return measured
 
@@ -320,7 +324,7 @@ def test_the_closest_predicted_network_is_the_fastest_where_latency_is_limited()
     made_up = Device()
     fitted = [s.architecture for s in sample(SPACE, 40, 0, 0)]
     model = LatencyModel.fit(SPACE, 3, 64, fitted, [made_up.one(a).latency_ms.p50 for a in fitted])
-    rows = [{"latency_ms": {"p50": 1.0, "p90": 1.1, "p99": 1.3}}]
+    rows = [fabricated.probed(SPACE.stock, 1.0, latency_ms=fabricated.latency(1.0, 1.1, 1.3))]
     costs = CostModel.from_probe([Constraint.parse("latency<=0.001ms")], model, rows, num_classes=3, imgsz=64, batch=1)
     found = closest_predicted(costs, SPACE, SPACE.stock)
     rng = np.random.default_rng(0)
@@ -380,15 +384,15 @@ def test_where_energy_is_counted_it_is_limited_and_predicted(
     assert ctx.settings.counter == "RAPL package-0"
     run(ctx)
     stock = read_json(ctx.out / "stock.json")
-    energy, power = (Constraint.from_row(row) for row in read_json(ctx.out / "constraints.json"))
+    energy, power = (row.constraint for row in ResolvedLimit.read_all(ctx.out))
     assert energy.limit == pytest.approx(0.6 * stock["energy_mj"])
     assert power.limit == pytest.approx(2 * stock["power_w"])
     fitted = read_json(ctx.out / "latency_model.json")
     assert fitted["energy"]["mape"] < 0.05
     costs = CostModel.from_probe(
         [energy, power],
-        LatencyModel.from_dict(fitted),
-        read_json(ctx.out / "latency_table.json")["rows"],
+        LatencyModel.of(LatencyFit.read(ctx.out)),
+        LatencyTable.read(ctx.out).rows,
         num_classes=3,
         imgsz=64,
         batch=1,

@@ -189,7 +189,7 @@ def test_measurements_elsewhere_are_of_one_recipe() -> None:
     for packed, wanted, differing in (
         (plain, plain, []), (other, other, []), (plain, other, ["keep_float"]), (other, plain, ["keep_float"])
     ):  # fmt: skip
-        assert differences({"bundle": {"recipe": json.loads(json.dumps(packed))}}, wanted) == differing
+        assert differences(json.loads(json.dumps(packed)), wanted) == differing
 
 
 def test_the_report_tells_the_recipe() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fabricated import write_outputs
 from google.protobuf import json_format
 from kfp import compiler, dsl
 from typer.testing import CliRunner
@@ -32,6 +33,7 @@ from yolov8_nas.errors import InputError, WaitingError
 from yolov8_nas.files import read_json, write_json
 from yolov8_nas.report.step import Told, tell, tell_run
 from yolov8_nas.run import lifecycle
+from yolov8_nas.runner.results import RegisterResult
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Outcome, Stage, require_gpus, run_stage
 from yolov8_nas.store.archive import pack
@@ -392,16 +394,12 @@ def test_a_failed_step_that_kubeflow_tries_again_fails_again(tmp_path: Path) -> 
 
 
 def test_a_step_shows_its_figures_or_why_it_failed(tmp_path: Path) -> None:
-    verdict = {
-        "shipped": {"map50_95": 0.64, "map50": 0.92, "latency_ms": {"p50": 1.5, "p90": 1.8, "p99": 2.7}, "params": 5},
-        "comparison": None,
-    }
-    write_json(tmp_path / "done" / "verdict.json", verdict)
-    pack(tmp_path / "done", tmp_path / "done.tar")
+    pack(write_outputs(tmp_path / "made", p50=1.5)["trt-export"], tmp_path / "done.tar")
     told = tell("trt-export", "cpu", Outcome("done", "", "abc", 75.0), tmp_path / "done.tar")
     assert told.figures == {
-        "map50_95": 0.64, "map50": 0.92, "params": 5.0, "latency_p50_ms": 1.5, "latency_p90_ms": 1.8,
-        "latency_p99_ms": 2.7, "seconds": 75.0,
+        "map50_95": 0.41, "map50": pytest.approx(0.61), "memory_mb": 61.0, "file_mb": 9.0, "params": 2_300_000.0,
+        "latency_p50_ms": 1.5, "latency_p90_ms": 1.7, "latency_p99_ms": 2.5, "seconds": 75.0,
+        "difference_to_baseline_map50_95": 0.03,
     }  # fmt: skip
     assert "| latency_p50_ms | 1.5 |" in told.markdown and "trt-export/abc" in told.markdown
     assert (
@@ -457,7 +455,8 @@ def test_no_figure_that_is_no_number_leaves_a_step(tmp_path: Path) -> None:
 
 
 def test_a_model_that_waits_for_its_registry_is_a_model(tmp_path: Path) -> None:
-    write_json(tmp_path / "kept" / "registry.json", {"model": "two", "spooled": "spool/0123"})
+    (tmp_path / "kept").mkdir()
+    RegisterResult(model="two", tracking_uri="", reason="away", spooled="spool/0123").write(tmp_path / "kept")
     pack(tmp_path / "kept", tmp_path / "kept.tar")
     told = tell("register", "cpu", Outcome("done", "", "abc", 1.0), tmp_path / "kept.tar")
     assert set(told.figures) == {"seconds"}

@@ -9,6 +9,7 @@ import pytest
 
 from yolov8_nas.measure.latency_model import CONFIDENCE, Features, LatencyModel, accuracy
 from yolov8_nas.measure.sampling import sample
+from yolov8_nas.runner.results import FittedModel
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
 
@@ -45,16 +46,16 @@ def model() -> LatencyModel:
 def test_latencies_of_unseen_networks_are_predicted_in_their_order(model: LatencyModel) -> None:
     unseen = networks(200, 3)
     found = accuracy(model.predict(unseen)[0], measured(unseen, 4))
-    assert found["mape"] < 0.02
-    assert found["spearman"] > 0.98
+    assert found.mape < 0.02
+    assert found.spearman > 0.98
     macs = np.array([cost(a, 3, 128).macs for a in unseen], dtype=float)
-    assert found["spearman"] > accuracy(macs, measured(unseen, 4))["spearman"] + 0.01
+    assert found.spearman > accuracy(macs, measured(unseen, 4)).spearman + 0.01
 
 
 def test_few_networks_do_not_mislead_it() -> None:
     fitted, unseen = networks(15, 5), networks(200, 6)
     found = LatencyModel.fit(SPACE, 3, 128, fitted, measured(fitted, 7))
-    assert accuracy(found.predict(unseen)[0], measured(unseen, 8))["mape"] < 0.06
+    assert accuracy(found.predict(unseen)[0], measured(unseen, 8)).mape < 0.06
 
 
 def test_the_upper_bound_holds_as_often_as_it_says() -> None:
@@ -104,7 +105,7 @@ def test_features_do_not_depend_on_what_was_asked_before() -> None:
 
 
 def test_it_survives_json(model: LatencyModel) -> None:
-    again = LatencyModel.from_dict(json.loads(json.dumps({**model.to_dict(), "mape": 0.01})))
+    again = LatencyModel.of(FittedModel.model_validate(json.loads(json.dumps(model.to_result().plain()))))
     for found, wanted in zip(again.predict(networks(50, 15)), model.predict(networks(50, 15)), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-9)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import numpy as np
 import onnx
 import onnxruntime
@@ -32,6 +33,7 @@ from yolov8_nas.files import write_json
 from yolov8_nas.measure import tensorrt
 from yolov8_nas.run import preflight
 from yolov8_nas.runner import process
+from yolov8_nas.runner.results import CandidateResult, FrontNetwork, Predicted, ScoredNetwork
 from yolov8_nas.space import SearchSpace, SpaceError
 from yolov8_nas.stages import find_stage
 from yolov8_nas.supernet.derive import build, save_checkpoint
@@ -50,19 +52,21 @@ class Stages:
         dataset = {"classes": ["scratch", "dent"], "images": {"train": 12, "search": 3, "val": 4}, "source": "line-3"}
         write_json(self.folders["data-prep"] / "dataset.json", dataset)
         write_json(self.folders["supernet-train"] / "curves.json", [{"epoch": 1, "box": 1.5}])
-        latency = {"p50": 1.84, "p90": 1.9, "p99": 2.2}
-        row = {
-            "architecture": STOCK.to_dict(),
-            "map50_95_search": 0.312,
-            "predicted": {"latency_ms": 1.8, "upper_ms": 1.9},
-            "measured": {"latency_ms": latency, "memory_mb": 31.0},
-            "met": True,
-            "slack": 0.08,
-        }
-        scored = {"map50_95": 0.312, "latency_ms": 1.8, "source": "evolution", "architecture": STOCK.to_dict()}
-        write_json(self.folders["search"] / "candidates.json", [row, {**row, "slack": 0.2}])
-        write_json(self.folders["search"] / "front.json", [scored])
-        (self.folders["search"] / "history.jsonl").write_text(json.dumps(scored) + "\n" + json.dumps(scored) + "\n")
+        measured = fabricated.measured(1.84, latency_ms=fabricated.latency(1.84, 1.9, 2.2), memory_mb=31.0)
+        predicted = Predicted(latency_ms=1.8, upper_ms=1.9)
+        rows = [
+            fabricated.candidate(STOCK, map50_95_search=0.312, predicted=predicted, measured=measured, slack=slack)
+            for slack in (0.08, 0.2)
+        ]
+        scored = FrontNetwork(
+            architecture=STOCK, genes=(), map50_95=0.312, latency_ms=1.8, upper_ms=1.9, generation=0,
+            source="evolution", repetition=None,
+        )  # fmt: skip
+        found = self.folders["search"]
+        found.mkdir(parents=True)
+        CandidateResult.write_all(found, rows)
+        FrontNetwork.write_all(found, [scored])
+        ScoredNetwork.write_all(found, [scored, scored])
 
     def __call__(
         self, config: RunConfig, workdir: Path, last: str, label: str | None, console: Any,

@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import detection
+import fabricated
 import numpy as np
 import onnx
 import onnxruntime
@@ -46,8 +47,10 @@ from yolov8_nas.measure.bundle import differences
 from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.runtime import find
 from yolov8_nas.report import sections
+from yolov8_nas.report.evidence import Outputs
 from yolov8_nas.run import preflight
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results import CandidateResult, Latency, NmsResult, ResolvedLimit, SuppressionTimed, TimedLoad
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.space.limits import Constraint
@@ -362,9 +365,8 @@ def test_results_depend_on_the_head(stage: str) -> None:
 def test_measurements_elsewhere_are_of_one_head() -> None:
     recipes = [hw_probe.recipe(config, config.targets[0]).plain() for config in (asked(False), asked(True))]
     for i, packed in enumerate(recipes):
-        results = {"bundle": {"recipe": json.loads(json.dumps(packed))}}
-        assert differences(results, recipes[i]) == []
-        assert differences(results, recipes[1 - i]) == ["nms_free"]
+        assert differences(json.loads(json.dumps(packed)), recipes[i]) == []
+        assert differences(json.loads(json.dumps(packed)), recipes[1 - i]) == ["nms_free"]
 
 
 @pytest.mark.parametrize(
@@ -425,10 +427,11 @@ def test_probe_search_and_preflight_ask_for_the_same_head(
 
 def test_behind_it_the_threshold_alone_is_timed() -> None:
     quick = Protocol(warmup=1, repetitions=2, min_rounds=1, max_rounds=1, precision=1.0, leg=1)
-    told = json.loads(json.dumps(nms.time_nms(num_classes=3, imgsz=SIDE, batch=2, nms_free=True, protocol=quick)))
-    assert told["shape"] == [2, ANCHORS, 6] and told["nms_free"] is True and "iou" not in told
-    for name, load in told["loads"].items():
-        assert load["boxes"] == load["detections"] == min(nms.LOADS[name].objects, ANCHORS)
+    told = nms.time_nms(num_classes=3, imgsz=SIDE, batch=2, nms_free=True, protocol=quick).timed
+    assert told is not None
+    assert told.shape == (2, ANCHORS, 6) and told.nms_free and told.iou is None
+    for name, load in told.loads.items():
+        assert load.boxes == load.detections == min(nms.LOADS[name].objects, ANCHORS)
     output = nms.made_up_detections(nms.LOADS["few"], num_classes=3, imgsz=640, batch=1)
     assert output.shape == (1, 300, 6) and (np.diff(output[0, :, 4]) <= 0).all()
 
@@ -440,17 +443,17 @@ def test_from_fine_tuning_to_the_verdict(folder: Path, tmp_path: Path, monkeypat
     torch.manual_seed(0)
     inputs["supernet-train"].mkdir()
     Supernet(TINY, 2, detection.CLASSES).save(inputs["supernet-train"], {})
-    write_json(inputs["search"] / "candidates.json", [{"architecture": TINY.smallest().to_dict()}])
-    write_json(inputs["search"] / "search.json", {"objective": None})
-    limit = Constraint.parse("latency(with_nms)<=4.4ms")
-    row = {key: getattr(limit, key) for key in ("metric", "statistic", "scope", "limit", "unit")}
-    write_json(inputs["hw-probe"] / "constraints.json", [row])
+    for name in ("search", "hw-probe"):
+        inputs[name].mkdir()
+    CandidateResult.write_all(inputs["search"], [fabricated.candidate(TINY.smallest())])
+    fabricated.searched().write(inputs["search"])
+    ResolvedLimit.write_all(inputs["hw-probe"], fabricated.resolved(Constraint.parse("latency(with_nms)<=4.4ms")))
     profile = PROFILE | {"threads": 1}
     write_json(inputs["hw-probe"] / "profile.json", profile)
 
     def measure(files: Sequence[Path], **_: Any) -> list[Measurement]:
         p50s = [5.0 if "fp32" in file.stem else 4.0 for file in files]
-        return [Measurement(Percentiles(p, p, p), (p, p), 30.0, (p,), 100, False, None, None) for p in p50s]
+        return [Measurement(Percentiles(p, p, p), (p, p), (p,), 100, False, None, None, memory_mb=30.0) for p in p50s]
 
     def measure_with_nms(files: Sequence[Path], images: Sequence[Any], **_: Any) -> list[Timing]:
         return [
@@ -525,14 +528,17 @@ def test_the_example_finds_what_stock_ultralytics_finds(exported: Path, tmp_path
 # What is told ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_tells_the_head() -> None:
+def test_the_report_tells_the_head(tmp_path: Path) -> None:
     latency = {"p50": 2.0, "p90": 2.1, "p99": 2.2}
-    loads = {"typical": {"boxes": 20.0, "detections": 20.0, "latency_ms": latency}}
+    timed = {"latency_ms": latency, "interval_ms": (2, 2), "rounds": (2,), "repetitions": 9, "disturbed": False}
+    loads = {"typical": TimedLoad(boxes=20.0, detections=20.0, **timed)}
     for told, words in (({}, "NMS"), ({"nms_free": True}, "threshold")):
         shipped = {"latency_ms": latency, "latency_with_nms_ms": latency, "found": {"boxes": 5, "detections": 5}}
         verdict = {"shipped": shipped, "nms": {"images": 8, **told}}
-        probe = SimpleNamespace(json=lambda name, told=told: {"loads": loads, "load": "typical", **told})
-        rows = sections._frame(SimpleNamespace(outputs={"hw-probe": probe}, verdict=verdict))
+        suppressed = SuppressionTimed(**{**dict(nms.SETTINGS), **told}, shape=(), loads=loads, load="typical")
+        NmsResult(latency_ms=Latency(**latency), timed=suppressed).write(tmp_path)
+        outputs = {"hw-probe": Outputs("hw-probe", tmp_path, "done")}
+        rows = sections._frame(SimpleNamespace(outputs=outputs, verdict=verdict))
         assert ("head" in dict(rows)) == bool(told)
         assert sum(words in name for name, _ in rows if "p50" in name or "alone, 20" in name) == 2
 

@@ -33,13 +33,14 @@ from pipelines.local import one_at_a_time, with_this_interpreter
 from pipelines.pipeline import yolov8_nas
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, NoRoomError, StageError
-from yolov8_nas.files import append_line, write_json
+from yolov8_nas.files import append_line
 from yolov8_nas.report.step import tell_run
 from yolov8_nas.run.lifecycle import CONFIG_FILE, telling
 from yolov8_nas.run.lifecycle import close_run as end_run
 from yolov8_nas.run.lifecycle import verdict as say
 from yolov8_nas.run.local import _last_words
 from yolov8_nas.run.summary import summarise
+from yolov8_nas.runner.results import RegisterResult
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import STAGES, Stage, StageContext, open_store, run_stage, target_labels
 
@@ -166,7 +167,8 @@ def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
     targets = [{"hardware": "cpu-1t", **limits}, {"hardware": "cpu-2t", **limits}]
     config = RunConfig.parse({"space": "tiny", "imgsz": 64, "targets": targets}, "test")
     made = {**write_outputs(tmp_path / "made"), "register": tmp_path / "made" / "register"}
-    write_json(made["register"] / "registry.json", {"model": "weld-seams", "version": 3, "aliases": []})
+    made["register"].mkdir()
+    RegisterResult(model="weld-seams", tracking_uri="", reason="", version=3).write(made["register"])
     labels = lost, kept = target_labels(config)
     tars: dict[tuple[str, str | None], Path] = {}
 

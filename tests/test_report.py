@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import fabricated
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -83,6 +84,11 @@ def write(folder: Path, files: dict[str, Any]) -> Path:
     return folder
 
 
+def timed_load(boxes: float, detections: float, p50: float) -> dict[str, Any]:
+    timed = {"interval_ms": [p50, p50], "rounds": [p50], "repetitions": 9, "disturbed": False}
+    return {"boxes": boxes, "detections": detections, "latency_ms": percentiles(p50), **timed}
+
+
 class MadeUpRun:
     """A run as its stages would leave it; `folder` may be thinned out to play a run that failed."""
 
@@ -122,7 +128,7 @@ class MadeUpRun:
         against_int8 = {"difference": 0.04, "low": 0.012, "high": 0.066, "word": "ahead", "against": "YOLOv8n (INT8)"}
         measured = [SPACE.sample(rng) for _ in range(36)]
         latencies = [made_up_latency(a) * rng.normal(1, 0.02) for a in measured]
-        fitted = LatencyModel.fit(SPACE, len(classes), 128, measured[:28], latencies[:28]).to_dict()
+        fitted = LatencyModel.fit(SPACE, len(classes), 128, measured[:28], latencies[:28]).to_result()
         int8 = model | {"latency_ms": percentiles(0.9 * p50), "map50_95": 0.4011, "map50": 0.66, "memory_mb": 120.0}
         self.evidence: dict[str, Any] = {
             "data-prep": write(
@@ -194,8 +200,9 @@ class MadeUpRun:
                                     )
                                 ],
                             },
-                            "latency_model.json": fitted
-                            | {"mape": 0.034, "spearman": 0.981, "networks": 8, "coverage": 1.0},
+                            "latency_model.json": fabricated.fitted(
+                                fitted, mape=0.034, spearman=0.981, networks=8, coverage=1.0
+                            ).plain(),
                             "stock.json": {
                                 "scale": "n",
                                 "architecture": stock.to_dict(),
@@ -204,10 +211,18 @@ class MadeUpRun:
                             },
                             "constraints.json": [limit],
                             "nms.json": {
-                                "load": "typical",
-                                "loads": {
-                                    "few": {"boxes": 50, "detections": 5, "latency_ms": percentiles(0.31)},
-                                    "typical": {"boxes": 200, "detections": 20, "latency_ms": percentiles(0.39)},
+                                "latency_ms": percentiles(0.39),
+                                "timed": {
+                                    "confidence": 0.25,
+                                    "iou": 0.7,
+                                    "max_detections": 300,
+                                    "threads": 1,
+                                    "shape": [],
+                                    "load": "typical",
+                                    "loads": {
+                                        "few": timed_load(50, 5, 0.31),
+                                        "typical": timed_load(200, 20, 0.39),
+                                    },
                                 },
                             },
                         },
@@ -609,7 +624,7 @@ def test_a_run_without_a_prior_says_so(run: MadeUpRun, tmp_path: Path) -> None:
     folders = run.evidence["targets"]["cpu-onnxruntime-best"]
     search = shutil.copytree(folders["search"], tmp_path / "search")
     (search / "prior.json").unlink()
-    write(search, {"search.json": {"settings": {"search": {"prior_steps": 0}}}})
+    write(search, {"search.json": {"asked": {"prior_steps": 0}}})
     evidence = run.evidence | {"targets": {"cpu-onnxruntime-best": folders | {"search": search}}}
     page = Page(build_report(run.summary, evidence, tmp_path / "report.html"))
     assert "No prior was asked for (search.prior_steps = 0)." in page.text
@@ -688,7 +703,7 @@ def test_hardware_rules_are_told_with_what_was_measured_of_them(run: MadeUpRun, 
     assert taken > 0
 
     def told(**changes: Any) -> Page:
-        rows = [replace(rule, **changes).to_dict() for rule in applied]
+        rows = [replace(rule, **changes).to_result().plain() for rule in applied]
         write(search, {"rules.json": {"options": {"space": space, "searched": searched}, "rules": rows}})
         targets = {"cpu-onnxruntime-best": run.evidence["targets"]["cpu-onnxruntime-best"] | {"search": search}}
         return Page(build_report(run.summary, run.evidence | {"targets": targets}, tmp_path / "report.html"))

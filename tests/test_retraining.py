@@ -184,7 +184,7 @@ def test_the_gate_is_asked_and_its_verdict_told(
         return {"promoted": promoted, "reasons": ["mAP50-95 0.4, champion 1 0.3"]}
 
     monkeypatch.setattr(retraining.process, "call", promote)
-    said = _challenge({"model": "line-3", "version": 4}, tmp_path)
+    said = _challenge({"version": 4, "reason": ""}, tmp_path)
     assert asked["function"] == "yolov8_nas.registry.promote:promote"
     assert (asked["reference"], asked["tolerance"], len(asked["images"])) == ("line-3/4", 0.01, 2)
     assert said == read_json(tmp_path / "store" / "runs" / "run" / "gate.cpu-2t-best.json")
@@ -209,8 +209,8 @@ def test_the_gate_is_asked_and_its_verdict_told(
     ("entry", "told"),
     [
         (None, "a stage before it failed"),
-        ({"model": "line-3", "spooled": "x", "reason": "http://mlflow could not be reached"}, "models promote"),
-        ({"model": "line-3", "version": 4}, "the gate could not decide: no such thing"),
+        ({"spooled": "x", "reason": "http://mlflow could not be reached"}, "models promote"),
+        ({"version": 4, "reason": ""}, "the gate could not decide: no such thing"),
     ],
 )
 def test_a_gate_that_cannot_decide_says_so_and_fails_nothing(
@@ -226,7 +226,11 @@ def test_a_gate_that_cannot_decide_says_so_and_fails_nothing(
 
 def _challenge(entry: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
     pack(make_dataset(folder / "data", train=1, search=1, val=2, size=64), folder / "data.tar")
-    name, content = ("registry.json", entry) if entry else ("status.json", {"stage": "search", "error": "no"})
+    name, content = (
+        ("registry.json", {"model": "line-3", "tracking_uri": "", **entry})
+        if entry
+        else ("status.json", {"stage": "search", "error": "no"})
+    )
     write_json(folder / "registered" / name, content)
     pack(folder / "registered", folder / "registered.tar")
     return retraining.challenge(

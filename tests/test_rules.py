@@ -13,7 +13,7 @@ from yolov8_nas.device.catalogue import catalogue
 from yolov8_nas.device.profile import Profile, cpu_profile
 from yolov8_nas.errors import InputError
 from yolov8_nas.search.rules import RULES, Applied, Device, consider, narrowed, with_evidence
-from yolov8_nas.space import BLOCKS, SearchSpace
+from yolov8_nas.space import BLOCKS, Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
 
 N = SearchSpace.load("yolov8n-mixed")
@@ -128,24 +128,23 @@ def test_a_device_is_read_from_the_probes_profile() -> None:
 def test_a_table_supports_or_contradicts_a_rule(extra: float, verdict: str) -> None:
     rng = np.random.default_rng(1)
     rule = applied(T4, "int8")["tensor_core_channels"]
-    rows: list[dict[str, Any]] = [{"architecture": N.smallest().to_dict(), "latency_ms": None}]
+    measured: dict[Architecture, float] = {}
     for network in [N.stock, *(N.sample(rng) for _ in range(80))]:
         chosen = {d.name: d.options[g] for d, g in zip(N.dimensions, N.encode(network), strict=True)}
         count = sum(chosen[name] in options for name, options in rule.removed.items())
-        latency = 1e-9 * cost(network, 3, 320).macs ** 0.9 * (1 + extra) ** count * np.exp(0.02 * rng.normal())
-        rows.append({"architecture": network.to_dict(), "latency_ms": {"p50": latency}})
-    (told,) = with_evidence([rule], N, rows, num_classes=3, imgsz=320)
+        noise = np.exp(0.02 * rng.normal())
+        measured[network] = 1e-9 * cost(network, 3, 320).macs ** 0.9 * (1 + extra) ** count * noise
+    (told,) = with_evidence([rule], N, measured, num_classes=3, imgsz=320)
     assert told.evidence is not None
     assert told.evidence.networks == 81
     assert told.evidence.verdict == verdict
     low, high = told.evidence.interval
     assert low <= extra <= high
-    row = json.loads(json.dumps(told.to_dict()))
-    assert row["evidence"]["verdict"] == verdict
-    assert row["says"] == RULES["tensor_core_channels"]
+    row = told.to_result()
+    assert row.evidence and row.evidence.verdict == verdict
+    assert row.says == RULES["tensor_core_channels"]
 
 
 def test_a_table_that_cannot_tell_is_no_evidence() -> None:
     rule = applied(T4, "int8")["tensor_core_channels"]
-    row = {"architecture": N.stock.to_dict(), "latency_ms": {"p50": 1.0}}
-    assert with_evidence([rule], N, [row], num_classes=3, imgsz=320)[0].evidence is None
+    assert with_evidence([rule], N, {N.stock: 1.0}, num_classes=3, imgsz=320)[0].evidence is None

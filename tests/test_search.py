@@ -22,12 +22,13 @@ from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError, WaitingError
 from yolov8_nas.export import artifact
-from yolov8_nas.files import read_json, write_json
+from yolov8_nas.files import write_json
 from yolov8_nas.measure import benchmark, bundle, engine_file
 from yolov8_nas.measure import tensorrt_rtx as rtx
 from yolov8_nas.measure.benchmark import Measurement, Percentiles
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results import LatencyTable, NmsResult, ResolvedLimit
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.search import baseline, candidates, measuring, objective
 from yolov8_nas.search.baseline import mac_ranking, random_networks
@@ -377,9 +378,9 @@ def cost_model(*limits: str, landscape: Landscape | None = None, batch: int = 1)
     rows = []
     for i, network in enumerate(networks):
         paper = cost(network, 2, 64)
-        percentiles = {"p50": 2.0, "p90": 2.2, "p99": 2.5 if i else 100.0}
+        percentiles = fabricated.latency(2.0, 2.2, 2.5 if i else 100.0)
         memory = 30 + 8e-6 * paper.params + 2e-7 * paper.bytes
-        rows.append({"architecture": network.to_dict(), "latency_ms": percentiles, "memory_mb": memory})
+        rows.append(fabricated.probed(network, 2.0, latency_ms=percentiles, memory_mb=memory))
     parsed = [Constraint.parse(limit) for limit in limits]
     return CostModel.from_probe(parsed, latency, rows, num_classes=2, imgsz=64, batch=batch)
 
@@ -419,7 +420,7 @@ def device(latency: Callable[[Architecture], float], log: list[list[Architecture
     def measure(architectures: Sequence[Architecture]) -> list[Measurement]:
         log.append(list(architectures))
         return [
-            Measurement(Percentiles(ms, 1.1 * ms, 1.2 * ms), (ms, ms), 30.0, (ms,), 1, False)
+            Measurement(Percentiles(ms, 1.1 * ms, 1.2 * ms), (ms, ms), (ms,), 1, False, memory_mb=30.0)
             for ms in map(latency, architectures)
         ]
 
@@ -502,7 +503,7 @@ def test_weighted_candidates_are_those_of_the_smallest_loss_as_measured(
     assert [c.trial for c in met] == sorted(
         (c.trial for c in met), key=lambda t: wanted.loss(t.map50_95, latency(t.architecture))
     )
-    assert {c.to_dict()["tightest"] for c in met} == {"latency_p50<=4ms"}
+    assert {c.to_result().tightest for c in met} == {"latency_p50<=4ms"}
 
 
 def test_on_a_slower_device_the_next_candidates_are_those_that_are_still_expected_to_hold(
@@ -564,20 +565,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     Supernet(SPACE, 2, detection.CLASSES).save(folders["supernet-train"], {"imgsz": 64})
     networks = [SPACE.stock, *(SPACE.sample(np.random.default_rng(seed)) for seed in range(30))]
     latency = [1 + 80 * cost(network, 2, 64).gflops for network in networks]
-    rows = [
-        {"architecture": a.to_dict(), "latency_ms": {"p50": ms, "p90": ms, "p99": ms}, "memory_mb": 30.0}
-        for a, ms in zip(networks, latency, strict=True)
-    ]
-    content = {
-        "profile.json": PROFILE,
-        "stock.json": {"latency_ms": {"p50": latency[0]}},
-        "nms.json": {"latency_ms": {"p50": 0.3, "p90": 0.4, "p99": 0.5}},
-        "latency_table.json": {"rows": rows},
-        "latency_model.json": LatencyModel.fit(SPACE, 2, 64, networks, latency).to_dict(),
-        "constraints.json": [{"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 5.0}],
-    }
-    for name, data in content.items():
-        write_json(folders["hw-probe"] / name, data)
+    rows = [fabricated.probed(a, ms) for a, ms in zip(networks, latency, strict=True)]
+    probe = folders["hw-probe"]
+    write_json(probe / "profile.json", PROFILE)
+    fabricated.stock_result(latency[0], SPACE.stock).write(probe)
+    NmsResult(latency_ms=fabricated.latency(0.3, 0.4, 0.5)).write(probe)
+    fabricated.table(rows).write(probe)
+    fabricated.fitted(LatencyModel.fit(SPACE, 2, 64, networks, latency).to_result()).write(probe)
+    ResolvedLimit.write_all(probe, fabricated.resolved(Constraint.parse("latency<=5ms")))
     return folders
 
 
@@ -634,7 +629,7 @@ class Scored:
         assert all(file.exists() for file in files)
         self.measured.append(len(files))
         ms = 4 + 0.01 * len(self.measured)  # never twice the same: what was measured must be remembered
-        return [Measurement(Percentiles(ms, ms, ms), (ms, ms), 30.0, (ms,), 1, False) for _ in files]
+        return [Measurement(Percentiles(ms, ms, ms), (ms, ms), (ms,), 1, False, memory_mb=30.0) for _ in files]
 
 
 @pytest.fixture
@@ -695,7 +690,7 @@ def test_the_candidates_of_a_device_elsewhere_wait_for_it(
         asked.append((target.hardware, request["bundle"].name, *(file.suffix for file in files)))
         if len(asked) == 1:
             raise WaitingError("they are packed")
-        return [Measurement(Percentiles(4, 4, 4), (4, 4), 30.0, (4,), 1, False) for _ in files]
+        return [Measurement(Percentiles(4, 4, 4), (4, 4), (4,), 1, False, memory_mb=30.0) for _ in files]
 
     monkeypatch.setattr(bundle, "measured_there", wait)
     with pytest.raises(WaitingError):
@@ -723,7 +718,7 @@ def test_the_stage_writes_what_others_read(inputs: dict[str, Path], tmp_path: Pa
     )
     assert [row["repetition"] for row in rows] == [None] * 12 + [0] * 15 + [1] * 15
     assert all(SPACE.decode(row["genes"]).to_dict() == row["architecture"] for row in rows)
-    assert any("measured_ms" in row for row in rows[:8])  # the front after the second generation
+    assert any(row["measured_ms"] for row in rows[:8])  # the front after the second generation
     (candidate,) = written(tmp_path, "candidates.json")
     assert candidate["slack"] == pytest.approx(1 - candidate["measured"]["latency_ms"]["p50"] / 5)
     assert candidate["source"] in ("rescaled", "seed", "evolution")
@@ -741,7 +736,9 @@ def test_the_stage_writes_what_others_read(inputs: dict[str, Path], tmp_path: Pa
 def test_hardware_rules_narrow_what_is_searched_and_nothing_else(
     inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_file, "told_of", lambda engine: {"layers": 1})  # there is no engine
+    monkeypatch.setattr(
+        engine_file, "told_of", lambda engine: {"name": "a compiler", "version": "1", "layers": 1}
+    )  # there is no engine
     probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
     write_json(probe / "profile.json", fabricated.GPU_PROFILE)
 
@@ -820,8 +817,7 @@ def test_an_impossible_limit_is_told_before_images_are_spent(
     inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored
 ) -> None:
     probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
-    limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 0.5}
-    write_json(probe / "constraints.json", [limit])
+    ResolvedLimit.write_all(probe, fabricated.resolved(Constraint.parse("latency<=0.5ms")))
     for exact in (False, True):
         with pytest.raises(StageError, match=r"latency_p50<=0\.5ms"):
             search.run(context(tmp_path / "run", {**inputs, "hw-probe": probe}, exact=exact, prior_steps=9))
@@ -841,7 +837,7 @@ def test_stock_is_rescaled_to_the_candidate_as_measured(
         if checkpoint.name.startswith("rescaled"):
             rescaled.append(files[0].stem)
             times = [[4.4, 4.04][len(rescaled) - 1], 4.0]  # at first it is slower than the latency model knew
-        return [Measurement(Percentiles(ms, ms, ms), (ms, ms), 30.0, (ms,), 1, False) for ms in times]
+        return [Measurement(Percentiles(ms, ms, ms), (ms, ms), (ms,), 1, False, memory_mb=30.0) for ms in times]
 
     monkeypatch.setattr(benchmark, "measure", measured)
     search.run(asked)
@@ -878,9 +874,9 @@ def test_a_candidate_that_is_rescaled_stock_is_its_own_rival() -> None:
 def test_what_is_measured_is_held_against_the_hour_of_the_probe(
     inputs: dict[str, Path], tmp_path: Path, scored_by_stage: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = read_json(inputs["hw-probe"] / "latency_table.json")
+    table = LatencyTable.read(inputs["hw-probe"])
     probe = shutil.copytree(inputs["hw-probe"], tmp_path / "probe")
-    write_json(probe / "latency_table.json", {"rows": [{**row, "reference_ms": 2.0} for row in table["rows"]]})
+    fabricated.table([row.model_copy(update={"reference_ms": 2.0}) for row in table.rows]).write(probe)
     stock_ms: list[float] = []  # what stock takes in each measurement; in the end it stays at the last
     names: list[str] = []
     notes: list[str] = []
@@ -892,7 +888,10 @@ def test_what_is_measured_is_held_against_the_hour_of_the_probe(
         now = stock_ms[min(len(names), len(stock_ms) - 1)]
         names.append(checkpoint.name.split(".")[0].split("-")[0])
         ms = 2 * now
-        return [Measurement(Percentiles(ms, ms, ms), (ms, ms), 30.0, (ms,), 1, False, reference_ms=now) for _ in files]
+        return [
+            Measurement(Percentiles(ms, ms, ms), (ms, ms), (ms,), 1, False, reference_ms=now, memory_mb=30.0)
+            for _ in files
+        ]
 
     def run(folder: Path, *levels: float) -> None:
         stock_ms[:], names[:], notes[:] = levels, [], []
@@ -907,7 +906,7 @@ def test_what_is_measured_is_held_against_the_hour_of_the_probe(
     assert [note for note in notes if "slow" in note] == [f"{told}: something else computes on it; measuring again"]
     (candidate,) = written(tmp_path / "run", "candidates.json")
     assert candidate["measured"]["latency_ms"]["p50"] == 4.4, "a limit is kept as measured"
-    fitted = {row["measured_ms"] for row in written(tmp_path / "run", "history.jsonl") if "measured_ms" in row}
+    fitted = {row["measured_ms"] for row in written(tmp_path / "run", "history.jsonl")} - {None}
     assert fitted == {4.4, 4.0}, "the model is of the hour of the probe"
 
     with pytest.raises(StageError, match="none of 4 networks measured on the device keeps"):

@@ -12,11 +12,13 @@ from fabricated import CONFIG, PROFILE, write_outputs
 
 from yolov8_nas.files import file_sha256, write_json
 from yolov8_nas.run.summary import Summary, summarise
+from yolov8_nas.runner.results import RegisterResult
 from yolov8_nas.runner.stage import target_labels
 from yolov8_nas.store.store import Store
 
 SHARED = ("data-prep", "supernet-train")
 (LABEL,) = target_labels(CONFIG)
+REGISTERED = RegisterResult(model=CONFIG.name, tracking_uri="", reason="", version=3, aliases=("champion-x",))
 
 
 class FinishedRun:
@@ -26,7 +28,8 @@ class FinishedRun:
         self.store, self.out = Store(folder / "store"), folder
         made = write_outputs(folder / "made", **outputs)
         registered = folder / "made" / "register"
-        write_json(registered / "registry.json", {"model": CONFIG.name, "version": 3, "aliases": ["champion-x"]})
+        registered.mkdir()
+        REGISTERED.write(registered)
         for stage, source in {**made, "register": registered}.items():
             shutil.copytree(source, self.store.entry(stage, "key").outputs)
             self.record(stage)
@@ -95,7 +98,9 @@ def test_finished_run_has_every_key_of_the_schema(run: FinishedRun) -> None:
     assert target["baselines"][0]["latency_ms"]["p50"] == 4.0
     errors = {"mape": 0.03, "spearman": 0.98, "networks": 40, "holdout": 10, "coverage": 0.9}
     assert target["latency_model"] == errors
-    assert target["registry"] == {"model": "weld-seams", "version": 3, "aliases": ["champion-x"]}
+    told = REGISTERED.plain()
+    assert told.pop("spooled") is None
+    assert target["registry"] == told
     assert target["comparison"]["word"] == "undecided"
 
 

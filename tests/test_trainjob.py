@@ -25,7 +25,7 @@ from yolov8_nas.files import file_sha256, read_json, write_json
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.stage import StageContext, open_store
 from yolov8_nas.stages.supernet_train import STAGE
-from yolov8_nas.stages.supernet_train.run import FAILURE
+from yolov8_nas.stages.supernet_train.run import Failure
 from yolov8_nas.stages.supernet_train.settings import SupernetSettings
 from yolov8_nas.store import remote as remote_store
 from yolov8_nas.store.store import Manifest
@@ -237,7 +237,7 @@ def test_the_stage_hands_its_processes_over_and_takes_what_they_fail_of(
     api.looks = [_look(), _look(ended="Failed")]
 
     def diverge(*arguments: Any) -> None:  # as the first process does, before the job fails
-        write_json(key / "partial" / FAILURE, {"kind": "InputError", "error": "diverged"})
+        Failure(kind="InputError", error="diverged").write(key / "partial")
         return follow(*arguments)
 
     follow = trainjob.TrainJob._follow
@@ -302,7 +302,7 @@ class Machines:
         self.found.append(checkpoint.read_text() if checkpoint.is_file() else "nothing")
         end = self.ends.get(rank, "done")
         if end == "refused":
-            write_json(Path(request["partial"]) / FAILURE, {"kind": "InputError", "error": "diverged"})
+            Failure(kind="InputError", error="diverged").write(Path(request["partial"]))
         elif rank == "0":
             checkpoint.write_text("epoch 1")
             saved = open_store(self.address).objects.below(f"{node.ENTRIES}/{file.parent.name}")  # type: ignore[attr-defined]

@@ -15,7 +15,6 @@ its own; in the caller's nothing changes, neither threads nor signals, logging o
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -33,6 +32,7 @@ from yolov8_nas.export.packaging import SUFFIXES, Score
 from yolov8_nas.files import copy_file, read_json
 from yolov8_nas.run.local import run_stages, with_absolute_paths
 from yolov8_nas.runner import process
+from yolov8_nas.runner.results import CandidateResult, FrontNetwork, ScoredNetwork
 from yolov8_nas.runner.stage import find_target, target_labels
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace
 from yolov8_nas.space.cost import Cost, cost
@@ -183,12 +183,12 @@ class NAS:
         """Every network that the last search scored: score, predicted and, where there is one, measured latency."""
         if self._found is None:
             return []
-        return [json.loads(line) for line in (self._found / "history.jsonl").read_text().splitlines()]
+        return [row.plain() for row in ScoredNetwork.read_all(self._found)]
 
     @property
     def front(self) -> list[dict[str, Any]]:
         """The networks of the history that no other one beats in both score and latency, from fast to slow."""
-        return read_json(self._found / "front.json") if self._found else []
+        return [row.plain() for row in FrontNetwork.read_all(self._found)] if self._found else []
 
     def __repr__(self) -> str:
         parts = [f"space {self.space.name} ({self.space.size:.3g} networks)"]
@@ -209,7 +209,7 @@ class NAS:
         lines = [f"**{self!r}**"]
         if self._found:
             rows = [
-                (row["source"], f"{row['map50_95']:.3f}", f"{row['latency_ms']:.3g}", _or_dash(row.get("measured_ms")))
+                (row["source"], f"{row['map50_95']:.3f}", f"{row['latency_ms']:.3g}", _or_dash(row["measured_ms"]))
                 for row in self.front
             ]
             lines += ["", *_markdown(("front", "mAP50-95", "predicted, ms", "measured, ms"), rows)]
@@ -264,7 +264,7 @@ def search(session: Session, label: str) -> list[Subnet]:
         StageError: No network keeps the limits, as measured.
     """
     folders = session.run("search", label)
-    rows = read_json(folders["search"] / "candidates.json")
+    rows = CandidateResult.read_all(folders["search"])
     return [Subnet(session, label, folders, index, row) for index, row in enumerate(rows)]
 
 
@@ -282,18 +282,18 @@ class Subnet:
     """
 
     def __init__(
-        self, session: Session, label: str, folders: Mapping[str, Path], index: int, row: Mapping[str, Any]
+        self, session: Session, label: str, folders: Mapping[str, Path], index: int, row: CandidateResult
     ) -> None:
         self._session = session
         self._label = label
         self._index = index
         self.folders = dict(folders)
-        self.architecture = Architecture.from_dict(row["architecture"])
-        self.map50_95: float = row["map50_95_search"]
-        self.predicted_ms: float = row["predicted"]["latency_ms"]
-        self.latency_ms: dict[str, float] = row["measured"]["latency_ms"]
-        self.memory_mb: float = row["measured"]["memory_mb"]
-        self.slack: float = row["slack"]
+        self.architecture = row.architecture
+        self.map50_95 = row.map50_95_search
+        self.predicted_ms = row.predicted.latency_ms
+        self.latency_ms: dict[str, float] = dict(row.measured.latency_ms)
+        self.memory_mb = row.measured.memory_mb
+        self.slack = row.slack
 
     @property
     def name(self) -> str:

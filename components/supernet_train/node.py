@@ -26,7 +26,7 @@ from yolov8_nas.errors import StageError
 from yolov8_nas.files import canonical_digest, file_sha256, read_json, tree_files, write_json
 from yolov8_nas.runner.stage import PARENT_VARIABLE, StageContext, open_store
 from yolov8_nas.stages.supernet_train import STAGE
-from yolov8_nas.stages.supernet_train.run import FAILURE
+from yolov8_nas.stages.supernet_train.run import Failure
 from yolov8_nas.stages.supernet_train.settings import KEPT, SupernetSettings
 from yolov8_nas.store.remote import RemoteEntry
 from yolov8_nas.store.store import Entry, Manifest, Store
@@ -68,8 +68,8 @@ def carry_out(ctx: StageContext[SupernetSettings], run_id: str, on_nodes: Callab
         store.lay(job, REQUEST)
         status = on_nodes([sys.executable, "-m", "components.supernet_train.node", store.address, key])
         store.bring(job)
-        if (failure := store.root / job / FAILURE).is_file():
-            shutil.copyfile(failure, ctx.partial / FAILURE)
+        if (failure := store.root / job / Failure.FILE).is_file():
+            shutil.copyfile(failure, ctx.partial / Failure.FILE)
             store.entry(ENTRIES, key).clear(partial=True)  # from its checkpoints it could only fail again
         store.remove(job)
         if status:
@@ -127,14 +127,14 @@ def main(address: str, key: str) -> int:
             place.mkdir(parents=True, exist_ok=True)
         write_json(entry.scratch / ULTRALYTICS, request["ultralytics"])
         start = time.monotonic()
-        failure = entry.partial / FAILURE
+        failure = entry.partial / Failure.FILE
         failure.unlink(missing_ok=True)
         folders = {"out": str(entry.outputs), "partial": str(entry.partial)}
         write_json(entry.folder / REQUEST, {"settings": settings.plain(), "inputs": inputs, **folders})
         status = _torchrun(entry.folder / REQUEST)
         if failure.is_file():
-            shutil.copyfile(failure, job / FAILURE)
-            store.lay(folder, FAILURE)
+            shutil.copyfile(failure, job / Failure.FILE)
+            store.lay(folder, Failure.FILE)
         if first and status == 0:
             outputs = {name: file_sha256(path) for name, path in tree_files(entry.outputs).items()}
             entry.commit(

@@ -61,6 +61,21 @@ class Profile:
     system: str
     gpu: Mapping[str, Any] | None = None
 
+    @property
+    def runtime_name(self) -> str:
+        """Name of what runs the networks."""
+        return self.runtime["name"]
+
+    @property
+    def runtime_version(self) -> str:
+        """Version of what runs the networks."""
+        return self.runtime["version"]
+
+    @property
+    def compute_capability(self) -> str | None:
+        """A GPU's compute capability; nothing of a CPU, or where the driver does not tell."""
+        return self.gpu["compute_capability"] if self.gpu else None
+
     @classmethod
     def read(cls, folder: Path) -> Profile:
         """Read the profile that hw-probe wrote into the folder of its result.

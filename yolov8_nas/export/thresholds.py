@@ -13,14 +13,15 @@ A detection is right where it covers a box of its class by an IoU of 0.5. All cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolov8_nas.evaluation import Evaluation
+from yolov8_nas.runner.results import Confidences, ConfidenceSpread, Threshold
 
 THRESHOLDS: Final = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """The old thresholds of a table."""
@@ -33,75 +34,6 @@ SQUEEZED: Final = 0.8
 
 _SMALLEST: Final = 0.01
 """Confidences below are no detections to anyone."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How confidences of right detections lie.
-
-    Attributes:
-        detections: How many there are.
-        p10: Confidence that 10% of them stay below.
-        p50: Their median.
-        p90: Confidence that 10% of them exceed.
-        highest: The highest.
-        levels: Different confidences among all detections, rounded to six digits.
-    """
-
-    detections: int
-    p10: float
-    p50: float
-    p90: float
-    highest: float
-    levels: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One threshold carried over.
-
-    Attributes:
-        old: The threshold.
-        new: What replaces it; nothing where too few detections tell, or no threshold is as precise.
-        precision: Precision above the old one; nothing where it lets through nothing.
-        new_precision: Precision of the new file above the new one.
-        recall: Share of the boxes that the old one finds.
-        new_recall: Share of the boxes that the new one finds.
-        detections: Detections above the old one.
-        why_not: Why there is no new one.
-    """
-
-    old: float
-    new: float | None
-    precision: float | None
-    new_precision: float | None
-    recall: float
-    new_recall: float | None
-    detections: int
-    why_not: str = ""
-
-
-@dataclass(frozen=True)
-class Confidences:
-    """What a file's confidences are against those of the one it replaces.
-
-    Attributes:
-        old: How the old ones spread.
-        new: How the new ones do.
-        spread: New spread (p90 - p10) as a share of the old one; nothing where the old one has none.
-        squeezed: Whether that is less than `SQUEEZED`.
-        table: The thresholds, rising.
-    """
-
-    old: Spread
-    new: Spread
-    spread: float | None
-    squeezed: bool
-    table: tuple[Row, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "table": [asdict(row) for row in self.table]}
 
 
 @dataclass(frozen=True)
@@ -141,12 +73,17 @@ def confidences(old: Evaluation, new: Evaluation, thresholds: Sequence[float] = 
     before, after = _spread(old), _spread(new)
     width = before.p90 - before.p10
     share = (after.p90 - after.p10) / width if before.detections and after.detections and width > 0 else None
-    return Confidences(before, after, share, share is not None and share < SQUEEZED, _table(old, new, thresholds))
+    return Confidences(
+        old=before,
+        new=after,
+        spread=share,
+        squeezed=share is not None and share < SQUEEZED,
+        table=tuple(_table(old, new, thresholds)),
+    )
 
 
-def _table(old: Evaluation, new: Evaluation, thresholds: Sequence[float]) -> tuple[Row, ...]:
+def _table(old: Evaluation, new: Evaluation, thresholds: Sequence[float]) -> Iterator[Threshold]:
     was, now = _curve(old), _curve(new)
-    rows: list[Row] = []
     lowest = 0.0
     for threshold in thresholds:
         at = was.above(threshold)
@@ -155,20 +92,26 @@ def _table(old: Evaluation, new: Evaluation, thresholds: Sequence[float]) -> tup
         recall = float(was.recall[at]) if at >= 0 else 0.0
         if precision is None or count < ENOUGH:
             why = f"{count} detections above it, and {ENOUGH} are needed to tell its precision"
-            rows.append(Row(threshold, None, precision, None, recall, None, count, why))
+            yield Threshold(old=threshold, precision=precision, recall=recall, detections=count, why_not=why)
             continue
         # As precise as half a detection can tell, and not below what a lower threshold was replaced with.
         enough = (now.precision >= precision - 0.5 / count) & (now.conf >= lowest) & (now.count >= ENOUGH)
         places = np.flatnonzero(enough)
         if not len(places):
             why = f"at no threshold is the new file as precise on {ENOUGH} detections or more"
-            rows.append(Row(threshold, None, precision, None, recall, None, count, why))
+            yield Threshold(old=threshold, precision=precision, recall=recall, detections=count, why_not=why)
             continue
         place = places[np.argmin(np.abs(now.count[places] - count))]
         lowest = float(now.conf[place])
-        found, found_recall = float(now.precision[place]), float(now.recall[place])
-        rows.append(Row(threshold, lowest, precision, found, recall, found_recall, count))
-    return tuple(rows)
+        yield Threshold(
+            old=threshold,
+            new=lowest,
+            precision=precision,
+            new_precision=float(now.precision[place]),
+            recall=recall,
+            new_recall=float(now.recall[place]),
+            detections=count,
+        )
 
 
 def _curve(evaluation: Evaluation) -> _Curve:
@@ -181,13 +124,14 @@ def _curve(evaluation: Evaluation) -> _Curve:
     return _Curve(conf[ends], hits[ends] / count[ends], hits[ends] / max(1, boxes), count[ends])
 
 
-def _spread(evaluation: Evaluation) -> Spread:
+def _spread(evaluation: Evaluation) -> ConfidenceSpread:
     conf, right = _detections(evaluation)
-    if not right.any():
-        return Spread(0, 0.0, 0.0, 0.0, 0.0, len(np.unique(conf.round(6))))
-    p10, p50, p90 = np.percentile(conf[right], [10, 50, 90])
     levels = len(np.unique(conf.round(6)))
-    return Spread(int(right.sum()), float(p10), float(p50), float(p90), float(conf[right].max()), levels)
+    if not right.any():
+        return ConfidenceSpread(detections=0, p10=0.0, p50=0.0, p90=0.0, highest=0.0, levels=levels)
+    p10, p50, p90 = np.percentile(conf[right], [10, 50, 90]).tolist()
+    count, highest = int(right.sum()), float(conf[right].max())
+    return ConfidenceSpread(detections=count, p10=p10, p50=p50, p90=p90, highest=highest, levels=levels)
 
 
 def _detections(evaluation: Evaluation) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -30,6 +30,7 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,27 +119,14 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What was measured of one network: its `Timing`, and its memory.
+class Measurement(Timing):
+    """What was measured of one network: its timing, and its memory.
 
     Attributes:
         memory_mb: Peak memory in MiB added to a process (or on a GPU) by loading and running the network; see `memory`.
     """
 
-    latency_ms: Percentiles
-    interval_ms: tuple[float, float]
-    memory_mb: float
-    rounds: tuple[float, ...]
-    repetitions: int
-    disturbed: bool
-    energy_mj: float | None = None
-    power_w: float | None = None
-    gpu_ms: float | None = None
-    reference_ms: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """A mapping of plain values for JSON."""
-        return {**asdict(self), "interval_ms": list(self.interval_ms), "rounds": list(self.rounds)}
+    memory_mb: float = field(kw_only=True)
 
     def at_level(self, reference_ms: float | None) -> Measurement:
         """What it would have been, had the reference taken this long: all times by the same ratio.
@@ -175,9 +163,17 @@ class Measurement:
         )
 
 
-def level(rows: Iterable[Mapping[str, Any]]) -> float | None:
-    """What the reference took in ms when networks were measured, which are as `Measurement.to_dict` describes them."""
-    return _median([row.get("reference_ms") for row in rows])
+class HasReference(Interface):
+    """What was measured beside a reference network."""
+
+    @property
+    def reference_ms(self) -> float | None:
+        """Median time in ms of the reference; nothing where it was not noted."""
+
+
+def level(measured: Iterable[HasReference]) -> float | None:
+    """What the reference took in ms when networks were measured; nothing where that was not noted of each."""
+    return _median([one.reference_ms for one in measured])
 
 
 @dataclass(frozen=True)

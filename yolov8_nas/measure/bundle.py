@@ -23,7 +23,7 @@ from yolov8_nas.files import copy_file, file_sha256, write_json
 from yolov8_nas.measure.benchmark import Measurement
 from yolov8_nas.measure.far import FORMAT, MANIFEST, check_seal, sealed, unsealed
 from yolov8_nas.measure.protocol import Protocol
-from yolov8_nas.measure.returned import check_form, check_key
+from yolov8_nas.measure.returned import Returned, check_form, check_key
 from yolov8_nas.measure.runtime import OnnxRuntime, Runtime, find
 from yolov8_nas.paths import expanded
 from yolov8_nas.store.archive import pack
@@ -237,7 +237,7 @@ class Kept:
         single: Results that stages asked for later.
     """
 
-    table: Mapping[str, Any]
+    table: Returned
     single: tuple[Mapping[str, Any], ...] = ()
 
     def measured(self, purpose: str) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def read_kept(target: TargetConfig) -> Kept:
             f"{path}: holds no results; import those of {PROGRAM} again (yolov8-nas probe CONFIG --import)"
         )
     table, *single = (check_results(check_seal(r, path), target, path) for r in results)
-    return Kept(table, tuple(single))
+    return Kept(Returned(table), tuple(single))
 
 
 def keep(results: Mapping[str, Any], target: TargetConfig) -> None:
@@ -288,13 +288,13 @@ def keep(results: Mapping[str, Any], target: TargetConfig) -> None:
         everything = [results]
     else:
         kept = read_kept(target)
-        differing = [key for key, value in kept.table["key"].items() if results["key"].get(key) != value]
+        differing = [key for key, value in kept.table.key.items() if results["key"].get(key) != value]
         if differing:
             raise InputError(
                 f"these results are of a device or software with another {' and '.join(differing)} than the table in "
                 f"{path}: measure the table anew (yolov8-nas probe CONFIG --bundle FILE.tar)"
             )
-        everything = [kept.table, *kept.single, results]
+        everything = [kept.table.content, *kept.single, results]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, sealed({"format": FORMAT, "results": everything}))
 
@@ -333,7 +333,7 @@ def measured_there(
     return [Measurement.from_dict(one) for one in found if one]
 
 
-def differences(results: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
-    """Names of what results were measured with otherwise than a recipe has it."""
+def differences(packed: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Names of what networks were packed with otherwise than a recipe has it."""
     found = json.loads(json.dumps(dict(recipe)))
-    return [name for name, value in found.items() if results["bundle"]["recipe"].get(name) != value]
+    return [name for name, value in found.items() if packed.get(name) != value]

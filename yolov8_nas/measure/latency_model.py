@@ -20,13 +20,14 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
+from yolov8_nas.runner.results.probe import FittedModel, PredictionErrors, Smoothing
 from yolov8_nas.space import BLOCKS, CONVS, LEVELS, Architecture, SearchSpace
 from yolov8_nas.space.cost import KINDS, Attention, Layer, cost
 
@@ -235,7 +236,7 @@ class LatencyModel:
         latencies: Their median latencies in ms.
         smoothness: The form of the correction that cross-validation chose.
         margin: Upper bound over prediction, less one.
-        cross_validation: `mape` and `spearman` of networks predicted from the others.
+        cross_validation: Errors of networks predicted from the others.
     """
 
     space: SearchSpace
@@ -245,7 +246,7 @@ class LatencyModel:
     latencies: tuple[float, ...]
     smoothness: Smoothness
     margin: float
-    cross_validation: Mapping[str, float]
+    cross_validation: PredictionErrors
     _features: Features = field(init=False, repr=False, compare=False)
     _fit: _Fit = field(init=False, repr=False, compare=False)
 
@@ -341,33 +342,32 @@ class LatencyModel:
             [*self.latencies, *latencies],
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """A mapping of plain values for JSON: the measurements and what was chosen, from which the rest follows."""
-        return {
-            "space": self.space.to_dict(),
-            "num_classes": self.num_classes,
-            "imgsz": self.imgsz,
-            "genes": [list(self.space.encode(architecture)) for architecture in self.architectures],
-            "latency_ms": list(self.latencies),
-            "smoothness": asdict(self.smoothness),
-            "margin": self.margin,
-            "confidence": CONFIDENCE,
-            "cross_validation": dict(self.cross_validation),
-        }
+    def to_result(self) -> FittedModel:
+        """The measurements and what was chosen, from which the rest follows."""
+        return FittedModel(
+            space=self.space,
+            num_classes=self.num_classes,
+            imgsz=self.imgsz,
+            genes=tuple(self.space.encode(architecture) for architecture in self.architectures),
+            latency_ms=self.latencies,
+            smoothness=Smoothing(**asdict(self.smoothness)),
+            margin=self.margin,
+            confidence=CONFIDENCE,
+            cross_validation=self.cross_validation,
+        )
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LatencyModel:
-        """The model that `to_dict` described; further keys are ignored."""
-        space = SearchSpace.from_dict(data["space"])
+    def of(cls, fitted: FittedModel) -> LatencyModel:
+        """The model that `to_result` described."""
         return cls(
-            space=space,
-            num_classes=data["num_classes"],
-            imgsz=data["imgsz"],
-            architectures=tuple(space.decode(genes) for genes in data["genes"]),
-            latencies=tuple(data["latency_ms"]),
-            smoothness=Smoothness(**data["smoothness"]),
-            margin=data["margin"],
-            cross_validation=data["cross_validation"],
+            space=fitted.space,
+            num_classes=fitted.num_classes,
+            imgsz=fitted.imgsz,
+            architectures=tuple(fitted.space.decode(genes) for genes in fitted.genes),
+            latencies=fitted.latency_ms,
+            smoothness=Smoothness(**dict(fitted.smoothness)),
+            margin=fitted.margin,
+            cross_validation=fitted.cross_validation,
         )
 
 
@@ -381,13 +381,13 @@ def _has_no_neighbour(architectures: Sequence[Architecture]) -> NDArray[np.bool_
     return alone if 2 * alone.sum() >= len(alone) else np.ones_like(alone)
 
 
-def accuracy(predicted: Floats, measured: Floats) -> dict[str, float]:
+def accuracy(predicted: Floats, measured: Floats) -> PredictionErrors:
     """How well latencies were predicted: mean absolute percentage error (as a share) and Spearman's rank correlation.
 
     The correlation of latencies that are all alike is 0.
     """
     alike = np.ptp(predicted) == 0 or np.ptp(measured) == 0
-    return {
-        "mape": float(np.mean(np.abs(predicted / measured - 1))),
-        "spearman": 0.0 if alike else float(spearmanr(predicted, measured).statistic),
-    }
+    return PredictionErrors(
+        mape=float(np.mean(np.abs(predicted / measured - 1))),
+        spearman=0.0 if alike else float(spearmanr(predicted, measured).statistic),
+    )

@@ -35,15 +35,16 @@ from ultralytics.utils.nms import non_max_suppression
 from yolov8_nas.measure.benchmark import Timed, Timing, named, time_in_rounds, timed_runs
 from yolov8_nas.measure.protocol import VERIFY, Protocol
 from yolov8_nas.measure.runtime import DEFAULT, Runtime
+from yolov8_nas.runner.results import Latency, NmsResult, SuppressionSettings, SuppressionTimed, TimedLoad
 
 CONFIDENCE: Final = 0.25
 IOU: Final = 0.7
 MAX_DETECTIONS: Final = 300
 
-SETTINGS: Final = {"confidence": CONFIDENCE, "iou": IOU, "max_detections": MAX_DETECTIONS, "threads": 1}
+SETTINGS: Final = SuppressionSettings(confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS, threads=1)
 """How NMS is run, for the record."""
 
-NMS_FREE: Final = {"nms_free": True, "confidence": CONFIDENCE, "max_detections": MAX_DETECTIONS, "threads": 1}
+NMS_FREE: Final = SuppressionSettings(confidence=CONFIDENCE, max_detections=MAX_DETECTIONS, threads=1, nms_free=True)
 """The same behind an NMS-free head."""
 
 Images = NDArray[np.float32]
@@ -132,7 +133,7 @@ def _anchors(imgsz: int) -> int:
 
 def time_nms(
     *, num_classes: int, imgsz: int, batch: int, nms_free: bool = False, protocol: Protocol = VERIFY
-) -> dict[str, Any]:
+) -> NmsResult:
     """Time NMS alone on each of `LOADS`; the caller holds the host for measuring.
 
     Args:
@@ -141,10 +142,6 @@ def time_nms(
         batch: Images.
         nms_free: Whether its head is NMS-free, so that the threshold alone is timed.
         protocol: How to measure.
-
-    Returns:
-        The content of `nms.json`: thresholds, the shape, each load with its boxes, detections and timing, and
-        `latency_ms` of the load that limits are held against (`load`).
     """
     made_up = made_up_detections if nms_free else made_up_output
     outputs = {name: made_up(load, num_classes=num_classes, imgsz=imgsz, batch=batch) for name, load in LOADS.items()}
@@ -153,14 +150,14 @@ def time_nms(
     }
     with _one_thread():
         timings = dict(zip(visits, time_in_rounds(visits, protocol=protocol, around=visits["typical"]), strict=True))
-        loads = {name: {**_counts([output]), **_of_the_host(timings[name])} for name, output in outputs.items()}
-    return {
-        **(NMS_FREE if nms_free else SETTINGS),
-        "shape": list(next(iter(outputs.values())).shape),
-        "loads": loads,
-        "load": "typical",
-        "latency_ms": asdict(timings["typical"].latency_ms),
-    }
+        loads = {name: _load(timings[name], **_counts([output])) for name, output in outputs.items()}
+    timed = SuppressionTimed(
+        **dict(NMS_FREE if nms_free else SETTINGS),
+        shape=next(iter(outputs.values())).shape,
+        loads=loads,
+        load="typical",
+    )
+    return NmsResult(latency_ms=loads["typical"].latency_ms, timed=timed)
 
 
 def frames(files: Sequence[Path], *, imgsz: int, batch: int, count: int = 32) -> list[Images]:
@@ -260,10 +257,17 @@ def _counts(outputs: Sequence[NDArray[np.float32]]) -> dict[str, float]:
     return {"boxes": float(np.mean(above)), "detections": float(np.mean(kept))}
 
 
-def _of_the_host(timing: Timing) -> dict[str, Any]:
+def _load(timing: Timing, *, boxes: float, detections: float) -> TimedLoad:
     """What of a timing says something of NMS, which no device counts energy for and which is its own reference."""
-    without = ("energy_mj", "power_w", "gpu_ms", "reference_ms")
-    return {key: value for key, value in timing.to_dict().items() if key not in without}
+    return TimedLoad(
+        latency_ms=Latency(**asdict(timing.latency_ms)),
+        interval_ms=timing.interval_ms,
+        rounds=timing.rounds,
+        repetitions=timing.repetitions,
+        disturbed=timing.disturbed,
+        boxes=boxes,
+        detections=detections,
+    )
 
 
 @contextlib.contextmanager

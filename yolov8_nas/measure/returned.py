@@ -7,13 +7,16 @@ networks that the bundle named. What does not fit is told with its place before 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from yolov8_nas import names
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import InputError
+from yolov8_nas.measure.benchmark import Failed, Measurement
 
 _LONGEST_MS: Final = 1e7
 _MOST: Final = 1e9
@@ -124,6 +127,86 @@ class _TableRecipe(_Part):
     failed: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Returned:
+    """Results of a device elsewhere that `check_form` has checked, and those of a table `check_table` as well.
+
+    Attributes:
+        content: The results, as they stand under their seal.
+    """
+
+    content: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Digest of all of it."""
+        return str(self.content["digest"])
+
+    @property
+    def bundle(self) -> str:
+        """Digest of the bundle that was measured."""
+        return str(self.content["bundle"]["digest"])
+
+    @property
+    def purpose(self) -> str:
+        """What it was measured for: `bundle.TABLE` or the name of a stage."""
+        return str(self.content["bundle"]["purpose"])
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Plain values on which the measured networks depend."""
+        recipe: Mapping[str, Any] = self.content["bundle"]["recipe"]
+        return recipe
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the networks of a table."""
+        return int(self.recipe["num_classes"])
+
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """Why networks of a table could not be built, by their digest."""
+        failed: Mapping[str, str] = self.recipe["failed"]
+        return failed
+
+    @property
+    def profile(self) -> Profile:
+        """The device."""
+        return Profile.of(self.content["profile"], "results of a device elsewhere")
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """What measurements of the device are shared by; see `device.profile.Profile.key`."""
+        key: Mapping[str, Any] = self.content["key"]
+        return key
+
+    @property
+    def counter(self) -> str | None:
+        """What counted its energy; nothing where nothing did."""
+        counter: str | None = self.content["counter"]
+        return counter
+
+    @property
+    def no_counter(self) -> str | None:
+        """Why nothing did."""
+        why: str | None = self.content["no_counter"]
+        return why
+
+    @property
+    def regime(self) -> Mapping[str, Mapping[str, Any]]:
+        """How the device was run `before` and `after`."""
+        regime: Mapping[str, Mapping[str, Any]] = self.content["regime"]
+        return regime
+
+    @property
+    def measured(self) -> dict[str, Measurement | Failed]:
+        """What was measured, by the names of the files without their suffix."""
+        return {
+            Path(name).stem: Failed(one["failed"]) if "failed" in one else Measurement.from_dict(one)
+            for name, one in self.content["measured"].items()
+        }
+
+
 def check_form(results: Mapping[str, Any], source: Path) -> None:
     """See that results have the form that the measuring program gives them.
 
@@ -147,13 +230,13 @@ def check_key(results: Mapping[str, Any], source: Path) -> None:
         raise InputError(f"{source}: key: another device than profile tells; measure the bundle again")
 
 
-def check_table(results: Mapping[str, Any], source: Path) -> None:
+def check_table(results: Returned, source: Path) -> None:
     """See that results that a latency model is to be fitted to say what their networks were made by.
 
     Raises:
         InputError: They do not.
     """
-    _fitting(_TableRecipe, results["bundle"]["recipe"], source, "bundle.recipe.")
+    _fitting(_TableRecipe, results.recipe, source, "bundle.recipe.")
 
 
 def _fitting(form: type[_Part], content: Mapping[str, Any], source: Path, place: str = "") -> None:

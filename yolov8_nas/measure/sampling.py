@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from yolov8_nas.runner.results.probe import Role
 from yolov8_nas.space import Architecture, SearchSpace
 
 
@@ -16,11 +17,12 @@ class Sample:
     Attributes:
         architecture: The network.
         role: `stock`, `train` (a whole network), `swap` (stock with one part changed) or `holdout` (a whole network
-            on which the latency model is only checked).
+            on which the latency model is only checked); `fastest` for one that is predicted to keep limits that no
+            other network keeps.
     """
 
     architecture: Architecture
-    role: str
+    role: Role
 
 
 def sample(space: SearchSpace, networks: int, holdout: int, seed: int) -> list[Sample]:
@@ -31,7 +33,7 @@ def sample(space: SearchSpace, networks: int, holdout: int, seed: int) -> list[S
     often in these. To check: `holdout` whole networks drawn independently.
     """
     rng = np.random.default_rng(seed)
-    samples = {space.stock: "stock"}
+    samples: dict[Architecture, Role] = {space.stock: "stock"}
     for extreme in (space.largest(), space.smallest()):
         samples.setdefault(extreme, "train")
     whole = _balanced(space, networks, rng)
@@ -44,9 +46,10 @@ def sample(space: SearchSpace, networks: int, holdout: int, seed: int) -> list[S
     for architecture in whole:
         if len(samples) < networks:
             samples.setdefault(architecture, "train")
-    for size, role in ((networks, "train"), (networks + holdout, "holdout")):
-        while len(samples) < size:
-            samples.setdefault(space.sample(rng), role)
+    while len(samples) < networks:
+        samples.setdefault(space.sample(rng), "train")
+    while len(samples) < networks + holdout:
+        samples.setdefault(space.sample(rng), "holdout")
     return [Sample(architecture, role) for architecture, role in samples.items()]
 
 

@@ -28,6 +28,7 @@ from yolov8_nas.registry.tracking import (
     upload,
     without_credentials,
 )
+from yolov8_nas.runner.results import TuningResult
 from yolov8_nas.runner.stage import STAGES, TOLD
 from yolov8_nas.store.store import Store
 
@@ -193,11 +194,11 @@ def _curves(outputs: Path) -> Iterator[tuple[str, Curves]]:
     """What a stage recorded over time: of the supernet, of the candidates, of the machine (see `device.usage`)."""
     if (file := outputs / "curves.json").is_file():
         yield "supernet", read_json(file)
-    for file in sorted(outputs.rglob("tuning.json")):
+    for file in sorted(outputs.rglob(TuningResult.FILE)):
         name = file.parent.relative_to(outputs).as_posix().replace("candidates/", "candidate_")
-        tuning = read_json(file)
-        yield name, tuning["curves"]
-        yield f"{name}_int8", tuning.get("qat_curves", [])
+        tuning = TuningResult.read(file.parent)
+        yield name, tuning.curves
+        yield f"{name}_int8", tuning.qat_curves
     if (file := outputs / usage.FILE).is_file():
         rows = read_json(file)["rows"]
         yield "system", [{**row, "time": round(1000 * row["time"]), "epoch": i} for i, row in enumerate(rows)]

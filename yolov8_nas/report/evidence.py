@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from yolov8_nas.errors import InputError
 from yolov8_nas.reading import parse_json
+from yolov8_nas.runner.results import ResultFile
+
+File = TypeVar("File", bound=ResultFile)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Outputs:
         try:
             return None if text is None else parse_json(text, name, finite=False)
         except ValueError:
+            return None
+
+    def result(self, form: type[File]) -> File | None:
+        """A file of the stage's result as its model, or nothing where it is absent or not of that form."""
+        try:
+            return form.read(self.folder) if self.folder and (self.folder / form.FILE).is_file() else None
+        except InputError:
             return None
 
     def lines(self, name: str) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from yolov8_nas.foreign import html
 from yolov8_nas.report.wording import is_number, milliseconds, number, percent, score
+from yolov8_nas.runner.results import PredictionErrors
 
 Figure = dict[str, Any]
 
@@ -260,7 +261,7 @@ class Timing:
     role: str
 
 
-def latency_model(identity: str, timings: Sequence[Timing], errors: Mapping[str, Any]) -> Plot:
+def latency_model(identity: str, timings: Sequence[Timing], errors: PredictionErrors) -> Plot:
     """Measured against predicted latency, the networks that the model did not see marked."""
     kinds = (
         ("fitted on", ("train", "swap"), {"size": 6, "color": "@faint", "opacity": 0.8}),
@@ -292,7 +293,7 @@ def latency_model(identity: str, timings: Sequence[Timing], errors: Mapping[str,
     layout["xaxis"]["range"] = layout["yaxis"]["range"] = [low, high]
     held_out = sum(t.role == "holdout" for t in timings)
     told = (
-        f"Mean absolute error {percent(errors.get('mape'))}, Spearman correlation {number(errors.get('spearman'))} "
+        f"Mean absolute error {percent(errors.mape)}, Spearman correlation {number(errors.spearman)} "
         f"on {held_out} held-out networks."
     )
     return Plot(

@@ -11,6 +11,7 @@ from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, wording
 from yolov8_nas.report.evidence import Outputs, mapping, pick, records
+from yolov8_nas.runner.results import LatencyFit, NmsResult
 from yolov8_nas.space import Architecture, SpaceError, stock_architecture
 
 TARGET_STAGES: Final = ("hw-probe", "search", "qat-finetune", "trt-export", "register")
@@ -206,7 +207,7 @@ def unmeasured(target: Target) -> list[tuple[str, str]]:
     elif not engine:
         told.append(("TensorRT engine", target.outputs["trt-export"].why_missing("engine.json")))
     if not any(wording.is_number(target.model.get(key)) for key in ("power_w", "energy_mj")):
-        reason = pick(target.outputs["hw-probe"].json("latency_table.json"), "protocol", "no_counter")
+        reason = pick(target.outputs["hw-probe"].json("latency_table.json"), "conditions", "no_counter")
         told.append(("Power and energy", f"Not counted here: {reason or 'no energy counter was read'}."))
     limits = records(target.summary.get("constraints"))
     around = "" if target.model.get("latency_with_nms_ms") else ", and non-maximum suppression,"
@@ -557,7 +558,7 @@ def _prior(target: Target) -> dict[str, Any]:
         if wording.is_number(row.get("step")) and len(row.get("probabilities") or ()) == len(dimensions)
     ]
     if not steps or not dimensions:
-        off = pick(search.json("search.json"), "settings", "search", "prior_steps") == 0
+        off = pick(search.json("search.json"), "asked", "prior_steps") == 0
         missing = "No prior was asked for (search.prior_steps = 0)." if off else search.why_missing("prior")
         return {"plots": [], "curves": [], "facts": [], "missing": missing}
     choices = [
@@ -608,39 +609,36 @@ def _architecture(target: Target) -> dict[str, Any]:
 
 def _latency_model(target: Target) -> dict[str, Any]:
     probe = target.outputs["hw-probe"]
-    fitted = mapping(probe.json("latency_model.json"))
-    errors = mapping(target.summary.get("latency_model")) or fitted
+    fitted = probe.result(LatencyFit)
     rows = [
         row
         for row in records(pick(probe.json("latency_table.json"), "rows"))
         if wording.is_number(pick(row, "latency_ms", "p50")) and target.architecture(row.get("architecture"))
     ]
-    if not rows or not fitted:
+    if not rows or fitted is None:
         return {"plot": None, "missing": probe.why_missing("latency table"), "facts": []}
     architectures = [Architecture.from_dict(row["architecture"]) for row in rows]
-    predicted, _ = LatencyModel.from_dict(fitted).predict(architectures)
+    predicted, _ = LatencyModel.of(fitted).predict(architectures)
     timings = [
         plots.Timing(row["latency_ms"]["p50"], float(value), str(row.get("role")))
         for row, value in zip(rows, predicted, strict=True)
     ]
     held_out = [t for t in timings if t.role == "holdout"]
     facts = [
-        ("mean absolute error, held out", wording.percent(errors.get("mape"))),
-        ("Spearman correlation, held out", wording.number(errors.get("spearman"))),
+        ("mean absolute error, held out", wording.percent(fitted.mape)),
+        ("Spearman correlation, held out", wording.number(fitted.spearman)),
         ("networks measured", str(len(timings))),
         ("of them held out", str(len(held_out))),
+        ("scatter of the measurements themselves", f"±{wording.percent(fitted.scatter)}"),
+        ("held-out networks under their upper bound", wording.percent(fitted.coverage, 0)),
     ]
-    if wording.is_number(fitted.get("scatter")):
-        facts.append(("scatter of the measurements themselves", f"±{wording.percent(fitted['scatter'])}"))
-    if wording.is_number(fitted.get("coverage")):
-        facts.append(("held-out networks under their upper bound", wording.percent(fitted["coverage"], 0)))
-    plot = plots.latency_model(f"{target.identity}-latency", timings, errors)
+    plot = plots.latency_model(f"{target.identity}-latency", timings, fitted)
     return {"plot": plot, "missing": "", "facts": facts}
 
 
 def _frame(target: Target) -> list[tuple[str, str]]:
     """What a frame costs: the network, non-maximum suppression on made-up outputs, and both on real images."""
-    probed = mapping(target.outputs["hw-probe"].json("nms.json"))
+    probed = target.outputs["hw-probe"].result(NmsResult)
     shipped, settings = mapping(target.verdict.get("shipped")), mapping(target.verdict.get("nms"))
     rows: list[tuple[str, str]] = []
     if shipped and settings:
@@ -657,12 +655,13 @@ def _frame(target: Target) -> list[tuple[str, str]]:
         if wording.is_number(shipped.get("energy_mj")):
             rows.append(("energy of an image, network alone", wording.with_unit(shipped["energy_mj"], "mJ")))
             rows.append(("mean power, network alone", wording.with_unit(shipped.get("power_w"), "W")))
-    for name, load in mapping(probed.get("loads")).items():
-        boxes, kept = (wording.whole(pick(load, key)) for key in ("boxes", "detections"))
-        held = ", limits are predicted with it" if name == probed.get("load") else ""
-        latency = wording.milliseconds(pick(load, "latency_ms", "p50"))
-        alone = "The threshold" if probed.get("nms_free") else "NMS"
-        rows.append((f"{alone} alone, {boxes} made-up boxes for {kept} objects{held}", latency))
+    if timed := probed and probed.timed:
+        alone = "The threshold" if timed.nms_free else "NMS"
+        for name, load in timed.loads.items():
+            boxes, kept = wording.whole(load.boxes), wording.whole(load.detections)
+            held = ", limits are predicted with it" if name == timed.load else ""
+            latency = wording.milliseconds(load.latency_ms.p50)
+            rows.append((f"{alone} alone, {boxes} made-up boxes for {kept} objects{held}", latency))
     return rows
 
 

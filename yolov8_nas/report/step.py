@@ -7,16 +7,54 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from yolov8_nas.foreign import fenced, markdown
 from yolov8_nas.reading import parse_json
 from yolov8_nas.report import wording
 from yolov8_nas.runner.progress import duration
+from yolov8_nas.runner.results import (
+    CandidateResult,
+    FinetuneResult,
+    Latency,
+    LatencyFit,
+    RegisterResult,
+    ResultFile,
+    ResultRow,
+    SearchResult,
+    StockResult,
+    VerdictResult,
+)
 from yolov8_nas.runner.stage import STATUS_FILE, Outcome
 
-Read = Callable[[str], Any]
-"""Reads a JSON file of the result by its name; nothing where it is not there."""
+File = TypeVar("File", bound=ResultFile)
+Row = TypeVar("Row", bound=ResultRow)
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """The tar of a stage's result.
+
+    Attributes:
+        tar: The open tar.
+        names: What is in it.
+    """
+
+    tar: tarfile.TarFile
+    names: frozenset[str]
+
+    def json(self, name: str) -> Any:
+        """Content of a JSON file; nothing where it is not there."""
+        member = self.tar.extractfile(name) if name in self.names else None
+        return parse_json(member.read(), name, finite=False) if member else None
+
+    def file(self, form: type[File]) -> File:
+        """A file as its model."""
+        return form.model_validate(self.json(form.FILE))
+
+    def rows(self, form: type[Row]) -> list[Row]:
+        """A file of rows as their models."""
+        return [form.model_validate(row) for row in self.json(form.FILE)]
 
 
 @dataclass(frozen=True)
@@ -47,13 +85,8 @@ def tell(stage: str, target: str | None, outcome: Outcome, result: Path) -> Told
         result: The tar that it wrote.
     """
     with tarfile.open(result, "r:") as tar:
-        names = set(tar.getnames())
-
-        def read(name: str) -> Any:
-            member = tar.extractfile(name) if name in names else None
-            return parse_json(member.read(), name, finite=False) if member else None
-
-        failed = read(STATUS_FILE)
+        read = _Tar(tar, frozenset(tar.getnames()))
+        failed = read.json(STATUS_FILE)
         figures = {} if failed else dict(_FIGURES[stage](read))
     figures = {name: float(value) for name, value in figures.items() if value is not None}
     return Told({**figures, "seconds": round(outcome.seconds, 1)}, _page(stage, target, outcome, figures))
@@ -115,8 +148,8 @@ def _page(stage: str, target: str | None, outcome: Outcome, figures: Mapping[str
     return "\n".join(lines) + "\n"
 
 
-def _data_prep(read: Read) -> Iterator[tuple[str, Any]]:
-    dataset = read("dataset.json")
+def _data_prep(read: _Tar) -> Iterator[tuple[str, Any]]:
+    dataset = read.json("dataset.json")
     yield "classes", len(dataset["classes"])
     for split, images in dataset["images"].items():
         yield f"images_{split}", images
@@ -124,68 +157,69 @@ def _data_prep(read: Read) -> Iterator[tuple[str, Any]]:
         yield f"boxes_{split}", sum(boxes.values())
 
 
-def _supernet_train(read: Read) -> Iterator[tuple[str, Any]]:
-    curves = read("curves.json")
+def _supernet_train(read: _Tar) -> Iterator[tuple[str, Any]]:
+    curves = read.json("curves.json")
     yield "epochs", len(curves)
     for name in ("box", "cls", "dfl", "distill"):
         yield f"last_loss_{name}", curves[-1].get(name)
-    yield "training_seconds", read("supernet.json")["seconds"]
+    yield "training_seconds", read.json("supernet.json")["seconds"]
 
 
-def _hw_probe(read: Read) -> Iterator[tuple[str, Any]]:
-    yield from _latency(read("stock.json"), "stock_")
-    model = read("latency_model.json")
+def _hw_probe(read: _Tar) -> Iterator[tuple[str, Any]]:
+    yield from _latency(read.file(StockResult).latency_ms, "stock_")
+    model = read.file(LatencyFit)
     for name in ("mape", "spearman", "networks", "holdout"):
-        yield f"latency_model_{name}", model[name]
+        yield f"latency_model_{name}", getattr(model, name)
 
 
-def _search(read: Read) -> Iterator[tuple[str, Any]]:
-    found = read("search.json")
-    for name, count in found["counts"].items():
+def _search(read: _Tar) -> Iterator[tuple[str, Any]]:
+    found = read.file(SearchResult)
+    for name, count in found.counts.items():
         yield f"networks_{name}", count
-    for name, score in found["best_map50_95"].items():
+    for name, score in found.best_map50_95.items():
         yield f"best_map50_95_{name}", score
-    best = read("candidates.json")[0]
-    yield "candidate_map50_95", best["map50_95_search"]
-    yield from _latency(best["measured"], "candidate_")
+    best = read.rows(CandidateResult)[0]
+    yield "candidate_map50_95", best.map50_95_search
+    yield from _latency(best.measured.latency_ms, "candidate_")
 
 
-def _qat_finetune(read: Read) -> Iterator[tuple[str, Any]]:
-    result = read("finetune.json")
-    for candidate in result["candidates"]:
-        for precision, score in candidate["map50_95"].items():
-            yield f"candidate_{candidate['index']}_map50_95_{precision}", score
-    for name in ("baseline", "rescaled"):
-        for precision, score in ((result.get(name) or {}).get("map50_95") or {}).items():
+def _qat_finetune(read: _Tar) -> Iterator[tuple[str, Any]]:
+    result = read.file(FinetuneResult)
+    for candidate in result.candidates:
+        for precision, score in candidate.map50_95.items():
+            yield f"candidate_{candidate.index}_map50_95_{precision}", score
+    for name, rival in (("baseline", result.baseline), ("rescaled", result.rescaled)):
+        for precision, score in rival.map50_95.items() if rival else ():
             yield f"{name}_map50_95_{precision}", score
 
 
-def _build_ahead(read: Read) -> Iterator[tuple[str, Any]]:
-    engines = read("ahead.json")["engines"].values()
+def _build_ahead(read: _Tar) -> Iterator[tuple[str, Any]]:
+    engines = read.json("ahead.json")["engines"].values()
     yield "engines", len(engines)
     yield "building_seconds", sum(engine["seconds"] for engine in engines)
     yield "engines_mb", sum(engine["plan_bytes"] for engine in engines) / 2**20
 
 
-def _trt_export(read: Read) -> Iterator[tuple[str, Any]]:
-    verdict = read("verdict.json")
-    shipped = verdict["shipped"]
+def _trt_export(read: _Tar) -> Iterator[tuple[str, Any]]:
+    verdict = read.file(VerdictResult)
+    shipped = verdict.shipped
+    assert shipped is not None, "a stage whose verdict has failed has failed"
     for name in ("map50_95", "map50", "memory_mb", "file_mb", "params"):
-        yield name, shipped.get(name)
-    yield from _latency(shipped)
-    yield "difference_to_baseline_map50_95", (verdict.get("comparison") or {}).get("difference")
+        yield name, getattr(shipped, name)
+    yield from _latency(shipped.latency_ms)
+    yield "difference_to_baseline_map50_95", verdict.comparison and verdict.comparison.difference
 
 
-def _register(read: Read) -> Iterator[tuple[str, Any]]:
-    yield "version", read("registry.json").get("version")  # none yet, where the server could not be reached
+def _register(read: _Tar) -> Iterator[tuple[str, Any]]:
+    yield "version", read.file(RegisterResult).version  # none yet, where the server could not be reached
 
 
-def _latency(measured: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for statistic, value in measured["latency_ms"].items():
+def _latency(latency_ms: Latency, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for statistic, value in latency_ms:
         yield f"{prefix}latency_{statistic}_ms", value
 
 
-_FIGURES: Final[Mapping[str, Callable[[Read], Iterator[tuple[str, Any]]]]] = {
+_FIGURES: Final[Mapping[str, Callable[[_Tar], Iterator[tuple[str, Any]]]]] = {
     "data-prep": _data_prep,
     "supernet-train": _supernet_train,
     "hw-probe": _hw_probe,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from yolov8_nas.files import canonical_digest, file_sha256, read_json, tree_file
 from yolov8_nas.names import digest
 from yolov8_nas.run.summary import gate_file
 from yolov8_nas.runner import process
+from yolov8_nas.runner.results import RegisterResult
 from yolov8_nas.runner.stage import STATUS_FILE, TOLD, open_store, require_gpus, run_stage, target_labels
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages import find_stage
@@ -148,7 +149,7 @@ def challenge(
         if (work / "registered" / STATUS_FILE).is_file():
             verdict = _undecided("nothing was registered, because a stage before it failed")
         else:
-            entry = read_json(work / "registered" / "registry.json")
+            entry = RegisterResult.read(work / "registered")
             extract(dataset, work / "dataset")
             verdict = _asked(entry, work, gpus, tracking_uri, tolerance, run_id)
     open_store(store).record(run_id, gate_file(label), verdict)
@@ -156,10 +157,10 @@ def challenge(
 
 
 def _asked(
-    entry: Mapping[str, Any], work: Path, gpus: int, tracking_uri: str, tolerance: float, run_id: str
+    entry: RegisterResult, work: Path, gpus: int, tracking_uri: str, tolerance: float, run_id: str
 ) -> dict[str, Any]:
-    if entry.get("version") is None:
-        return _undecided(f"{entry['reason']}; then put it before the gate with: yolov8-nas models promote")
+    if entry.version is None:
+        return _undecided(f"{entry.reason}; then put it before the gate with: yolov8-nas models promote")
     log = work / "gate.log"
     try:
         require_gpus(gpus)
@@ -167,7 +168,7 @@ def _asked(
             "yolov8_nas.registry.promote:promote",
             log=log,
             tracking_uri=tracking_uri,
-            reference=f"{entry['model']}/{entry['version']}",
+            reference=f"{entry.model}/{entry.version}",
             data=str(work / "dataset"),
             tolerance=tolerance,
             because=f"retraining, run {run_id}",
@@ -175,7 +176,7 @@ def _asked(
     except (InputError, StageError) as error:
         verdict = _undecided(f"the gate could not decide: {error}")
     print(log.read_text() if log.is_file() else "", flush=True)
-    return {**verdict, "version": f"{entry['model']}/{entry['version']}"}
+    return {**verdict, "version": f"{entry.model}/{entry.version}"}
 
 
 def _undecided(reason: str) -> dict[str, Any]:

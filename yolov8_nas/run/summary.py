@@ -10,17 +10,26 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.files import copy_file, read_json, tree_files, write_json
 from yolov8_nas.registry.tracking import without_credentials
 from yolov8_nas.runner import results
-from yolov8_nas.runner.results import HeldLimit, Tried, VerdictResult
+from yolov8_nas.runner.results import (
+    HeldLimit,
+    LatencyFit,
+    RegisterResult,
+    ResolvedLimit,
+    ResultFile,
+    StockResult,
+    Tried,
+    VerdictResult,
+)
 from yolov8_nas.runner.stage import STAGES, TOLD, begun_file, target_labels
-from yolov8_nas.space.limits import Constraint
 from yolov8_nas.store.store import Store
 
 MODELS: Final = "models"
@@ -34,6 +43,8 @@ FAILURES: Final = "failure."
 
 KILLED: Final = "ended from outside before it was done (out of memory, a lost node, or stopped)"
 """Why a stage failed that could not say so itself."""
+
+File = TypeVar("File", bound=ResultFile)
 
 _ALL: Final = "all"  # stands for the target in the records of stages that serve all of them
 
@@ -307,11 +318,11 @@ class _Branch:
 
     def summary(self, out: Path) -> Target:
         """The target's part of the summary; the files that ship are copied below `out`."""
-        verdict = self._verdict()
+        verdict = self._result("trt-export", VerdictResult)
         shipped = verdict.shipped if verdict else None
-        profile = self._json("hw-probe", "profile.json") or {}
-        registry = self._json("register", "registry.json") or {}
-        fit = self._json("hw-probe", "latency_model.json")
+        profile = self._json("hw-probe", Profile.FILE) or {}
+        registry = self._result("register", RegisterResult)
+        fit = self._result("hw-probe", LatencyFit)
         error = self._error()
         return Target.model_validate(
             {
@@ -331,8 +342,10 @@ class _Branch:
                 "baselines": [file.plain() for file in verdict.baselines]
                 if verdict and verdict.baselines
                 else self._stock(),
-                "latency_model": {key: fit[key] for key in LatencyModel.model_fields} if fit else None,
-                "registry": registry if registry.get("version") is not None else None,
+                "latency_model": {key: getattr(fit, key) for key in LatencyModel.model_fields} if fit else None,
+                "registry": registry.model_dump(exclude={"spooled"})
+                if registry and registry.version is not None
+                else None,
                 "comparison": verdict.comparison.plain() if verdict and verdict.comparison else None,
                 "quantization": verdict.quantization.plain() if verdict and verdict.quantization else None,
                 "engine": self._json("trt-export", "engine.json"),
@@ -340,9 +353,10 @@ class _Branch:
             }
         )
 
-    def _verdict(self) -> VerdictResult | None:
-        folder = self.folders.get("trt-export")
-        return VerdictResult.read(folder) if folder and (folder / VerdictResult.FILE).is_file() else None
+    def _result(self, stage: str, form: type[File]) -> File | None:
+        """A file of a stage's result; nothing where the stage did not come so far."""
+        folder = self.folders.get(stage)
+        return form.read(folder) if folder and (folder / form.FILE).is_file() else None
 
     def _json(self, stage: str, name: str) -> dict[str, Any] | None:
         content: dict[str, Any] | None = _read(self.folders.get(stage), name)
@@ -366,16 +380,16 @@ class _Branch:
         if asked:
             closest = min(asked, key=lambda limits: max(map(_violation, limits)))
             return [limit.plain() for limit in closest]
-        resolved = _read(self.folders.get("hw-probe"), "constraints.json")
-        if resolved:
-            return list(resolved)
+        folder = self.folders.get("hw-probe")
+        if folder and (folder / ResolvedLimit.FILE).is_file():
+            return [limit.plain() for limit in ResolvedLimit.read_all(folder)]
         keys = ("metric", "statistic", "scope", "limit", "unit")
         return [{key: getattr(limit, key) for key in keys} for limit in self.target.limits]
 
     def _stock(self) -> list[dict[str, Any]]:
         """The stock network's latency where there is nothing but hw-probe's measurement of it."""
-        stock = self._json("hw-probe", "stock.json")
-        return [{"name": f"stock YOLOv8{stock['scale']}", "latency_ms": stock["latency_ms"]}] if stock else []
+        stock = self._result("hw-probe", StockResult)
+        return [{"name": f"stock YOLOv8{stock.scale}", "latency_ms": stock.latency_ms.plain()}] if stock else []
 
     def _ship(self, out: Path) -> dict[str, str]:
         source = self.folders["trt-export"]
@@ -396,7 +410,7 @@ def _figures(shipped: results.Shipped) -> dict[str, Any]:
 
 
 def _violation(limit: HeldLimit) -> float:
-    return math.inf if limit.measured is None else Constraint.from_row(limit.plain()).violation(limit.measured)
+    return math.inf if limit.measured is None else limit.constraint.violation(limit.measured)
 
 
 def _records(store: Store, run_id: str) -> dict[tuple[str, str], dict[str, Any]]:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.measure.benchmark import Measurement
+from yolov8_nas.runner.results import CandidateResult, Compiled, Measured, Predicted
 from yolov8_nas.search.evolution import SPARE, Trial
 from yolov8_nas.search.objective import CostModel, Estimate, Floats
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
@@ -74,18 +75,19 @@ class Candidate:
         """Whether every limit was kept as measured."""
         return self.slack >= 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of `candidates.json`."""
-        return {
-            "architecture": self.trial.architecture.to_dict(),
-            "map50_95_search": self.trial.map50_95,
-            "source": self.trial.source,
-            "predicted": {"latency_ms": self.latency_ms, "upper_ms": self.upper_ms},
-            "measured": self.measurement.to_dict(),
-            "met": self.met,
-            "slack": self.slack,
-            "tightest": str(self.tightest),
-        }
+    def to_result(self, compiler: Compiled | None = None) -> CandidateResult:
+        """The candidate as a part of the stage's result, with what the compiler told of its engine."""
+        return CandidateResult(
+            architecture=self.trial.architecture,
+            map50_95_search=self.trial.map50_95,
+            source=self.trial.source,
+            predicted=Predicted(latency_ms=self.latency_ms, upper_ms=self.upper_ms),
+            measured=Measured(**self.measurement.to_dict()),
+            met=self.met,
+            slack=self.slack,
+            tightest=str(self.tightest),
+            compiler=compiler,
+        )
 
 
 def choose(

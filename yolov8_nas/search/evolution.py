@@ -22,18 +22,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolov8_nas.errors import StageError
+from yolov8_nas.runner.results import Source
 from yolov8_nas.search.objective import Estimate, Floats
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import Architecture, SearchSpace
 
 Genes: TypeAlias = NDArray[np.int64]
-Source: TypeAlias = Literal["seed", "rescaled", "prior", "exact", "evolution", "filled", "random", "macs"]
 
 SEARCHED: Final[tuple[Source, ...]] = ("seed", "rescaled", "prior", "exact", "evolution", "filled")
 """Where the networks of the search itself come from; the others are scored for comparison only."""

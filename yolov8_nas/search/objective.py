@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ultralytics.nn.tasks import DetectionModel
 from yolov8_nas.evaluation import Evaluator
 from yolov8_nas.measure.benchmark import Measurement
 from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.runner.results import ProbedNetwork
 from yolov8_nas.space import Architecture
 from yolov8_nas.space.cost import Cost, cost
 from yolov8_nas.space.limits import COUNTED, STATISTICS, Constraint, Figures, Value
@@ -173,7 +174,7 @@ class CostModel:
         cls,
         limits: Sequence[Constraint],
         latency: LatencyModel,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[ProbedNetwork],
         *,
         num_classes: int,
         imgsz: int,
@@ -185,29 +186,26 @@ class CostModel:
         Args:
             limits: Absolute limits.
             latency: The fitted latency model.
-            rows: The measured networks, in the form of `latency_table.json`.
+            rows: The measured networks.
             num_classes: Number of classes of the detection head.
             imgsz: Side of the square input in pixels.
             batch: Images per inference.
-            nms_ms: `latency_ms` of `nms.json`; without it limits with NMS are left to measurement.
+            nms_ms: What NMS takes, by percentile; without it limits with NMS are left to measurement.
         """
-        weighed = [row for row in rows if row.get("memory_mb") is not None]
         memory = None
-        if len(weighed) >= _MEMORY_ROWS:
-            costs = [cost(Architecture.from_dict(row["architecture"]), num_classes, imgsz) for row in weighed]
-            memory = MemoryModel.fit(costs, [row["memory_mb"] for row in weighed])
+        if len(rows) >= _MEMORY_ROWS:
+            costs = [cost(row.architecture, num_classes, imgsz) for row in rows]
+            memory = MemoryModel.fit(costs, [row.memory_mb for row in rows])
         energy = None
-        counted = [row for row in rows if row.get("energy_mj") is not None]
+        counted = {row.architecture: row.energy_mj for row in rows if row.energy_mj is not None}
         if counted and any(limit.metric in COUNTED for limit in limits):
-            networks = [Architecture.from_dict(row["architecture"]) for row in counted]
-            energies = [row["energy_mj"] for row in counted]
-            energy = LatencyModel.fit(latency.space, num_classes, imgsz, networks, energies)
+            energy = LatencyModel.fit(latency.space, num_classes, imgsz, list(counted), list(counted.values()))
         tail = {
-            percentile: float(np.median([row["latency_ms"][percentile] / row["latency_ms"]["p50"] for row in rows]))
+            percentile: float(np.median([dict(row.latency_ms)[percentile] / row.latency_ms.p50 for row in rows]))
             for percentile in STATISTICS
         }
         unknown = dict.fromkeys(STATISTICS, math.nan)
-        stock_ms = next((row["latency_ms"]["p50"] for row in rows if row.get("role") == "stock"), None)
+        stock_ms = next((row.latency_ms.p50 for row in rows if row.role == "stock"), None)
         unit = num_classes, imgsz, batch
         return cls(tuple(limits), latency, tail, memory, energy, nms_ms or unknown, *unit, stock_ms)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from yolov8_nas.runner.results import Objective
 
 Value = TypeVar("Value", float, NDArray[np.float64])
 
@@ -34,11 +36,9 @@ class Preference:
         """`accuracy * (1 - mAP) + latency * latency_ms / stock_ms`, the smaller the better, of one network or many."""
         return self.accuracy * (1 - map50_95) + self.latency * latency_ms / self.stock_ms
 
-    def to_dict(self) -> dict[str, Any] | None:
-        """The objective as it stands in `search.json`; nothing where the most accurate network is wanted."""
-        if not self.weighs_latency:
-            return None
-        return {"accuracy": self.accuracy, "latency": self.latency, "stock_ms": self.stock_ms}
+    def to_result(self) -> Objective | None:
+        """The weights as a part of the stage's result; nothing where the most accurate network is wanted."""
+        return Objective(**asdict(self)) if self.weighs_latency else None
 
 
 MOST_ACCURATE: Final = Preference()

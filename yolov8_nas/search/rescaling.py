@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from yolov8_nas.measure.benchmark import Measurement
+from yolov8_nas.runner.results import RescaledStock
 from yolov8_nas.search.baseline import TOLERANCE, rescaled_stock
 from yolov8_nas.search.candidates import Candidate
 from yolov8_nas.space import Architecture
@@ -31,14 +32,14 @@ class Rescaled:
     latency_ms: float
     candidate_ms: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of `rescaled.json`."""
-        return {
-            "architecture": self.architecture.to_dict(),
-            "for": self.candidate.digest,
-            "latency_ms": self.latency_ms,
-            "candidate_ms": self.candidate_ms,
-        }
+    def to_result(self) -> RescaledStock:
+        """The network as a part of the stage's result."""
+        return RescaledStock(
+            architecture=self.architecture,
+            candidate=self.candidate.digest,
+            latency_ms=self.latency_ms,
+            candidate_ms=self.candidate_ms,
+        )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from scipy.stats import t as student
 from yolov8_nas.device.catalogue import tensor_core_types
 from yolov8_nas.device.gpu import theoretical_bandwidth
 from yolov8_nas.device.profile import Profile
+from yolov8_nas.runner.results import RuleApplied, RuleEvidence
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, Block, SearchSpace
 from yolov8_nas.space.cost import Attention, cost
 
@@ -130,15 +131,14 @@ class Applied:
         off = "" if self.on else " (switched off)"
         return f"{self.rule}{off}: {self.reason}; {did}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of `rules.json`."""
-        evidence = self.evidence and {
-            **asdict(self.evidence),
-            "interval": list(self.evidence.interval),
-            "verdict": self.evidence.verdict,
-        }
-        removed = {dimension: list(options) for dimension, options in self.removed.items()}
-        return {**asdict(self), "says": RULES[self.rule], "removed": removed, "evidence": evidence}
+    def to_result(self) -> RuleApplied:
+        """The rule as a part of the stage's result."""
+        found = self.evidence
+        evidence = RuleEvidence(**asdict(found), verdict=found.verdict) if found else None
+        told = RULES[self.rule]
+        return RuleApplied(
+            rule=self.rule, on=self.on, reason=self.reason, removed=self.removed, evidence=evidence, says=told
+        )
 
 
 def consider(
@@ -192,24 +192,24 @@ def narrowed(space: SearchSpace, applied: Sequence[Applied]) -> SearchSpace:
 
 
 def with_evidence(
-    applied: Sequence[Applied], space: SearchSpace, rows: Sequence[Mapping[str, Any]], *, num_classes: int, imgsz: int
+    applied: Sequence[Applied],
+    space: SearchSpace,
+    measured: Mapping[Architecture, float],
+    *,
+    num_classes: int,
+    imgsz: int,
 ) -> list[Applied]:
     """The rules with what a latency table says of them.
 
     Args:
         applied: The rules.
         space: The space that the table is of.
-        rows: Its rows, with `architecture` and `latency_ms`; rows of networks that failed may be among them.
+        measured: Median latencies of its networks in ms.
         num_classes: Classes of the Detect head.
         imgsz: Side of the square input in pixels.
     """
     if not any(rule.removed for rule in applied):
         return list(applied)
-    measured = {
-        Architecture.from_dict(row["architecture"]): float(row["latency_ms"]["p50"])
-        for row in rows
-        if row.get("latency_ms")
-    }
     macs = {network: cost(network, num_classes, imgsz).macs for network in measured}
     return [replace(rule, evidence=_evidence(rule.removed, space, measured, macs)) for rule in applied]
 

@@ -27,12 +27,12 @@ import numpy as np
 from yolov8_nas.errors import StageError
 from yolov8_nas.measure.benchmark import Measurement
 from yolov8_nas.measure.protocol import PROBE, VERIFY, Protocol
+from yolov8_nas.runner.results import Source
 from yolov8_nas.search.baseline import mac_ranking, random_networks
 from yolov8_nas.search.beginning import Beginning
 from yolov8_nas.search.candidates import Candidate, choose, near_the_limits
 from yolov8_nas.search.differentiable import Prior
 from yolov8_nas.search.evolution import (
-    Source,
     Trial,
     Utility,
     evolve,

@@ -92,6 +92,16 @@ class Trained:
     epoch: int
     curves: list[dict[str, float]]
 
+    @property
+    def score(self) -> float:
+        """mAP50-95 of the epoch whose weights were kept."""
+        return self.curves[self.epoch - 1]["map50_95"]
+
+    @property
+    def seconds(self) -> float:
+        """What all epochs took."""
+        return sum(row["seconds"] for row in self.curves)
+
 
 def average(curves: Sequence[Mapping[str, float]], epochs: int) -> float:
     """Mean mAP50-95 of the last epochs of a training so far."""

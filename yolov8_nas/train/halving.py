@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal
 
 ETA: Final = 3
 """From rung to rung the networks become a third as many, and their epochs three times as many."""
@@ -43,11 +43,11 @@ class Result:
 
     Attributes:
         score: Expected accuracy, mAP50-95 from 0 to 1.
-        told: Whatever else is worth keeping.
+        seconds: What it took.
     """
 
     score: float
-    told: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 Train = Callable[[int, int], Result]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import StageError
-from yolov8_nas.files import read_json
 from yolov8_nas.runner.stage import TOLD, key_of
 from yolov8_nas.stages.data_prep import STAGE
 from yolov8_nas.stages.data_prep.settings import settings
-from yolov8_nas.store.store import Store
+from yolov8_nas.store.store import Entry, Store
 
 
 def known_classes(config: RunConfig, store: Store) -> tuple[str, ...] | None:
@@ -23,7 +22,7 @@ def known_classes(config: RunConfig, store: Store) -> tuple[str, ...] | None:
     except StageError:  # it is damaged, and prepared anew
         return None
     file = entry.outputs / "dataset.json"
-    return tuple(read_json(file)["classes"]) if file.is_file() else None
+    return _classes(entry) if file.is_file() else None
 
 
 def find_classes(config: RunConfig, store: Store) -> tuple[str, ...]:
@@ -45,7 +44,13 @@ def find_classes(config: RunConfig, store: Store) -> tuple[str, ...]:
     entry = store.entry(STAGE.name, key_of(STAGE, found, {}))
     with entry.lock(lambda: print(f"{config.data}: another run works on it; waiting for it", flush=True)):
         if (manifest := entry.manifest) and entry.damage(manifest, TOLD[STAGE.name]) is None:
-            return tuple(read_json(entry.outputs / "dataset.json")["classes"])
+            return _classes(entry)
         entry.partial.mkdir(parents=True, exist_ok=True)
         with checked(config.data, scratch=entry.partial, digest=found.source_digest) as dataset:
             return dataset.names
+
+
+def _classes(prepared: Entry) -> tuple[str, ...]:
+    from yolov8_nas.data import dataset
+
+    return dataset.load(prepared.outputs).classes

@@ -12,4 +12,4 @@ def _run(ctx: StageContext[settings.ProbeSettings]) -> None:
     run(ctx)
 
 
-STAGE = Stage("hw-probe", 6, settings.settings, _run, settings.ProbeSettings)
+STAGE = Stage("hw-probe", 7, settings.settings, _run, settings.ProbeSettings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from ultralytics.nn import tasks
@@ -21,6 +21,7 @@ from yolov8_nas.measure.benchmark import Failed, Measurement
 from yolov8_nas.measure.runtime import Runtime, find
 from yolov8_nas.measure.sampling import Sample
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results import ProbedNetwork
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture
 from yolov8_nas.stages.hw_probe.settings import ProbeSettings, Recipe, TableSettings
@@ -113,14 +114,14 @@ class Bench:
             checkpoint=self.folder / checkpoint,
         )
 
-    def row(self, sample: Sample, measurement: Measurement) -> dict[str, Any]:
+    def row(self, sample: Sample, measurement: Measurement) -> ProbedNetwork:
         """A network as it stands in the table."""
-        return {
-            "architecture": sample.architecture.to_dict(),
-            "genes": list(self.space.encode(sample.architecture)),
-            "role": sample.role,
+        return ProbedNetwork(
             **measurement.to_dict(),
-        }
+            architecture=sample.architecture,
+            genes=self.space.encode(sample.architecture),
+            role=sample.role,
+        )
 
     def export_all(self, samples: Sequence[Sample]) -> tuple[dict[Architecture, Path], dict[Architecture, str]]:
         """Export networks.

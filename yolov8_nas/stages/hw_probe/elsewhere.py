@@ -68,18 +68,18 @@ def import_results(config: RunConfig, label: str, results: Path, store: str) -> 
         StageError: Too much failed there, or latency is predicted too badly.
     """
     target = find_target(config, label)
-    read = bundle.read_results(results, target)
-    if read["bundle"]["purpose"] != bundle.TABLE:
-        bundle.keep(read, target)
+    read = returned.Returned(bundle.read_results(results, target))
+    if read.purpose != bundle.TABLE:
+        bundle.keep(read.content, target)
         return
-    if differing := bundle.differences(read, recipe(config, target).plain()):
+    if differing := bundle.differences(read.recipe, recipe(config, target).plain()):
         raise InputError(
             f"{results}: measured with another {' and '.join(differing)} than the configuration has; pack a bundle "
             "with this configuration and measure that (yolov8-nas probe CONFIG --bundle FILE.tar)"
         )
     returned.check_table(read, results)
-    bundle.keep(read, target)
-    table = STAGE.whole(config, target, {"num_classes": read["bundle"]["recipe"]["num_classes"]}).table
+    bundle.keep(read.content, target)
+    table = STAGE.whole(config, target, {"num_classes": read.num_classes}).table
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         progress = Progress.from_environment("hw-probe", label)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from yolov8_nas.errors import StageError
-from yolov8_nas.files import read_json, write_json
 from yolov8_nas.measure.benchmark import Failed, Measurement, level
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.sampling import Sample
+from yolov8_nas.runner.results import LatencyFit, LatencyTable, NmsResult, ProbedNetwork, ResolvedLimit
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.search.nearest import closest_predicted
 from yolov8_nas.search.objective import CostModel, figures, with_nms
@@ -26,9 +25,10 @@ class Limits:
     def __init__(self, ctx: StageContext[ProbeSettings]) -> None:
         self.ctx = ctx
         self.bench = Bench.of(ctx)
-        self.table: dict[str, Any] = read_json(ctx.out / "latency_table.json")
-        self.nms_ms: dict[str, float] | None = read_json(ctx.out / "nms.json")["latency_ms"]
-        self.figures = {Architecture.from_dict(row["architecture"]): self._figures(row) for row in self.table["rows"]}
+        self.table = LatencyTable.read(ctx.out)
+        nms_ms = NmsResult.read(ctx.out).latency_ms
+        self.nms_ms: dict[str, float] | None = dict(nms_ms) if nms_ms else None
+        self.figures = {row.architecture: self._figures(row) for row in self.table.rows}
         asked = map(Constraint.parse, ctx.settings.constraints)
         stock = self.figures[self.bench.space.stock]
         self.limits = [limit.resolve(stock.value(limit)) for limit in asked]
@@ -40,18 +40,18 @@ class Limits:
             StageError: None was found that does.
         """
         texts = self.ctx.settings.constraints
-        rows = [{**limit.to_row(), "text": text} for limit, text in zip(self.limits, texts, strict=True)]
-        write_json(self.ctx.out / "constraints.json", rows)
+        rows = [ResolvedLimit(**limit.to_row(), text=text) for limit, text in zip(self.limits, texts, strict=True)]
+        ResolvedLimit.write_all(self.ctx.out, rows)
         alone = [limit for limit in self.limits if not self._kept([limit])]
         if alone:
             raise StageError(self._unreachable(alone))
         if not self._kept(self.limits):
             raise StageError(self._incompatible())
 
-    def _figures(self, row: Mapping[str, Any]) -> Figures[float]:
-        paper = cost(Architecture.from_dict(row["architecture"]), self.bench.num_classes, self.ctx.settings.imgsz)
-        timed = with_nms(row["latency_ms"], self.nms_ms) if self.nms_ms else None
-        return figures(Measurement.from_dict(row), paper, batch=self.ctx.settings.batch, with_nms_ms=timed)
+    def _figures(self, row: ProbedNetwork) -> Figures[float]:
+        paper = cost(row.architecture, self.bench.num_classes, self.ctx.settings.imgsz)
+        timed = with_nms(dict(row.latency_ms), self.nms_ms) if self.nms_ms else None
+        return figures(Measurement.from_dict(row.plain()), paper, batch=self.ctx.settings.batch, with_nms_ms=timed)
 
     def _kept(self, limits: Sequence[Constraint]) -> bool:
         """Whether some measured network keeps the limits; one that comes closest by prediction is measured as well."""
@@ -69,8 +69,8 @@ class Limits:
         """Measure the network that is predicted to come closest to the limits, unless it is measured already."""
         costs = CostModel.from_probe(
             limits,
-            LatencyModel.from_dict(read_json(self.ctx.out / "latency_model.json")),
-            self.table["rows"],
+            LatencyModel.of(LatencyFit.read(self.ctx.out)),
+            self.table.rows,
             num_classes=self.bench.num_classes,
             imgsz=self.ctx.settings.imgsz,
             batch=self.ctx.settings.batch,
@@ -89,10 +89,10 @@ class Limits:
         if isinstance(measurement, Failed):
             self.ctx.progress.note(f"it could not be measured: {measurement.reason}")
             return
-        row = self.bench.row(Sample(closest, "fastest"), measurement.at_level(level(self.table["rows"])))
-        self.table["rows"].append(row)
+        row = self.bench.row(Sample(closest, "fastest"), measurement.at_level(level(self.table.rows)))
+        self.table = self.table.model_copy(update={"rows": (*self.table.rows, row)})
         self.figures[closest] = self._figures(row)
-        write_json(self.ctx.out / "latency_table.json", self.table)
+        self.table.write(self.ctx.out)
 
     def _unreachable(self, missed: Sequence[Constraint]) -> str:
         told = []

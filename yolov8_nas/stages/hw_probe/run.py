@@ -11,11 +11,9 @@ settings, so nothing is measured when the stage runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from yolov8_nas.errors import InputError
 from yolov8_nas.measure import bundle
+from yolov8_nas.measure.returned import Returned
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.hw_probe.limits import Limits
 from yolov8_nas.stages.hw_probe.settings import TABLE_VERSION, TABLES, ProbeSettings, TableSettings
@@ -36,7 +34,7 @@ def run(ctx: StageContext[ProbeSettings]) -> None:
     Limits(ctx).run()
 
 
-def measure_table(ctx: StageContext[TableSettings], results: Mapping[str, Any] | None = None) -> None:
+def measure_table(ctx: StageContext[TableSettings], results: Returned | None = None) -> None:
     """Write `profile.json`, `latency_table.json`, `latency_model.json`, `stock.json` and `nms.json`.
 
     Args:
@@ -49,7 +47,7 @@ def measure_table(ctx: StageContext[TableSettings], results: Mapping[str, Any] |
     Table(ctx, results).run()
 
 
-def _elsewhere(settings: ProbeSettings) -> Mapping[str, Any] | None:
+def _elsewhere(settings: ProbeSettings) -> Returned | None:
     """What was measured of a device elsewhere.
 
     Raises:
@@ -59,6 +57,6 @@ def _elsewhere(settings: ProbeSettings) -> Mapping[str, Any] | None:
     if target is None:
         return None
     table = bundle.read_kept(target).table
-    if table["digest"] != settings.measured:
+    if table.digest != settings.measured:
         raise InputError(f"{target.far}: other results were imported since the stage began; start the run again")
     return table

@@ -16,7 +16,7 @@ from yolov8_nas.space.limits import COUNTED
 TABLES: Final = "tables"
 """Folder of the store with the measurements that runs share."""
 
-TABLE_VERSION: Final = 2
+TABLE_VERSION: Final = 3
 """Raised when the same settings would be measured in another way."""
 
 
@@ -204,20 +204,20 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Asked:
         )
     _require_one_precision(target, place(target).kind)
     table = read_kept(target).table
-    if differing := differences(table, asked.plain()):
+    if differing := differences(table.recipe, asked.plain()):
         raise InputError(
             f"{target.far}: measured with another {' and '.join(differing)} than the configuration has; measure anew "
             "(yolov8-nas probe CONFIG --bundle FILE.tar), or set the configuration back"
         )
-    _require_counter(target, None if table["counter"] else table["no_counter"] or "it counts none")
+    _require_counter(target, None if table.counter else table.no_counter or "it counts none")
     return Asked(
         **dict(asked),
-        device=DeviceKey.model_validate(table["key"]),
-        kind=table["profile"]["kind"],
-        name=table["profile"]["name"],
-        counter=table["counter"],
+        device=DeviceKey.model_validate(table.key),
+        kind=table.profile.kind,
+        name=table.profile.name,
+        counter=table.counter,
         max_mape=config.probe.max_mape,
-        measured=table["digest"],
+        measured=table.digest,
         constraints=tuple(str(limit) for limit in target.limits),
         elsewhere=target,
     )

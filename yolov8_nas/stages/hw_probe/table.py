@@ -9,19 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from yolov8_nas.device.counters import why_not
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import write_json
 from yolov8_nas.measure import nms
 from yolov8_nas.measure.benchmark import Failed, Measurement
 from yolov8_nas.measure.latency_model import Floats, LatencyModel, accuracy
+from yolov8_nas.measure.returned import Returned
 from yolov8_nas.measure.sampling import Sample, sample
 from yolov8_nas.measure.target import Target
+from yolov8_nas.runner.results import (
+    AsExported,
+    Conditions,
+    FailedNetwork,
+    Latency,
+    LatencyFit,
+    LatencyTable,
+    NmsResult,
+    PredictionErrors,
+    Regime,
+    StockResult,
+)
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture
 from yolov8_nas.space.cost import cost
@@ -43,7 +56,7 @@ class Table:
         results: What was measured of a device elsewhere; nothing for one that is here.
     """
 
-    def __init__(self, ctx: StageContext[TableSettings], results: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, ctx: StageContext[TableSettings], results: Returned | None = None) -> None:
         self.ctx = ctx
         self.settings = ctx.settings
         self.results = results
@@ -63,7 +76,7 @@ class Table:
         # The name is the settings' own: on another machine with the same key it means the same.
         device = Target(self.settings.name, runtime.kind, runtime.name, runtime.precision, self.bench.threads)
         profile, regime = device.profile, device.regime
-        write_json(self.ctx.out / "profile.json", profile.to_dict())
+        write_json(self.ctx.out / Profile.FILE, profile.to_dict())
         with self.ctx.host.computing():
             files, self.failed = self.bench.export_all(self.samples)
         with self.ctx.host.measuring():
@@ -76,21 +89,21 @@ class Table:
                 nms_free=self.settings.nms_free,
             )
             after = regime()
-        conditions = {
-            "threads": self.bench.threads,
-            "runtime": self.settings.device.runtime.plain(),
-            "counter": self.settings.counter,
-            "no_counter": why_not(profile.kind),
-            "regime": {"before": before, "after": after},
-        }
-        write_json(self.ctx.out / "nms.json", timed)
+        conditions = Conditions(
+            threads=self.bench.threads,
+            runtime=dict(self.settings.device.runtime),
+            counter=self.settings.counter,
+            no_counter=why_not(profile.kind),
+            regime=Regime(before=before, after=after),
+        )
+        timed.write(self.ctx.out)
         self.take_in(dict(zip(files, found, strict=True)), c2f, conditions)
 
     def take_in(
         self,
         found: Mapping[Architecture, Measurement | Failed],
         c2f: Measurement | Failed,
-        conditions: Mapping[str, Any],
+        conditions: Conditions,
     ) -> None:
         """Make the table and the model of what was measured.
 
@@ -107,50 +120,47 @@ class Table:
         self.failed |= {a: one.reason for a, one in found.items() if isinstance(one, Failed)}
         self._judge_failures(c2f)
         assert isinstance(c2f, Measurement)
-        write_json(self.ctx.out / "stock.json", self._stock(c2f))
-        rows = [self.bench.row(s, self.measured[s.architecture]) for s in self.samples if self._was_measured(s)]
-        failed = [
-            {"architecture": s.architecture.to_dict(), "role": s.role, "reason": self.failed[s.architecture]}
-            for s in self.samples
-            if not self._was_measured(s)
-        ]
-        protocol = {**asdict(self.settings.protocol), **conditions}
-        write_json(self.ctx.out / "latency_table.json", {"protocol": protocol, "rows": rows, "failed": failed})
+        self._stock(c2f).write(self.ctx.out)
+        LatencyTable(
+            protocol=asdict(self.settings.protocol),
+            conditions=conditions,
+            rows=tuple(self.bench.row(s, self.measured[s.architecture]) for s in self.samples if self._was_measured(s)),
+            failed=tuple(
+                FailedNetwork(architecture=s.architecture, role=s.role, reason=self.failed[s.architecture])
+                for s in self.samples
+                if not self._was_measured(s)
+            ),
+        ).write(self.ctx.out)
         # Written before it is judged: a probe that fails leaves the evidence.
         mape = self._write_model()
         if mape > self.settings.max_mape:
             raise StageError(self._poor_fit(mape))
 
-    def take_in_results(self, results: Mapping[str, Any]) -> None:
+    def take_in_results(self, results: Returned) -> None:
         """Make the table and the model of what was measured elsewhere.
 
         Raises:
             InputError: It was measured for another number of classes.
             StageError: As `take_in`.
         """
-
-        packed = results["bundle"]["recipe"]
-        if packed["num_classes"] != self.bench.num_classes:
+        if results.num_classes != self.bench.num_classes:
             raise InputError(
-                f"the device elsewhere was measured with networks of {packed['num_classes']} classes, and the dataset "
+                f"the device elsewhere was measured with networks of {results.num_classes} classes, and the dataset "
                 f"has {self.bench.num_classes}; pack a bundle for this dataset (yolov8-nas probe CONFIG --bundle FILE)"
             )
-        measured = {
-            Path(name).stem: Failed(one["failed"]) if "failed" in one else Measurement.from_dict(one)
-            for name, one in results["measured"].items()
-        }
-        self.failed = {s.architecture: packed["failed"].get(s.architecture.digest, "") for s in self.samples}
+        measured = results.measured
+        self.failed = {s.architecture: results.failed.get(s.architecture.digest, "") for s in self.samples}
         self.failed = {architecture: reason for architecture, reason in self.failed.items() if reason}
-        write_json(self.ctx.out / "profile.json", results["profile"])
-        write_json(self.ctx.out / "nms.json", {"latency_ms": None, "reason": "not measured on a device elsewhere"})
-        conditions = {
-            "threads": self.bench.threads,
-            "runtime": results["profile"]["runtime"],
-            "counter": results["counter"],
-            "no_counter": results["no_counter"],
-            "regime": results["regime"],
-            "bundle": results["bundle"]["digest"],
-        }
+        write_json(self.ctx.out / Profile.FILE, results.profile.to_dict())
+        NmsResult(latency_ms=None, reason="not measured on a device elsewhere").write(self.ctx.out)
+        conditions = Conditions(
+            threads=self.bench.threads,
+            runtime=results.profile.runtime,
+            counter=results.counter,
+            no_counter=results.no_counter,
+            regime=Regime.model_validate(results.regime),
+            bundle=results.bundle,
+        )
         wanted = [s.architecture for s in self.samples if s.architecture not in self.failed]
         lacking = [name for name in (*(a.digest for a in wanted), _C2F) if name not in measured]
         if lacking:
@@ -185,20 +195,20 @@ class Table:
             raise StageError(f"{told}; at most {FAILURES:.0%} may fail: free memory, or take a smaller space or batch")
         self.ctx.progress.note(f"{told}; left out")
 
-    def _stock(self, c2f: Measurement) -> dict[str, Any]:
+    def _stock(self, c2f: Measurement) -> StockResult:
         paper = cost(self.space.stock, self.bench.num_classes, self.settings.imgsz)
         stock = self.measured[self.space.stock]
-        return {
-            "scale": self.space.scale,
-            "architecture": self.space.stock.to_dict(),
-            "latency_ms": asdict(stock.latency_ms),
-            "memory_mb": stock.memory_mb,
-            "energy_mj": stock.energy_mj,
-            "power_w": stock.power_w,
-            "params": paper.params,
-            "gflops": paper.gflops,
-            "as_ultralytics_exports_it": {"latency_ms": asdict(c2f.latency_ms), "memory_mb": c2f.memory_mb},
-        }
+        return StockResult(
+            scale=self.space.scale,
+            architecture=self.space.stock,
+            latency_ms=Latency(**asdict(stock.latency_ms)),
+            memory_mb=stock.memory_mb,
+            energy_mj=stock.energy_mj,
+            power_w=stock.power_w,
+            params=paper.params,
+            gflops=paper.gflops,
+            as_ultralytics_exports_it=AsExported(latency_ms=Latency(**asdict(c2f.latency_ms)), memory_mb=c2f.memory_mb),
+        )
 
     def _write_model(self) -> float:
         """Fit and write the latency model with its errors.
@@ -210,19 +220,18 @@ class Table:
         model, errors, upper = self._fit(latency)
         counted = {a: m.energy_mj for a, m in self.measured.items() if m.energy_mj is not None}
         held_out = self._held_out
-        content = {
-            **model.to_dict(),
-            **errors,
-            "networks": len(model.architectures),
-            "holdout": len(held_out),
-            "coverage": float(np.mean([latency[a] for a in held_out] <= upper)),
-            "scatter": self._scatter(),
-            "energy": self._fit(counted)[1] if len(counted) == len(self.measured) else None,
-        }
-        write_json(self.ctx.out / "latency_model.json", content)
-        return errors["mape"]
+        LatencyFit(
+            **dict(model.to_result()),
+            **dict(errors),
+            networks=len(model.architectures),
+            holdout=len(held_out),
+            coverage=float(np.mean([latency[a] for a in held_out] <= upper)),
+            scatter=self._scatter(),
+            energy=self._fit(counted)[1] if len(counted) == len(self.measured) else None,
+        ).write(self.ctx.out)
+        return errors.mape
 
-    def _fit(self, values: Mapping[Architecture, float]) -> tuple[LatencyModel, dict[str, float], Floats]:
+    def _fit(self, values: Mapping[Architecture, float]) -> tuple[LatencyModel, PredictionErrors, Floats]:
         """A model of latencies (or energies), its errors on the held-out networks, and their upper bounds."""
         fitted = [s.architecture for s in self.samples if s.role != "holdout" and self._was_measured(s)]
         model = LatencyModel.fit(

@@ -7,8 +7,17 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from yolov8_nas.files import write_json
-from yolov8_nas.runner.results import EqualLatency, Halving, Ranked, Rival, Rung, TrainingRecipe, Tuned, TunedCandidate
+from yolov8_nas.runner.results import (
+    EqualLatency,
+    Halving,
+    Ranked,
+    Rival,
+    Rung,
+    TrainingRecipe,
+    Tuned,
+    TunedCandidate,
+    TuningResult,
+)
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.qat_finetune.given import Arm, Entrant, Given
 from yolov8_nas.stages.qat_finetune.settings import FinetuneSettings
@@ -76,7 +85,7 @@ class Outcome:
     def _write(self, arm: Arm, entrant: Entrant, tuned: Trained, folder: Path) -> Tuned:
         """Write a trained network, and train it for INT8 where that is asked for."""
         save_checkpoint(tuned.network, folder / "best.pt", names=self.given.names, imgsz=self.given.imgsz)
-        score = {"fp32": tuned.curves[tuned.epoch - 1]["map50_95"]}
+        score = {"fp32": tuned.score}
         best_epoch = {"fp32": tuned.epoch}
         quantized: Trained | None = None
         if self.ctx.settings.int8:
@@ -86,7 +95,7 @@ class Outcome:
             save_qat_checkpoint(observed, folder / "ptq.pt", names=self.given.names, imgsz=self.given.imgsz)
             quantized = self.trainings.carry_out(f"{entrant.name}, INT8", observed, self.qat, teacher=tuned.network)
             save_qat_checkpoint(quantized.network, folder / "qat.pt", names=self.given.names, imgsz=self.given.imgsz)
-            score["int8"] = quantized.curves[quantized.epoch - 1]["map50_95"]
+            score["int8"] = quantized.score
             best_epoch["int8"] = quantized.epoch
         recipe, begun = replace(arm.recipe, seed=entrant.seed), self.trainings.begun[entrant.name]
         told = Tuned(
@@ -100,10 +109,10 @@ class Outcome:
             distilled=self.given.options.distill and arm.kind != "baseline",
             epochs=recipe.epochs,
             recipe=TrainingRecipe(**asdict(recipe)),
-            seconds=round(sum(r["seconds"] for t in (tuned, quantized) if t for r in t.curves), 1),
+            seconds=round(sum(one.seconds for one in (tuned, quantized) if one), 1),
         )
-        curves = {"curves": tuned.curves} | ({"qat_curves": quantized.curves} if quantized else {})
-        write_json(folder / "tuning.json", {**told.plain(), **curves})
+        qat_curves = tuple(quantized.curves) if quantized else ()
+        TuningResult(**dict(told), curves=tuple(tuned.curves), qat_curves=qat_curves).write(folder)
         return told
 
     def _computing(self, arm: Arm, entrant: Entrant) -> dict[str, float]:
@@ -132,7 +141,7 @@ def halving_table(arm: Arm, ranking: Sequence[Standing]) -> Halving:
                 scores=tuple(told.score for told in one.results),
                 lead=one.lead,
                 expected=one.expected,
-                seconds=round(sum(told.told["seconds"] for told in one.results), 1),
+                seconds=round(sum(told.seconds for told in one.results), 1),
             )
             for one in ranking
         ),

@@ -14,19 +14,19 @@ part of its own in the store: it is the same for every target, so the first one 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from ultralytics.nn.tasks import DetectionModel
 
-from yolov8_nas.files import read_json
 from yolov8_nas.runner.results import (
     Budget,
+    CandidateResult,
     CandidatesHalving,
     EqualLatency,
     FinetuneResult,
+    RescaledStock,
     Rival,
     TrainingRecipe,
 )
@@ -70,7 +70,7 @@ class _Finetuning:
         self.ctx = ctx
         self.given = Given(ctx)
         self.options = ctx.settings.finetune
-        self.found: list[dict[str, Any]] = read_json(ctx.inputs["search"] / "candidates.json")
+        self.found = CandidateResult.read_all(ctx.inputs["search"])
         # From weights, all learn for as long. Otherwise stock, and candidates that do not begin with the supernet,
         # learn for as many epochs as the supernet and the fine-tuning together, with the supernet's learning rate: none
         # has seen the data more often than another.
@@ -92,8 +92,9 @@ class _Finetuning:
         self.trainings.total = self._total(QAT_COST * qat.epochs if ctx.settings.int8 else 0)
 
     def _candidates(self, tuning: Recipe) -> Arm:
-        found = [Architecture.from_dict(candidate["architecture"]) for candidate in self.found]
-        entrants = tuple(Entrant(f"candidate {i}", one, self.given.seed) for i, one in enumerate(found))
+        entrants = tuple(
+            Entrant(f"candidate {i}", one.architecture, self.given.seed) for i, one in enumerate(self.found)
+        )
         return Arm("candidates", entrants, self._rungs(tuning), tuning)
 
     def _total(self, qat_cost: int) -> float:
@@ -196,10 +197,10 @@ class _Finetuning:
             carry_out = self.trainings.shared if arm is self.stock else self.trainings.carry_out
             whole[i] = carry_out(entrant.name, self.trainings.headed(network), recipe, teacher=teacher)
             score = average(whole[i].curves[: whole[i].epoch], recipe.window)
-            return Result(score, {"seconds": sum(row["seconds"] for row in whole[i].curves)})
+            return Result(score, whole[i].seconds)
 
         # Networks that use all of a limit may miss it when their files are measured; then one that does not is there.
-        spare = {i for i, row in enumerate(self.found) if (row.get("slack") or 0) >= RESERVE}
+        spare = {i for i, row in enumerate(self.found) if row.slack >= RESERVE}
         return halve(len(arm.entrants), arm.rungs, train, spare if arm is self.candidates else frozenset()), whole
 
     def _rescaled(self, winner: int) -> tuple[Arm, EqualLatency]:
@@ -209,24 +210,22 @@ class _Finetuning:
         take as long, and other seeds.
         """
         candidate = self.found[winner]
-        latency_ms: float | None = (candidate.get("measured") or {}).get("latency_ms", {}).get("p50")
-        digest = self.candidates.entrants[winner].architecture.digest
-        rows = rivals_of(self.ctx.inputs["search"] / "rescaled.json", digest, latency_ms)
+        latency_ms, digest = candidate.measured.latency_ms.p50, candidate.architecture.digest
+        rows = rivals_of(RescaledStock.read_all(self.ctx.inputs["search"]), digest, latency_ms)
         rungs = self._rungs(self.rivals)
         entrants = self._trials("rescaled", [architecture for architecture, _ in rows], rungs[0].networks)
         equal = EqualLatency(latency_ms=tuple(ms for _, ms in rows), candidate=digest, candidate_ms=latency_ms)
         return Arm("rescaled", entrants, rungs, self.rivals), equal
 
 
-def rivals_of(file: Path, digest: str, latency_ms: float | None) -> list[tuple[Architecture, float]]:
+def rivals_of(rows: Sequence[RescaledStock], digest: str, latency_ms: float) -> list[tuple[Architecture, float]]:
     """The rescaled stock networks that are as fast as a candidate, with their latency in milliseconds.
 
-    `rescaled.json` is a list of `{"architecture": ..., "latency_ms": ..., "for": digest of a candidate}`, several for
-    each candidate: stock with its widths multiplied by one factor, within `search.baseline.TOLERANCE` of the
-    candidate's measured latency where any is. A single such mapping, without `for`, is a list of one.
+    There are several for each candidate: stock with its widths multiplied by one factor, within
+    `search.baseline.TOLERANCE` of the candidate's measured latency where any is.
 
     Args:
-        file: The file.
+        rows: Rescaled stock networks.
         digest: Digest of the candidate's architecture.
         latency_ms: Its measured latency.
 
@@ -234,15 +233,10 @@ def rivals_of(file: Path, digest: str, latency_ms: float | None) -> list[tuple[A
         Those that were made for it. Without any, those within the tolerance that were made for others, and if there are
         none, the nearest.
     """
-    content = read_json(file)
-    rows = content if isinstance(content, list) else [content]
-    mine = [row for row in rows if row.get("for") == digest]
-    if not mine and latency_ms:
 
-        def distance(row: Mapping[str, Any]) -> float:
-            return abs(math.log(row["latency_ms"] / latency_ms))
+    def distance(row: RescaledStock) -> float:
+        return abs(math.log(row.latency_ms / latency_ms))
 
-        near = [row for row in rows if distance(row) <= math.log(1 + TOLERANCE)]
-        mine = near or [min(rows, key=distance)]
-    found = {Architecture.from_dict(row["architecture"]): float(row["latency_ms"]) for row in mine or rows[:1]}
-    return list(found.items())
+    mine = [row for row in rows if row.candidate == digest]
+    near = [row for row in rows if distance(row) <= math.log(1 + TOLERANCE)]
+    return list({row.architecture: row.latency_ms for row in mine or near or [min(rows, key=distance)]}.items())

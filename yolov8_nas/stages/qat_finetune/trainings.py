@@ -11,7 +11,8 @@ from ultralytics.utils.torch_utils import is_qat
 
 from yolov8_nas.config import Start
 from yolov8_nas.data import dataset
-from yolov8_nas.files import read_json, write_json
+from yolov8_nas.files import write_json
+from yolov8_nas.runner.results import ShortTraining, StockTrainingResult, TrainingRecipe
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.qat_finetune.given import Arm, Entrant, Given
@@ -85,9 +86,8 @@ class Trainings:
         recipe = replace(arm.recipe, epochs=arm.rungs[rung].epochs, seed=entrant.seed + RUNG_SEED * (rung + 1))
         name = f"rung {rung + 1}, {entrant.name}"
         work = self._work(name)
-        kept = work / "scored.json"
-        if kept.exists():
-            told = read_json(kept)
+        if (work / ShortTraining.FILE).exists():
+            told = ShortTraining.read(work)
             self.done += recipe.epochs
         else:
             data = dataset.data_yaml(
@@ -95,20 +95,20 @@ class Trainings:
             )
             network, begun = self.start(arm, entrant)
             trained = self.carry_out(name, self.headed(network), recipe, data=data)
-            told = {
-                "index": i,
-                "architecture": entrant.architecture.to_dict(),
-                "start": begun.start,
-                "begun_with": begun.told,
-                "recipe": asdict(recipe),
-                "score": average(trained.curves, recipe.window),
-                "seconds": round(sum(row["seconds"] for row in trained.curves), 1),
-                "curves": trained.curves,
-            }
-            write_json(kept, told)
+            told = ShortTraining(
+                index=i,
+                architecture=entrant.architecture,
+                start=begun.start,
+                begun_with=begun.told,
+                recipe=TrainingRecipe(**asdict(recipe)),
+                score=average(trained.curves, recipe.window),
+                seconds=round(trained.seconds, 1),
+                curves=tuple(trained.curves),
+            )
+            told.write(work)
             (work / CHECKPOINT).unlink(missing_ok=True)  # all that is asked of it is known
-        write_json(folder / "rungs" / str(rung + 1) / f"{i}.json", told)
-        return Result(told["score"], {"seconds": told["seconds"]})
+        write_json(folder / "rungs" / str(rung + 1) / f"{i}.json", told.plain())
+        return Result(told.score, told.seconds)
 
     def start(self, arm: Arm, entrant: Entrant) -> tuple[DetectionModel, Begun]:
         """A network at the start of a training, the same in every rung; and what it begins with."""
@@ -136,16 +136,16 @@ class Trainings:
         def make(part: StageContext[StockTraining]) -> None:
             trained = self.carry_out(name, network, recipe, partial=part.partial)
             save_checkpoint(trained.network, part.out / "best.pt", names=self.given.names, imgsz=self.given.imgsz)
-            write_json(part.out / "training.json", {"epoch": trained.epoch, "curves": trained.curves})
+            StockTrainingResult(epoch=trained.epoch, curves=tuple(trained.curves)).write(part.out)
 
         found = self.ctx.partial / f".{self._work(name).name}"
         found.mkdir(exist_ok=True)
         done = self.done + recipe.epochs
         replace(self.ctx, out=found).share(STOCK, VERSION, settings, make)
         self.done = done
-        training = read_json(found / "training.json")
+        training = StockTrainingResult.read(found)
         network.load_state_dict(load_network(found / "best.pt").state_dict())
-        return Trained(network.eval(), training["epoch"], training["curves"])
+        return Trained(network.eval(), training.epoch, [dict(row) for row in training.curves])
 
     def carry_out(
         self,

@@ -11,16 +11,15 @@ Beside the configuration it takes the run's own parameters, given to `run_stage`
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from yolov8_nas.data import dataset
 from yolov8_nas.device.profile import Profile
-from yolov8_nas.files import file_sha256, read_json, tree_files, write_json
+from yolov8_nas.files import file_sha256, tree_files, write_json
 from yolov8_nas.registry import spool
 from yolov8_nas.registry.register import Deployable
 from yolov8_nas.registry.submission import SUPERNET, Submission, submit
 from yolov8_nas.registry.tracking import UnavailableError, connect, unavailable, without_credentials
-from yolov8_nas.runner.results import Difference, Shipped, VerdictResult
+from yolov8_nas.runner.results import Difference, RegisterResult, Shipped, StockResult, VerdictResult
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.register.settings import RegisterSettings
 
@@ -29,7 +28,6 @@ def run(ctx: StageContext[RegisterSettings]) -> None:
     """Send the branch's evidence and what it ships, or keep it to be sent later, and write `registry.json`."""
     uri = ctx.settings.tracking_uri
     submission = _submission(ctx)
-    entry: dict[str, Any]
     ctx.progress.update(0, 2, "opening the tracking store")
     _send_what_waits(ctx, uri)
     ctx.progress.update(1, 2, "logging measurements, registering the model")
@@ -39,14 +37,18 @@ def run(ctx: StageContext[RegisterSettings]) -> None:
         if ctx.store is None or not unavailable(error):
             raise
         kept = spool.keep_branch(ctx.store, uri, submission, error)
-        entry = {"model": submission.deployable.name, "spooled": kept}
-        reason = f"{without_credentials(uri)} could not be reached: it is kept in {kept}"
-        ctx.progress.note(f"{reason}; `yolov8-nas models sync` or the next run sends it")
-        message = f"{submission.deployable.name} is not registered yet"
+        result = RegisterResult(
+            model=submission.deployable.name,
+            tracking_uri=without_credentials(uri),
+            reason=f"{without_credentials(uri)} could not be reached: it is kept in {kept}",
+            spooled=kept,
+        )
+        ctx.progress.note(f"{result.reason}; `yolov8-nas models sync` or the next run sends it")
+        message = f"{result.model} is not registered yet"
     else:
-        entry, reason = {**asdict(done), "run_id": run}, done.reason
-        message = f"{done.model} version {done.version}" + (f" is {done.role}: {reason}" if done.role else "")
-    write_json(ctx.out / "registry.json", {**entry, "reason": reason, "tracking_uri": without_credentials(uri)})
+        result = RegisterResult(**asdict(done), run_id=run, tracking_uri=without_credentials(uri))
+        message = f"{done.model} version {done.version}" + (f" is {done.role}: {done.reason}" if done.role else "")
+    result.write(ctx.out)
     ctx.progress.update(2, 2, message)
 
 
@@ -88,7 +90,6 @@ def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
     shipped = verdict.shipped
     assert shipped is not None, "a target whose verdict has failed does not come so far"
     profile = Profile.read(ctx.inputs["hw-probe"])
-    runtime = profile.runtime
     described = ctx.out / "architecture.json"
     write_json(described, shipped.architecture.to_dict())
     scores = ctx.inputs["trt-export"] / "evaluation" / f"candidate-{shipped.candidate}-{shipped.precision}.npz"
@@ -98,22 +99,22 @@ def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
         hardware_id=profile.id,
         precision=shipped.precision,
         limits=ctx.settings.constraints,
-        scale=read_json(ctx.inputs["hw-probe"] / "stock.json")["scale"],
+        scale=StockResult.read(ctx.inputs["hw-probe"]).scale,
         resolved=[limit.model_dump(mode="json", exclude_none=True) for limit in shipped.constraints],
         metrics=_metrics(shipped, verdict.comparison),
         params={"architecture": described.read_text(), **_params(ctx, nms_free=verdict.nms.nms_free)},
         tags={
             "hardware": profile.name,
             "hardware_model": profile.model,
-            "runtime": runtime["name"],
-            "runtime_version": runtime["version"],
+            "runtime": profile.runtime_name,
+            "runtime_version": profile.runtime_version,
             "architecture": shipped.architecture.digest,
             "file": shipped.file,
             **_tags(ctx),
         },
         description=(
-            f"{shipped.precision}, {ctx.settings.imgsz} px, on {profile.model} with {runtime['name']} "
-            f"{runtime['version']}: mAP50-95 {shipped.map50_95:.3f}, p50 {shipped.latency_ms.p50:.3g} ms; "
+            f"{shipped.precision}, {ctx.settings.imgsz} px, on {profile.model} with {profile.runtime_name} "
+            f"{profile.runtime_version}: mAP50-95 {shipped.map50_95:.3f}, p50 {shipped.latency_ms.p50:.3g} ms; "
             f"keeps {', '.join(ctx.settings.constraints)}"
         ),
         scores=scores if scores.is_file() else None,

@@ -12,4 +12,4 @@ def _run(ctx: StageContext[settings.SearchSettings]) -> None:
     run(ctx)
 
 
-STAGE = Stage("search", 8, settings.settings, _run)
+STAGE = Stage("search", 9, settings.settings, _run)

@@ -11,12 +11,11 @@ network. So no network is scored twice, and nothing but the history need be save
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -24,14 +23,34 @@ from yolov8_nas.data import dataset
 from yolov8_nas.device.profile import Profile, available_cores
 from yolov8_nas.errors import InputError
 from yolov8_nas.export import artifact
-from yolov8_nas.files import atomic_write, read_json, write_json
 from yolov8_nas.measure import engine_file
 from yolov8_nas.measure.benchmark import level
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.runtime import of_profile
+from yolov8_nas.runner.results import (
+    CandidateResult,
+    Choices,
+    Compiled,
+    FrontNetwork,
+    LatencyFit,
+    LatencyTable,
+    LearningStep,
+    NmsResult,
+    OptionCounts,
+    PriorResult,
+    RescaledStock,
+    ResolvedLimit,
+    RulesResult,
+    ScoredNetwork,
+    ScoredStock,
+    SearchResult,
+    Source,
+    StockResult,
+)
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.search.candidates import Candidate
-from yolov8_nas.search.evolution import SEARCHED, Source, Trial
+from yolov8_nas.search.differentiable import Prior
+from yolov8_nas.search.evolution import SEARCHED, Trial
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.memo import Memo
 from yolov8_nas.search.objective import CostModel, Scorer
@@ -41,7 +60,6 @@ from yolov8_nas.search.preference import Preference
 from yolov8_nas.search.rules import Applied, Device, consider, narrowed, with_evidence
 from yolov8_nas.search.searcher import Found, Searcher
 from yolov8_nas.space import Architecture
-from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages.search.settings import SearchSettings
 from yolov8_nas.supernet.derive import build
 from yolov8_nas.supernet.supernet import Supernet
@@ -97,7 +115,7 @@ class _Search:
         self.runtime = of_profile(self.profile, "fp32" if precision == "best" else precision)
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
         self.supernet.to("cuda:0" if torch.cuda.is_available() else "cpu")
-        self.measured = read_json(self.probe / "latency_table.json")["rows"]
+        self.measured = LatencyTable.read(self.probe).rows
         self.data = dataset.data_yaml(ctx.inputs["data-prep"], ctx.partial, validate_on="search")
         self.scorer = Scorer(
             self.supernet,
@@ -134,7 +152,7 @@ class _Search:
         return with_evidence(
             rules,
             self.supernet.space,
-            self.measured,
+            {row.architecture: row.latency_ms.p50 for row in self.measured},
             num_classes=self.supernet.num_classes,
             imgsz=self.settings.imgsz,
         )
@@ -142,14 +160,15 @@ class _Search:
     def make_searcher(self) -> Searcher:
         """The search, given what the stages before have written."""
         space = narrowed(self.supernet.space, self.rules)
+        nms_ms = NmsResult.read(self.probe).latency_ms
         costs = CostModel.from_probe(
-            [Constraint.from_row(row) for row in read_json(self.probe / "constraints.json")],
-            replace(LatencyModel.from_dict(read_json(self.probe / "latency_model.json")), space=space),
+            [row.constraint for row in ResolvedLimit.read_all(self.probe)],
+            replace(LatencyModel.of(LatencyFit.read(self.probe)), space=space),
             self.measured,
             num_classes=self.supernet.num_classes,
             imgsz=self.settings.imgsz,
             batch=self.settings.batch,
-            nms_ms=read_json(self.probe / "nms.json")["latency_ms"],
+            nms_ms=dict(nms_ms) if nms_ms else None,
         )
         probed_ms = level(self.measured)
         bench = Bench(
@@ -164,7 +183,7 @@ class _Search:
             host=self.ctx.host,
             note=self.ctx.progress.note,
         )
-        stock_ms = read_json(self.probe / "stock.json")["latency_ms"]["p50"]
+        stock_ms = StockResult.read(self.probe).latency_ms.p50
         return Searcher(
             self.supernet,
             self.data,
@@ -185,14 +204,11 @@ class _Search:
         """Say what each hardware rule does and why, and write `rules.json`."""
         for rule in self.rules:
             self.ctx.progress.note(f"hardware rule {rule}")
-        content = {
-            "options": {
-                "space": sum(len(d.options) for d in self.supernet.space.dimensions),
-                "searched": sum(len(d.options) for d in self.searcher.space.dimensions),
-            },
-            "rules": [rule.to_dict() for rule in self.rules],
-        }
-        write_json(self.ctx.out / "rules.json", content)
+        options = OptionCounts(
+            space=sum(len(d.options) for d in self.supernet.space.dimensions),
+            searched=sum(len(d.options) for d in self.searcher.space.dimensions),
+        )
+        RulesResult(options=options, rules=tuple(rule.to_result() for rule in self.rules)).write(self.ctx.out)
 
     def score(self, architecture: Architecture) -> float:
         """Score a network, or remember its score from before an interruption."""
@@ -229,81 +245,85 @@ class _Search:
     def write(self, found: Found) -> None:
         """Write the results, all with latencies as the last latency model predicts them."""
         if found.prior:
-            content = {
-                "limit_ms": found.limit_ms,
-                "dimensions": [asdict(dimension) for dimension in self.searcher.space.dimensions],
-                "worth": found.prior.worth,
-                "trajectory": [asdict(step) for step in found.prior.trajectory],
-                "most_likely": found.prior.most_likely(self.searcher.space).to_dict(),
-            }
-            write_json(self.ctx.out / "prior.json", content)
+            self.prior(found, found.prior).write(self.ctx.out)
         if self.settings.rescaled:
-            write_json(self.ctx.out / "rescaled.json", [rescaled.to_dict() for rescaled in found.rescaled])
-        best = front(found.costs, found.trials)
+            RescaledStock.write_all(self.ctx.out, [rescaled.to_result() for rescaled in found.rescaled])
+        ScoredNetwork.write_all(self.ctx.out, self.rows([*found.trials, *found.compared], found))
+        best = self.rows(front(found.costs, found.trials), found)
+        FrontNetwork.write_all(self.ctx.out, [FrontNetwork(**dict(row)) for row in best])
+        CandidateResult.write_all(self.ctx.out, map(self.described, found.met))
+        self.result(found, front=len(best)).write(self.ctx.out)
+
+    def prior(self, found: Found, prior: Prior) -> PriorResult:
+        """What the architecture parameters learned."""
+        space = self.searcher.space
+        return PriorResult(
+            limit_ms=found.limit_ms,
+            dimensions=tuple(Choices(name=choice.name, options=choice.options) for choice in space.dimensions),
+            worth=prior.worth,
+            trajectory=tuple(LearningStep(**asdict(step)) for step in prior.trajectory),
+            most_likely=prior.most_likely(space),
+        )
+
+    def result(self, found: Found, *, front: int) -> SearchResult:
+        """The search as a whole."""
         by_source: dict[Source, list[Trial]] = {}
         for trial in (*found.trials, *found.compared):
             by_source.setdefault(trial.source, []).append(trial)
-        rows = self.rows([*found.trials, *found.compared], found)
-        atomic_write(self.ctx.out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_json(self.ctx.out / "front.json", self.rows(best, found))
-        write_json(self.ctx.out / "candidates.json", [self.described(candidate) for candidate in found.met])
         estimate = found.costs([self.searcher.space.stock])
-        summary = {
-            "settings": self.settings.plain(),
-            "limits": [str(limit) for limit in found.costs.limits],
-            "objective": self.searcher.preference.to_dict(),
-            "counts": {
+        return SearchResult(
+            asked=self.settings.search,
+            limits=tuple(map(str, found.costs.limits)),
+            objective=self.searcher.preference.to_result(),
+            counts={
                 **{str(source): len(group) for source, group in by_source.items()},
-                "front": len(best),
+                "front": front,
                 "measured": len(found.measured_ms),
             },
-            "best_map50_95": {source: best_score(found.costs, group) for source, group in by_source.items()},
-            "comparisons": {
+            best_map50_95={source: best_score(found.costs, group) for source, group in by_source.items()},
+            comparisons={
                 source: comparison(found.costs, found.trials, group)
                 for source, group in by_source.items()
                 if source not in SEARCHED
             },
-            "stock": {
-                "map50_95": found.stock_score,
-                "latency_ms": float(estimate.latency_ms[0]),
-                "upper_ms": float(estimate.upper_ms[0]),
-                "feasible": bool(estimate.feasible[0]),
-            },
-            "slack": [candidate.slack for candidate in found.met],
-            "budget": budget(found.costs, found.trials, found.met[0]),
-            "missed": [self.described(candidate) for candidate in found.missed],
-            "tail": dict(found.costs.tail),
-            "seconds": round(time.monotonic() - self.start, 1),
-            "seconds_comparing": round(found.seconds_comparing, 1),
-        }
-        write_json(self.ctx.out / "search.json", summary)
+            stock=ScoredStock(
+                map50_95=found.stock_score,
+                latency_ms=float(estimate.latency_ms[0]),
+                upper_ms=float(estimate.upper_ms[0]),
+                feasible=bool(estimate.feasible[0]),
+            ),
+            slack=tuple(candidate.slack for candidate in found.met),
+            budget=budget(found.costs, found.trials, found.met[0]),
+            missed=tuple(map(self.described, found.missed)),
+            tail=found.costs.tail,
+            seconds=round(time.monotonic() - self.start, 1),
+            seconds_comparing=round(found.seconds_comparing, 1),
+        )
 
-    def described(self, candidate: Candidate) -> dict[str, Any]:
+    def described(self, candidate: Candidate) -> CandidateResult:
         """A measured network as it stands in files, with what its compiler told of it where an engine was built."""
-        row = candidate.to_dict()
+        told = None
         if self.runtime.suffix == ".engine":
-            row["compiler"] = engine_file.told_of(self.export(candidate.trial.architecture))
-        return row
+            told = engine_file.told_of(self.export(candidate.trial.architecture))
+        return candidate.to_result(Compiled.model_validate(told) if told else None)
 
-    def rows(self, trials: Sequence[Trial], found: Found) -> list[dict[str, Any]]:
+    def rows(self, trials: Sequence[Trial], found: Found) -> list[ScoredNetwork]:
         """Scored networks as they stand in files."""
         estimate = found.costs([trial.architecture for trial in trials])
-        rows = []
-        for trial, latency, upper in zip(trials, estimate.latency_ms, estimate.upper_ms, strict=True):
-            row: dict[str, Any] = {
-                "architecture": trial.architecture.to_dict(),
-                "genes": list(self.supernet.space.encode(trial.architecture)),
-                "map50_95": trial.map50_95,
-                "latency_ms": float(latency),
-                "upper_ms": float(upper),
-                "generation": trial.generation,
-                "source": trial.source,
-                "repetition": trial.repetition,
-            }
-            if trial.architecture in found.measured_ms:
-                row["measured_ms"] = found.measured_ms[trial.architecture]
-            rows.append(row)
-        return rows
+        return [
+            ScoredNetwork(
+                architecture=trial.architecture,
+                genes=self.supernet.space.encode(trial.architecture),
+                map50_95=trial.map50_95,
+                latency_ms=float(latency),
+                upper_ms=float(upper),
+                generation=trial.generation,
+                source=trial.source,
+                repetition=trial.repetition,
+                measured_ms=found.measured_ms.get(trial.architecture),
+            )
+            for trial, latency, upper in zip(trials, estimate.latency_ms, estimate.upper_ms, strict=True)
+        ]
 
 
 def _require_images(data: Path) -> None:

@@ -18,20 +18,54 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_json, write_json
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results import Result, ResultFile
 from yolov8_nas.runner.stage import PARENT_VARIABLE, StageContext, die_with_parent
 from yolov8_nas.stages.supernet_train.settings import KEPT, SupernetSettings
 
 if TYPE_CHECKING:
     from yolov8_nas.supernet.training import Recipe
 
-FAILURE: Final = "failure.json"
-"""File in `partial` with what a process said before it ended."""
+
+class Request(Result):
+    """What torchrun's processes are asked to do.
+
+    Attributes:
+        settings: The stage's settings.
+        inputs: Folders of the results that it needs, by stage.
+        out: Folder for the result.
+        partial: Folder for checkpoints.
+    """
+
+    settings: SupernetSettings
+    inputs: Mapping[str, Path]
+    out: Path
+    partial: Path
+
+
+class Failure(ResultFile):
+    """What a process said before it ended, in `partial`.
+
+    Attributes:
+        kind: The kind of failure.
+        error: Its message.
+    """
+
+    FILE = "failure.json"
+
+    kind: Literal["InputError", "StageError"]
+    error: str
+
+    @property
+    def exception(self) -> InputError | StageError:
+        """The failure, to be raised."""
+        return (InputError if self.kind == "InputError" else StageError)(self.error)
+
 
 START_IMAGES: Final = 256
 """Training images to which what is sliced from a larger network is fitted."""
@@ -138,18 +172,21 @@ def _train_in_several(ctx: StageContext[SupernetSettings], launch: Launch | None
     """Start the processes, and hand on what they fail of."""
     from yolov8_nas.supernet import distributed
 
-    failure, request = ctx.partial / FAILURE, ctx.partial / "request.json"
+    failure, request = ctx.partial / Failure.FILE, ctx.partial / "request.json"
     failure.unlink(missing_ok=True)
-    inputs = {name: str(path.absolute()) for name, path in ctx.inputs.items()}
-    folders = {"out": str(ctx.out.absolute()), "partial": str(ctx.partial.absolute())}
-    write_json(request, {"settings": ctx.settings.plain(), "inputs": inputs, **folders})
+    asked = Request(
+        settings=ctx.settings,
+        inputs={name: path.absolute() for name, path in ctx.inputs.items()},
+        out=ctx.out.absolute(),
+        partial=ctx.partial.absolute(),
+    )
+    write_json(request, asked.plain())
     environment = {PARENT_VARIABLE: str(os.getpid())}
     status = (launch or distributed.launch)(
         ctx.settings.processes, "yolov8_nas.stages.supernet_train", [str(request)], environment
     )
     if failure.is_file():
-        told = read_json(failure)
-        raise {"InputError": InputError, "StageError": StageError}[told["kind"]](told["error"])
+        raise Failure.read(ctx.partial).exception
     if status:
         raise RuntimeError(f"a training process ended unexpectedly (torchrun's status is {status}); see the log")
 
@@ -157,19 +194,20 @@ def _train_in_several(ctx: StageContext[SupernetSettings], launch: Launch | None
 def main() -> int:
     """Be one of torchrun's processes."""
     die_with_parent()
-    request: dict[str, Any] = read_json(Path(sys.argv[1]))
+    asked = Request.model_validate(read_json(Path(sys.argv[1])))
     ctx = StageContext(
-        settings=SupernetSettings.model_validate(request["settings"]),
-        inputs={name: Path(path) for name, path in request["inputs"].items()},
-        out=Path(request["out"]),
-        partial=Path(request["partial"]),
+        settings=asked.settings,
+        inputs=asked.inputs,
+        out=asked.out,
+        partial=asked.partial,
         progress=Progress.from_environment("supernet-train"),
         host=HostLock(),
     )
     try:
         run(ctx)
     except (InputError, StageError) as error:
-        write_json(ctx.partial / FAILURE, {"kind": type(error).__name__, "error": str(error)})
+        kind: Literal["InputError", "StageError"] = "InputError" if isinstance(error, InputError) else "StageError"
+        Failure(kind=kind, error=str(error)).write(ctx.partial)
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -82,10 +82,10 @@ def engines(ctx: StageContext[ExportSettings], profile: Profile, found: Sequence
             layer of a file.
         StageError: It cannot build one, or a checkpoint cannot be exported.
     """
-    assert profile.gpu is not None, "this compiler builds for GPUs alone"
+    assert profile.compute_capability is not None, "this compiler builds for GPUs alone"
     settings = EngineSettings(
-        compiler=profile.runtime["version"],
-        capability=profile.gpu["compute_capability"],
+        compiler=profile.runtime_version,
+        capability=profile.compute_capability,
         networks={source.name: file_sha256(source.checkpoint) for source in found},
         imgsz=ctx.settings.imgsz,
         batch=ctx.settings.batch,

@@ -8,14 +8,13 @@ from typing import Final, Literal
 from yolov8_nas.data import dataset
 from yolov8_nas.device.profile import Profile
 from yolov8_nas.evaluation import Evaluation, Evaluator
-from yolov8_nas.files import read_json, read_kept
+from yolov8_nas.files import read_kept
 from yolov8_nas.measure.runtime import RUNTIMES, find
-from yolov8_nas.runner.results import FinetuneResult
+from yolov8_nas.runner.results import FinetuneResult, ResolvedLimit, SearchResult
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.search.preference import MOST_ACCURATE, Preference
 from yolov8_nas.space import Architecture
 from yolov8_nas.space.cost import Cost, cost
-from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages.trt_export.settings import WANTED, ExportSettings
 
 BATCH: Final = 16
@@ -39,16 +38,16 @@ class Job:
         self.tuned = ctx.inputs["qat-finetune"]
         self.summary = FinetuneResult.read(self.tuned)
         self.classes = list(dataset.load(ctx.inputs["data-prep"]).classes)
-        self.limits = [Constraint.from_row(row) for row in read_json(ctx.inputs["hw-probe"] / "constraints.json")]
+        self.limits = [row.constraint for row in ResolvedLimit.read_all(ctx.inputs["hw-probe"])]
         self.profile = Profile.read(ctx.inputs["hw-probe"])
         self.threads = self.profile.threads
-        kind, name = self.profile.kind, self.profile.runtime["name"]
+        kind, name = self.profile.kind, self.profile.runtime_name
         # FP32 always on a CPU: it is what INT8 is compared with. On a GPU precision may be the runtime's own setting.
         precisions = ("fp32", "int8") if kind == "cpu" else self.wanted
         self.runtimes = {p: find(name, kind, p) for p in precisions if p in RUNTIMES[name].precisions[kind]}
         self.runtime = next(iter(self.runtimes.values()))
-        objective = read_json(ctx.inputs["search"] / "search.json")["objective"]
-        self.preference = Preference(**objective) if objective else MOST_ACCURATE
+        objective = SearchResult.read(ctx.inputs["search"]).objective
+        self.preference = Preference(**dict(objective)) if objective else MOST_ACCURATE
         self.scale = ctx.settings.scale
         self.evaluators: dict[str, Evaluator] = {}
         self.steps = 0

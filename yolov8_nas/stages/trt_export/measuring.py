@@ -11,11 +11,10 @@ import torch
 
 from yolov8_nas.config import TargetConfig
 from yolov8_nas.export import artifact
-from yolov8_nas.files import read_json
 from yolov8_nas.measure import benchmark, bundle, nms
 from yolov8_nas.measure.benchmark import Measurement, Timing
 from yolov8_nas.measure.protocol import PROBE, VERIFY
-from yolov8_nas.runner.results import Suppression
+from yolov8_nas.runner.results import NmsResult, Suppression
 from yolov8_nas.search.objective import figures, with_nms
 from yolov8_nas.space import stock_architecture
 from yolov8_nas.space.cost import cost
@@ -47,7 +46,7 @@ class Measuring:
         pictures = sorted((self.job.ctx.inputs["data-prep"] / "dataset" / "images" / "search").iterdir())
         images = nms.frames(pictures, imgsz=self.job.imgsz, batch=self.job.batch)
         how = nms.NMS_FREE if self.job.nms_free else nms.SETTINGS
-        told = Suppression.model_validate({**how, "images": len(images) * self.job.batch, "split": "search"})
+        told = Suppression(**dict(how), images=len(images) * self.job.batch, split="search")
         limited = any(limit.scope == "with_nms" for limit in self.job.limits)
 
         def progress(done: float, total: float) -> None:
@@ -131,12 +130,10 @@ class Measuring:
             return
         own = timings[at] if at < len(timings) else None
         latency_ms = asdict(measurements[at].latency_ms)
-        nms_file = self.job.ctx.inputs["hw-probe"] / "nms.json"
-        both: Mapping[str, float] | None
-        if own:
-            both = asdict(own.latency_ms)
-        else:  # with random weights there is nothing to suppress: as the probe has it
-            both = with_nms(latency_ms, read_json(nms_file)["latency_ms"]) if nms_file.exists() else None
+        alone = NmsResult.read(self.job.ctx.inputs["hw-probe"]).latency_ms
+        both: Mapping[str, float] | None = asdict(own.latency_ms) if own else None
+        if own is None and alone:  # with random weights there is nothing to suppress: as the probe has it
+            both = with_nms(latency_ms, dict(alone))
         paper = cost(stock_architecture(self.job.scale), len(self.job.classes), self.job.imgsz)
         stock = figures(measurements[at], paper, batch=self.job.batch, with_nms_ms=both)
         self.job.limits = [limit.beside(stock.value(limit)) for limit in self.job.limits]

@@ -266,7 +266,7 @@ class Verdict:
             of="model_fp32.onnx" if floats else "best.pt",
             images=len(shipped.val.images),
             split="val",
-            **confidences(floats[0].val if floats else checkpoint, shipped.val).to_dict(),
+            **dict(confidences(floats[0].val if floats else checkpoint, shipped.val)),
         )
         write_json(self.job.ctx.out / "model" / "thresholds.json", told.plain())
         return told

@@ -1,0 +1,332 @@
+"""What trt-export tells: its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, Self
+
+from yolov8_nas.config import Start
+from yolov8_nas.runner.results.form import Latency, Network, Result, ResultFile
+from yolov8_nas.runner.results.probe import LimitRow, SuppressionSettings
+
+if TYPE_CHECKING:
+    from yolov8_nas.evaluation import Comparison, TrainingSpread
+
+
+class HeldLimit(LimitRow):
+    """A limit, and what was measured of a file; `stock` is of the same rounds.
+
+    Attributes:
+        measured: The file's value; nothing where it could not be measured.
+        met: Whether the limit is kept.
+    """
+
+    measured: float | None
+    met: bool
+
+
+class TrainingCost(Result):
+    """What a network began with, and how much its training took.
+
+    Attributes:
+        start: What it began with.
+        begun_with: The same in words.
+        epochs: Its epochs.
+        computing: Its computing in multiply-accumulates.
+    """
+
+    start: Start
+    begun_with: str
+    epochs: int
+    computing: float
+
+
+class FileFigures(Result):
+    """What was measured of an exported file.
+
+    Attributes:
+        precision: Its precision.
+        latency_ms: Of the network alone.
+        latency_interval_ms: 95% interval of its median.
+        repetitions: Timed runs.
+        disturbed: Whether something else loaded the device meanwhile.
+        latency_with_nms_ms: With non-maximum suppression; nothing of a device elsewhere.
+        latency_with_nms_interval_ms: 95% interval of its median.
+        found: Boxes above the threshold and detections in an image, in the mean.
+        memory_mb: Peak memory in MiB; nothing where that cannot be told.
+        energy_mj: Energy per image; nothing without a counter.
+        power_w: Mean power; likewise.
+        map50_95: Score on the val split.
+        map50: The same at IoU 0.50.
+        per_class: `map50_95` by class.
+        map50_95_search: Score on the search split.
+        file_mb: Size of the file in MiB.
+        params: Parameters.
+        gflops: Floating-point operations for one image, in 10^9.
+    """
+
+    precision: str
+    latency_ms: Latency
+    latency_interval_ms: tuple[float, float]
+    repetitions: int
+    disturbed: bool
+    latency_with_nms_ms: Latency | None
+    latency_with_nms_interval_ms: tuple[float, float] | None
+    found: Mapping[str, float]
+    memory_mb: float | None
+    energy_mj: float | None
+    power_w: float | None
+    map50_95: float
+    map50: float
+    per_class: Mapping[str, float]
+    map50_95_search: float
+    file_mb: float
+    params: float
+    gflops: float
+
+
+class CandidateFile(FileFigures):
+    """A candidate's exported file.
+
+    Attributes:
+        candidate: Its index in the search's `candidates.json`.
+        architecture: What it is.
+        constraints: The limits, held against it.
+        training: How it was trained.
+    """
+
+    candidate: int
+    architecture: Network
+    constraints: tuple[HeldLimit, ...]
+    training: TrainingCost
+
+
+class Shipped(CandidateFile):
+    """The file that ships.
+
+    Attributes:
+        file: Its name in `model/`.
+    """
+
+    file: str
+
+
+class Tried(CandidateFile):
+    """A file that was tried.
+
+    Attributes:
+        outcome: Whether it ships, or why not, in a word or two.
+        reason: The same with figures.
+    """
+
+    outcome: Literal["shipped", "not asked for", "limit missed", "less accurate", "less wanted"]
+    reason: str
+
+
+class StockFile(FileFigures):
+    """Stock's exported file.
+
+    Attributes:
+        name: What the network is called.
+        form: Form and precision of the file.
+        epochs: Epochs of its training.
+        training: How it was trained.
+    """
+
+    name: str
+    form: str
+    epochs: int
+    training: TrainingCost
+
+
+class Difference(Result):
+    """How one file's mAP50-95 differs from another's; see `evaluation.Comparison`."""
+
+    difference: float
+    low: float
+    high: float
+    word: str
+
+    @classmethod
+    def of(cls, compared: Comparison) -> Self:
+        """The difference that a comparison found."""
+        return cls(difference=compared.difference, low=compared.low, high=compared.high, word=compared.word)
+
+
+class Spread(Result):
+    """How far apart trainings of one network lie; see `evaluation.TrainingSpread`."""
+
+    sd: float
+    freedom: float
+    source: str
+
+    @classmethod
+    def of(cls, spread: TrainingSpread) -> Self:
+        """The spread as a part of a result."""
+        return cls(sd=spread.sd, freedom=spread.freedom, source=spread.source)
+
+
+class AgainstStock(Difference):
+    """A file against stock's.
+
+    Attributes:
+        trainings: How far apart trainings lie, which the interval allows for.
+        subject: Whose file it is, in words.
+        what: What is compared, in words.
+        against: What it is compared with.
+    """
+
+    trainings: Spread
+    subject: str
+    what: str
+    against: str
+
+
+class Accuracy(Result):
+    """A score on the val split."""
+
+    map50_95: float
+    map50: float
+    per_class: Mapping[str, float]
+
+
+class Quantized(Result):
+    """One network in FP32 and in INT8, side by side.
+
+    Attributes:
+        candidate: Its index.
+        fp32: Its file in floating point.
+        int8: Its file in INT8.
+        difference: INT8 against FP32.
+        ptq: The network in INT8 before it was trained for that: calibrated only.
+        ptq_difference: That against FP32.
+        keep_float: Parts that stay in floating point.
+    """
+
+    candidate: int
+    fp32: FileFigures
+    int8: FileFigures
+    difference: Difference
+    ptq: Accuracy
+    ptq_difference: Difference
+    keep_float: tuple[str, ...]
+
+
+class Suppression(SuppressionSettings):
+    """How non-maximum suppression was timed.
+
+    Attributes:
+        images: Images that it was timed on.
+        split: Their split.
+    """
+
+    images: int
+    split: str
+
+
+class ConfidenceSpread(Result):
+    """How confidences of right detections lie.
+
+    Attributes:
+        detections: How many there are.
+        p10: Confidence that 10% of them stay below.
+        p50: Their median.
+        p90: Confidence that 10% of them exceed.
+        highest: The highest.
+        levels: Different confidences among all detections, rounded to six digits.
+    """
+
+    detections: int
+    p10: float
+    p50: float
+    p90: float
+    highest: float
+    levels: int
+
+
+class Threshold(Result):
+    """A threshold carried over from one file to the one that replaces it.
+
+    Attributes:
+        old: The threshold.
+        new: What replaces it; nothing where too few detections tell, or no threshold is as precise.
+        precision: Precision above the old one; nothing where it lets through nothing.
+        new_precision: Precision of the new file above the new one.
+        recall: Share of the boxes that the old one finds.
+        new_recall: Share of the boxes that the new one finds.
+        detections: Detections above the old one.
+        why_not: Why there is no new one.
+    """
+
+    old: float
+    new: float | None = None
+    precision: float | None
+    new_precision: float | None = None
+    recall: float
+    new_recall: float | None = None
+    detections: int
+    why_not: str = ""
+
+
+class Confidences(Result):
+    """What a file's confidences are against those of the one it replaces; see `export.thresholds`.
+
+    Attributes:
+        old: How the old ones spread.
+        new: How the new ones do.
+        spread: New spread (p90 - p10) as a share of the old one; nothing where the old one has none.
+        squeezed: Whether that is less than `thresholds.SQUEEZED`.
+        table: The thresholds, rising.
+    """
+
+    old: ConfidenceSpread
+    new: ConfidenceSpread
+    spread: float | None
+    squeezed: bool
+    table: tuple[Threshold, ...]
+
+
+class Confidence(Confidences):
+    """What INT8 does to confidences.
+
+    Attributes:
+        of: The file in floating point that they are held against.
+        images: Images that they were told on.
+        split: Their split.
+    """
+
+    of: str
+    images: int
+    split: str
+
+
+class VerdictResult(ResultFile):
+    """The result of trt-export.
+
+    Attributes:
+        status: Whether a file keeps the limits.
+        chosen_on: The images that the choice was made on.
+        shipped: The file that ships; nothing where none keeps the limits.
+        tried: All files of candidates, the most wanted first.
+        baselines: Stock's files.
+        comparison: What ships against stock in its own precision.
+        comparisons: The same with all that it is compared with.
+        quantization: FP32 and INT8 side by side; nothing where INT8 was not asked for.
+        checkpoint_map50_95: Score of the checkpoint of what ships.
+        confidence: What INT8 does to confidences; nothing where a file in floating point ships.
+        nms: How non-maximum suppression was timed.
+    """
+
+    FILE = "verdict.json"
+
+    status: Literal["met", "failed"]
+    chosen_on: str
+    shipped: Shipped | None
+    tried: tuple[Tried, ...]
+    baselines: tuple[StockFile, ...]
+    comparison: AgainstStock | None
+    comparisons: tuple[AgainstStock, ...]
+    quantization: Quantized | None
+    checkpoint_map50_95: float | None
+    confidence: Confidence | None
+    nms: Suppression

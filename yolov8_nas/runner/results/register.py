@@ -1,0 +1,35 @@
+"""What register tells: where the detector stands in the registry."""
+
+from __future__ import annotations
+
+from yolov8_nas.runner.results.form import ResultFile
+
+
+class RegisterResult(ResultFile):
+    """A version of the registry, or why there is none yet; see `registry.register.Registration`.
+
+    Attributes:
+        model: Name of the registered model.
+        tracking_uri: The tracking server, without credentials.
+        reason: Why the version has its role, or why it is not registered yet.
+        version: The version; nothing where the server could not be reached.
+        model_id: MLflow's id of the logged model.
+        aliases: Aliases that point at the version.
+        created: Whether the stage completed it; false where it was complete before.
+        role: `champion`, `challenger`, or nothing where another version has taken both since.
+        run_id: MLflow's id of the run that it was registered from.
+        spooled: Where it is kept to be sent later; nothing where it is registered.
+    """
+
+    FILE = "registry.json"
+
+    model: str
+    tracking_uri: str
+    reason: str
+    version: int | None = None
+    model_id: str | None = None
+    aliases: tuple[str, ...] = ()
+    created: bool = False
+    role: str | None = None
+    run_id: str | None = None
+    spooled: str | None = None
