@@ -20,6 +20,7 @@ from exports import SIDE
 from fabricated import GPU_PROFILE, write_tuned
 
 from yolov8_nas.config import RunConfig
+from yolov8_nas.deploy.sources import sources
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import InputError, StageError
@@ -34,6 +35,7 @@ from yolov8_nas.report.step import tell
 from yolov8_nas.run import local
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
+    AheadResult,
     ResolvedLimit,
     TrainingRecipe,
     Tuned,
@@ -42,7 +44,6 @@ from yolov8_nas.runner.stage import Outcome, StageContext, run_stage
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.space.limits import Constraint
 from yolov8_nas.stages.trt_export import AHEAD, STAGE, ahead
-from yolov8_nas.stages.trt_export.sources import sources
 from yolov8_nas.store.archive import extract, pack
 from yolov8_nas.store.store import Store
 from yolov8_nas.supernet.derive import build, save_checkpoint
@@ -115,7 +116,7 @@ def run_ahead(inputs: dict[str, Path], work: Path, version: str | None = None) -
     )
     unpacked = Path(tempfile.mkdtemp(dir=work))
     extract(work / "built.tar", unpacked)
-    return outcome, read_json(unpacked / ahead.FILE)
+    return outcome, read_json(unpacked / AheadResult.FILE)
 
 
 def no_compiler() -> Any:

@@ -25,13 +25,18 @@ from ultralytics import YOLO
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
+from yolov8_nas.deploy.exporter import export
+from yolov8_nas.deploy.job import Job
+from yolov8_nas.deploy.sources import Form
 from yolov8_nas.device.host import HostLock
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, evaluate
 from yolov8_nas.export import tensorrt
 from yolov8_nas.export.onnx import export_int8, export_int8_ptq, export_onnx
 from yolov8_nas.export.thresholds import THRESHOLDS
 from yolov8_nas.export.verification import verify_onnx
+from yolov8_nas.files import file_sha256
 from yolov8_nas.measure import benchmark, nms
 from yolov8_nas.measure.benchmark import Measurement, Percentiles, Timing
 from yolov8_nas.measure.protocol import VERIFY, Protocol
@@ -43,6 +48,7 @@ from yolov8_nas.runner.results import (
     ResolvedLimit,
     TrainingRecipe,
     Tuned,
+    VerdictResult,
 )
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
@@ -222,18 +228,8 @@ def test_checkpoint_and_onnx_score_alike(tuned: Path, tmp_path: Path) -> None:
     assert stock.box.map == pytest.approx(scores[0], abs=1e-3)
 
 
-def run_export(
-    tuned: Path,
-    work: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    latency: dict[str, float],
-    precision: str = "best",
-    suffix: str = ".onnx",
-) -> Path:
-    """Run the stage with made-up latencies (by file name, 4 ms where none is given); returns its output.
-
-    Non-maximum suppression takes 1 ms more, and every file 40 mJ.
-    """
+def made_up_latency(tuned: Path, monkeypatch: pytest.MonkeyPatch, latency: dict[str, float], suffix: str) -> None:
+    """Let files take these milliseconds; see `run_export`."""
 
     def measure(files: Sequence[Path], *, runtime: Runtime, **_: Any) -> list[Measurement]:
         assert {file.suffix for file in files} == {suffix} == {runtime.suffix}
@@ -251,6 +247,22 @@ def run_export(
 
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(nms, "measure_with_nms", measure_with_nms)
+
+
+def run_export(
+    tuned: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    latency: dict[str, float],
+    precision: str = "best",
+    suffix: str = ".onnx",
+) -> Path:
+    """Run the stage with made-up latencies (by file name, 4 ms where none is given); returns its output.
+
+    Non-maximum suppression takes 1 ms more, and every file 40 mJ.
+    """
+
+    made_up_latency(tuned, monkeypatch, latency, suffix)
     target = {"hardware": "cpu-1t", "precision": precision, "constraints": ["latency<=5ms"]}
     config = RunConfig.parse({"imgsz": SIDE, "targets": [target]}, "test")
     out, partial = work / "out", work / "partial"
@@ -282,6 +294,27 @@ def test_fp32_ships(only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "best.pt",
         "subnet.pt",
     }
+
+
+def test_the_export_needs_no_stage(only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_stage = run_export(only_fp32, tmp_path, monkeypatch, {}, precision="fp32")
+    job = Job(
+        tuned=only_fp32 / "qat-finetune",
+        data=only_fp32 / "data-prep",
+        profile=Profile.of(PROFILE, "test"),
+        limits=[Constraint.parse("latency<=5ms")],
+        precision="fp32",
+        form=Form(imgsz=SIDE, batch=1, nms_free=False, keep_float=()),
+        scale="n",
+        out=tmp_path / "alone",
+        work=tmp_path / "work",
+        host=HostLock(tmp_path / "lock"),
+    )
+    job.out.mkdir()
+    decided = export(job)
+    assert decided.result == VerdictResult.read(by_stage) and decided.why_none is None
+    names = ("model.onnx", "best.pt")
+    assert [file_sha256(job.out / "model" / n) for n in names] == [file_sha256(by_stage / "model" / n) for n in names]
 
 
 def test_what_all_trainings_let_expect_decides_and_not_the_search_split_alone(

@@ -31,6 +31,7 @@ LAYERS = (
     ("train",),
     ("export",),
     ("search",),
+    ("deploy",),
     ("registry",),
     ("report",),
     ("analysis",),

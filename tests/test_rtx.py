@@ -472,12 +472,12 @@ def test_every_name_that_the_runner_asks_for_is_one_of_the_installed_bindings() 
 def test_what_was_built_is_told_in_the_verdict(exports: Exports, tmp_path: Path) -> None:
     engine = tmp_path / "a.engine"
     build_ahead(exports.file(Kind(precision="fp16")), engine, capabilities=["8.9"])
-    told = status(engine)
+    told = status(engine).plain()
     assert (told["built"], told["compiler"], told["built_on"], told["built_for"]) == (True, RTX, NOWHERE, ["8.9"])
     assert told["version"] == rtx.compiler().__version__
     assert told["compiled_just_in_time_s"] is None, "no device has opened it"
     kernels_record_path(engine).write_text('{"seconds": 2.5}')
-    assert status(engine)["compiled_just_in_time_s"] == 2.5
+    assert status(engine).compiled_just_in_time_s == 2.5
     json.dumps(told)
 
 

@@ -96,7 +96,7 @@ def analyze(
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of a detector and the device; see `figures.Analysis`."""
+    """Measurements of a detector and the device; see `figures.Analysis`."""
 
     roofline: Roofline | None
     way: Frame
@@ -154,7 +154,7 @@ def _measure(
 def _analysis(
     measured: _Measured, target: Target, of: dict[str, Any], precision: str, fps: float, notes: Sequence[str]
 ) -> Analysis:
-    """What was measured, and what follows from it."""
+    """The measurements with the conclusions from them."""
     memory_mb = 1024 * target.profile.memory_gb
     analysis = Analysis(
         model=of,

@@ -439,7 +439,7 @@ class YoloReader:
 
 
 def _described(given: Path, root: Path, faults: Faults) -> dict[str, Any] | None:
-    """What a description says, by lower-case names; nothing where it cannot be read, which is a fault."""
+    """The content of a description, by lower-case names; nothing where it cannot be read, which is a fault."""
     if given.suffix == ".data":
         written = _darknet(given)
         return {key: _of_dataset(written[key], root) for key in ("names", "train", "valid") if key in written}

@@ -38,6 +38,7 @@ from yolov8_nas.measure.engine_file import (
     write_engine,
 )
 from yolov8_nas.measure.tensorrt import bindings, environment, load_engine, major, missing, open_log, product, told
+from yolov8_nas.runner.results import EngineResult
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -87,8 +88,8 @@ class EngineOptions:
     nms: NmsOptions | None = None
 
 
-def status(engine: Path | None = None) -> dict[str, Any]:
-    """The content of `engine.json`: what was built, by which compiler, or the reason why nothing was.
+def status(engine: Path | None = None) -> EngineResult:
+    """What was built, by which compiler, or the reason why nothing was.
 
     Nothing is imitated: without an engine there is no claim about one.
 
@@ -97,18 +98,18 @@ def status(engine: Path | None = None) -> dict[str, Any]:
     """
     if engine is None:
         reason = " and ".join(missing()) or "this target runs ONNX; build_engine makes an engine of the file"
-        return {"built": False, "reason": reason}
+        return EngineResult(built=False, reason=reason)
     manifest = read_manifest(engine)
-    return {
-        "built": True,
-        "compiler": manifest.built_on.compiler,
-        "version": manifest.built_on.tensorrt,
-        "built_on": manifest.built_on.gpu,
-        "built_for": list(manifest.built_for),
-        "precision": manifest.precision,
-        "layers": dict(manifest.layers),
-        "compiled_just_in_time_s": compiled_seconds(engine),
-    }
+    return EngineResult(
+        built=True,
+        compiler=manifest.built_on.compiler,
+        version=manifest.built_on.tensorrt,
+        built_on=manifest.built_on.gpu,
+        built_for=manifest.built_for,
+        precision=manifest.precision,
+        layers=manifest.layers,
+        compiled_just_in_time_s=compiled_seconds(engine),
+    )
 
 
 def build_engine(

@@ -164,7 +164,7 @@ class Measurement(Timing):
 
 
 class HasReference(Interface):
-    """What was measured beside a reference network."""
+    """A measurement in rounds with a reference network."""
 
     @property
     def reference_ms(self) -> float | None:
@@ -172,7 +172,7 @@ class HasReference(Interface):
 
 
 def level(measured: Iterable[HasReference]) -> float | None:
-    """What the reference took in ms when networks were measured; nothing where that was not noted of each."""
+    """Median time of the reference in ms, over measurements; nothing where one of them did not note it."""
     return _median([one.reference_ms for one in measured])
 
 

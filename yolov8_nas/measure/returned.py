@@ -149,7 +149,7 @@ class Returned:
 
     @property
     def purpose(self) -> str:
-        """What it was measured for: `bundle.TABLE` or the name of a stage."""
+        """The purpose of the measurements: `bundle.TABLE` or the name of a stage."""
         return str(self.content["bundle"]["purpose"])
 
     @property
@@ -176,19 +176,19 @@ class Returned:
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """What measurements of the device are shared by; see `device.profile.Profile.key`."""
+        """The key by which measurements of the device are shared; see `device.profile.Profile.key`."""
         key: Mapping[str, Any] = self.content["key"]
         return key
 
     @property
     def counter(self) -> str | None:
-        """What counted its energy; nothing where nothing did."""
+        """The energy counter; nothing where there is none."""
         counter: str | None = self.content["counter"]
         return counter
 
     @property
     def no_counter(self) -> str | None:
-        """Why nothing did."""
+        """Why there is no energy counter."""
         why: str | None = self.content["no_counter"]
         return why
 
@@ -200,7 +200,7 @@ class Returned:
 
     @property
     def measured(self) -> dict[str, Measurement | Failed]:
-        """What was measured, by the names of the files without their suffix."""
+        """The measurements, by the names of the files without their suffix."""
         return {
             Path(name).stem: Failed(one["failed"]) if "failed" in one else Measurement.from_dict(one)
             for name, one in self.content["measured"].items()

@@ -14,6 +14,7 @@ from yolov8_nas.reading import parse_json
 from yolov8_nas.report import wording
 from yolov8_nas.runner.progress import duration
 from yolov8_nas.runner.results import (
+    AheadResult,
     CandidateResult,
     FinetuneResult,
     Latency,
@@ -194,10 +195,10 @@ def _qat_finetune(read: _Tar) -> Iterator[tuple[str, Any]]:
 
 
 def _build_ahead(read: _Tar) -> Iterator[tuple[str, Any]]:
-    engines = read.json("ahead.json")["engines"].values()
+    engines = read.file(AheadResult).engines.values()
     yield "engines", len(engines)
-    yield "building_seconds", sum(engine["seconds"] for engine in engines)
-    yield "engines_mb", sum(engine["plan_bytes"] for engine in engines) / 2**20
+    yield "building_seconds", sum(engine.seconds for engine in engines)
+    yield "engines_mb", sum(engine.plan_bytes for engine in engines) / 2**20
 
 
 def _trt_export(read: _Tar) -> Iterator[tuple[str, Any]]:

@@ -222,9 +222,9 @@ class Target(_Model):
     baselines: list[Baseline]
     latency_model: LatencyModel | None
     registry: Registry | None
-    comparison: dict[str, Any] | None
-    quantization: dict[str, Any] | None
-    engine: dict[str, Any] | None
+    comparison: results.AgainstStock | None
+    quantization: results.Quantized | None
+    engine: results.EngineResult | None
     gate: dict[str, Any] | None = Field(None, description="What the promotion gate said, in a retraining")
 
 
@@ -346,9 +346,9 @@ class _Branch:
                 "registry": registry.model_dump(exclude={"spooled"})
                 if registry and registry.version is not None
                 else None,
-                "comparison": verdict.comparison.plain() if verdict and verdict.comparison else None,
-                "quantization": verdict.quantization.plain() if verdict and verdict.quantization else None,
-                "engine": self._json("trt-export", "engine.json"),
+                "comparison": verdict.comparison if verdict else None,
+                "quantization": verdict.quantization if verdict else None,
+                "engine": self._result("trt-export", results.EngineResult),
                 "gate": self.gate,
             }
         )

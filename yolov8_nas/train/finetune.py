@@ -99,7 +99,7 @@ class Trained:
 
     @property
     def seconds(self) -> float:
-        """What all epochs took."""
+        """Duration of all epochs."""
         return sum(row["seconds"] for row in self.curves)
 
 

@@ -39,11 +39,11 @@ class Rung:
 
 @dataclass(frozen=True)
 class Result:
-    """What the training of a network in a rung told.
+    """The outcome of a network's training in a rung.
 
     Attributes:
         score: Expected accuracy, mAP50-95 from 0 to 1.
-        seconds: What it took.
+        seconds: Its duration.
     """
 
     score: float

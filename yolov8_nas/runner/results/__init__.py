@@ -1,4 +1,4 @@
-"""What stages tell of their results: frozen models, written by the stage and read by everything after it.
+"""Results of stages: frozen models, written by the stage and read by everything after it.
 
 A file that is not of its model is a fault of whoever wrote it, and is told with its name.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 from yolov8_nas.runner.results.export import (
     Accuracy,
     AgainstStock,
+    AheadResult,
+    BuiltAhead,
     CandidateFile,
     Confidence,
     Confidences,
     ConfidenceSpread,
     Difference,
+    EngineResult,
     FileFigures,
     HeldLimit,
     Quantized,
@@ -96,8 +99,10 @@ from yolov8_nas.runner.results.search import (
 __all__ = [
     "Accuracy",
     "AgainstStock",
+    "AheadResult",
     "AsExported",
     "Budget",
+    "BuiltAhead",
     "CandidateFile",
     "CandidateResult",
     "CandidatesHalving",
@@ -109,6 +114,7 @@ __all__ = [
     "ConfidenceSpread",
     "Confidences",
     "Difference",
+    "EngineResult",
     "EqualLatency",
     "FailedNetwork",
     "FileFigures",

@@ -1,13 +1,16 @@
-"""What trt-export tells: its verdict."""
+"""Results of trt-export: the verdict, and the engines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Self
 
+from pydantic import JsonValue
+
 from yolov8_nas.config import Start
 from yolov8_nas.runner.results.form import Latency, Network, Result, ResultFile
 from yolov8_nas.runner.results.probe import LimitRow, SuppressionSettings
+from yolov8_nas.runner.results.search import Compiled
 
 if TYPE_CHECKING:
     from yolov8_nas.evaluation import Comparison, TrainingSpread
@@ -26,7 +29,7 @@ class HeldLimit(LimitRow):
 
 
 class TrainingCost(Result):
-    """What a network began with, and how much its training took.
+    """Start and cost of a network's training.
 
     Attributes:
         start: What it began with.
@@ -42,7 +45,7 @@ class TrainingCost(Result):
 
 
 class FileFigures(Result):
-    """What was measured of an exported file.
+    """Figures of an exported file.
 
     Attributes:
         precision: Its precision.
@@ -269,7 +272,7 @@ class Threshold(Result):
 
 
 class Confidences(Result):
-    """What a file's confidences are against those of the one it replaces; see `export.thresholds`.
+    """The confidences of a file against those of the one it replaces; see `export.thresholds`.
 
     Attributes:
         old: How the old ones spread.
@@ -287,7 +290,7 @@ class Confidences(Result):
 
 
 class Confidence(Confidences):
-    """What INT8 does to confidences.
+    """The change of confidences from floating point to INT8.
 
     Attributes:
         of: The file in floating point that they are held against.
@@ -313,7 +316,7 @@ class VerdictResult(ResultFile):
         comparisons: The same with all that it is compared with.
         quantization: FP32 and INT8 side by side; nothing where INT8 was not asked for.
         checkpoint_map50_95: Score of the checkpoint of what ships.
-        confidence: What INT8 does to confidences; nothing where a file in floating point ships.
+        confidence: The change of confidences; nothing where a file in floating point ships.
         nms: How non-maximum suppression was timed.
     """
 
@@ -330,3 +333,59 @@ class VerdictResult(ResultFile):
     checkpoint_map50_95: float | None
     confidence: Confidence | None
     nms: Suppression
+
+
+class EngineResult(ResultFile):
+    """The TensorRT engine of what ships.
+
+    Attributes:
+        built: Whether there is one.
+        reason: Why there is none.
+        compiler: What built it.
+        version: Version of that.
+        built_on: The GPU that it was built on.
+        built_for: Compute capabilities that an engine built ahead of time is for.
+        precision: The lowest precision in it.
+        layers: Its compiler's account of it; see `measure.engine_file.EngineManifest`.
+        compiled_just_in_time_s: Seconds that compiling its kernels took; nothing where none were compiled then.
+    """
+
+    FILE = "engine.json"
+
+    built: bool
+    reason: str | None = None
+    compiler: str | None = None
+    version: str | None = None
+    built_on: str | None = None
+    built_for: tuple[str, ...] = ()
+    precision: str | None = None
+    layers: Mapping[str, JsonValue] | None = None
+    compiled_just_in_time_s: float | None = None
+
+
+class BuiltAhead(Compiled):
+    """The compiler's account of an engine that it built without a device; see `export.tensorrt_rtx.Revealed`.
+
+    Attributes:
+        seconds: What the build took.
+        plan_bytes: Size of the engine.
+    """
+
+    seconds: float
+    plan_bytes: int
+
+
+class AheadResult(ResultFile):
+    """Engines that were built before the device is asked.
+
+    Attributes:
+        built: Whether they were built.
+        reason: Why they were not.
+        engines: The compiler's account of each, by the name of its files.
+    """
+
+    FILE = "ahead.json"
+
+    built: bool
+    reason: str | None
+    engines: Mapping[str, BuiltAhead]

@@ -1,4 +1,4 @@
-"""What qat-finetune tells."""
+"""Results of qat-finetune: trained networks, and how they were chosen."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Halving(Result):
 
 
 class Budget(Result):
-    """What a choice takes at most.
+    """The largest cost of a choice.
 
     Attributes:
         epochs: Epochs of all trainings.
@@ -152,7 +152,7 @@ class TuningResult(Tuned, ResultFile):
 
 
 class ShortTraining(ResultFile):
-    """What a short training of a candidate, or of what it is compared with, told.
+    """The outcome of a short training, of a candidate or of rescaled stock.
 
     Attributes:
         index: Which of the entrants it is.
@@ -178,7 +178,7 @@ class ShortTraining(ResultFile):
 
 
 class StockTrainingResult(ResultFile):
-    """What a shared training of stock told.
+    """The outcome of a shared training of stock.
 
     Attributes:
         epoch: The epoch whose weights were kept, from 1.
@@ -192,7 +192,7 @@ class StockTrainingResult(ResultFile):
 
 
 class EqualLatency(Result):
-    """What rescaled stock was made equal to.
+    """The latency that stock was rescaled to.
 
     Attributes:
         latency_ms: Median latencies of the rescaled networks.

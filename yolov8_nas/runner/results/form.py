@@ -108,7 +108,7 @@ class Latency(Result):
 
 
 def _unfit(error: ValidationError, path: Path) -> InputError:
-    """What is wrong with a file, with the place."""
+    """The first fault of a file, with its place."""
     fault = error.errors(include_url=False)[0]
     where = ".".join(map(str, fault["loc"]))
     return InputError(f"{path}: {where}: {fault['msg']}; run the stage that wrote it again")

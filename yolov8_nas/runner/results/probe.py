@@ -1,4 +1,4 @@
-"""What hw-probe tells: the device's measurements, the latency model fitted to them, and the limits as absolute ones."""
+"""Results of hw-probe: the device's measurements, the latency model fitted to them, and the limits as absolute ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reading = None | bool | int | float | str | tuple[str, ...] | Mapping[str, int |
 
 
 class Timed(Result):
-    """What was timed; see `measure.benchmark.Timing`."""
+    """The timing of something; see `measure.benchmark.Timing`."""
 
     latency_ms: Latency
     interval_ms: tuple[float, float]
@@ -27,7 +27,7 @@ class Timed(Result):
 
 
 class Measured(Timed):
-    """What was measured of a network; see `measure.benchmark.Measurement`."""
+    """The measurement of a network; see `measure.benchmark.Measurement`."""
 
     memory_mb: float
     energy_mj: float | None
@@ -177,7 +177,7 @@ class AsExported(Result):
 
 
 class StockResult(ResultFile):
-    """What was measured of stock.
+    """The measurement of stock.
 
     Attributes:
         scale: Its size: `n`, `s`, `m` or `l`.
@@ -235,7 +235,7 @@ class SuppressionSettings(Result):
 
 
 class SuppressionTimed(SuppressionSettings):
-    """What was timed of non-maximum suppression alone.
+    """The timing of non-maximum suppression alone.
 
     Attributes:
         shape: Shape of the made-up outputs.
@@ -249,10 +249,10 @@ class SuppressionTimed(SuppressionSettings):
 
 
 class NmsResult(ResultFile):
-    """What non-maximum suppression takes.
+    """The latency of non-maximum suppression.
 
     Attributes:
-        latency_ms: What limits are held against; nothing where it was not measured.
+        latency_ms: Added to a network's where limits include it; nothing where it was not measured.
         reason: Why it was not.
         timed: How it was timed, and all that was.
     """

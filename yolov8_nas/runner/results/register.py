@@ -1,4 +1,4 @@
-"""What register tells: where the detector stands in the registry."""
+"""The result of register: where the detector stands in the registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the search tells: what it scored, what it was compared with, and the candidates that it hands on."""
+"""Results of the search: the scored networks, the comparisons, and the candidates."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Option = bool | int | float | str
 
 
 class Predicted(Result):
-    """What the search expected of a network's median latency in ms, and its upper confidence bound."""
+    """The predicted median latency of a network in ms, and its upper confidence bound."""
 
     latency_ms: float
     upper_ms: float
 
 
 class Compiled(Result):
-    """What a compiler told of an engine; see `measure.engine_file.told_of`. What else it tells depends on which it is.
+    """A compiler's account of an engine; see `measure.engine_file.told_of`. Further fields depend on the compiler.
 
     Attributes:
         name: The compiler.
@@ -225,7 +225,7 @@ class SearchResult(ResultFile):
 
 
 class RuleEvidence(Result):
-    """What a latency table says of the options that a rule takes out; see `search.rules.Evidence`."""
+    """The evidence of a latency table for or against a hardware rule; see `search.rules.Evidence`."""
 
     networks: int
     with_option: int
@@ -288,7 +288,7 @@ class LearningStep(Result):
 
 
 class PriorResult(ResultFile):
-    """What the architecture parameters learned before the evolution; see `search.differentiable.Prior`.
+    """The prior that architecture parameters learned before the evolution; see `search.differentiable.Prior`.
 
     Attributes:
         limit_ms: What the linear part of the latency model could come to; nothing where no limit speaks of latency.

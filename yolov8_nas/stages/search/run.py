@@ -255,7 +255,7 @@ class _Search:
         self.result(found, front=len(best)).write(self.ctx.out)
 
     def prior(self, found: Found, prior: Prior) -> PriorResult:
-        """What the architecture parameters learned."""
+        """The prior as a part of the result."""
         space = self.searcher.space
         return PriorResult(
             limit_ms=found.limit_ms,

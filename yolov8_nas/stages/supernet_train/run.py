@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Request(Result):
-    """What torchrun's processes are asked to do.
+    """A request to torchrun's processes.
 
     Attributes:
         settings: The stage's settings.
@@ -49,7 +49,7 @@ class Request(Result):
 
 
 class Failure(ResultFile):
-    """What a process said before it ended, in `partial`.
+    """The failure of a process, left in `partial`.
 
     Attributes:
         kind: The kind of failure.

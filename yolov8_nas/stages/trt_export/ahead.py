@@ -13,24 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from yolov8_nas.deploy.job import WANTED
+from yolov8_nas.deploy.sources import Form, Source, sources, write
 from yolov8_nas.device.profile import Profile
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.export.tensorrt_rtx import build_ahead
-from yolov8_nas.files import file_sha256, write_json
+from yolov8_nas.files import file_sha256
 from yolov8_nas.measure import tensorrt_rtx
 from yolov8_nas.measure.engine_file import read_manifest, told_of
 from yolov8_nas.measure.runtime import find
+from yolov8_nas.runner.results import AheadResult, BuiltAhead
 from yolov8_nas.runner.stage import StageContext
-from yolov8_nas.stages.trt_export.settings import WANTED, ExportSettings
-from yolov8_nas.stages.trt_export.sources import Form, Source, sources, write
+from yolov8_nas.stages.trt_export.settings import ExportSettings
 
 ENGINES: Final = "engines"
 """Name of the part in the store."""
 
 ENGINES_VERSION: Final = 1
 """Raised when the same settings would give other engines."""
-
-FILE: Final = "ahead.json"
 
 
 class EngineSettings(Form):
@@ -59,10 +59,10 @@ def run(ctx: StageContext[ExportSettings]) -> None:
             built = engines(replace(ctx, out=ctx.partial / ENGINES), profile, found)
     except (InputError, StageError) as error:
         ctx.progress.note(f"the device has to build them: {error}")
-        write_json(ctx.out / FILE, {"built": False, "reason": str(error), "engines": {}})
+        AheadResult(built=False, reason=str(error), engines={}).write(ctx.out)
         return
-    told = {source.name: told_of(built / f"{source.name}.engine") for source in found}
-    write_json(ctx.out / FILE, {"built": True, "reason": None, "engines": told})
+    told = {source.name: BuiltAhead.model_validate(told_of(built / f"{source.name}.engine")) for source in found}
+    AheadResult(built=True, reason=None, engines=told).write(ctx.out)
 
 
 def engines(ctx: StageContext[ExportSettings], profile: Profile, found: Sequence[Source]) -> Path:

@@ -1,21 +1,23 @@
-"""trt-export: the file that ships, exported, verified, timed and scored on the target.
-
-Every tuned network is exported in every precision that may ship. What the target's runtime opens is measured and
-scored: the ONNX files, or with PyTorch the checkpoints, of which the ONNX files are then portable copies. All are
-measured in the same alternating rounds, with the stock network among them: alone, and together with non-maximum
-suppression on images of the search split. Which one ships is decided by what all trainings of its network let expect
-(`finetune.json`), and what its file gains or loses on the search split; the figures told are of the val split, which
-has chosen nothing.
-"""
+"""trt-export: the file that ships, exported, verified, timed and scored on the target; see `deploy.exporter`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from yolov8_nas.deploy.exporter import export
+from yolov8_nas.deploy.job import Job
+from yolov8_nas.deploy.sources import Form, Source
+from yolov8_nas.device.profile import Profile
+from yolov8_nas.errors import StageError
+from yolov8_nas.export.tensorrt import status
+from yolov8_nas.measure import tensorrt_rtx
+from yolov8_nas.runner.results import NmsResult, ResolvedLimit, SearchResult
 from yolov8_nas.runner.stage import StageContext
-from yolov8_nas.stages.trt_export.files import export_files, score
-from yolov8_nas.stages.trt_export.job import Job
-from yolov8_nas.stages.trt_export.measuring import Measuring
+from yolov8_nas.search.preference import MOST_ACCURATE, Preference
+from yolov8_nas.stages.trt_export import ahead
 from yolov8_nas.stages.trt_export.settings import ExportSettings
-from yolov8_nas.stages.trt_export.verdict import Verdict
 
 
 def run(ctx: StageContext[ExportSettings]) -> None:
@@ -24,10 +26,36 @@ def run(ctx: StageContext[ExportSettings]) -> None:
     Raises:
         StageError: None does; the verdict with the table of what was tried is written all the same.
     """
-    job = Job(ctx)
-    with ctx.host.computing():
-        exported = export_files(job)
-        job.total = 3 * len(exported) + 2
-        job.step("exported")
-        timed, nms = Measuring(job).run(exported)
-        Verdict(job, score(job, timed), nms).decide()
+    decided = export(job_of(ctx))
+    status(decided.engine).write(ctx.out)
+    decided.result.write(ctx.out)
+    if decided.why_none:
+        raise StageError(decided.why_none)
+
+
+def job_of(ctx: StageContext[ExportSettings]) -> Job:
+    """The export, given what the stages before have written."""
+    settings, probe = ctx.settings, ctx.inputs["hw-probe"]
+    profile = Profile.read(probe)
+    objective, nms_ms = SearchResult.read(ctx.inputs["search"]).objective, NmsResult.read(probe).latency_ms
+
+    def engines(found: Sequence[Source]) -> Path:
+        return ahead.engines(replace(ctx, out=ctx.partial), profile, found)
+
+    return Job(
+        tuned=ctx.inputs["qat-finetune"],
+        data=ctx.inputs["data-prep"],
+        profile=profile,
+        limits=[row.constraint for row in ResolvedLimit.read_all(probe)],
+        precision=settings.precision,
+        form=Form(**{name: getattr(settings, name) for name in Form.model_fields}),
+        scale=settings.scale,
+        out=ctx.out,
+        work=ctx.partial,
+        preference=Preference(**dict(objective)) if objective else MOST_ACCURATE,
+        nms_ms=dict(nms_ms) if nms_ms else None,
+        elsewhere=settings.elsewhere,
+        build_ahead=engines if profile.runtime_name == tensorrt_rtx.RUNTIME else None,
+        host=ctx.host,
+        progress=ctx.progress,
+    )

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from yolov8_nas.config import Precision, RunConfig, TargetConfig
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.space import SearchSpace
-
-WANTED: Final[Mapping[str, tuple[str, ...]]] = {
-    "fp32": ("fp32",),
-    "fp16": ("fp16",),
-    "int8": ("int8",),
-    "best": ("fp32", "int8"),
-}
-"""Precisions that may ship, by the precision asked for."""
 
 BUILT_AHEAD: Final = ("tensorrt-rtx",)
 """Runtimes whose engines are built without the device, before the export."""

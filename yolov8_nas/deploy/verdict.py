@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
-from yolov8_nas.errors import StageError
+from yolov8_nas.deploy.files import Scored
+from yolov8_nas.deploy.job import Job
 from yolov8_nas.evaluation import TYPICAL_SPREAD, Evaluation, TrainingSpread, compare
 from yolov8_nas.export import artifact
-from yolov8_nas.export.tensorrt import status
 from yolov8_nas.export.thresholds import confidences
 from yolov8_nas.files import copy_file, write_json
 from yolov8_nas.runner.results import (
@@ -36,9 +37,22 @@ from yolov8_nas.runner.results import (
 )
 from yolov8_nas.search.objective import figures
 from yolov8_nas.space.limits import Figures
-from yolov8_nas.stages.trt_export.files import Scored
-from yolov8_nas.stages.trt_export.job import Job
 from yolov8_nas.train.quantization import load_network, require_recipe
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Which file ships.
+
+    Attributes:
+        result: The verdict, with everything that was tried.
+        engine: The TensorRT engine of what ships, or of what came closest; nothing of another kind of file.
+        why_none: Why no file ships; nothing where one does.
+    """
+
+    result: VerdictResult
+    engine: Path | None
+    why_none: str | None
 
 
 class Verdict:
@@ -55,20 +69,19 @@ class Verdict:
         self.files = files
         self.nms = nms
 
-    def decide(self) -> None:
-        """Walk the files from the most wanted on, ship the first that holds, and write the verdict."""
+    def decide(self) -> Decided:
+        """Walk the files from the most wanted on, and ship the first that holds."""
         files = self.files
         ours = sorted((f for f in files if f.candidate is not None), key=self._loss)
         stock = [f for f in files if f.candidate is None]
         shipped = next((f for f in ours if f.precision in self.job.wanted and self._holds(f)), None)
         runs = (shipped or ours[0]).runs
-        write_json(self.job.ctx.out / "engine.json", status(runs if runs.suffix == ".engine" else None))
         stock = _same_precision_first(stock, shipped)
         checkpoint = self._checkpoint(shipped) if shipped else None
         if shipped:
             self._ship(shipped)
         comparisons = self._comparisons(shipped, stock, ours) if shipped else ()
-        VerdictResult(
+        result = VerdictResult(
             status="met" if shipped else "failed",
             chosen_on="search split and folds of the train split",
             shipped=self._shipped(shipped) if shipped else None,
@@ -80,13 +93,13 @@ class Verdict:
             checkpoint_map50_95=checkpoint.map50_95 if checkpoint else None,
             confidence=self._confidence(shipped, files, checkpoint) if shipped and checkpoint else None,
             nms=self.nms,
-        ).write(self.job.ctx.out)
+        )
         self.job.step(f"{shipped.name} ships" if shipped else "no file keeps the limits")
-        if not shipped:
-            raise StageError(self._why_none(ours))
+        engine = runs if runs.suffix == ".engine" else None
+        return Decided(result, engine, None if shipped else self._why_none(ours))
 
     def _loss(self, file: Scored) -> float:
-        """What the search was asked to make small: 1 - mAP, or its sum with latency by weights."""
+        """The objective of the search: 1 - mAP, or its weighted sum with latency."""
         return self.job.preference.loss(_expected(file), file.measurement.latency_ms.p50)
 
     def _holds(self, file: Scored) -> bool:
@@ -103,9 +116,11 @@ class Verdict:
         return tuple(rows)
 
     def _limited(self, file: Scored) -> Figures[float]:
-        """What limits are held against."""
+        """The figures that limits are held against."""
         with_nms = asdict(file.frame.latency_ms) if file.frame else None
-        return figures(file.measurement, self.job.cost(file.architecture), batch=self.job.batch, with_nms_ms=with_nms)
+        return figures(
+            file.measurement, self.job.cost(file.architecture), batch=self.job.form.batch, with_nms_ms=with_nms
+        )
 
     def _missed(self, file: Scored) -> str:
         """The limits that a file misses, in words."""
@@ -117,7 +132,7 @@ class Verdict:
         )
 
     def _figures(self, file: Scored) -> FileFigures:
-        """What is told of every file."""
+        """The figures of a file."""
         measured, frame, paper = file.measurement, file.frame, self.job.cost(file.architecture)
         return FileFigures(
             precision=file.precision,
@@ -164,7 +179,7 @@ class Verdict:
         if file is shipped:
             outcome, reason = "shipped", ""
         elif file.precision not in self.job.wanted:
-            outcome, reason = "not asked for", f"the target asks for {self.job.ctx.settings.precision}; for comparison"
+            outcome, reason = "not asked for", f"the target asks for {self.job.precision}; for comparison"
         elif missed:
             outcome, reason = "limit missed", missed
         else:
@@ -190,12 +205,12 @@ class Verdict:
     def _comparisons(
         self, shipped: Scored, stock: Sequence[Scored], ours: Sequence[Scored]
     ) -> tuple[AgainstStock, ...]:
-        """What ships against stock: in its own precision first, and FP32 against FP32 beside it."""
+        """The shipped file against stock: in its own precision first, then FP32 against FP32."""
         pairs = [(shipped, file) for file in stock]
         if shipped.precision != "fp32":
             own = [f for f in ours if f.candidate == shipped.candidate and f.precision == "fp32"]
             pairs += [(fp32, file) for fp32 in own for file in stock if file.precision == "fp32"]
-        spread = _spread(self.job.summary)
+        spread = _spread(FinetuneResult.read(self.job.tuned))
         return tuple(
             AgainstStock(
                 **dict(Difference.of(compare(first.val, second.val, spread=spread))),
@@ -224,30 +239,30 @@ class Verdict:
             difference=Difference.of(compare(int8.val, fp32.val)),
             ptq=Accuracy(map50_95=calibrated.map50_95, map50=calibrated.map50, per_class=calibrated.per_class),
             ptq_difference=Difference.of(compare(calibrated, fp32.val)),
-            keep_float=self.job.keep_float,
+            keep_float=self.job.form.keep_float,
         )
 
     def _calibrated(self, trained: Scored) -> Evaluation:
         """The score on the val split of the network before its quantization-aware training: the same graph in INT8."""
-        onnx = self.job.ctx.partial / f"{trained.name}-ptq.onnx"
+        onnx = self.job.work / f"{trained.name}-ptq.onnx"
         network = load_network(trained.folder / "ptq.pt")
-        require_recipe(network, self.job.keep_float, trained.folder / "ptq.pt")
+        require_recipe(network, self.job.form.keep_float, trained.folder / "ptq.pt")
         artifact.write_onnx(
-            network, onnx, runtime=self.job.runtimes["int8"], imgsz=self.job.imgsz, batch=self.job.batch
+            network, onnx, runtime=self.job.runtimes["int8"], imgsz=self.job.form.imgsz, batch=self.job.form.batch
         )
         return self.job.evaluate(self.job.evaluator("val"), f"{onnx.stem}-val", onnx)
 
     def _ship(self, shipped: Scored) -> None:
-        model = self.job.ctx.out / "model"
+        model = self.job.out / "model"
         model.mkdir()
         copy_file(shipped.onnx, model / "model.onnx")
         if shipped.runs.suffix == ".engine":
-            for file in self.job.ctx.partial.glob(f"{shipped.runs.name}*"):  # and what is known of it, in JSON
+            for file in self.job.work.glob(f"{shipped.runs.name}*"):  # and what is known of it, in JSON
                 if ".kernels" in file.suffixes:
                     continue  # compiled for this driver, and made anew elsewhere
                 copy_file(file, model / file.name.replace(shipped.runs.stem, "model"))
         for precision in self.job.runtimes:
-            other = self.job.ctx.partial / f"candidate-{shipped.candidate}-{precision}.onnx"
+            other = self.job.work / f"candidate-{shipped.candidate}-{precision}.onnx"
             if other.exists():
                 copy_file(other, model / f"model_{precision}.onnx")
         for checkpoint in ("subnet.pt", "best.pt", "qat.pt"):
@@ -255,7 +270,7 @@ class Verdict:
                 copy_file(shipped.folder / checkpoint, model / checkpoint)
 
     def _confidence(self, shipped: Scored, files: Sequence[Scored], checkpoint: Evaluation) -> Confidence | None:
-        """What INT8 does to confidences, with the thresholds to take in place of floating point's: `thresholds.json`.
+        """The change of confidences in INT8, with thresholds to take in place of floating point's: `thresholds.json`.
 
         They are held against the same network in floating point: its file where it was exported, else its checkpoint.
         """
@@ -268,7 +283,7 @@ class Verdict:
             split="val",
             **dict(confidences(floats[0].val if floats else checkpoint, shipped.val)),
         )
-        write_json(self.job.ctx.out / "model" / "thresholds.json", told.plain())
+        write_json(self.job.out / "model" / "thresholds.json", told.plain())
         return told
 
     def _why_none(self, ours: Sequence[Scored]) -> str:
@@ -283,14 +298,14 @@ class Verdict:
 
 
 def _training(file: Scored) -> TrainingCost:
-    """What a network began with, its epochs and its computing."""
+    """Start, epochs and computing of a network's training."""
     row = file.row
     computing = sum(row.computing.values())
     return TrainingCost(start=row.start, begun_with=row.begun_with, epochs=row.epochs, computing=computing)
 
 
 def _expected(file: Scored) -> float:
-    """What all trainings of a network let expect of it, with what the file lost or won on the search split.
+    """Expected mAP50-95 by all trainings of a network, with the file's gain or loss on the search split.
 
     That split alone has served the search before, and is small.
     """

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from yolov8_nas.deploy.job import Job
+from yolov8_nas.deploy.sources import sources, write
 from yolov8_nas.evaluation import Evaluation
 from yolov8_nas.export import artifact
 from yolov8_nas.files import copy_file
-from yolov8_nas.measure import tensorrt_rtx
 from yolov8_nas.measure.benchmark import Measurement, Timing
 from yolov8_nas.runner.results import Rival, TunedCandidate
 from yolov8_nas.space import Architecture
-from yolov8_nas.stages.trt_export import ahead
-from yolov8_nas.stages.trt_export.job import Job
-from yolov8_nas.stages.trt_export.sources import Form, sources, write
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Exported:
 
     @property
     def architecture(self) -> Architecture:
-        """What the network is."""
+        """The network's architecture."""
         return self.row.architecture
 
 
@@ -87,16 +85,15 @@ def export_files(job: Job) -> list[Exported]:
         StageError: A checkpoint is of another head or recipe, or its file computes something else.
     """
     found = sources(job.tuned, job.runtimes)
-    if job.runtime.name == tensorrt_rtx.RUNTIME:
-        ahead.engines(replace(job.ctx, out=job.ctx.partial), job.profile, found)
-    form = Form(imgsz=job.imgsz, batch=job.batch, nms_free=job.nms_free, keep_float=job.keep_float)
+    if job.build_ahead:
+        job.build_ahead(found)
     files = []
     for source in found:
         runtime = job.runtimes[source.precision]
-        onnx = job.ctx.partial / f"{source.name}.onnx"
+        onnx = job.work / f"{source.name}.onnx"
         runs = onnx.with_suffix(runtime.suffix)
-        if runtime.name != tensorrt_rtx.RUNTIME:
-            write(source, onnx, runtime, form)
+        if not job.build_ahead:
+            write(source, onnx, runtime, job.form)
             if runtime.suffix == ".pt":
                 copy_file(source.checkpoint, runs)
             elif runs != onnx:
@@ -115,7 +112,7 @@ def score(job: Job, timed: Sequence[Timed]) -> list[Scored]:
             search=job.evaluate(search, f"{one.runs.stem}-search", one.runs),
             val=job.evaluate(val, f"{one.runs.stem}-val", one.runs),
         )
-        scored.val.save(job.ctx.out / "evaluation" / f"{scored.name}.npz")
+        scored.val.save(job.out / "evaluation" / f"{scored.name}.npz")
         files.append(scored)
         job.step(f"scored {scored.name}", map50_95=scored.val.map50_95)
     return files

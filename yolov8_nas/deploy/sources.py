@@ -1,4 +1,4 @@
-"""What files are exported from: the checkpoints of all tuned networks, in every precision that may ship."""
+"""The checkpoints that files are exported from: of all tuned networks, in every precision that may ship."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOCK: Final = "stock"
 """Name of the files of stock."""
 
 CHECKPOINTS: Final = {"fp32": "best.pt", "fp16": "best.pt", "int8": "qat.pt"}
-"""What a file of each precision is exported from."""
+"""The checkpoint of each precision."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def checkpoint(self) -> Path:
-        """What its file is exported from."""
+        """The checkpoint that its file is exported from."""
         return self.folder / CHECKPOINTS[self.precision]
 
 

@@ -1,0 +1,1 @@
+"""The export of what was trained: exported, verified, measured and scored files, and which of them ships."""
