@@ -19,11 +19,13 @@ import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
+from yolov8_nas.config import SearchConfig
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, sections, wording
 from yolov8_nas.report.build import build_report
 from yolov8_nas.report.terminal import verdict
+from yolov8_nas.runner.results import Larger, LimitUsed
 from yolov8_nas.search.rules import RULES, Device, Evidence, consider, narrowed
 from yolov8_nas.space import Architecture, SearchSpace
 
@@ -71,6 +73,7 @@ def prior(steps: int) -> dict[str, Any]:
             }
             for step in range(steps)
         ],
+        "worth": [[0.0] * len(d.options) for d in SPACE.dimensions],
         "most_likely": SPACE.largest().to_dict(),
     }
 
@@ -87,6 +90,12 @@ def write(folder: Path, files: dict[str, Any]) -> Path:
 def timed_load(boxes: float, detections: float, p50: float) -> dict[str, Any]:
     timed = {"interval_ms": [p50, p50], "rounds": [p50], "repetitions": 9, "disturbed": False}
     return {"boxes": boxes, "detections": detections, "latency_ms": percentiles(p50), **timed}
+
+
+def used_limit(**changes: Any) -> LimitUsed:
+    fields = {"map50_95": 0.3, "limit": "latency_p50<=3ms", "used": 0.9, "used_predicted": 0.5, "reserve": 0.05}
+    larger = Larger(scored=12, best_map50_95=0.305)
+    return LimitUsed(**{**fields, "largest_keeps_it": False, "larger": larger, **changes})
 
 
 class MadeUpRun:
@@ -183,33 +192,22 @@ class MadeUpRun:
                                 "memory_gb": 24.0,
                                 "runtime": {"name": "onnxruntime", "version": "1.31.1"},
                             },
-                            "latency_table.json": {
-                                "protocol": {},
-                                "rows": [
-                                    {
-                                        "architecture": a.to_dict(),
-                                        "role": role,
-                                        "latency_ms": percentiles(ms),
-                                        "memory_mb": 140.0,
-                                    }
+                            "latency_table.json": fabricated.table(
+                                [
+                                    fabricated.probed(a, ms, latency_ms=percentiles(ms), role=role)
                                     for a, ms, role in zip(
                                         [*measured, stock],
                                         [*latencies, stock_ms],
                                         ["train"] * 28 + ["holdout"] * 8 + ["stock"],
                                         strict=True,
                                     )
-                                ],
-                            },
+                                ]
+                            ).plain(),
                             "latency_model.json": fabricated.fitted(
                                 fitted, mape=0.034, spearman=0.981, networks=8, coverage=1.0
                             ).plain(),
-                            "stock.json": {
-                                "scale": "n",
-                                "architecture": stock.to_dict(),
-                                "latency_ms": percentiles(stock_ms),
-                                "as_ultralytics_exports_it": {"latency_ms": percentiles(1.05 * stock_ms)},
-                            },
-                            "constraints.json": [limit],
+                            "stock.json": fabricated.stock_result(stock_ms, stock).plain(),
+                            "constraints.json": [limit | {"text": "latency<=80%stock"}],
                             "nms.json": {
                                 "latency_ms": percentiles(0.39),
                                 "timed": {
@@ -232,9 +230,9 @@ class MadeUpRun:
                         {
                             "prior.json": prior(30),
                             "rules.json": {"options": {"space": 104, "searched": 104}, "rules": []},
-                            "search.json": {
-                                "best_map50_95": {"evolution": 0.31},
-                                "comparisons": {
+                            "search.json": fabricated.searched(
+                                best_map50_95={"evolution": 0.31},
+                                comparisons={
                                     "random": {
                                         "search": 0.31,
                                         "search_evaluations": 151,
@@ -244,28 +242,19 @@ class MadeUpRun:
                                         "interval": [0.255, 0.305],
                                     }
                                 },
-                                "budget": {
-                                    "map50_95": 0.31,
-                                    "limit": "latency_p50<=3ms",
-                                    "used": 0.87,
-                                    "used_predicted": 0.94,
-                                    "reserve": 0.06,
-                                    "largest_keeps_it": False,
-                                    "larger": {"scored": 12, "best_map50_95": 0.305},
-                                },
-                            },
+                                budget=used_limit(map50_95=0.31, used=0.87, used_predicted=0.94, reserve=0.06),
+                            ).plain(),
                             "history.jsonl": history,
                             "candidates.json": [
-                                {
-                                    "architecture": row["architecture"],
-                                    "map50_95_search": row["map50_95"],
-                                    "source": row["source"],
-                                    "met": True,
-                                    "slack": 0.13,
-                                    "tightest": "latency_p50<=3ms",
-                                    "predicted": {"latency_ms": {"p50": row["latency_ms"]}},
-                                    "measured": {"latency_ms": percentiles(row["latency_ms"] * f), "memory_mb": 142.0},
-                                }
+                                fabricated.candidate(
+                                    row["architecture"],
+                                    row["latency_ms"],
+                                    map50_95_search=row["map50_95"],
+                                    source=row["source"],
+                                    slack=0.13,
+                                    tightest="latency_p50<=3ms",
+                                    measured=fabricated.measured(row["latency_ms"] * f),
+                                ).plain()
                                 for row, f in zip(chosen, (0.985, 1.02, 0.97), strict=True)
                             ],
                         },
@@ -624,7 +613,7 @@ def test_a_run_without_a_prior_says_so(run: MadeUpRun, tmp_path: Path) -> None:
     folders = run.evidence["targets"]["cpu-onnxruntime-best"]
     search = shutil.copytree(folders["search"], tmp_path / "search")
     (search / "prior.json").unlink()
-    write(search, {"search.json": {"asked": {"prior_steps": 0}}})
+    write(search, {"search.json": fabricated.searched(asked=SearchConfig(prior_steps=0)).plain()})
     evidence = run.evidence | {"targets": {"cpu-onnxruntime-best": folders | {"search": search}}}
     page = Page(build_report(run.summary, evidence, tmp_path / "report.html"))
     assert "No prior was asked for (search.prior_steps = 0)." in page.text
@@ -648,7 +637,11 @@ def test_tells_where_candidates_come_from_and_what_they_use_of_the_limit(page: P
     [
         ({"used": 0.97}, "uses 97 %", "upper bound"),
         ({"used": 0.7, "largest_keeps_it": True}, "largest network of the space keeps", "No scored network"),
-        ({"used": 0.7, "larger": {"scored": 0}}, "No scored network within the limits", "largest network"),
+        (
+            {"used": 0.7, "larger": Larger(scored=0, best_map50_95=None)},
+            "No scored network within the limits",
+            "largest network",
+        ),
         (
             {"used": 0.8, "used_predicted": 0.96, "reserve": 0.08},
             "bound lies 8.0 % above its prediction",
@@ -657,7 +650,7 @@ def test_tells_where_candidates_come_from_and_what_they_use_of_the_limit(page: P
     ],
 )
 def test_unused_budget_is_explained(budget: dict[str, Any], words: str, others: str) -> None:
-    sentence = wording.budget_sentence({"limit": "latency_p50<=3ms"} | budget).replace("\N{NO-BREAK SPACE}", " ")
+    sentence = wording.budget_sentence(used_limit(**budget)).replace("\N{NO-BREAK SPACE}", " ")
     assert words in sentence and others not in sentence
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from yolov8_nas.errors import InputError
 from yolov8_nas.reading import parse_json
-from yolov8_nas.runner.results import ResultFile
+from yolov8_nas.runner.results import ResultFile, ResultRow
 
 File = TypeVar("File", bound=ResultFile)
+Row = TypeVar("Row", bound=ResultRow)
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,18 @@ class Outputs:
 
     def result(self, form: type[File]) -> File | None:
         """A file of the stage's result as its model, or nothing where it is absent or not of that form."""
+        content = self.json(form.FILE)
         try:
-            return form.read(self.folder) if self.folder and (self.folder / form.FILE).is_file() else None
-        except InputError:
+            return None if content is None else form.model_validate(content)
+        except (InputError, ValidationError):
             return None
+
+    def rows(self, form: type[Row]) -> list[Row]:
+        """The rows of a file of the stage's result as their models; none where it is absent or not of that form."""
+        try:
+            return [form.model_validate(row) for row in records(self.json(form.FILE))]
+        except (InputError, ValidationError):
+            return []
 
     def lines(self, name: str) -> list[Any]:
         """Content of a JSON-lines file; a line that was cut off by a crash is left out."""

@@ -11,7 +11,18 @@ from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, wording
 from yolov8_nas.report.evidence import Outputs, mapping, pick, records
-from yolov8_nas.runner.results import LatencyFit, NmsResult
+from yolov8_nas.runner.results import (
+    CandidateResult,
+    LatencyFit,
+    LatencyTable,
+    NmsResult,
+    PriorResult,
+    ResolvedLimit,
+    RuleApplied,
+    RulesResult,
+    SearchResult,
+    StockResult,
+)
 from yolov8_nas.space import Architecture, SpaceError, stock_architecture
 
 TARGET_STAGES: Final = ("hw-probe", "search", "qat-finetune", "trt-export", "register")
@@ -78,11 +89,11 @@ class Target:
     @property
     def stock(self) -> Architecture | None:
         """The stock network that is compared with."""
-        measured = self.architecture(pick(self.outputs["hw-probe"].json("stock.json"), "architecture"))
+        measured = self.outputs["hw-probe"].result(StockResult)
         scale = pick(self.supernet.json("supernet.json"), "space", "scale")
         if measured is None and scale in ("n", "s", "m", "l"):
             return stock_architecture(scale)
-        return measured
+        return measured.architecture if measured else None
 
 
 def view(target: Target) -> dict[str, Any]:
@@ -161,9 +172,10 @@ def side_by_side(target: Target) -> list[dict[str, Any]]:
         rows.append(row | _measures(target.model) | _trained(target.model))
     ours = pick(target.model, "latency_ms", "p50")
     stock = [*target.baselines]
-    as_c2f = mapping(pick(target.outputs["hw-probe"].json("stock.json"), "as_ultralytics_exports_it"))
-    if as_c2f and stock:
-        stock.append({**as_c2f, "name": stock[0].get("name"), "form": "C2f, FP32, untrained"})
+    probed = target.outputs["hw-probe"].result(StockResult)
+    if probed and stock:
+        as_c2f = {"name": stock[0].get("name"), "form": "C2f, FP32, untrained"}
+        stock.append({**probed.as_ultralytics_exports_it.plain(), **as_c2f})
     rows += [
         {"name": wording.stock_name(row.get("name")), "form": str(row.get("form") or ""), "shipped": False}
         | _measures(row)
@@ -207,7 +219,8 @@ def unmeasured(target: Target) -> list[tuple[str, str]]:
     elif not engine:
         told.append(("TensorRT engine", target.outputs["trt-export"].why_missing("engine.json")))
     if not any(wording.is_number(target.model.get(key)) for key in ("power_w", "energy_mj")):
-        reason = pick(target.outputs["hw-probe"].json("latency_table.json"), "conditions", "no_counter")
+        table = target.outputs["hw-probe"].result(LatencyTable)
+        reason = table.conditions.no_counter if table else None
         told.append(("Power and energy", f"Not counted here: {reason or 'no energy counter was read'}."))
     limits = records(target.summary.get("constraints"))
     around = "" if target.model.get("latency_with_nms_ms") else ", and non-maximum suppression,"
@@ -396,15 +409,19 @@ def _interval(target: Target, timed: str) -> str:
     return f" (95\N{NO-BREAK SPACE}% interval {wording.number(low)} to {wording.number(high)})"
 
 
-def _network(row: Mapping[str, Any], score: str = "map50_95") -> plots.Network | None:
-    predicted = row.get("latency_ms") if wording.is_number(row.get("latency_ms")) else None
-    if predicted is None:
-        predicted = pick(row, "predicted", "latency_ms", "p50") or pick(row, "predicted", "p50")
-        predicted = predicted or pick(row, "predicted", "latency_ms")
-    measured = row.get("measured_ms")
-    if measured is None:
-        measured = pick(row, "measured", "latency_ms", "p50")
-    if not wording.is_number(predicted) or not wording.is_number(row.get(score)):
+def _measured_network(candidate: CandidateResult) -> plots.Network:
+    return plots.Network(
+        name=candidate.architecture.digest,
+        score=candidate.map50_95_search,
+        predicted_ms=candidate.predicted.latency_ms,
+        measured_ms=candidate.measured.latency_ms.p50,
+        source=candidate.source,
+    )
+
+
+def _network(row: Mapping[str, Any]) -> plots.Network | None:
+    predicted, measured = row.get("latency_ms"), row.get("measured_ms")
+    if not wording.is_number(predicted) or not wording.is_number(row.get("map50_95")):
         return None
     try:
         name = Architecture.from_dict(row["architecture"]).digest
@@ -412,7 +429,7 @@ def _network(row: Mapping[str, Any], score: str = "map50_95") -> plots.Network |
         name = "network"
     return plots.Network(
         name=name,
-        score=row[score],
+        score=row["map50_95"],
         predicted_ms=float(predicted),
         measured_ms=float(measured) if wording.is_number(measured) else None,
         source=str(row.get("source") or "evolution"),
@@ -423,18 +440,18 @@ def _network(row: Mapping[str, Any], score: str = "map50_95") -> plots.Network |
 def _rules(target: Target) -> dict[str, Any]:
     """What hardware rules took out of the space before the search, and what the latency table says of that."""
     search = target.outputs["search"]
-    content = mapping(search.json("rules.json"))
-    rules = records(content.get("rules"))
-    removed = [item for rule in rules if rule.get("on") for item in mapping(rule.get("removed")).items()]
+    content = search.result(RulesResult)
+    rules = content.rules if content else ()
+    removed = [item for rule in rules if rule.on for item in rule.removed.items()]
     taken = sum(len(options) for _, options in removed)
-    if not content:
+    if content is None:
         sentence = search.why_missing("record of hardware rules")
     elif not rules:
         sentence = "No hardware rule is about this device, so the whole space was searched."
     else:
         sentence = (
             f"Hardware rules took {wording.whole(taken) if taken else 'none'} of the space's "
-            f"{wording.whole(pick(content, 'options', 'space'))} options out before the search."
+            f"{content.options.space} options out before the search."
         )
     return {
         "sentence": sentence,
@@ -443,17 +460,17 @@ def _rules(target: Target) -> dict[str, Any]:
     }
 
 
-def _rule(row: Mapping[str, Any]) -> dict[str, str]:
-    count = sum(len(options) for options in mapping(row.get("removed")).values())
+def _rule(rule: RuleApplied) -> dict[str, str]:
+    count = sum(map(len, rule.removed.values()))
     taken = f"{count} option{'s' * (count != 1)}" if count else "nothing"
-    evidence = mapping(row.get("evidence"))
+    evidence = rule.evidence
     return {
-        "name": str(row.get("rule") or ""),
-        "says": str(row.get("says") or ""),
-        "reason": str(row.get("reason") or ""),
-        "taken": taken if row.get("on") else f"switched off; would be {taken}",
+        "name": rule.rule,
+        "says": rule.says,
+        "reason": rule.reason,
+        "taken": taken if rule.on else f"switched off; would be {taken}",
         "measured": wording.evidence_sentence(evidence) if evidence else "not measured" if count else wording.ABSENT,
-        "verdict": str(evidence.get("verdict") or ""),
+        "verdict": evidence.verdict if evidence else "",
     }
 
 
@@ -468,21 +485,24 @@ def _pareto(target: Target) -> dict[str, Any]:
     networks = [network for network in map(_network, history) if network]
     if not networks:
         return {"plot": None, "missing": search.why_missing("search history"), "facts": []}
-    candidates = [n for n in (_network(r, "map50_95_search") for r in records(search.json("candidates.json"))) if n]
+    candidates = list(map(_measured_network, search.rows(CandidateResult)))
     chosen = target.architecture(target.summary.get("architecture"))
     known = {network.name: network for network in [*candidates, *networks]}
     stock = target.stock
     # A stock network that misses the limit is no member of the search's history; its score stands apart.
-    scored = mapping(pick(search.json("search.json"), "stock"))
+    result = search.result(SearchResult)
+    scored = result.stock.plain() if result else {}
     limits = [
         row["limit"]
         for row in records(target.summary.get("constraints"))
-        + records(target.outputs["hw-probe"].json("constraints.json"))
         if row.get("metric") == "latency"
         and row.get("statistic") in (None, "p50")
         and row.get("scope") in (None, "engine")
         and wording.is_number(row.get("limit"))
     ]
+    of_networks = ("latency", "p50", "engine")
+    resolved = target.outputs["hw-probe"].rows(ResolvedLimit)
+    limits += [row.limit for row in resolved if (row.metric, row.statistic, row.scope) == of_networks]
     front = plots.Front(
         networks=networks,
         stock=(known.get(stock.digest) or _network({**scored, "architecture": stock.to_dict()})) if stock else None,
@@ -504,77 +524,69 @@ def _found(target: Target) -> dict[str, Any]:
     search = target.outputs["search"]
     networks = [n for n in map(_network, records(search.lines("history.jsonl"))) if n]
     front = plots.pareto_front(n for n in networks if n.searched)
-    content = mapping(search.json("search.json"))
+    result = search.result(SearchResult)
     sources = []
     for source in dict.fromkeys(n.source for n in networks):
         own = [n for n in networks if n.source == source]
         row = {"name": wording.SOURCES.get(source, source), "evaluated": str(len(own))}
         row["front"] = str(sum(n.source == source for n in front)) if own[0].searched else wording.ABSENT
-        sources.append(row | {"best": pick(content, "best_map50_95", source)})
-    told = [
-        wording.search_sentence(mapping(result), str(source))
-        for source, result in mapping(content.get("comparisons")).items()
-    ]
-    objective = mapping(content.get("objective"))
-    if objective:
-        told.insert(
-            0,
-            f"Wanted was a small {wording.number(objective.get('accuracy'))} × (1 − mAP50-95) + "
-            f"{wording.number(objective.get('latency'))} × latency / stock's latency of "
-            f"{wording.milliseconds(objective.get('stock_ms'))}.",
-        )
-    measured = records(search.json("candidates.json")) + records(content.get("missed"))
+        sources.append(row | {"best": result.best_map50_95.get(source) if result else None})
+    measured = [*search.rows(CandidateResult), *(result.missed if result else ())]
     return {
         "sources": sources,
         "candidates": [_candidate(row, i) for i, row in enumerate(measured)],
-        "sentences": [
-            sentence for sentence in (wording.budget_sentence(mapping(content.get("budget"))), *told) if sentence
-        ],
+        "sentences": list(_search_sentences(result)) if result else [],
     }
 
 
-def _candidate(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-    slack = row.get("slack")
+def _search_sentences(result: SearchResult) -> Iterator[str]:
+    """How much of the limit is used, what was wanted, and how the search did against what it is compared with."""
+    yield wording.budget_sentence(result.budget)
+    if wanted := result.objective:
+        yield (
+            f"Wanted was a small {wording.number(wanted.accuracy)} × (1 − mAP50-95) + "
+            f"{wording.number(wanted.latency)} × latency / stock's latency of {wording.milliseconds(wanted.stock_ms)}."
+        )
+    for source, compared in result.comparisons.items():
+        yield wording.search_sentence(compared, source)
+
+
+def _candidate(row: CandidateResult, index: int) -> dict[str, Any]:
     return {
-        "name": str(index) if row.get("met") is not False else wording.ABSENT,
-        "source": wording.SOURCES.get(str(row.get("source")), str(row.get("source") or wording.ABSENT)),
-        "map50_95": row.get("map50_95_search"),
-        "predicted": pick(row, "predicted", "latency_ms"),
-        "measured": pick(row, "measured", "latency_ms", "p50"),
-        "used": wording.percent(1 - slack, 0) if wording.is_number(slack) else wording.ABSENT,
-        "limit": str(row.get("tightest") or wording.ABSENT),
-        "met": row.get("met") is not False,
+        "name": str(index) if row.met else wording.ABSENT,
+        "source": wording.SOURCES.get(row.source, row.source),
+        "map50_95": row.map50_95_search,
+        "predicted": row.predicted.latency_ms,
+        "measured": row.measured.latency_ms.p50,
+        "used": wording.percent(1 - row.slack, 0),
+        "limit": row.tightest,
+        "met": row.met,
     }
 
 
 def _prior(target: Target) -> dict[str, Any]:
     """What the architecture parameters went through before the evolution."""
     search = target.outputs["search"]
-    prior = mapping(search.json("prior.json"))
-    dimensions = records(prior.get("dimensions"))
-    steps = [
-        row
-        for row in records(prior.get("trajectory"))
-        if wording.is_number(row.get("step")) and len(row.get("probabilities") or ()) == len(dimensions)
-    ]
-    if not steps or not dimensions:
-        off = pick(search.json("search.json"), "asked", "prior_steps") == 0
+    prior = search.result(PriorResult)
+    if prior is None or not prior.trajectory:
+        result = search.result(SearchResult)
+        off = result is not None and result.asked.prior_steps == 0
         missing = "No prior was asked for (search.prior_steps = 0)." if off else search.why_missing("prior")
         return {"plots": [], "curves": [], "facts": [], "missing": missing}
     choices = [
         plots.Choice(
-            name=_dimension(dimension.get("name")),
-            options=[str(option) for option in dimension["options"]],
-            probabilities=[row["probabilities"][i] for row in steps],
+            name=_dimension(dimension.name),
+            options=[str(option) for option in dimension.options],
+            probabilities=[step.probabilities[i] for step in prior.trajectory],
         )
-        for i, dimension in enumerate(dimensions)
-        if len(dimension.get("options") or ()) > 1
+        for i, dimension in enumerate(prior.dimensions)
+        if len(dimension.options) > 1
     ]
-    numbers = [int(row["step"]) for row in steps]
-    limit, last = prior.get("limit_ms"), steps[-1].get("expected_ms")
+    numbers = [step.step for step in prior.trajectory]
+    limit, expected = prior.limit_ms, [step.expected_ms for step in prior.trajectory]
     curves = [
-        plots.prior_latency(f"{target.identity}-prior-ms", numbers, [row.get("expected_ms") for row in steps], limit),
-        plots.prior_loss(f"{target.identity}-prior-loss", numbers, [row.get("loss") for row in steps]),
+        plots.prior_latency(f"{target.identity}-prior-ms", numbers, expected, limit),
+        plots.prior_loss(f"{target.identity}-prior-loss", numbers, [step.loss for step in prior.trajectory]),
     ]
     heat = [
         plots.prior_choices(f"{target.identity}-prior-steps", numbers, choices),
@@ -582,7 +594,7 @@ def _prior(target: Target) -> dict[str, Any]:
     ]
     facts = [
         ("steps", wording.whole(numbers[-1])),
-        ("latency expected in the end", wording.milliseconds(last)),
+        ("latency expected in the end", wording.milliseconds(expected[-1])),
         ("what the limits leave for it", wording.milliseconds(limit)),
     ]
     return {"plots": heat, "curves": [curve for curve in curves if curve], "facts": facts, "missing": ""}
@@ -610,18 +622,13 @@ def _architecture(target: Target) -> dict[str, Any]:
 def _latency_model(target: Target) -> dict[str, Any]:
     probe = target.outputs["hw-probe"]
     fitted = probe.result(LatencyFit)
-    rows = [
-        row
-        for row in records(pick(probe.json("latency_table.json"), "rows"))
-        if wording.is_number(pick(row, "latency_ms", "p50")) and target.architecture(row.get("architecture"))
-    ]
-    if not rows or fitted is None:
+    table = probe.result(LatencyTable)
+    if table is None or fitted is None:
         return {"plot": None, "missing": probe.why_missing("latency table"), "facts": []}
-    architectures = [Architecture.from_dict(row["architecture"]) for row in rows]
-    predicted, _ = LatencyModel.of(fitted).predict(architectures)
+    predicted, _ = LatencyModel.of(fitted).predict([row.architecture for row in table.rows])
     timings = [
-        plots.Timing(row["latency_ms"]["p50"], float(value), str(row.get("role")))
-        for row, value in zip(rows, predicted, strict=True)
+        plots.Timing(row.latency_ms.p50, float(value), row.role)
+        for row, value in zip(table.rows, predicted, strict=True)
     ]
     held_out = [t for t in timings if t.role == "holdout"]
     facts = [

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeGuard
 
 from yolov8_nas import foreign
+from yolov8_nas.runner.results import Compared, LimitUsed, RuleEvidence
 
 ABSENT: Final = "–"
 """Stands where a value was not measured. A missing value is never printed as zero."""
@@ -147,72 +148,56 @@ def interval(comparison: Mapping[str, Any]) -> str:
     return f"{signed(comparison.get('difference'))} (95\N{NO-BREAK SPACE}% interval {low} to {high})"
 
 
-def search_sentence(comparison: Mapping[str, Any], source: str) -> str:
+def search_sentence(compared: Compared, source: str) -> str:
     """How the best of a search stands against the best of what it was compared with, before any training.
 
     Args:
-        comparison: An entry of `comparisons` in `search.json`.
+        compared: The comparison.
         source: What the search was compared with.
     """
-    best = [value for value in comparison.get("best") or [] if is_number(value)]
+    best = [value for value in compared.best if is_number(value)]
     name = SOURCES.get(source, source)
-    if not best or not is_number(comparison.get("search")):
+    if not best or not is_number(compared.search):
         return f"The search against {name}: no figure was recorded."
-    evaluations = [whole(value) for value in comparison.get("evaluations") or []]
-    each = " and ".join(dict.fromkeys(evaluations)) or ABSENT
+    each = " and ".join(dict.fromkeys(map(whole, compared.evaluations)))
     told = f"Compared with {name}: {each} networks score {score(max(best))} at best"
     if len(best) > 1:
-        low, high = comparison.get("interval") or (None, None)
+        low, high = compared.interval or (None, None)
         told = (
             f"Compared with {name}, {len(best)} times {each} networks: their best score "
-            f"{score(comparison.get('mean'))} on average (95{_NBSP}% interval {score(low)} to {score(high)})"
+            f"{score(compared.mean)} on average (95{_NBSP}% interval {score(low)} to {score(high)})"
         )
-    searched = (
-        f"{whole(comparison.get('search_evaluations'))} of the search score {score(comparison['search'])} at best"
-    )
+    searched = f"{whole(compared.search_evaluations)} of the search score {score(compared.search)} at best"
     return f"{told}; {searched}. These are scores with the supernet's weights, before any training."
 
 
-def evidence_sentence(evidence: Mapping[str, Any]) -> str:
-    """What the networks of a latency table say of the options that a hardware rule takes out.
-
-    Args:
-        evidence: `evidence` of an entry of `rules.json`.
-    """
-    low, high = evidence.get("interval") or (None, None)
+def evidence_sentence(evidence: RuleEvidence) -> str:
+    """The evidence of a latency table on the options that a hardware rule takes out, in words."""
+    low, high = evidence.interval
     return (
-        f"at equal multiply-accumulates, each of these options changes latency by {change(evidence.get('extra'))} "
-        f"(95{_NBSP}% interval {change(low)} to {change(high)}; {whole(evidence.get('with_option'))} of "
-        f"{whole(evidence.get('networks'))} networks have any)"
+        f"at equal multiply-accumulates, each of these options changes latency by {change(evidence.extra)} "
+        f"(95{_NBSP}% interval {change(low)} to {change(high)}; {whole(evidence.with_option)} of "
+        f"{whole(evidence.networks)} networks have any)"
     )
 
 
-def budget_sentence(budget: Mapping[str, Any]) -> str:
-    """How much of its tightest limit the best candidate uses and, where that is little, why.
-
-    Args:
-        budget: `budget` of `search.json`.
-    """
-    used = budget.get("used")
-    if not is_number(used):
-        return ""
-    told = [f"The best candidate uses {percent(used, 0)} of the limit {budget.get('limit')} as measured."]
-    if used < 1 - UNUSED:
-        larger, predicted = budget.get("larger"), budget.get("used_predicted")
-        larger = larger if isinstance(larger, Mapping) else {}
-        if budget.get("largest_keeps_it"):
+def budget_sentence(budget: LimitUsed) -> str:
+    """How much of its tightest limit the best candidate uses and, where that is little, why."""
+    told = [f"The best candidate uses {percent(budget.used, 0)} of the limit {budget.limit} as measured."]
+    if budget.used < 1 - UNUSED:
+        if budget.largest_keeps_it:
             told.append("The largest network of the space keeps the limit as well: there is little left to use it for.")
-        if is_number(predicted) and predicted > used:
+        if budget.used_predicted > budget.used:
             told.append(
-                f"It was predicted to use {percent(predicted, 0)} of it; the latency model's upper bound lies "
-                f"{percent(budget.get('reserve'))} above its prediction."
+                f"It was predicted to use {percent(budget.used_predicted, 0)} of it; the latency model's upper bound "
+                f"lies {percent(budget.reserve)} above its prediction."
             )
-        if larger.get("scored"):
+        if budget.larger.scored:
             told.append(
-                f"{whole(larger['scored'])} scored networks use more of it; the best of them scores "
-                f"{score(larger.get('best_map50_95'))} on the search split, this one {score(budget.get('map50_95'))}."
+                f"{whole(budget.larger.scored)} scored networks use more of it; the best of them scores "
+                f"{score(budget.larger.best_map50_95)} on the search split, this one {score(budget.map50_95)}."
             )
-        elif not budget.get("largest_keeps_it"):
+        elif not budget.largest_keeps_it:
             told.append("No scored network within the limits is predicted to use more.")
     return " ".join(told)
 
