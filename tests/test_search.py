@@ -448,7 +448,7 @@ def test_candidates_are_promising_different_and_hold_rescaled_stock(scored: tupl
     met, missed = choose(SPACE, trials, costs, device(true(landscape), log), count=6, expect=expect)
     assert not missed and len(log) == 1 and len(met) == 6
     assert [c.slack for c in met] == pytest.approx([1 - true(landscape)(c.trial.architecture) / 4 for c in met])
-    assert all(json.loads(json.dumps(c.to_dict()))["met"] for c in met)
+    assert all(json.loads(json.dumps(c.to_result().plain()))["met"] for c in met)
     near = near_the_limits(trials, costs([t.architecture for t in trials]))
     best = max(near, key=lambda t: t.map50_95)
     assert best in [c.trial for c in met]
