@@ -357,7 +357,7 @@ class Contest:
                 teacher=self.study.teacher if last else None,
                 held_out=None if last else rung % self.study.folds,
             )
-            return Result(told["score"], {"seconds": told["seconds"]})
+            return Result(told["score"], told["seconds"])
 
         ranking = halve(len(networks), rungs, one)
         write_json(
@@ -501,8 +501,8 @@ class Contest:
             file,
             {
                 "machine": machine(profile.threads),
-                "candidates": [candidate.to_dict() for candidate in found.met],
-                "rescaled": [rescaled.to_dict() for rescaled in found.rescaled],
+                "candidates": [candidate.to_result().plain() for candidate in found.met],
+                "rescaled": [rescaled.to_result().plain() for rescaled in found.rescaled],
                 "random": [network.to_dict() for network in dict.fromkeys(drawn)][: a.candidates],
                 "used": [1 - candidate.slack for candidate in found.met],
                 "scored": len(found.trials),

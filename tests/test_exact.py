@@ -12,6 +12,7 @@ from toys import TINY, fitted, networks, toy
 
 from yolov8_nas.errors import StageError
 from yolov8_nas.measure.latency_model import LatencyModel, Smoothness
+from yolov8_nas.runner.results import PredictionErrors
 from yolov8_nas.search.exact import solve
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.search.objective import CostModel, MemoryModel
@@ -46,7 +47,9 @@ def model(smoothness: Smoothness, seed: int = 1) -> LatencyModel:
     known = networks(TINY, 50, seed)
     latency = [sum(layer.macs for layer in cost(a, 3, 128).layers) / 1e8 for a in known]
     slower = np.array(latency) * np.random.default_rng(seed).uniform(0.9, 1.1, len(known))
-    return LatencyModel(TOY, 3, 128, tuple(known), tuple(slower), smoothness, 0.05, {})
+    return LatencyModel(
+        TOY, 3, 128, tuple(known), tuple(slower), smoothness, 0.05, PredictionErrors(mape=0.0, spearman=1.0)
+    )
 
 
 def costs(limits: Sequence[str], latency: LatencyModel, **changes: Any) -> CostModel:
@@ -152,7 +155,9 @@ def test_the_pair_that_nothing_keeps_is_named() -> None:
     latency = model(LINEAR)
     # Of a device that needs the less energy the longer it takes, so that power and latency can't both be low.
     energies = tuple(30 / value for value in latency.latencies)
-    energy = LatencyModel(TOY, 3, 128, latency.architectures, energies, latency.smoothness, 0.0, {})
+    energy = LatencyModel(
+        TOY, 3, 128, latency.architectures, energies, latency.smoothness, 0.0, PredictionErrors(mape=0.0, spearman=1.0)
+    )
     slow, fast = (middle("latency", latency, share) for share in (0.9, 0.15))
     power = middle("power", latency, 0.15, energy=energy)
     linear = LinearCost.of_latency(latency)

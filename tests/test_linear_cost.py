@@ -10,6 +10,7 @@ import torch
 from toys import TINY, fitted, gflops, networks, toy
 
 from yolov8_nas.measure.latency_model import LatencyModel, Smoothness
+from yolov8_nas.runner.results import PredictionErrors
 from yolov8_nas.search.linear_cost import LinearCost, interactions
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
@@ -82,7 +83,9 @@ def test_the_correction_is_within_its_linear_part_and_its_bound() -> None:
     known = networks(TINY, 60, seed=1)
     latency = [sum(layer.macs**0.8 / 1e6 + 0.01 for layer in cost(a, 3, 128).layers) for a in known]
     for smoothness in (Smoothness(0.0, 1.0, 0.01), Smoothness(0.5, 2.0, 0.1), Smoothness(1.0, 1.0, 0.01)):
-        model = LatencyModel(TINY, 3, 128, tuple(known), tuple(latency), smoothness, 0.05, {})
+        model = LatencyModel(
+            TINY, 3, 128, tuple(known), tuple(latency), smoothness, 0.05, PredictionErrors(mape=0.0, spearman=1.0)
+        )
         linear = LinearCost.tabulate(TINY, model.linear_correction)
         rest = np.log(model.predict(fresh)[0] / model.physical(fresh)) - linear(fresh)
         assert np.abs(rest).max() <= model.curvature + 1e-12
@@ -95,7 +98,9 @@ def test_the_correction_is_within_its_linear_part_and_its_bound() -> None:
 def test_the_tangent_is_the_prediction_to_first_order(smoothness: Smoothness) -> None:
     known = networks(TINY, 60, seed=1)
     latency = [sum(layer.macs**0.8 / 1e6 + 0.01 for layer in cost(a, 3, 128).layers) for a in known]
-    model = LatencyModel(TINY, 3, 128, tuple(known), tuple(latency), smoothness, 0.05, {})
+    model = LatencyModel(
+        TINY, 3, 128, tuple(known), tuple(latency), smoothness, 0.05, PredictionErrors(mape=0.0, spearman=1.0)
+    )
     at = known[7]
     tables = LinearCost.tabulate(TINY, lambda architectures: model.tangent(at, architectures))
     genes = TINY.encode(at)
