@@ -15,8 +15,9 @@ from toys import TINY, gflops, networks, toy
 
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.errors import InputError
+from yolov8_nas.runner.results import PriorStep
 from yolov8_nas.search import differentiable
-from yolov8_nas.search.differentiable import CHECKPOINT_EVERY, Prior, PriorRecipe, PriorStep, learn_prior, within
+from yolov8_nas.search.differentiable import CHECKPOINT_EVERY, Prior, PriorRecipe, learn_prior, within
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.supernet.relaxed import RelaxedSupernet

@@ -25,8 +25,8 @@ from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, sections, wording
 from yolov8_nas.report.build import build_report
 from yolov8_nas.report.terminal import verdict
-from yolov8_nas.runner.results import Larger, LimitUsed
-from yolov8_nas.search.rules import RULES, Device, Evidence, consider, narrowed
+from yolov8_nas.runner.results import Larger, LimitUsed, RuleEvidence
+from yolov8_nas.search.rules import RULES, Device, consider, narrowed
 from yolov8_nas.space import Architecture, SearchSpace
 
 SPACE = SearchSpace.load("tiny")
@@ -689,7 +689,7 @@ def test_hardware_rules_are_told_with_what_was_measured_of_them(run: MadeUpRun, 
     search = shutil.copytree(run.evidence["targets"]["cpu-onnxruntime-best"]["search"], tmp_path / "search")
     device = Device("Tesla T4", "gpu", ("fp16", "int8"), 320.0, 4.0)
     applied = consider(SPACE, device, "int8", imgsz=128, batch=1, switched=dict.fromkeys(RULES, True))
-    evidence = Evidence(150, 140, 0.021, (0.012, 0.03))
+    evidence = RuleEvidence(networks=150, with_option=140, extra=0.021, interval=(0.012, 0.03), verdict="supports")
     applied = [replace(rule, evidence=evidence if rule.removed else None) for rule in applied]
     space, searched = (sum(len(d.options) for d in s.dimensions) for s in (SPACE, narrowed(SPACE, applied)))
     taken = space - searched

@@ -9,9 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from yolov8_nas.runner.results import Source
+from yolov8_nas.runner.results import PriorStep, Source
 from yolov8_nas.search import exact
-from yolov8_nas.search.differentiable import Prior, PriorRecipe, PriorStep, learn_prior
+from yolov8_nas.search.differentiable import Prior, PriorRecipe, learn_prior
 from yolov8_nas.search.evolution import Price, Utility, first_generation
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.search.objective import CostModel

@@ -27,9 +27,9 @@ the search split: on the train split, whose images the weights have learned, mor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_json, read_kept, write_json
+from yolov8_nas.runner.results import PriorStep
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.supernet.images import read_split
@@ -74,25 +75,6 @@ class PriorRecipe:
     seed: int
     batch: int = 16
     temperature: float = 3e-4
-
-
-@dataclass(frozen=True)
-class PriorStep:
-    """The state after a step.
-
-    Attributes:
-        step: Number of the step, from 1.
-        loss: Detection loss per image of the network that was drawn.
-        expected_ms: Expected latency in ms by the linear part of the latency model.
-        penalty: Multiplier of the limit: the share of the loss that a share of latency is worth; 0 while it is kept.
-        probabilities: For each dimension those of its options.
-    """
-
-    step: int
-    loss: float
-    expected_ms: float
-    penalty: float
-    probabilities: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -152,7 +134,7 @@ def learn_prior(
     checkpoint = partial / CHECKPOINT
     if saved := read_kept(checkpoint, read_json):
         worth, logits = ([torch.tensor(x, dtype=torch.float64) for x in saved[name]] for name in ("worth", "logits"))
-        trajectory = [_step(row) for row in saved["trajectory"]]
+        trajectory = [PriorStep.model_validate(row) for row in saved["trajectory"]]
 
     for step in range(len(trajectory), recipe.steps):
         loss, saved_share = drawn.step(step, logits)
@@ -164,10 +146,18 @@ def learn_prior(
             logits, multiplier = within(logits, linear, limit_ms)
         probabilities = [x.softmax(0) for x in logits]
         expected_ms = linear.expected(probabilities).item()
-        trajectory.append(PriorStep(step + 1, loss, expected_ms, multiplier / rate, _tuples(probabilities)))
+        trajectory.append(
+            PriorStep(
+                step=step + 1,
+                loss=loss,
+                expected_ms=expected_ms,
+                penalty=multiplier / rate,
+                probabilities=_tuples(probabilities),
+            )
+        )
         if (step + 1) % CHECKPOINT_EVERY == 0:
             state = {"worth": _tuples(worth), "logits": _tuples(logits)}
-            write_json(checkpoint, {**state, "trajectory": [asdict(point) for point in trajectory]})
+            write_json(checkpoint, {**state, "trajectory": [point.plain() for point in trajectory]})
         progress(trajectory[-1])
     return Prior(_tuples(logits), _tuples(worth), tuple(trajectory))
 
@@ -264,7 +254,3 @@ def _draw(logits: Sequence[Sequence[float] | Tensor], rng: np.random.Generator) 
 
 def _tuples(parameters: Sequence[Tensor]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(values.tolist()) for values in parameters)
-
-
-def _step(row: dict[str, Any]) -> PriorStep:
-    return PriorStep(**{**row, "probabilities": tuple(map(tuple, row["probabilities"]))})

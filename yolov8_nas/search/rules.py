@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from scipy.stats import t as student
@@ -46,8 +46,6 @@ _ENOUGH: Final = 12
 
 _CONFIDENCE: Final = 0.95
 _BYTES: Final = {"fp32": 4, "fp16": 2, "int8": 1}
-
-Verdict = Literal["supports", "undecided", "contradicts"]
 
 
 @dataclass(frozen=True)
@@ -85,29 +83,6 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What a latency table says of the options that a rule takes out.
-
-    Attributes:
-        networks: Networks of the table.
-        with_option: Those of them that have such an option.
-        extra: By how much an option makes a network slower at equal multiply-accumulates, as a share.
-        interval: The 95% interval of that.
-    """
-
-    networks: int
-    with_option: int
-    extra: float
-    interval: tuple[float, float]
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the options were measured to be slow."""
-        low, high = self.interval
-        return "supports" if low > 0 else "contradicts" if high < 0 else "undecided"
-
-
-@dataclass(frozen=True)
 class Applied:
     """A rule held against a device and a space.
 
@@ -123,7 +98,7 @@ class Applied:
     on: bool
     reason: str
     removed: Mapping[str, tuple[Any, ...]]
-    evidence: Evidence | None = None
+    evidence: RuleEvidence | None = None
 
     def __str__(self) -> str:
         count = sum(map(len, self.removed.values()))
@@ -133,12 +108,7 @@ class Applied:
 
     def to_result(self) -> RuleApplied:
         """The rule as a part of the stage's result."""
-        found = self.evidence
-        evidence = RuleEvidence(**asdict(found), verdict=found.verdict) if found else None
-        told = RULES[self.rule]
-        return RuleApplied(
-            rule=self.rule, on=self.on, reason=self.reason, removed=self.removed, evidence=evidence, says=told
-        )
+        return RuleApplied(**vars(self), says=RULES[self.rule])
 
 
 def consider(
@@ -219,7 +189,7 @@ def _evidence(
     space: SearchSpace,
     measured: Mapping[Architecture, float],
     macs: Mapping[Architecture, int],
-) -> Evidence | None:
+) -> RuleEvidence | None:
     """Least squares of log latency on the number of removed options, beside a parabola in log multiply-accumulates.
 
     Nothing where the table has too few networks, or all of them have as many such options.
@@ -239,8 +209,14 @@ def _evidence(
     error = math.sqrt(variance * np.linalg.inv(design.T @ design)[-1, -1])
     half = float(student.ppf((1 + _CONFIDENCE) / 2, free)) * error
     slope = float(solution[-1])
-    interval = math.expm1(slope - half), math.expm1(slope + half)
-    return Evidence(len(count), int((count > 0).sum()), math.expm1(slope), interval)
+    low, high = math.expm1(slope - half), math.expm1(slope + half)
+    return RuleEvidence(
+        networks=len(count),
+        with_option=int((count > 0).sum()),
+        extra=math.expm1(slope),
+        interval=(low, high),
+        verdict="supports" if low > 0 else "contradicts" if high < 0 else "undecided",
+    )
 
 
 def _count(network: Architecture, space: SearchSpace, removed: Mapping[str, tuple[Any, ...]]) -> int:

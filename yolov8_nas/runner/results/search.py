@@ -225,7 +225,15 @@ class SearchResult(ResultFile):
 
 
 class RuleEvidence(Result):
-    """The evidence of a latency table for or against a hardware rule; see `search.rules.Evidence`."""
+    """The evidence of a latency table for or against a hardware rule.
+
+    Attributes:
+        networks: Networks of the table.
+        with_option: Those of them that have an option that the rule takes out.
+        extra: By how much an option makes a network slower at equal multiply-accumulates, as a share.
+        interval: The 95% interval of that.
+        verdict: Whether the options were measured to be slow.
+    """
 
     networks: int
     with_option: int
@@ -277,8 +285,16 @@ class Choices(Result):
     options: tuple[Option, ...]
 
 
-class LearningStep(Result):
-    """The state of the prior after a step; see `search.differentiable.PriorStep`."""
+class PriorStep(Result):
+    """The state of the prior after a step.
+
+    Attributes:
+        step: Number of the step, from 1.
+        loss: Detection loss per image of the network that was drawn.
+        expected_ms: Expected latency in ms by the linear part of the latency model.
+        penalty: Multiplier of the limit: the share of the loss that a share of latency is worth; 0 while it is kept.
+        probabilities: For each dimension those of its options.
+    """
 
     step: int
     loss: float
@@ -301,5 +317,5 @@ class PriorResult(ResultFile):
     limit_ms: float | None
     dimensions: tuple[Choices, ...]
     worth: tuple[tuple[float, ...], ...]
-    trajectory: tuple[LearningStep, ...]
+    trajectory: tuple[PriorStep, ...]
     most_likely: Network

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +34,6 @@ from yolov8_nas.runner.results import (
     FrontNetwork,
     LatencyFit,
     LatencyTable,
-    LearningStep,
     NmsResult,
     OptionCounts,
     PriorResult,
@@ -261,7 +260,7 @@ class _Search:
             limit_ms=found.limit_ms,
             dimensions=tuple(Choices(name=choice.name, options=choice.options) for choice in space.dimensions),
             worth=prior.worth,
-            trajectory=tuple(LearningStep(**asdict(step)) for step in prior.trajectory),
+            trajectory=prior.trajectory,
             most_likely=prior.most_likely(space),
         )
 
