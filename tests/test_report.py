@@ -734,6 +734,20 @@ def test_builds_from_files_that_are_absent_or_broken(how: str, tmp_path: Path) -
     assert "Limit kept" in page.text and "0.413" in page.text
 
 
+def test_results_that_contradict_themselves_are_told_as_missing(tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path / "evidence", networks=30)
+    folders = run.evidence["targets"]["cpu-onnxruntime-best"]
+    short = prior(3)
+    short["trajectory"][1]["probabilities"].pop()
+    write(folders["search"], {"prior.json": short, "rules.json": {"options": 104}})
+    write(folders["hw-probe"], {"latency_table.json": fabricated.table([]).plain(), "nms.json": {"latency_ms": 1}})
+    page = Page(build_report(run.summary, run.evidence, tmp_path / "report.html"))
+    for what in ("prior", "record of hardware rules"):
+        assert f"The stage search left no readable {what}." in page.text
+    assert "The stage hw-probe left no readable latency table." in page.text
+    assert "made-up boxes" not in page.text
+
+
 def test_a_run_that_reached_no_target_has_a_report(tmp_path: Path) -> None:
     stages = [{"name": "data-prep", "target": None, "status": "failed", "seconds": None, "error": "no images"}]
     page = Page(build_report({"stages": stages, "targets": []}, {}, tmp_path / "report.html"))

@@ -409,14 +409,15 @@ def _interval(target: Target, timed: str) -> str:
     return f" (95\N{NO-BREAK SPACE}% interval {wording.number(low)} to {wording.number(high)})"
 
 
-def _measured_network(candidate: CandidateResult) -> plots.Network:
-    return plots.Network(
-        name=candidate.architecture.digest,
-        score=candidate.map50_95_search,
-        predicted_ms=candidate.predicted.latency_ms,
-        measured_ms=candidate.measured.latency_ms.p50,
-        source=candidate.source,
-    )
+def _as_scored(candidate: CandidateResult) -> Mapping[str, Any]:
+    """A candidate as a row of the history."""
+    return {
+        "architecture": candidate.architecture.to_dict(),
+        "map50_95": candidate.map50_95_search,
+        "latency_ms": candidate.predicted.latency_ms,
+        "measured_ms": candidate.measured.latency_ms.p50,
+        "source": candidate.source,
+    }
 
 
 def _network(row: Mapping[str, Any]) -> plots.Network | None:
@@ -485,7 +486,7 @@ def _pareto(target: Target) -> dict[str, Any]:
     networks = [network for network in map(_network, history) if network]
     if not networks:
         return {"plot": None, "missing": search.why_missing("search history"), "facts": []}
-    candidates = list(map(_measured_network, search.rows(CandidateResult)))
+    candidates = [n for row in search.rows(CandidateResult) if (n := _network(_as_scored(row)))]
     chosen = target.architecture(target.summary.get("architecture"))
     known = {network.name: network for network in [*candidates, *networks]}
     stock = target.stock
@@ -568,7 +569,8 @@ def _prior(target: Target) -> dict[str, Any]:
     """What the architecture parameters went through before the evolution."""
     search = target.outputs["search"]
     prior = search.result(PriorResult)
-    if prior is None or not prior.trajectory:
+    lengths = {len(step.probabilities) for step in prior.trajectory} if prior else set()
+    if prior is None or lengths != {len(prior.dimensions)}:
         result = search.result(SearchResult)
         off = result is not None and result.asked.prior_steps == 0
         missing = "No prior was asked for (search.prior_steps = 0)." if off else search.why_missing("prior")
@@ -623,12 +625,12 @@ def _latency_model(target: Target) -> dict[str, Any]:
     probe = target.outputs["hw-probe"]
     fitted = probe.result(LatencyFit)
     table = probe.result(LatencyTable)
-    if table is None or fitted is None:
+    rows = [row for row in table.rows if wording.is_number(row.latency_ms.p50)] if table else []
+    if not rows or fitted is None:
         return {"plot": None, "missing": probe.why_missing("latency table"), "facts": []}
-    predicted, _ = LatencyModel.of(fitted).predict([row.architecture for row in table.rows])
+    predicted, _ = LatencyModel.of(fitted).predict([row.architecture for row in rows])
     timings = [
-        plots.Timing(row.latency_ms.p50, float(value), row.role)
-        for row, value in zip(table.rows, predicted, strict=True)
+        plots.Timing(row.latency_ms.p50, float(value), row.role) for row, value in zip(rows, predicted, strict=True)
     ]
     held_out = [t for t in timings if t.role == "holdout"]
     facts = [
