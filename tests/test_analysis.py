@@ -177,7 +177,7 @@ def test_operators_have_times_work_and_rows(
 def analyzed(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **changes: Any) -> Analysis:
     monkeypatch.setattr(frame, "measure", partial(frame.measure, protocol=QUICK))
     monkeypatch.setattr(frame, "sweep", partial(frame.sweep, protocol=QUICK))
-    monkeypatch.setattr(run, "_measured", lambda _: ROOFLINE)
+    monkeypatch.setattr(run, "_roofline", lambda _: ROOFLINE)
     asked = {
         "hardware": "cpu-1t", "runtime": "onnxruntime", "precision": None, "imgsz": None, "batches": [1],
         "streams": [1], "fps": 30.0, "size": (80, 60), "images": None, "rows_of": None,
