@@ -27,11 +27,11 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.files import canonical_digest, read_json, write_json
+from yolov8_nas.files import canonical_digest, read_json
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import CandidateResult, RescaledStock
 from yolov8_nas.runner.stage import StageContext
-from yolov8_nas.space import SearchSpace, rescale
+from yolov8_nas.space import Architecture, SearchSpace, rescale
 from yolov8_nas.space.cost import cost
 from yolov8_nas.stages.qat_finetune import STAGE
 from yolov8_nas.stages.qat_finetune.given import CALIBRATION_IMAGES
@@ -48,6 +48,11 @@ from yolov8_nas.train.quantization import load_network, quantize
 
 TINY = SearchSpace.load("tiny")
 RECIPE = Recipe(epochs=3, batch=8, lr=2e-3, imgsz=64, seed=0)
+
+
+def as_fast(network: Architecture, ms: float, candidate: str = "another") -> RescaledStock:
+    """Rescaled stock of this latency, made for a candidate of 2 ms."""
+    return RescaledStock(architecture=network, latency_ms=ms, candidate=candidate, candidate_ms=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +247,7 @@ def test_from_weights_all_begin_alike_and_learn_as_long(
 ) -> None:
     rescaled = dataclasses.replace(TINY.stock, sppf_width=128)
     inputs = shutil.copytree(stage_inputs, tmp_path / "inputs")
-    write_json(inputs / "search" / "rescaled.json", {"architecture": rescaled.to_dict(), "latency_ms": 1.0})
+    RescaledStock.write_all(inputs / "search", [as_fast(rescaled, 1.0)])
     asked = {"baseline": "both", "rungs": []}
     context = stage_context(tmp_path / "one", inputs, {"weights": str(checkpoint)}, **asked)
     STAGE.run(context)
@@ -346,7 +351,7 @@ def test_a_rescaled_stock_network_is_trained_where_it_is_asked_for(
     stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], tmp_path: Path
 ) -> None:
     narrow = dataclasses.replace(TINY.stock, convs=tuple(8 * (w // 16) for w in TINY.stock.convs), sppf_width=200)
-    write_json(stage_inputs / "search" / "rescaled.json", {"architecture": narrow.to_dict(), "latency_ms": 2.0})
+    RescaledStock.write_all(stage_inputs / "search", [as_fast(narrow, 2.0)])
     for asked, trained in (
         ("none", set()),
         ("stock", {"stock"}),
@@ -451,7 +456,7 @@ def test_what_candidates_are_compared_with_gets_as_many_trainings_and_the_same_t
     CandidateResult.write_all(inputs / "search", [fabricated.candidate(one, 2.0) for one in entrants])
     narrow, narrower = (rescale(TINY.stock, factor) for factor in (0.7, 0.6))
     rescaled = [
-        RescaledStock(architecture=one, latency_ms=2.0, candidate=entrant.digest, candidate_ms=2.0)
+        as_fast(one, 2.0, entrant.digest)
         for one, entrant in ((TINY.stock, entrants[0]), (narrow, entrants[2]), (narrower, entrants[2]))
     ]
     RescaledStock.write_all(inputs / "search", rescaled)
@@ -515,10 +520,7 @@ def test_what_candidates_are_compared_with_gets_as_many_trainings_and_the_same_t
 )
 def test_rivals_are_those_of_the_candidates_latency(rows: list[tuple[str, float, str]], expected: list[str]) -> None:
     named = dict(zip("abc", (rescale(TINY.stock, factor) for factor in (0.8, 0.7, 0.6)), strict=True))
-    content = [
-        RescaledStock(architecture=named[name], latency_ms=ms, candidate=whose, candidate_ms=2.0)
-        for name, ms, whose in rows
-    ]
+    content = [as_fast(named[name], ms, whose) for name, ms, whose in rows]
     found = rivals_of(content, "mine", 2.0)
     assert [architecture for architecture, _ in found] == [named[name] for name in expected]
 

@@ -343,9 +343,7 @@ class _Branch:
                 if verdict and verdict.baselines
                 else self._stock(),
                 "latency_model": {key: getattr(fit, key) for key in LatencyModel.model_fields} if fit else None,
-                "registry": registry.model_dump(exclude={"spooled"})
-                if registry and registry.version is not None
-                else None,
+                "registry": registry.plain() if registry and registry.version is not None else None,
                 "comparison": verdict.comparison if verdict else None,
                 "quantization": verdict.quantization if verdict else None,
                 "engine": self._result("trt-export", results.EngineResult),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import JsonValue
+
 from yolov8_nas.runner.results.form import ResultFile
 
 
@@ -33,3 +35,7 @@ class RegisterResult(ResultFile):
     role: str | None = None
     run_id: str | None = None
     spooled: str | None = None
+
+    def plain(self) -> dict[str, JsonValue]:
+        """As plain JSON values: of a version that is not registered only why, and where it is kept."""
+        return self.model_dump(mode="json", exclude_unset=True)
