@@ -168,7 +168,7 @@ def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
     config = RunConfig.parse({"space": "tiny", "imgsz": 64, "targets": targets}, "test")
     made = {**write_outputs(tmp_path / "made"), "register": tmp_path / "made" / "register"}
     made["register"].mkdir()
-    RegisterResult(model="weld-seams", tracking_uri="", reason="", version=3).write(made["register"])
+    RegisterResult(model="weld-seams", tracking_uri="", reason="", version=3, aliases=()).write(made["register"])
     labels = lost, kept = target_labels(config)
     tars: dict[tuple[str, str | None], Path] = {}
 
