@@ -25,7 +25,9 @@ from pipelines.pipeline import yolov8_nas
 from yolov8_nas.errors import InputError
 from yolov8_nas.reading import parse_json
 
-_ENDED: Final = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+ENDED: Final = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+"""States of a run that is over."""
+
 _ITERATION: Final = re.compile(r"\.iteration-iterations\(([0-9]{1,6}):")  # how Argo names what a loop repeats
 _TRY: Final = re.compile(r"\(([0-9]{1,6})\)$")
 _UNSCHEDULABLE: Final = "Unschedulable"  # how Argo begins the scheduler's message
@@ -137,7 +139,7 @@ def watch(
                     f"{step.name}: no place for it in {unschedulable:g} hours ({step.why}); it goes on waiting: make "
                     "room or such a node, or end the run and submit it with other labels, tolerations or resources"
                 )
-        if run.state in _ENDED:
+        if run.state in ENDED:
             if run.error and run.error.message:
                 tell(" ".join(run.error.message.split()))
             return str(run.state)

@@ -19,7 +19,7 @@ import yaml
 
 from pipelines.client import Access, Server
 from pipelines.pods import STORE
-from pipelines.watch import Step, steps
+from pipelines.watch import ENDED, Step, steps
 from yolov8_nas.config import RunConfig
 from yolov8_nas.runner.stage import target_labels
 
@@ -258,9 +258,9 @@ class Cluster:
     def clean_up(self) -> None:
         """End what still runs."""
         for run in self.runs:
-            if run.process.poll() is None:
-                run.process.terminate()
-                self.server.client.terminate_run(run.id)
+            run.process.terminate()
+            if self.server.client.get_run(run.id).state not in ENDED:  # also one that `submit --watch` gave up
+                self.cancel(run)
             self.server.client.archive_run(run.id)
         self.runs.clear()
 
