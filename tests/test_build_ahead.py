@@ -36,6 +36,7 @@ from yolov8_nas.run import local
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
     AheadResult,
+    NmsResult,
     ResolvedLimit,
     TrainingRecipe,
     Tuned,
@@ -90,6 +91,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("hw-probe", "search"):
         folders[name].mkdir(exist_ok=True)
     ResolvedLimit.write_all(folders["hw-probe"], fabricated.resolved(Constraint.parse("latency<=5ms")))
+    NmsResult(latency_ms=None, reason="not measured here").write(folders["hw-probe"])
     fabricated.searched().write(folders["search"])
     return folders
 
