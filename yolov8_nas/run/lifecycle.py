@@ -26,8 +26,7 @@ from yolov8_nas.yaml_text import parse_yaml
 CONFIG_FILE: Final = "config.json"
 
 CLOSED_FILE: Final = "closed.json"
-"""Record of a run with what it came to, written when it is closed."""
-
+"""Record of a run with what it came to, written when it is closed, for whoever sees the store alone."""
 
 FAILURES_LOG: Final = "failures.jsonl"
 """File beside the logs of a run on this machine: why tasks failed, a line each."""
