@@ -41,6 +41,7 @@ _TRAINING_ON_GPU: Final = ("7", "28Gi")
 _TRAINING_ON_CPU: Final = ("1", "4Gi")
 _TARGET: Final = ("3", "12Gi")
 _TARGET_CPU_MEMORY: Final = "4Gi"
+_READING: Final = ("500m", "2Gi")
 
 _KEYS: Final = ("node_labels", "tolerations", "gpus", "cpu", "memory")
 
@@ -66,6 +67,48 @@ class Branch:
     memory: str
     node_affinity: Mapping[str, Any]
     tolerations: Sequence[Mapping[str, Any]]
+
+    def probe(self, found: str) -> dict[str, Any]:
+        """Where its device is measured; or read of, from any node, where the key of the result was found."""
+        pod = Pod(self.gpus, self.cpu, self.memory, self.node_affinity, self.tolerations).reading_if(found)
+        own = {"gpus": pod.gpus, "cpu": pod.cpu, "memory": pod.memory, "found": pod.found}
+        return {"label": self.label, **own, "node_affinity": dict(pod.nodes), "tolerations": list(pod.tolerations)}
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What one step gets, and where, in what Kubernetes takes.
+
+    Attributes:
+        gpus: Whole GPUs.
+        cpu: Cores, request and limit.
+        memory: Memory, request and limit.
+        nodes: Labels of its nodes, or a NodeAffinity; empty for any node.
+        tolerations: Taints of these nodes.
+        found: Key of the step's result in the stage store; empty where it computes it.
+    """
+
+    gpus: str
+    cpu: str
+    memory: str
+    nodes: Mapping[str, Any]
+    tolerations: Sequence[Mapping[str, Any]]
+    found: str = ""
+
+    def reading_if(self, found: str) -> Pod:
+        """Itself, or room on any node to read a result that was found."""
+        return Pod("0", *_READING, {}, [], found) if found else self
+
+    def as_fields(self, step: str, nodes: str = "affinity") -> dict[str, Any]:
+        """The outputs of a component that say so, by their names; `nodes` is what they call the nodes."""
+        return {
+            f"{step}_found": self.found,
+            f"{step}_gpus": self.gpus,
+            f"{step}_cpu": self.cpu,
+            f"{step}_memory": self.memory,
+            f"{step}_{nodes}": dict(self.nodes),
+            f"{step}_tolerations": list(self.tolerations),
+        }
 
 
 def pool_name(target: TargetConfig) -> str:
@@ -139,6 +182,20 @@ def over_nodes(config: str, nodes: int, gpus: int) -> str:
     settings = json.loads(config)
     settings["supernet"]["processes"] = nodes * max(1, gpus)
     return json.dumps(settings)
+
+
+def trained_by(config: RunConfig, nodes: int, gpus: int) -> RunConfig:
+    """A run configuration as the step that trains the supernet sees it, whatever this machine has.
+
+    Args:
+        config: The run configuration.
+        nodes: Number of nodes.
+        gpus: GPUs of each, which are all that a step on them sees.
+    """
+    if nodes == 1 and config.supernet.processes != "auto":
+        return config
+    supernet = config.supernet.model_copy(update={"processes": nodes * max(1, gpus)})
+    return config.model_copy(update={"supernet": supernet})
 
 
 def branches(

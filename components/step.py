@@ -48,6 +48,7 @@ def run_step(
     inputs: Mapping[str, dsl.Artifact] | None = None,
     parameters: Mapping[str, Any] | None = None,
     gpus: str = "0",
+    found: str = "",
     run: Callable[[StageContext[Any]], None] | None = None,
 ) -> None:
     """Bring a stage to its end, as `run_stage` does, and write its figures and its report.
@@ -67,10 +68,13 @@ def run_step(
         inputs: Tars of earlier stages, by name.
         parameters: Further settings, which only earlier tasks know.
         gpus: GPUs that the step was promised.
+        found: Key of the result, where the step has room to read it only.
         run: Carries the stage out instead of its own function, to the same result.
     """
     artifacts = inputs or {}
-    found = find_stage(stage) if isinstance(stage, str) else stage
+    work = find_stage(stage) if isinstance(stage, str) else stage
+    if run is not None:
+        work = replace(work, run=run)
 
     def carry_out(it: Stage[Any]) -> Outcome:
         return run_stage(
@@ -84,16 +88,15 @@ def run_step(
             store=store,
             run_id=run_id,
             gpus=int(gpus),
+            found=found,
         )
 
     try:
-        if run is not None:
-            found = replace(found, run=run)
-        outcome = carry_out(found) if target is None else _survived(found, carry_out)
+        outcome = carry_out(work) if target is None else _survived(work, carry_out)
     except Exception as error:
-        raise tell_failure(error, found.name, store=store, run_id=run_id, target=target) from None
+        raise tell_failure(error, work.name, store=store, run_id=run_id, target=target) from None
     output.metadata["sha256"] = outcome.digest
-    _show(tell(found.name, target, outcome, Path(output.path)), metrics, report)
+    _show(tell(work.name, target, outcome, Path(output.path)), metrics, report)
 
 
 def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:

@@ -1,7 +1,7 @@
 """From a dataset to registered detectors, one per target, as a Kubeflow pipeline.
 
     open-run --+-- data-prep -- supernet-train --+
-               |                                 +-- per target: hw-probe, search, qat-finetune, trt-export, register
+               |                                 +-- per target: look-up, search, qat-finetune, trt-export, register
                +-- per target: hw-probe ---------+
     and before trt-export, for a compiler that needs no device, build-ahead on a CPU node
     verdict, which fails where no target has a model
@@ -10,8 +10,11 @@
 A retraining goes the same way, from the champion's supernet on, with a last step in each branch: the promotion gate.
 Where the dataset is not a new one, it goes from open-run to close-run.
 
-The probe stands in two loops, because a loop's results cannot be picked up by another loop's iterations: the first
-one measures the device while the supernet trains, the second finds the result in the stage store and ends in a blink.
+A loop's results cannot be picked up by another loop's iterations: hw-probe measures the device while the supernet
+trains, and look-up, which begins when both have ended, finds the result in the stage store.
+
+A step that finds its result in the store needs no device to read it. Whoever stands before it looks (`run.found`), and
+gives it its pod: open-run that of hw-probe, data-prep that of supernet-train, look-up those of a branch.
 
 Why pipelines are nested in pipelines:
 
@@ -19,14 +22,13 @@ Why pipelines are nested in pipelines:
   *parameter* taken directly into a loop silently becomes the loop's item in kfp.local 2.17; as the input of a pipeline
   that has the loop in it, it arrives.
 * The nodes that a step runs on are chosen by parameters. kfp 2.17 compiles these right where the step stands directly
-  in a pipeline that has them as its own inputs. In a loop it refers to an input that is not there
-  (`targets-loop-item-subvar-node_affinity`), which nothing notices before the pod is to be made.
+  in a pipeline that has them as its own inputs, or beside the step whose outputs they are. In a loop it refers to an
+  input that is not there (`targets-loop-item-subvar-node_affinity`), and nothing notices before the pod is made.
 * `dsl.If` directly in a loop, or on a task's output within an exit handler, is silently false in kfp.local 2.17.
-
-hw-probe stands in two nested pipelines, and kfp 2.17 mixes up the pod settings of steps of one name when it merges
-pipelines. Both take them from the same names (`_target_pod`), so there is nothing to mix up; a test holds this.
+* A step can come after a pipeline, but not after a loop beside it.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from kfp import dsl
@@ -35,6 +37,7 @@ from components.build_ahead.component import build_ahead
 from components.close_run.component import close_run
 from components.data_prep.component import data_prep
 from components.hw_probe.component import hw_probe
+from components.look_up.component import look_up
 from components.open_run.component import open_run
 from components.promote.component import promote
 from components.qat_finetune.component import qat_finetune
@@ -45,8 +48,8 @@ from components.trt_export.component import trt_export
 from components.verdict.component import verdict
 from pipelines.pods import GPU_TOLERATION, STORE, Light, Placed, light, makes_train_jobs, placed, reads_data
 
-PROBES: Final = "probes"
-"""Name of the loop that measures the devices."""
+PROBES: Final = "Measure the devices"
+"""What people call the part that measures them."""
 
 VERDICT: Final = "Give the verdict"
 """What people call the step that fails where nothing came of the run."""
@@ -71,14 +74,15 @@ def _uncached(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
     return task.set_caching_options(False).set_display_name(name)
 
 
-def _target_pod(gpus: Any, cpu: Any, memory: Any, node_affinity: Any, tolerations: Any) -> Placed:
-    return Placed(gpus, cpu, memory, tolerations, node_affinity=node_affinity)
-
-
-def _training_pod(
-    training_gpus: Any, training_cpu: Any, training_memory: Any, training_labels: Any, training_tolerations: Any
-) -> Placed:
-    return Placed(training_gpus, training_cpu, training_memory, training_tolerations, node_labels=training_labels)
+def _found(step: str, outputs: Mapping[str, Any], nodes: str) -> Placed:
+    """The pod that whoever stands before a step has given it; `nodes` is `labels` or `affinity`."""
+    return Placed(
+        outputs[f"{step}_gpus"],
+        outputs[f"{step}_cpu"],
+        outputs[f"{step}_memory"],
+        outputs[f"{step}_tolerations"],
+        **{f"node_{nodes}": outputs[f"{step}_{nodes}"]},
+    )
 
 
 @dsl.pipeline(name="probe-target", description="Measure one device while the supernet trains")
@@ -87,6 +91,7 @@ def probe_target(
     target: str,
     store: str,
     run_id: str,
+    found: str,
     target_gpus: str,
     target_cpu: str,
     target_memory: str,
@@ -101,16 +106,51 @@ def probe_target(
         target: Label of the target.
         store: The stage store.
         run_id: Name of the run.
-        target_gpus: GPUs of the target's steps.
-        target_cpu: Their cores.
-        target_memory: Their memory.
-        target_affinity: Their nodes.
+        found: Key of the result, where it is only read.
+        target_gpus: GPUs of the step.
+        target_cpu: Its cores.
+        target_memory: Its memory.
+        target_affinity: Its nodes.
         target_tolerations: Taints of these nodes.
         run: What open-run found out.
     """
-    pod = _target_pod(target_gpus, target_cpu, target_memory, target_affinity, target_tolerations)
-    probe = hw_probe(config=config, target=target, store=store, run_id=run_id, gpus=target_gpus, run=run)
+    probe = hw_probe(config=config, target=target, store=store, run_id=run_id, gpus=target_gpus, found=found, run=run)
+    pod = Placed(target_gpus, target_cpu, target_memory, target_tolerations, node_affinity=target_affinity)
     _measures(probe, "Measure the device", pod)
+
+
+@dsl.pipeline(name="probe-all-targets", description="Measure the devices")
+def probe_all_targets(
+    config: str,
+    probes: list,  # type: ignore[type-arg]  # kfp takes an item's parts to be of its type, and knows no Any
+    store: str,
+    run_id: str,
+    run: dsl.Input[dsl.Artifact],
+) -> None:
+    """Probe the targets.
+
+    Args:
+        config: Run configuration as JSON.
+        probes: Where the device of each target is measured, from open-run.
+        store: The stage store.
+        run_id: Name of the run.
+        run: What open-run found out.
+    """
+    with dsl.ParallelFor(probes, name="probes") as probe:
+        early = probe_target(
+            config=config,
+            target=probe.label,
+            store=store,
+            run_id=run_id,
+            found=probe.found,
+            target_gpus=probe.gpus,
+            target_cpu=probe.cpu,
+            target_memory=probe.memory,
+            target_affinity=probe.node_affinity,
+            target_tolerations=probe.tolerations,
+            run=run,
+        )
+        _uncached(early, "Measure early")
 
 
 @dsl.pipeline(name="promotion", description="One target: the promotion gate of a retraining")
@@ -142,7 +182,7 @@ def promotion(
         dataset: Tar of data-prep.
         registered: Tar of register.
     """
-    pod = _target_pod(target_gpus, target_cpu, target_memory, target_affinity, target_tolerations)
+    pod = Placed(target_gpus, target_cpu, target_memory, target_tolerations, node_affinity=target_affinity)
     common = {"target": target, "store": store, "run_id": run_id, "gpus": target_gpus}
     gate = promote(**common, run=run, dataset=dataset, registered=registered)
     _measures(gate, "Promotion gate", pod)
@@ -191,24 +231,44 @@ def target_branch(
         dataset: Tar of data-prep.
         supernet: Tar of supernet-train.
     """
-    pod = _target_pod(target_gpus, target_cpu, target_memory, target_affinity, target_tolerations)
     common = {"config": config, "target": target, "store": store, "run_id": run_id}
-    probe = _measures(hw_probe(**common, gpus=target_gpus, run=run), "Measure the device", pod).outputs["probe"]
-    found = _measures(
-        search(**common, gpus=target_gpus, dataset=dataset, supernet=supernet, probe=probe), "Search networks", pod
+    looked = look_up(
+        **common,
+        gpus=target_gpus,
+        cpu=target_cpu,
+        memory=target_memory,
+        node_affinity=target_affinity,
+        tolerations=target_tolerations,
+        training_gpus=training_gpus,
+        training_cpu=training_cpu,
+        training_memory=training_memory,
+        training_labels=training_labels,
+        training_tolerations=training_tolerations,
     )
-    candidates = found.outputs["candidates"]
-    tuned = _trains(
-        qat_finetune(**common, gpus=training_gpus, dataset=dataset, supernet=supernet, candidates=candidates),
-        "Fine-tune and quantize",
-        _training_pod(training_gpus, training_cpu, training_memory, training_labels, training_tolerations),
-        hours=7 * 24,
-    ).outputs["tuned"]
+    there = light(looked, "Look up what is there", _SHORT).outputs
+    probe = there["probe"]
+    pod = _found("search", there, "affinity")
+    searching = search(
+        **common, gpus=pod.gpus, found=there["search_found"], dataset=dataset, supernet=supernet, probe=probe
+    )
+    candidates = _measures(searching, "Search networks", pod).outputs["candidates"]
+    pod = _found("tuning", there, "labels")
+    tuning = qat_finetune(
+        **common, gpus=pod.gpus, found=there["tuning_found"], dataset=dataset, supernet=supernet, candidates=candidates
+    )
+    tuned = _trains(tuning, "Fine-tune and quantize", pod, hours=7 * 24).outputs["tuned"]
     # It leaves engines in the store, where the export finds them, and has nothing to do for most runtimes. It is no
     # condition: what comes after one that is false has been seen to begin in kfp.local only, and in no cluster.
     built = light(build_ahead(**common, probe=probe, tuned=tuned), "Build engines ahead", _DATA)
+    pod = _found("export", there, "affinity")
     exporting = trt_export(
-        **common, gpus=target_gpus, dataset=dataset, probe=probe, candidates=candidates, tuned=tuned
+        **common,
+        gpus=pod.gpus,
+        found=there["export_found"],
+        dataset=dataset,
+        probe=probe,
+        candidates=candidates,
+        tuned=tuned,
     ).after(built)
     exported = _measures(exporting, "Export and verify", pod).outputs["exported"]
     registered = light(
@@ -247,7 +307,8 @@ def target_branch(
 @dsl.pipeline(name="all-targets", description="Dataset and supernet once, then a branch for each target")
 def all_targets(
     config: str,
-    branches: list,  # type: ignore[type-arg]  # kfp takes an item's parts to be of its type, and knows no Any
+    branches: list,  # type: ignore[type-arg]
+    probes: list,  # type: ignore[type-arg]
     store: str,
     run_id: str,
     work: str,
@@ -265,6 +326,7 @@ def all_targets(
     Args:
         config: Run configuration as JSON.
         branches: Where the steps of each target run, from open-run.
+        probes: Where the device of each is measured, from open-run.
         store: The stage store.
         run_id: Name of the run.
         work: `retrain` for a retraining.
@@ -279,58 +341,43 @@ def all_targets(
     """
     common = {"config": config, "store": store, "run_id": run_id}
     training = {
-        "training_gpus": training_gpus,
         "training_cpu": training_cpu,
         "training_memory": training_memory,
         "training_labels": training_labels,
         "training_tolerations": training_tolerations,
     }
-
-    def of(branch: Any) -> dict[str, Any]:
-        return {
-            **common,
-            "target": branch.label,
-            "target_gpus": branch.gpus,
-            "target_cpu": branch.cpu,
-            "target_memory": branch.memory,
-            "target_affinity": branch.node_affinity,
-            "target_tolerations": branch.tolerations,
-            "run": run,
-        }
-
-    data = reads_data(light(data_prep(**common), "Prepare the dataset", _DATA))
-    with dsl.ParallelFor(branches, name=PROBES) as branch:
-        _uncached(probe_target(**of(branch)), "Measure early")
-    trained = _trains(
-        supernet_train(
-            **common,
-            gpus=supernet_gpus,
-            nodes=training_nodes,
-            node_gpus=training_gpus,
-            dataset=data.outputs["dataset"],
-        ),
-        "Train the supernet",
-        _training_pod(supernet_gpus, training_cpu, training_memory, training_labels, training_tolerations),
-        hours=14 * 24,
-    )
-    makes_train_jobs(reads_data(trained))
+    over = {"nodes": training_nodes, "node_gpus": training_gpus}
+    probed = _uncached(probe_all_targets(**common, probes=probes, run=run), PROBES)
+    preparing = data_prep(**common, **over, **training, supernet_gpus=supernet_gpus)
+    prepared = reads_data(light(preparing, "Prepare the dataset", _DATA)).outputs
+    dataset = prepared["dataset"]
+    pod = _found("supernet", prepared, "labels")
+    trained = supernet_train(**common, **over, gpus=pod.gpus, found=prepared["supernet_found"], dataset=dataset)
+    makes_train_jobs(reads_data(_trains(trained, "Train the supernet", pod, hours=14 * 24)))
     with dsl.ParallelFor(branches, name="targets") as branch:
-        _uncached(
-            target_branch(
-                **of(branch),
-                **training,
-                work=work,
-                dataset=data.outputs["dataset"],
-                supernet=trained.outputs["supernet"],
-            ),
-            "One target",
+        one = target_branch(
+            **common,
+            **training,
+            target=branch.label,
+            work=work,
+            target_gpus=branch.gpus,
+            target_cpu=branch.cpu,
+            target_memory=branch.memory,
+            target_affinity=branch.node_affinity,
+            target_tolerations=branch.tolerations,
+            training_gpus=training_gpus,
+            run=run,
+            dataset=dataset,
+            supernet=trained.outputs["supernet"],
         )
+        _uncached(one, "One target").after(probed)
 
 
 @dsl.pipeline(name="if-anything-is-new", description="Nothing more, for a retraining without a new dataset")
 def if_anything_is_new(
     config: str,
     branches: list,  # type: ignore[type-arg]
+    probes: list,  # type: ignore[type-arg]
     store: str,
     run_id: str,
     work: str,
@@ -348,6 +395,7 @@ def if_anything_is_new(
     Args:
         config: Run configuration as JSON.
         branches: Where the steps of each target run, from open-run.
+        probes: Where the device of each is measured, from open-run.
         store: The stage store.
         run_id: Name of the run.
         work: `none` where there is nothing to do.
@@ -365,6 +413,7 @@ def if_anything_is_new(
             all_targets(
                 config=config,
                 branches=branches,
+                probes=probes,
                 store=store,
                 run_id=run_id,
                 work=work,
@@ -455,6 +504,7 @@ def yolov8_nas(
         everything = if_anything_is_new(
             config=opened.outputs["settings"],
             branches=opened.outputs["branches"],
+            probes=opened.outputs["probes"],
             store=store,
             run_id=opened.outputs["name"],
             work=opened.outputs["work"],

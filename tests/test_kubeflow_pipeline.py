@@ -70,6 +70,15 @@ def _steps(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any
                 yield component, task, label
 
 
+def _outputs_in(content: Any, key: str) -> Iterator[dict[str, Any]]:
+    """What stands under a key in nested content."""
+    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if name == key:
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _outputs_in(value, key)
+
+
 def test_a_setting_that_a_task_cannot_have_is_named() -> None:
     def imported():  # kfp reads annotations
         dsl.importer("s3://bucket/data.tar", dsl.Dataset).set_cpu_limit("1")
@@ -143,23 +152,31 @@ def test_gpus_go_to_training_and_target_steps_by_what_is_filled_in(
     promised = {}
     for _, task, label in _steps(spec):
         accelerator = spec["deploymentSpec"]["executors"][label]["container"]["resources"].get("accelerator")
-        parameter = task["inputs"]["parameters"].get("gpus", {}).get("componentInputParameter")
+        told = task["inputs"]["parameters"].get("gpus", {})
         if accelerator is None:
-            assert parameter is None
+            assert told == {} or label == "exec-look-up"
             continue
+        output = told.get("taskOutputParameter", {})
+        parameter = told.get("componentInputParameter") or f"{output['producerTask']}-{output['outputParameterKey']}"
         assert accelerator["resourceType"] == "nvidia.com/gpu"
         assert f"['pipelinechannel--{parameter}']" in accelerator["resourceCount"], (
             "what the step is told is what it gets"
         )
-        promised[re.sub(r"^exec-|-2$", "", label)] = parameter
-    training = {"supernet-train": "supernet_gpus", "qat-finetune": "training_gpus"}
-    assert promised == {**training, **dict.fromkeys(("hw-probe", "search", "trt-export", "promote"), "target_gpus")}
+        promised[label.removeprefix("exec-")] = parameter
+    assert promised == {
+        "hw-probe": "target_gpus",
+        "supernet-train": "data-prep-supernet_gpus",
+        "search": "look-up-search_gpus",
+        "qat-finetune": "look-up-tuning_gpus",
+        "trt-export": "look-up-export_gpus",
+        "promote": "target_gpus",
+    }
 
 
 def test_what_is_chosen_at_run_time_is_an_input_of_the_pipeline_around_the_step(
     compiled: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
-    """kfp compiles references into loops that no backend can resolve, without a word."""
+    """Or an output of a step beside it; kfp compiles references into loops that no backend can resolve."""
     spec, pods = compiled
     chosen = 0
     for around, task, label in _steps(spec):
@@ -167,18 +184,21 @@ def test_what_is_chosen_at_run_time_is_an_input_of_the_pipeline_around_the_step(
         for name in re.findall(r'"componentInputParameter": "([^"]+)"', json.dumps([pods[label], task["inputs"]])):
             assert name in inputs, (label, name)
             chosen += name.startswith(("target_", "training_", "supernet_"))
+        for output in _outputs_in([pods[label], task["inputs"]], "taskOutputParameter"):
+            beside = around["dag"]["tasks"][output["producerTask"]]
+            outputs = spec["components"][beside["componentRef"]["name"]]["outputDefinitions"]["parameters"]
+            assert output["outputParameterKey"] in outputs, (label, output)
+            assert output["producerTask"] in task["dependentTasks"], (label, output)
         resources = json.dumps(spec["deploymentSpec"]["executors"][label]["container"]["resources"])
         for channel in re.findall(r"parameters\['([^']+)'\]", resources):
             assert channel in task["inputs"]["parameters"], (label, channel)
     assert chosen > 20
 
 
-def test_steps_of_one_name_have_the_same_pods(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """kfp mixes them up when it merges pipelines that have a step of one name."""
-    pods = compiled[1]
-    assert pods["exec-hw-probe"] == pods["exec-hw-probe-2"]
-    assert "nodeAffinity" in pods["exec-hw-probe"]
-    assert pods["exec-supernet-train"]["nodeSelector"] == pods["exec-qat-finetune"]["nodeSelector"]
+def test_no_two_steps_have_one_name(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """kfp mixes up their pods when it merges pipelines that have a step of one name."""
+    labels = [label for _, _, label in _steps(compiled[0])]
+    assert len(labels) == len(set(labels)) == len(compiled[1])
 
 
 def test_the_name_of_the_run_is_filled_in_where_kubeflow_does_it(

@@ -20,6 +20,7 @@ from components.build_ahead.component import build_ahead
 from components.close_run.component import close_run
 from components.data_prep.component import data_prep
 from components.hw_probe.component import hw_probe
+from components.look_up.component import look_up
 from components.open_run.component import open_run
 from components.promote.component import promote
 from components.qat_finetune.component import qat_finetune
@@ -50,6 +51,7 @@ COMPONENTS = (
     data_prep,
     supernet_train,
     hw_probe,
+    look_up,
     search,
     qat_finetune,
     build_ahead,
@@ -70,8 +72,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_stage_is_a_component_of_the_pipeline(compiled: dict[str, Any]) -> None:
-    names = {re.sub(r"^exec-|-2$", "", name) for name in compiled["deploymentSpec"]["executors"]}
-    assert names == {*STAGES, "open-run", "build-ahead", "promote", "close-run", "verdict"}
+    names = {name.removeprefix("exec-") for name in compiled["deploymentSpec"]["executors"]}
+    assert names == {*STAGES, "open-run", "look-up", "build-ahead", "promote", "close-run", "verdict"}
 
 
 def test_kubeflow_caches_nothing(compiled: dict[str, Any]) -> None:
@@ -127,7 +129,7 @@ def test_arguments_of_a_step_are_not_rewritten() -> None:
 def test_engines_are_built_on_a_cpu_node_before_the_device_is_asked(compiled: dict[str, Any]) -> None:
     tasks = compiled["components"]["comp-target-branch"]["dag"]["tasks"]
     assert "build-ahead" in tasks["trt-export"]["dependentTasks"]
-    for stage in ("hw-probe", "qat-finetune"):
+    for stage in ("look-up", "qat-finetune"):
         assert stage in tasks["build-ahead"]["dependentTasks"]
     resources = {name: compiled["deploymentSpec"]["executors"][f"exec-{name}"]["container"]["resources"]
                  for name in ("build-ahead", "trt-export")}  # fmt: skip
@@ -150,15 +152,12 @@ def test_on_one_machine_targets_follow_each_other_and_training_waits_for_the_pro
     spec = type(yolov8_nas.pipeline_spec)()
     spec.CopyFrom(yolov8_nas.pipeline_spec)
     one_at_a_time(spec)
-    loops = [
-        (name, task, component.dag.tasks)
-        for component in spec.components.values()
-        for name, task in component.dag.tasks.items()
-        if task.WhichOneof("iterator")
-    ]
-    assert [task.iterator_policy.parallelism_limit for _, task, _ in loops] == [1, 1]
-    probes = next(name for name, task, _ in loops if task.task_info.name == "probes")
-    assert probes in loops[0][2]["supernet-train"].dependent_tasks
+    tasks = [task for component in spec.components.values() for task in component.dag.tasks.values()]
+    loops = [task for task in tasks if task.WhichOneof("iterator")]
+    assert [task.iterator_policy.parallelism_limit for task in loops] == [1, 1]
+    order = spec.components["comp-all-targets"].dag.tasks
+    assert "data-prep" in order["probe-all-targets"].dependent_tasks
+    assert "probe-all-targets" in order["supernet-train"].dependent_tasks
 
 
 def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ def hw_probe(
     store: str,
     run_id: str,
     gpus: str,
+    found: str,
     run: dsl.Input[dsl.Artifact],
     probe: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
@@ -25,6 +26,7 @@ def hw_probe(
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
         gpus: GPUs that this step was promised; with fewer it does not begin.
+        found: Key of the result, where this step has room to read it only; empty where it computes it.
         run: What open-run found out.
         probe: Tar of the result, its SHA-256 in the metadata.
         metrics: Figures of the result.
@@ -40,6 +42,7 @@ def hw_probe(
         store=store,
         run_id=run_id,
         gpus=gpus,
+        found=found,
         parameters={"num_classes": known["num_classes"]},
         output=probe,
         metrics=metrics,

@@ -31,6 +31,7 @@ def open_run(
     [
         ("settings", str),
         ("branches", list),
+        ("probes", list),
         ("name", str),
         ("work", str),
         ("supernet_gpus", str),
@@ -64,6 +65,8 @@ def open_run(
         settings: The whole run configuration as JSON; for a retraining, that of the run which it comes to.
         branches: Where each target's steps run: `label`, `gpus`, `cpu`, `memory`, `node_affinity`,
             `tolerations`.
+        probes: The same of the step that measures it, which is given any node where it only reads, and `found`, the
+            key of what it reads.
         name: Name of the run.
         work: `all`; for a retraining `retrain`, or `none` where nothing is new.
         supernet_gpus: GPUs of the step that trains the supernet: none where a TrainJob has them.
@@ -77,11 +80,15 @@ def open_run(
     from pathlib import Path
 
     from components.asked import check
+    from components.placement import trained_by
+    from yolov8_nas.config import RunConfig
     from yolov8_nas.files import file_sha256
+    from yolov8_nas.run.found import probe_key
     from yolov8_nas.run.lifecycle import open_run, requested, telling
+    from yolov8_nas.runner.stage import open_store
 
     Opened = namedtuple(
-        "Opened", "settings branches name work supernet_gpus training_gpus training_cpu training_memory"
+        "Opened", "settings branches probes name work supernet_gpus training_gpus training_cpu training_memory"
     )
     name = run_id or job_id
     with telling("open-run", store=store, run_id=name):
@@ -104,9 +111,15 @@ def open_run(
         print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}\ntraining: {trains}", flush=True)
         opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
         run.metadata["sha256"] = file_sha256(Path(run.path))
+        settled = RunConfig.parse(opened["config"], "run configuration")
+        trained = trained_by(settled, trains.nodes, int(trains.gpus))
+        classes, stages = opened["num_classes"], open_store(store)
+        probes = [
+            branch.probe(probe_key(settled, branch.label, classes, stages, trained)) for branch in places.branches
+        ]
     work = "all"
     if retraining := opened["retraining"]:
         print(retraining["says"], flush=True)
         work = "retrain" if retraining["new"] else "none"
     settings = json.dumps(opened["config"], sort_keys=True)
-    return Opened(settings, placed, name, work, trains.supernet_gpus, trains.gpus, trains.cpu, trains.memory)
+    return Opened(settings, placed, probes, name, work, trains.supernet_gpus, trains.gpus, trains.cpu, trains.memory)

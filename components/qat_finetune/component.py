@@ -12,6 +12,7 @@ def qat_finetune(
     store: str,
     run_id: str,
     gpus: str,
+    found: str,
     dataset: dsl.Input[dsl.Dataset],
     supernet: dsl.Input[dsl.Model],
     candidates: dsl.Input[dsl.Artifact],
@@ -27,6 +28,7 @@ def qat_finetune(
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
         gpus: GPUs that this step was promised; with fewer it does not begin.
+        found: Key of the result, where this step has room to read it only; empty where it computes it.
         dataset: Tar of data-prep.
         supernet: Tar of supernet-train.
         candidates: Tar of search.
@@ -43,6 +45,7 @@ def qat_finetune(
         store=store,
         run_id=run_id,
         gpus=gpus,
+        found=found,
         inputs={"data-prep": dataset, "supernet-train": supernet, "search": candidates},
         output=tuned,
         metrics=metrics,

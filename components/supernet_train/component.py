@@ -11,6 +11,7 @@ def supernet_train(
     store: str,
     run_id: str,
     gpus: str,
+    found: str,
     nodes: str,
     node_gpus: str,
     dataset: dsl.Input[dsl.Dataset],
@@ -25,6 +26,7 @@ def supernet_train(
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
         gpus: GPUs that this step was promised; with fewer it does not begin.
+        found: Key of the result, where this step has room to read it only; empty where it computes it.
         nodes: Nodes to train on; more than one are those of a TrainJob that this step makes.
         node_gpus: GPUs of each of them.
         dataset: Tar of data-prep.
@@ -49,6 +51,7 @@ def supernet_train(
         store=store,
         run_id=run_id,
         gpus=gpus,
+        found=found,
         run=run,
         inputs={"data-prep": dataset},
         output=supernet,

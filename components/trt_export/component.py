@@ -12,6 +12,7 @@ def trt_export(
     store: str,
     run_id: str,
     gpus: str,
+    found: str,
     dataset: dsl.Input[dsl.Dataset],
     probe: dsl.Input[dsl.Artifact],
     candidates: dsl.Input[dsl.Artifact],
@@ -28,6 +29,7 @@ def trt_export(
         store: The stage store.
         run_id: Name of the run in whose records the outcome is written.
         gpus: GPUs that this step was promised; with fewer it does not begin.
+        found: Key of the result, where this step has room to read it only; empty where it computes it.
         dataset: Tar of data-prep.
         probe: Tar of hw-probe for this target.
         candidates: Tar of search.
@@ -45,6 +47,7 @@ def trt_export(
         store=store,
         run_id=run_id,
         gpus=gpus,
+        found=found,
         inputs={
             "data-prep": dataset,
             "hw-probe": probe,

@@ -7,6 +7,7 @@ from cluster import Cluster
 CPU = {"hardware": "cpu-1t", "precision": "fp32", "constraints": ["latency<=60s"]}
 BRANCH = (
     "Measure the device",
+    "Look up what is there",
     "Search networks",
     "Fine-tune and quantize",
     "Build engines ahead",

@@ -210,6 +210,11 @@ def begun_file(stage: str, target: str | None) -> str:
     return f"begun.{target or 'all'}.{stage}.json"
 
 
+def record_file(stage: str, target: str | None) -> str:
+    """Name of the record of a run that tells what a stage came to."""
+    return f"{target or 'all'}.{stage}.json"
+
+
 def target_labels(config: RunConfig) -> list[str]:
     """A short distinct name for each target of a run, for example `cpu-2t-int8`; numbered where two are alike."""
     plain = [f"{target.hardware}-{target.precision}".lower().replace("_", "-") for target in config.targets]
@@ -281,6 +286,7 @@ def run_stage(
     parameters: Mapping[str, object] | None = None,
     digests: Mapping[str, str] | None = None,
     gpus: int = 0,
+    found: str = "",
 ) -> Outcome:
     """Bring a stage to its end and pack its result.
 
@@ -300,6 +306,8 @@ def run_stage(
         digests: What the SHA-256 of the inputs must be, where it is known.
         gpus: GPUs that this process was promised. A stage that has something to compute and finds fewer does not begin;
             one whose result is in the store needs none.
+        found: Key of the result, where it was found in the store before (`run.found`): then it is read, and where it
+            has gone meanwhile nothing is computed, since this process was given room to read.
 
     Raises:
         InputError: The input cannot be used (stages that serve all targets).
@@ -311,7 +319,7 @@ def run_stage(
     if config.signing is not None:
         signing.adopt(config.signing.key, config.signing.trusted)
     with _log_file(stage.name, target):
-        run = _Run(stage, config, target, inputs, output, open_store(store), run_id, gpus)
+        run = _Run(stage, config, target, inputs, output, open_store(store), run_id, gpus, found)
         return run.carry_out(parameters or {}, digests or {})
 
 
@@ -328,6 +336,7 @@ class _Run(Generic[S]):
         store: Store,
         run_id: str,
         gpus: int,
+        found: str,
     ) -> None:
         self.stage = stage
         self.config = config
@@ -337,7 +346,8 @@ class _Run(Generic[S]):
         self.store = store
         self.run_id = run_id
         self.gpus = gpus
-        self.settings: StageSettings = StageSettings()
+        self.found = found
+        self.settings: Mapping[str, Any] = {}
         self.spared: dict[str, float] = {}
         self.progress = Progress.from_environment(stage.name, target)
         self.start = time.monotonic()
@@ -351,8 +361,11 @@ class _Run(Generic[S]):
             for name, path in self.inputs.items():
                 if failure := _read_status(path):
                     return self._pass_on(name, failure)
+            if self.found:
+                return self._read(digests)
             target = None if self.target is None else find_target(self.config, self.target)
-            settings = self.settings = self.stage.whole(self.config, target, parameters)
+            settings = self.stage.whole(self.config, target, parameters)
+            self.settings = settings.plain()
             key = key_of(self.stage, settings, digests)
         except Exception as error:
             return self._failed(error, "", None)
@@ -370,6 +383,25 @@ class _Run(Generic[S]):
                 return self._compute(entry, key, settings, digests)
             except Exception as error:
                 return self._failed(error, key, entry)
+
+    def _read(self, digests: Mapping[str, str]) -> Outcome:
+        """The outcome of a result that was found.
+
+        Raises:
+            WaitingError: It is no longer there, or not of these inputs.
+        """
+        entry = self.store.entry(self.stage.name, self.found)
+        with contextlib.ExitStack() as stack:
+            self._patiently(lambda: stack.enter_context(entry.lock(self._waits)))
+            manifest = entry.manifest
+            if manifest and (manifest.version, manifest.inputs) == (self.stage.version, digests):
+                self.settings = manifest.settings
+                if (outcome := self._already(entry, self.found)) and outcome.status == "cached":
+                    return outcome
+        raise WaitingError(
+            f"{self.stage.name}: its result {self.found[:12]} was in the store when this step was given room to read "
+            "it, and is no longer there, or damaged; start the run again, which computes it"
+        )
 
     def _waits(self) -> None:
         self.progress.note("another run works on the same result; waiting for it")
@@ -530,9 +562,9 @@ class _Run(Generic[S]):
             "peak_rss_child_mib": child,
             "ended": round(time.time(), 3),
             "digest": digest,
-            "settings": self.settings.plain(),
+            "settings": self.settings,
         }
-        name = f"{self.target or 'all'}.{self.stage.name}.json"
+        name = record_file(self.stage.name, self.target)
         # Where a stage stands twice in a pipeline, the record is that of the call that did the work.
         if status != "cached" or not (self.store.run_folder(self.run_id) / name).exists():
             self._patiently(lambda: self.store.record(self.run_id, name, record))

@@ -123,6 +123,10 @@ class RemoteStore(Store):
         entry.bring_result(only)
         return entry
 
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """The manifest of a key in the bucket; nothing where there is none, or none that can be used, which is told."""
+        return found[1] if (found := self.entry(stage, key).standing()) else None
+
     def runs(self) -> list[str]:
         """Names of the runs that have records, the one with the newest first."""
         written = self.objects.below("runs").written()
@@ -269,7 +273,7 @@ class RemoteEntry(Entry):
                 self._bring_result()
                 self.require_whole()
             return
-        if standing := self._standing():
+        if standing := self.standing():
             files, self._told = standing[1].outputs, standing[1]
         else:
             files = self._lists.read("failed.json")
@@ -303,7 +307,7 @@ class RemoteEntry(Entry):
         content = json.dumps(asdict(manifest), indent=1, allow_nan=False).encode()
         with self._changing:
             if not self.objects.write("manifest.json", content, new=True):
-                if self._standing() is None:  # what stands there cannot be used
+                if self.standing() is None:  # what stands there cannot be used
                     self.objects.write("manifest.json", content)
                 self._bring_result()
                 manifest = self.manifest or manifest
@@ -332,7 +336,7 @@ class RemoteEntry(Entry):
     def _wait(self, waiting: Callable[[], None]) -> bool:
         """Wait for the lease; false where the key is done and there is nothing to wait for."""
         told = False
-        while self._standing() is None:
+        while self.standing() is None:
             if self.objects.write("lease", self.holder.encode(), new=True):
                 return True
             if (age := self.objects.age("lease")) is not None and age > LEASE:
@@ -351,7 +355,7 @@ class RemoteEntry(Entry):
 
     # From the bucket ------------------------------------------------------------------------------------------------
 
-    def _standing(self) -> tuple[bytes, Manifest] | None:
+    def standing(self) -> tuple[bytes, Manifest] | None:
         """The manifest in the bucket; nothing where there is none, or none that can be used, which is told."""
         source = f"{self.objects.address}/manifest.json"
         if (content := self.objects.read("manifest.json")) is None:
@@ -363,7 +367,7 @@ class RemoteEntry(Entry):
             return None
 
     def _bring_result(self) -> None:
-        standing = self._standing()
+        standing = self.standing()
         if standing and self.manifest_file.is_file() and self.manifest_file.read_bytes() == standing[0]:
             return
         self.manifest_file.unlink(missing_ok=True)

@@ -293,6 +293,10 @@ class Store:
         entry.require_whole(only)
         return entry
 
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """The manifest of a key as it is in the store; nothing where the key is not done, or it cannot be used."""
+        return self.entry(stage, key).manifest
+
     def runs(self) -> list[str]:
         """Names of the runs that have records, the one with the newest first."""
         folders = [path for path in (self.root / "runs").glob("*") if path.is_dir()]

@@ -72,15 +72,14 @@ class Recipe(StageSettings):
     nms_free: bool
 
 
-class _Device(Recipe):
-    """What is measured, and where.
+class Seen(StageSettings):
+    """A device as a probe has seen it.
 
     Attributes:
         device: The device, by what latency depends on.
         kind: `cpu` or `gpu`.
         name: The device's name, for example `cpu-2t`.
         counter: What counts its energy; nothing where nothing does.
-        max_mape: Largest error of the latency model with which the search may go on.
         measured: Digest of what was measured of it, where it is elsewhere.
     """
 
@@ -88,8 +87,17 @@ class _Device(Recipe):
     kind: str
     name: str
     counter: str | None
-    max_mape: float
     measured: str | None
+
+
+class _Device(Recipe, Seen):
+    """What is measured, and where.
+
+    Attributes:
+        max_mape: Largest error of the latency model with which the search may go on.
+    """
+
+    max_mape: float
 
 
 class TableSettings(_Device):
@@ -148,16 +156,24 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Asked:
     except NoCounterError as error:
         counter, no_counter = None, str(error)
     _require_counter(target, no_counter)
+    key = DeviceKey.model_validate(device.profile.key)
+    return asked_of(
+        config, target, Seen(device=key, kind=device.kind, name=device.name, counter=counter, measured=None)
+    )
+
+
+def asked_of(config: RunConfig, target: TargetConfig, seen: Seen) -> Asked:
+    """The settings of a probe of a device that was seen.
+
+    Raises:
+        InputError: The space has too few networks.
+    """
     return Asked(
         **dict(recipe(config, target)),
-        device=DeviceKey.model_validate(device.profile.key),
-        kind=device.kind,
-        name=device.name,
-        counter=counter,
+        **dict(seen),
         max_mape=config.probe.max_mape,
-        measured=None,
         constraints=tuple(str(limit) for limit in target.limits),
-        elsewhere=None,
+        elsewhere=target if target.far is not None else None,
     )
 
 
@@ -196,7 +212,6 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Asked:
     """
     from yolov8_nas.measure.bundle import differences, place, read_kept
 
-    asked = recipe(config, target)
     if any(limit.scope == "with_nms" for limit in target.limits):
         raise InputError(
             f"target {target.hardware} elsewhere: non-maximum suppression is not measured there; "
@@ -204,22 +219,22 @@ def _settings_elsewhere(config: RunConfig, target: TargetConfig) -> Asked:
         )
     _require_one_precision(target, place(target).kind)
     table = read_kept(target).table
-    if differing := differences(table.recipe, asked.plain()):
+    if differing := differences(table.recipe, recipe(config, target).plain()):
         raise InputError(
             f"{target.far}: measured with another {' and '.join(differing)} than the configuration has; measure anew "
             "(yolov8-nas probe CONFIG --bundle FILE.tar), or set the configuration back"
         )
     _require_counter(target, None if table.counter else table.no_counter or "it counts none")
-    return Asked(
-        **dict(asked),
-        device=DeviceKey.model_validate(table.key),
-        kind=table.profile.kind,
-        name=table.profile.name,
-        counter=table.counter,
-        max_mape=config.probe.max_mape,
-        measured=table.digest,
-        constraints=tuple(str(limit) for limit in target.limits),
-        elsewhere=target,
+    return asked_of(
+        config,
+        target,
+        Seen(
+            device=DeviceKey.model_validate(table.key),
+            kind=table.profile.kind,
+            name=table.profile.name,
+            counter=table.counter,
+            measured=table.digest,
+        ),
     )
 
 
