@@ -71,18 +71,16 @@ def run_step(
         found: Key of the result, where the step has room to read it only.
         run: Carries the stage out instead of its own function, to the same result.
     """
-    artifacts = inputs or {}
     work = find_stage(stage) if isinstance(stage, str) else stage
-    if run is not None:
-        work = replace(work, run=run)
+    work = replace(work, run=run or work.run)
 
     def carry_out(it: Stage[Any]) -> Outcome:
         return run_stage(
             it,
             config=config,
             target=target,
-            inputs={name: Path(artifact.path) for name, artifact in artifacts.items()},
-            digests={name: artifact.metadata["sha256"] for name, artifact in artifacts.items()},
+            inputs={name: Path(artifact.path) for name, artifact in (inputs or {}).items()},
+            digests={name: artifact.metadata["sha256"] for name, artifact in (inputs or {}).items()},
             parameters=parameters,
             output=Path(output.path),
             store=store,
