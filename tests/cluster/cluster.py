@@ -199,15 +199,20 @@ class Cluster:
         found = json.loads(self.kubectl("get", "pods", "-l", f"pipeline/runid={run.id}", "-o", "json"))["items"]
         return {pod["metadata"]["name"]: pod["status"]["phase"] for pod in found}
 
-    def pod(self, run: Run, step: str) -> str:
-        """The pod of a step that runs, by the step's name in the pipeline."""
-        for node in (self.workflow(run).get("status") or {}).get("nodes", {}).values():
-            inside = f".{step}." in node["name"] or f".{step}(" in node["name"]
-            if node["type"] == "Pod" and node["phase"] == "Running" and inside and "-driver" not in node["displayName"]:
-                suffix = node["id"].rpartition("-")[2]
-                pods = json.loads(self.kubectl("get", "pods", "-o", "json"))["items"]
-                return next(pod["metadata"]["name"] for pod in pods if pod["metadata"]["name"].endswith(f"-{suffix}"))
-        raise AssertionError(f"{step} has no pod that runs")
+    def pod(self, run: Run, step: str, within: float = RUN_WITHIN) -> str:
+        """The pod of a step, by the step's name in the pipeline, as soon as it runs."""
+
+        def running() -> str:
+            found = json.loads(self.kubectl("get", "pods", "-l", f"pipeline/runid={run.id}", "-o", "json"))["items"]
+            for pod in found:
+                node = pod["metadata"].get("annotations", {}).get("workflows.argoproj.io/node-name", "")
+                inside = f".{step}." in node or f".{step}(" in node
+                if inside and "-driver" not in node and pod["status"]["phase"] == "Running":
+                    return str(pod["metadata"]["name"])
+            return ""
+
+        name: str = until(running, within, f"a pod of {step} runs", poll=1.0)
+        return name
 
     def record(self, run: Run, name: str, store: str = STORE) -> Any:
         """A record of a run in a stage store on the volume, read by a pod that mounts it."""
@@ -265,7 +270,7 @@ class Cluster:
         self.runs.clear()
 
 
-def until(look: Callable[[], Any], within: float, what: str) -> Any:
+def until(look: Callable[[], Any], within: float, what: str, poll: float = POLL) -> Any:
     """Look until there is something.
 
     Raises:
@@ -274,7 +279,7 @@ def until(look: Callable[[], Any], within: float, what: str) -> Any:
     end = time.monotonic() + within
     while not (found := look()):
         assert time.monotonic() < end, f"not within {within:g} s: {what}"
-        time.sleep(POLL)
+        time.sleep(poll)
     return found
 
 

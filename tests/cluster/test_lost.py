@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from cluster import Cluster
 
@@ -10,8 +12,18 @@ STEPS = {
     "search": "Search networks, cpu-1t-fp32",
     "qat-finetune": "Fine-tune and quantize, cpu-1t-fp32",
 }
-LONGER = {"supernet": {"epochs": 6, "batch": 8, "random_networks": 1}}
-"""So that there is a middle."""
+LONGER = {"supernet": {"epochs": 4, "batch": 8, "random_networks": 1}}
+"""So that the training has a middle."""
+
+MIDDLE = {
+    "supernet-train": LONGER,
+    "search": {"search": {"prior_steps": 4, "generations": 12, "population": 16, "candidates": 1, "bn_images": 16}},
+    "qat-finetune": {"finetune": {"epochs": 8, "batch": 8, "candidates": 1, "rungs": [], "start": "scratch"}},
+}
+"""So that each of them has."""
+
+BEGUN = 20.0
+"""Seconds after which a pod is in its middle."""
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -19,9 +31,9 @@ LONGER = {"supernet": {"epochs": 6, "batch": 8, "random_networks": 1}}
 def test_a_run_whose_pod_is_deleted_goes_on_by_itself_or_when_it_is_submitted_again(
     cluster: Cluster, step: str, force: bool
 ) -> None:
-    run = cluster.submit(**LONGER)
-    cluster.wait_for(run, STEPS[step], "running")
+    run = cluster.submit(**MIDDLE[step])
     pod = cluster.pod(run, step)
+    time.sleep(BEGUN)
     cluster.kubectl("delete", "pod", pod, *(("--force", "--grace-period=0") if force else ()), "--wait=false")
     status = cluster.end(run)
     by_itself = status == 0
@@ -40,8 +52,9 @@ def test_equal_trainings_give_equal_networks_whether_or_not_their_pods_were_lost
     undisturbed = cluster.submit(**LONGER, seed=seed, store="/store/cluster-test-undisturbed")
     assert cluster.end(undisturbed) == 0, undisturbed.output
     disturbed = cluster.submit(**LONGER, seed=seed, store="/store/cluster-test-disturbed")
-    cluster.wait_for(disturbed, STEPS["supernet-train"], "running")
-    cluster.kubectl("delete", "pod", cluster.pod(disturbed, "supernet-train"), "--force", "--grace-period=0")
+    pod = cluster.pod(disturbed, "supernet-train")
+    time.sleep(BEGUN)
+    cluster.kubectl("delete", "pod", pod, "--force", "--grace-period=0")
     assert cluster.end(disturbed) == 0, disturbed.output
     stores = (undisturbed, "/store/cluster-test-undisturbed"), (disturbed, "/store/cluster-test-disturbed")
     digests = {cluster.record(run, "all.supernet-train.json", store)["digest"] for run, store in stores}
