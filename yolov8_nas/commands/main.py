@@ -23,6 +23,7 @@ from yolov8_nas import paths, terminal
 from yolov8_nas.commands import data as datasets
 from yolov8_nas.commands import models
 from yolov8_nas.commands.analyze import analyze
+from yolov8_nas.commands.init import init
 from yolov8_nas.commands.sensitivity import sensitivity
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError, told
@@ -115,6 +116,9 @@ def demo(workdir: Workdir = None) -> None:
     from yolov8_nas.run.lifecycle import requested
 
     _run(requested(""), workdir or Path("runs") / "demo")
+
+
+app.command(rich_help_panel=START)(init)
 
 
 @app.command(rich_help_panel=START)
