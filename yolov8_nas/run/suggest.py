@@ -133,9 +133,9 @@ def configuration(dataset: CheckedDataset, data: str, place: Place, limit: str, 
     fewest, most = (50, 300) if place.gpu else (20, 100)
     epochs = min(max(math.ceil(place.steps / math.ceil(seen.train / batch)), fewest), most)
     side = input_side(seen, place)
-    small = (
-        "" if seen.small_object is None else f"; of objects, one in ten is under {seen.small_object * side:.0f} there"
-    )
+    small = "" if seen.small_object is None else f"; one object in ten has under {seen.small_object * side:.0f} there"
+    precision = "fp16" if place.gpu else "best  # of fp32 and int8, whichever scores best within the limits"
+    images = f"{seen.train} to train on, {seen.val} to score on, {seen.image_side} pixels"
     near = f"  near: {asked.limit:g}  # the limit's share of stock" if asked.relative else ""
     rows = [
         f"# Images: {images}. Classes: {seen.classes}.",
