@@ -54,6 +54,9 @@ PROBES: Final = "Measure the devices"
 VERDICT: Final = "Give the verdict"
 """What people call the step that fails where nothing came of the run."""
 
+REPORT: Final = "Write the report"
+"""What people call the last step of a run."""
+
 _LONGEST_RUN: Final = 60 * 24 * 3600
 """Seconds after which a run is ended, whatever its steps wait for: their own limits count from the start of a pod."""
 
@@ -481,7 +484,7 @@ def yolov8_nas(
     """
     job: Final = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # only in the place of a task's argument does Kubeflow fill it in
     end = close_run(store=store, run_id=run_id, job_id=job, workdir=workdir)
-    with dsl.ExitHandler(light(end, "Write the report", _SHORT), name="Search for all targets"):
+    with dsl.ExitHandler(light(end, REPORT, _SHORT), name="Search for all targets"):
         opened = open_run(
             config=config,
             data=data,

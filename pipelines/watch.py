@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipelines.client import LARGEST_WORKFLOW, PassingError, Server
-from pipelines.pipeline import yolov8_nas
+from pipelines.pipeline import REPORT, yolov8_nas
 from yolov8_nas.errors import InputError
 from yolov8_nas.reading import parse_json
 
@@ -92,18 +92,21 @@ def watch(
         labels: Labels of its targets, in the order of the loops over them.
         tell: Told of every step that begins, waits, is tried again or ends.
         every: Seconds between two looks.
-        patience: Seconds for which the server may fail to answer before this gives up; the run goes on without it.
+        patience: Seconds for which the server may fail to answer before this gives up, and for which a run whose last
+            step has ended may not be called ended; the run goes on without it.
         unschedulable: Hours for which there may be no node or no quota for a step before this gives up.
 
     Returns:
         The state it ended in.
 
     Raises:
-        InputError: The server refused, or did not answer for too long, or a step has found no place for too long.
+        InputError: The server refused, or did not answer for too long, or a step has found no place for too long, or
+            Kubeflow does not see that the run is over.
     """
     known: dict[str, list[str]] = {}
     homeless: dict[str, float] = {}
     silent_since: float | None = None
+    done_since: float | None = None
     while True:
         now = time.monotonic()
         try:
@@ -120,17 +123,11 @@ def watch(
             continue
         silent_since = None
         if workflow is None:
-            found = _named((run.run_details and run.run_details.task_details) or [])
+            found = [*_named((run.run_details and run.run_details.task_details) or [])]
         else:
-            found = steps(workflow, labels)
+            found = [*steps(workflow, labels)]
         for step in found:
-            # What a pod waits for comes and goes (ErrImagePull, ImagePullBackOff): each of it is told once.
-            before = known.setdefault(step.id, [])
-            if step.state != "waits" and before[-1:] != [str(step)]:
-                before.clear()
-            if str(step) not in before:
-                before.append(str(step))
-                tell(str(step))
+            _tell_news(step, known.setdefault(step.id, []), tell)
             since = homeless.setdefault(step.id, now) if step.homeless else now
             if not step.homeless:
                 homeless.pop(step.id, None)
@@ -143,7 +140,23 @@ def watch(
             if run.error and run.error.message:
                 tell(" ".join(run.error.message.split()))
             return str(run.state)
+        last = [step.state for step in found if step.name == REPORT][-1:]
+        done_since = (done_since or now) if last == ["succeeded"] else None
+        if done_since is not None and now - done_since > patience:
+            raise InputError(
+                f"the last step of run {run_id} has ended, and its results are there, but for {patience / 60:.0f} "
+                "minutes Kubeflow has called it running: its workflow controller has lost it; end the run"
+            )
         time.sleep(every)
+
+
+def _tell_news(step: Step, told: list[str], tell: Callable[[str], None]) -> None:
+    """Tell of a step what was not told yet: what a pod waits for comes and goes (ErrImagePull, ImagePullBackOff)."""
+    if step.state != "waits" and told[-1:] != [str(step)]:
+        told.clear()
+    if str(step) not in told:
+        told.append(str(step))
+        tell(str(step))
 
 
 def steps(workflow: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Step]:

@@ -231,6 +231,15 @@ def test_watch_does_not_wait_for_ever_for_a_node(why: str, config: Path, cluster
     assert watch(Server(Access(cluster.host)), "run", [], said.append, 0.01, unschedulable=0.0) == "SUCCEEDED"
 
 
+def test_watch_does_not_wait_for_ever_for_a_run_that_kubeflow_has_lost(config: Path, cluster: Cluster) -> None:
+    workflow = Workflow()
+    workflow.step(f"{workflow.run}.exit-handler-1.onExit(0)", "close-run", phase="Succeeded")
+    cluster.states = [("RUNNING", workflow.nodes)]
+    cluster.runs.append({"run_id": "run"})
+    with pytest.raises(InputError, match="the last step of run run has ended, .* its workflow controller has lost it"):
+        watch(Server(Access(cluster.host)), "run", [], lambda _: None, 0.01, patience=0.0)
+
+
 def test_watch_goes_on_when_the_server_comes_back(config: Path, cluster: Cluster) -> None:
     cluster.states = [("RUNNING", {"open-run": "RUNNING"}), ("SUCCEEDED", {"open-run": "SUCCEEDED"})]
     cluster.fails["/runs/"] = [(503, "restarting"), (0, ""), (401, "expired"), (502, "bad gateway")]
