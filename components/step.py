@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from kfp import dsl
 
-from yolov8_nas.errors import StageError
+from yolov8_nas.advice import words
+from yolov8_nas.errors import StageError, told
+from yolov8_nas.foreign import markdown
 from yolov8_nas.reading import parse_json
 from yolov8_nas.report.step import Told, tell
-from yolov8_nas.run.lifecycle import tell_failure
-from yolov8_nas.runner import guarded
-from yolov8_nas.runner.stage import Outcome, Stage, StageContext, run_stage
+from yolov8_nas.run.lifecycle import IN_CLUSTER, tell_failure
+from yolov8_nas.runner import guarded, process
+from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.stage import LOGS_VARIABLE, Outcome, Stage, StageContext, run_stage
 from yolov8_nas.stages import find_stage
+
+PROBE: Final = "hw-probe"
+"""The stage after which a target is advised on."""
 
 
 def opened(run: dsl.Artifact) -> dict[str, Any]:
@@ -94,13 +101,53 @@ def run_step(
     except Exception as error:
         raise tell_failure(error, work.name, store=store, run_id=run_id, target=target) from None
     output.metadata["sha256"] = outcome.digest
-    _show(tell(work.name, target, outcome, Path(output.path)), metrics, report)
+    _show(_told(work.name, outcome, Path(output.path), config, target, store, run_id, found), metrics, report)
 
 
 def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
     for name, value in told.figures.items():
         metrics.log_metric(name, value)
     Path(report.path).write_text(told.markdown)
+
+
+def _told(
+    stage: str, outcome: Outcome, result: Path, config: str, target: str | None, store: str, run_id: str, found: str
+) -> Told:
+    """What a step shows of its stage, and the advice."""
+    shown = tell(stage, target, outcome, result)
+    return _advised(shown, stage, outcome, config, target, store, run_id, found)
+
+
+def _advised(
+    shown: Told, stage: str, outcome: Outcome, config: str, target: str | None, store: str, run_id: str, found: str
+) -> Told:
+    """What a step shows, with the advice on its target where that was just probed.
+
+    The advice is told on the screen and kept in the run's records as well. A run does not fail for want of it. A step
+    in a cluster that has room to read a result only gives none.
+    """
+    if stage != PROBE or target is None or outcome.status == "failed" or (found and os.environ.get(IN_CLUSTER)):
+        return shown
+    folder = os.environ.get(LOGS_VARIABLE)
+    try:
+        with process.log_file("advice") as log:
+            given = process.call(
+                "yolov8_nas.run.advising:advise_in_run",
+                log=Path(folder) / "advice.log" if folder else log,
+                config=config,
+                label=target,
+                store=store,
+                run_id=run_id,
+                key=outcome.key,
+                may_measure=not found,
+            )
+    except Exception as error:
+        print(f"no advice on {target}: {told(error)}", flush=True)
+        return shown
+    lines = [*words.lines(given)]
+    Progress.from_environment(PROBE, target).tell(lines)
+    page = "".join(f"- {markdown(line)}\n" for line in lines)
+    return replace(shown, markdown=f"{shown.markdown}\n## Advice\n\n{page}")
 
 
 def _survived(stage: Stage[Any], carry_out: Callable[[Stage[Any]], Outcome]) -> Outcome:

@@ -6,18 +6,24 @@ They stand apart from the library's, which knows nothing of Kubeflow, and run in
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 from rich.table import Table
 
 from yolov8_nas import terminal
+from yolov8_nas.advice import words
 from yolov8_nas.commands.main import Commands
 from yolov8_nas.errors import InputError
 from yolov8_nas.terminal import Terminal
+
+if TYPE_CHECKING:
+    from pipelines.plan import Pool, Step
+    from pipelines.request import Request
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs in Kubeflow."
@@ -165,6 +171,12 @@ def plan(
     ] = None,
     rates: Annotated[Path | None, typer.Option(help="YAML: seconds per unit by stage, or by stage and pool.")] = None,
     price: Annotated[list[str] | None, typer.Option(help="POOL=EUR per hour of a step, e.g. training=3.20.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The dataset on this machine, where the configuration's is elsewhere.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Measure here what no run tells, in minutes.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the steps of a run, the GPU hours of each pool as far as rates are known, and what they cost."""
@@ -172,15 +184,48 @@ def plan(
     from pipelines import request
 
     asked = request.make(config, overrides or (), param or ())
-    steps = planning.steps(asked, planning.Rates.load(rates, store))
-    pools = planning.pools(steps, dict(_price(text) for text in price or ()))
-    told = planning.assumptions(asked, steps)
+    known = planning.Rates.load(rates, store)
+    steps = planning.steps(asked, known)
+    advice = [*known.advice(asked.config)]
+    prices = dict(_price(text) for text in price or ())
+    pools = planning.pools(steps, prices)
+    why_not = ""
+    if measure:
+        steps, why_not = _measured(asked, steps, data)
+        pools = planning.pools(steps, prices)
+    told = planning.assumptions(asked, steps) + ([f"Nothing could be measured here: {why_not}"] if why_not else [])
     if as_json:
         rows = [{**asdict(step), "hours": step.hours} for step in steps]
         typer.echo(
-            json.dumps({"steps": rows, "pools": [asdict(pool) for pool in pools], "assumptions": told}, indent=1)
+            json.dumps(
+                {
+                    "steps": rows,
+                    "pools": [asdict(pool) for pool in pools],
+                    "assumptions": told,
+                    "advice": [given.plain() for given in advice],
+                },
+                indent=1,
+            )
         )
         return
+    _show_plan(steps, pools, told, priced=bool(price))
+    for given in advice:
+        terminal.say(f"\n{given.target}, {' and '.join(given.limits)}: {words.gap(given)} {given.recommendation}")
+    if not advice:
+        terminal.say("\nNo advice: none of the targets was probed in --store; yolov8-nas advise CONFIG does that.")
+
+
+def _measured(asked: Request, steps: list[Step], data: Path | None) -> tuple[list[Step], str]:
+    from pipelines import plan as planning
+    from yolov8_nas.runner import process
+
+    with process.log_file("plan") as log, Terminal(stderr=True).status("measuring here what no run tells"):
+        return planning.measure_here(asked, steps, log, None if data is None else str(data))
+
+
+def _show_plan(steps: Sequence[Step], pools: Sequence[Pool], told: Sequence[str], *, priced: bool) -> None:
+    from pipelines import plan as planning
+
     console = Terminal()
     if not console.is_terminal:
         console.width = _WIDTH  # in a file nothing is to be cut off
@@ -198,7 +243,7 @@ def plan(
         table.add_row(pool.name, *figures[:2], price_of, figures[2])
     console.print()
     console.print(table)
-    if price:
+    if priced:
         cost = sum(pool.cost for pool in pools if pool.cost is not None)
         complete = all(pool.complete and pool.cost is not None for pool in pools)
         console.print(f"\nin all {_bound(cost, complete)} EUR", highlight=False)

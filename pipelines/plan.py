@@ -1,43 +1,45 @@
 """What a run will take before it is started: its steps, the hours of each pool from measured rates, and their price.
 
 The rate of a stage is the time of one unit of its work (`UNITS`), as runs in a stage store have taken or as somebody
-says. A stage that nothing is known of stays unknown, and every sum that it belongs to is a lower bound.
+says. Where neither knows, this machine measures what it can stand in for, and of a GPU elsewhere the maker's figure is
+taken (`measure_here`). A stage that nothing is known of stays unknown, and every sum that it belongs to is a lower
+bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from components.placement import is_gpu, pool_name
+from components.placement import PRODUCT, is_gpu, pool_name
 from pipelines.request import Request
 from yolov8_nas.config import RunConfig, TargetConfig
+from yolov8_nas.device import catalogue
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_json
-from yolov8_nas.run.summary import RUN_FILE
+from yolov8_nas.measure.target import resolve
+from yolov8_nas.run import local
+from yolov8_nas.run.effort import UNITS, Look, at_peak, by_rates, units
+from yolov8_nas.run.summary import RUN_FILE, read_advice
+from yolov8_nas.runner import process
+from yolov8_nas.runner.results import Advice
 from yolov8_nas.runner.stage import STAGES, open_store, target_labels
 from yolov8_nas.stages.qat_finetune.settings import QAT_COST
 from yolov8_nas.store.store import Store
-from yolov8_nas.train.halving import Rung, epochs_of, schedule
 from yolov8_nas.yaml_text import read_yaml
 
 TRAINING: Final = "training"
 LIGHT: Final = "light"
 SHARED: Final = ("data-prep", "supernet-train")
-UNITS: Final[Mapping[str, str]] = {
-    "data-prep": "dataset",
-    "supernet-train": "epoch of a network",
-    "hw-probe": "network",
-    "search": "network",
-    "qat-finetune": "epoch",
-    "trt-export": "network",
-    "register": "model",
-}
-"""What a stage's work is counted in."""
 
-_STOCK: Final = {"none": 0, "stock": 1, "rescaled": 1, "both": 2}
+
+MEASURABLE: Final = ("supernet-train", "hw-probe", "search", "qat-finetune", "trt-export")
+"""The stages whose rates a look at this machine, or a catalogue, can tell."""
+
+CATALOGUE: Final = "catalogue"
+"""What the source of a rate begins with that nobody has measured."""
 
 
 @dataclass(frozen=True)
@@ -113,43 +115,6 @@ def pool_of(stage: str, target: TargetConfig | None) -> str:
     return LIGHT if target is None or stage == "register" else pool_name(target)
 
 
-def units(stage: str, config: RunConfig, target: TargetConfig | None) -> int:
-    """How much work a stage has, in its unit."""
-    match stage:
-        case "supernet-train":
-            return config.supernet.epochs * (2 + config.supernet.random_networks)
-        case "hw-probe":
-            return config.probe.networks + config.probe.holdout
-        case "search":
-            return config.search.generations * config.search.population
-        case "qat-finetune":
-            tuning = config.finetune
-            int8 = target is not None and target.precision in ("int8", "best")
-            quantized = QAT_COST * tuning.qat_epochs if int8 else 0
-            whole = config.supernet.epochs + tuning.epochs
-            rivals = tuning.epochs if config.start == "weights" else whole
-            short: Sequence[Rung] | Literal["auto"] = "auto"
-            if tuning.rungs != "auto":
-                short = [Rung(rung.networks, rung.epochs) for rung in tuning.rungs]
-
-            def rungs(epochs: int) -> tuple[Rung, ...]:
-                return schedule(config.search.candidates, tuning.candidates, epochs, short)
-
-            candidates = rungs(whole if config.start == "scratch" else tuning.epochs)
-            work = epochs_of(candidates) + candidates[-1].networks * quantized
-            if tuning.baseline in ("stock", "both"):
-                work += candidates[-1].networks * rivals + quantized
-            elif tuning.distill:
-                work += rivals
-            if tuning.baseline in ("rescaled", "both"):
-                work += epochs_of(rungs(rivals)) + quantized
-            return work
-        case "trt-export":
-            return config.finetune.candidates + _STOCK[config.finetune.baseline]
-        case _:
-            return 1
-
-
 def pools(found: Sequence[Step], prices: Mapping[str, float]) -> list[Pool]:
     """What a run takes of each pool.
 
@@ -163,12 +128,106 @@ def pools(found: Sequence[Step], prices: Mapping[str, float]) -> list[Pool]:
     for name in names:
         own = [step for step in found if step.pool == name]
         known = [(step.hours, step.gpus) for step in own if step.hours is not None]
+        measured = all(step.hours is not None and not step.source.startswith(CATALOGUE) for step in own)
         hours = sum(hours for hours, _ in known)
         gpu_hours = sum(hours * gpus for hours, gpus in known)
         price = prices.get(name)
         cost = None if price is None else hours * price
-        result.append(Pool(name, hours, gpu_hours, len(known) == len(own), price, cost))
+        result.append(Pool(name, hours, gpu_hours, measured, price, cost))
     return result
+
+
+def measure_here(request: Request, found: Sequence[Step], log: Path, data: str | None = None) -> tuple[list[Step], str]:
+    """Steps of which nothing is known, by what this machine measures and what a catalogue says.
+
+    Args:
+        request: The run to be.
+        found: Its steps.
+        log: File for what the measuring process prints.
+        data: Path of the dataset on this machine; that of the configuration unless given.
+
+    Returns:
+        The steps; and why nothing could be measured, or nothing.
+    """
+    unknown = [step for step in found if step.seconds_per_unit is None and step.stage in MEASURABLE]
+    config = request.config.retrained_from(None)
+    targets = {label: _find(config, label) for label in dict.fromkeys(step.target for step in unknown if step.target)}
+    here = [label for label, target in targets.items() if _is_here(target)]
+    training = not int(request.training.gpus) and any(step.pool == TRAINING for step in unknown)
+    if not unknown:
+        return [*found], ""
+    try:
+        asked = config.model_copy(update={"data": data or config.data})
+        seen: Look = process.call(
+            "yolov8_nas.run.advising:look",
+            log=log,
+            environment=local.patience(),
+            config=asked,
+            training=training or bool(here),
+            targets=here,
+        )
+    except (InputError, StageError) as error:
+        return [*found], str(error)
+    filled = [_filled(step, request, config, targets.get(str(step.target)), seen, here) for step in found]
+    return filled, ""
+
+
+def _find(config: RunConfig, label: str) -> TargetConfig:
+    return config.targets[target_labels(config).index(label)]
+
+
+def _is_here(target: TargetConfig) -> bool:
+    """Whether a target's device is one of this machine."""
+    if target.far is not None:
+        return False
+    try:
+        resolve(target.hardware, target.runtime, target.precision)
+    except InputError:
+        return False
+    return True
+
+
+def _filled(
+    step: Step, request: Request, config: RunConfig, target: TargetConfig | None, seen: Look, here: Sequence[str]
+) -> Step:
+    """A step with a rate, where nothing was known of it and something can be."""
+    if step.seconds_per_unit is not None or step.stage not in MEASURABLE:
+        return step
+    device = _product(request) if step.pool == TRAINING and step.gpus else target.hardware if target else None
+    if (step.pool == TRAINING and step.gpus) or (step.pool != TRAINING and step.target not in here):
+        return _from_catalogue(step, config, target, seen, device)
+    if step.stage == "hw-probe":
+        seconds: float | None = seen.probing[str(step.target)][0] * step.units
+        source = "one network, exported and timed here"
+    else:
+        assert seen.rates is not None
+        stock_ms = seen.probing[str(step.target)][1] if step.target in here else None
+        cost = by_rates(step.stage, config, target, seen.images, seen.rates, stock_ms)
+        seconds, source = cost.seconds, cost.source
+    return step if seconds is None else replace(step, seconds_per_unit=seconds / step.units, source=source)
+
+
+def _product(request: Request) -> str | None:
+    """The GPU of the nodes that train, where their labels name it."""
+    name = dict(request.parameters.get("training_labels") or {}).get(PRODUCT)
+    return None if name is None else str(name)
+
+
+def _from_catalogue(step: Step, config: RunConfig, target: TargetConfig | None, seen: Look, device: str | None) -> Step:
+    """A step on a device that is not here, by its maker's figure."""
+    named = catalogue.find(device) if device else None
+    if named is None:
+        label = f"name the GPU of its nodes (--param 'training_labels={{{PRODUCT}: NAME}}')"
+        return replace(step, source=f"unknown: {f'{device} is not in the catalogue' if device else label}")
+    kind = "fp16" if step.stage == "supernet-train" else "fp32"
+    tops = max((entry.tops[kind] for entry in named.specifications if kind in entry.tops), default=None)
+    if tops is None or named.mig or named.shared:
+        return replace(step, source=f"unknown: no figure of a {device} in the catalogue")
+    seconds = at_peak(step.stage, config, target, seen.images, seen.classes, tops)
+    if seconds is None:
+        return replace(step, source=f"unknown: takes a {device}, and no catalogue tells how long it builds and times")
+    source = f"{CATALOGUE}: {device} at its peak of {tops:g} TOPS ({kind.upper()}), every network counted as stock"
+    return replace(step, seconds_per_unit=seconds / step.units, source=source)
 
 
 class Rates:
@@ -228,6 +287,18 @@ class Rates:
                     return seconds / units(stage, earlier, other), f"run {records.name}"
         return None, "unknown"
 
+    def advice(self, config: RunConfig) -> Iterator[Advice]:
+        """What was told of the targets in the newest runs with such a target, or by `yolov8-nas advise`."""
+        for label, target in zip(target_labels(config), config.targets, strict=True):
+            for records, earlier in self.runs:
+                alike = (earlier.space, earlier.imgsz, earlier.start) == (config.space, config.imgsz, config.start)
+                if not alike or target not in earlier.targets:
+                    continue
+                known = target_labels(earlier)[earlier.targets.index(target)]
+                if given := read_advice(records, known):
+                    yield given.model_copy(update={"target": label})
+                    break
+
 
 def _seconds(record: Path) -> float | None:
     """How long a run computed a stage, or would have without the parts that it found in the store.
@@ -274,6 +345,16 @@ def assumptions(request: Request, found: Sequence[Step]) -> list[str]:
         lines.append(f"The supernet is trained on one node: how much faster {nodes} are has not been measured.")
     if request.config.retrain is not None:
         lines.append("The dataset is a new one: without anything new, a retraining ends after its first step.")
+    if any(step.source.startswith(CATALOGUE) for step in found):
+        lines.append(
+            "What is known from the catalogue is what a device would take that reached its maker's figure, which none "
+            "does: sums with it are lower bounds."
+        )
+    if any("here" in step.source for step in found):
+        lines.append(
+            "What was measured here holds for nodes like this machine. It leaves out what a teacher, fake quantization "
+            "while scoring and building engines take."
+        )
     runs = sorted({step.source for step in found if step.source.startswith("run ")})
     if runs:
         lines.append(

@@ -32,6 +32,7 @@ LAYERS = (
     ("export",),
     ("search",),
     ("deploy",),
+    ("advice",),
     ("registry",),
     ("report",),
     ("analysis",),

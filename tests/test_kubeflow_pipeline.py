@@ -515,7 +515,8 @@ def test_a_plan_knows_what_a_store_or_a_file_tells_and_nothing_else(tmp_path: Pa
     file, rates = tmp_path / "two.yaml", tmp_path / "rates.yaml"
     file.write_text(yaml.safe_dump({"name": "two", "space": "tiny", "imgsz": 64, "targets": TARGETS}))
     rates.write_text(yaml.safe_dump({"supernet-train": 3.0, "search": {"nvidia-t4": 1.0}}))
-    command = ["plan", str(file), "--rates", str(rates), "--param", "training_gpus=2", "--price", "training=10"]
+    command = ["plan", str(file), "--no-measure", "--rates", str(rates)]
+    command += ["--param", "training_gpus=2", "--price", "training=10"]
     shown = CliRunner().invoke(app, [*command, "--json"])
     assert shown.exit_code == 0, shown.output
     content = json.loads(shown.output)
@@ -528,7 +529,7 @@ def test_a_plan_knows_what_a_store_or_a_file_tells_and_nothing_else(tmp_path: Pa
     assert training["complete"] is False
     assert "in all at least 10.00 EUR" in CliRunner().invoke(app, command).output
     for faulty in (["--price", "t5=1"], ["--price", "training=x"], ["--rates", str(file)], ["--store", "missing"]):
-        assert CliRunner().invoke(app, ["plan", str(file), *faulty]).exit_code == 2
+        assert CliRunner().invoke(app, ["plan", str(file), "--no-measure", *faulty]).exit_code == 2
 
 
 def test_rates_come_from_the_runs_of_a_store(tmp_path: Path) -> None:

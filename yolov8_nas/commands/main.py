@@ -154,6 +154,27 @@ def retrain(
 
 
 @app.command(rich_help_panel=START)
+def advise(
+    config: Config,
+    workdir: Workdir = None,
+    data: Data = None,
+    hardware: Hardware = None,
+    constraint: Limits = None,
+    precision: Precision = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Probe the targets and tell, before anything is trained, whether to take stock, to quantize, or to search.
+
+    A run in the same work folder measures none of it again.
+    """
+    from yolov8_nas.commands.advise import advise as give
+
+    asked = _asked(config, data, hardware, constraint, precision, overrides)
+    give(asked, workdir or Path("runs") / asked.name, as_json=as_json)
+
+
+@app.command(rich_help_panel=START)
 def search(
     config: Config,
     workdir: Workdir = None,

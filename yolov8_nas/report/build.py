@@ -13,7 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from yolov8_nas.files import atomic_write
-from yolov8_nas.report import plots, sections, wording
+from yolov8_nas.report import advice, plots, sections, wording
 from yolov8_nas.report.evidence import Outputs, mapping, pick, records
 from yolov8_nas.report.wording import shown
 
@@ -83,7 +83,7 @@ def _page(summary: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, 
             outputs={s: _outputs(s, mapping(left.get(name)).get(s), name, stages) for s in sections.TARGET_STAGES},
             supernet=supernet,
         )
-        targets.append(sections.view(target))
+        targets.append({**sections.view(target), "advice": advice.view(entry, stages, target.verdict)})
     run = mapping(summary.get("run"))
     return {
         "run": run,

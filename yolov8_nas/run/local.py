@@ -260,7 +260,7 @@ def run_stages(
     Args:
         config: What to run.
         workdir: Gets `logs/` and, unless it is elsewhere, the store.
-        last: The stage whose result is wanted: `supernet-train`, `search` or `qat-finetune`.
+        last: The stage whose result is wanted: `hw-probe`, `supernet-train`, `search` or `qat-finetune`.
         target: Label of the target, where a stage serves one.
         console: Where progress is shown.
         environment: Environment variables to set for the stages that train.
@@ -307,8 +307,8 @@ def run_stages(
 
 
 def _needed(last: str, target: str | None) -> list[tuple[str, str | None]]:
-    """A stage and those that it needs, in their order, each with its target."""
-    needed = {last}
+    """A stage and those that it needs, in their order, each with its target; all need the dataset for its classes."""
+    needed = {last, "data-prep"}
     for stage in reversed(INPUTS):
         needed |= set(INPUTS[stage]) if stage in needed else set()
     return [(stage, None if stage in SHARED_STAGES else target) for stage in INPUTS if stage in needed]
@@ -335,12 +335,17 @@ def keys_of(config: RunConfig) -> dict[str, str]:
     return {} if named is None else signing.environment(named.key, named.trusted)
 
 
+def patience() -> dict[str, str]:
+    """Environment variables of processes that train on this machine, or measure what training takes."""
+    # Threads that wait for each other spin: with GNU OpenMP's default for so long that training crawls on a machine
+    # in use, with none at all it takes twice as long on a quiet one. This many turns cost little on either.
+    return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
+
+
 def _environment(logs: Path) -> dict[str, str]:
     """Environment variables of stages that run on this machine."""
     return {
-        # Threads that wait for each other spin: with GNU OpenMP's default for so long that training crawls on a machine
-        # in use, with none at all it takes twice as long on a quiet one. This many turns cost little on either.
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+        **patience(),
         # What a step prints is read and printed again: with another encoding a name could break the pipeline.
         "PYTHONUTF8": "1",
         FILE_VARIABLE: str(logs / "progress.jsonl"),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from yolov8_nas.config import RunConfig, TargetConfig
 from yolov8_nas.device.profile import Profile
@@ -30,7 +30,7 @@ from yolov8_nas.runner.results import (
     VerdictResult,
 )
 from yolov8_nas.runner.stage import STAGES, TOLD, begun_file, target_labels
-from yolov8_nas.store.store import Store
+from yolov8_nas.store.store import SIGNATURE, Store
 
 MODELS: Final = "models"
 """Folder, beside the summary, that gets the files that ship: a folder per target in it."""
@@ -52,6 +52,11 @@ _ALL: Final = "all"  # stands for the target in the records of stages that serve
 def gate_file(label: str) -> str:
     """Name of the record of a run with what the promotion gate said of a target's new version."""
     return f"gate.{label}.json"
+
+
+def advice_file(label: str) -> str:
+    """Name of the record of a run with the advice on a target, given once it was probed."""
+    return f"advice.{label}.json"
 
 
 class _Model(BaseModel):
@@ -226,6 +231,7 @@ class Target(_Model):
     quantization: results.Quantized | None
     engine: results.EngineResult | None
     gate: dict[str, Any] | None = Field(None, description="What the promotion gate said, in a retraining")
+    advice: results.Advice | None = Field(None, description="What was told before anything was trained")
 
 
 class Summary(_Model):
@@ -308,6 +314,7 @@ class _Branch:
     ) -> None:
         self.failures = failures
         self.gate = _read(store.run_folder(run_id), gate_file(label))
+        self.advice = read_advice(store.run_folder(run_id), label)
         self.label = label
         self.target = target
         # In the order of the pipeline, the stages that serve all targets among them: what failed first is the cause.
@@ -348,6 +355,7 @@ class _Branch:
                 "quantization": verdict.quantization if verdict else None,
                 "engine": self._result("trt-export", results.EngineResult),
                 "gate": self.gate,
+                "advice": self.advice,
             }
         )
 
@@ -401,6 +409,16 @@ class _Branch:
             copy_file(path, copy)
             files[name] = copy.relative_to(out).as_posix()
         return files
+
+
+def read_advice(records: Path, label: str) -> results.Advice | None:
+    """The advice on a target; nothing where none was given, or not by this version."""
+    content = {**(_read(records, advice_file(label)) or {})}
+    content.pop(SIGNATURE, None)
+    try:
+        return results.Advice.model_validate(content) if content else None
+    except ValidationError:
+        return None
 
 
 def _figures(shipped: results.Shipped) -> dict[str, Any]:

@@ -137,6 +137,9 @@ class Display:
         elif kind == "note":
             row.message = event["message"]
             self._line(row, event["message"])
+        elif kind == "told":
+            for line in event["lines"]:
+                self.console.print(f"{row.name}: {line}", markup=False, highlight=False, soft_wrap=True)
         elif kind == "finished" and row.status not in ("done", "failed"):
             row.status, row.seconds = event["status"], event["seconds"]
             row.message = event["error"] or _best(row.figures)

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +80,14 @@ class Progress:
         self._event(event="note", message=text)
         if self.lines:
             self._print(text)
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Tell something that is to stay on the screen, line by line."""
+        lines = [_one_line(line) for line in lines]
+        self._event(event="told", lines=lines)
+        if self.lines:
+            for line in lines:
+                self._print(line)
 
     def started(self) -> None:
         """Tell that the stage begins."""

@@ -5,6 +5,16 @@ A file that is not of its model is a fault of whoever wrote it, and is told with
 
 from __future__ import annotations
 
+from yolov8_nas.runner.results.advice import (
+    Advice,
+    MeasuredSize,
+    MeasuredSizes,
+    Rate,
+    Recorded,
+    StageCost,
+    StockSize,
+    TrainingRates,
+)
 from yolov8_nas.runner.results.export import (
     Accuracy,
     AgainstStock,
@@ -98,6 +108,7 @@ from yolov8_nas.runner.results.search import (
 
 __all__ = [
     "Accuracy",
+    "Advice",
     "AgainstStock",
     "AheadResult",
     "AsExported",
@@ -130,6 +141,8 @@ __all__ = [
     "LimitRow",
     "LimitUsed",
     "Measured",
+    "MeasuredSize",
+    "MeasuredSizes",
     "Network",
     "NmsResult",
     "Objective",
@@ -141,6 +154,8 @@ __all__ = [
     "ProbedNetwork",
     "Quantized",
     "Ranked",
+    "Rate",
+    "Recorded",
     "Regime",
     "RegisterResult",
     "RescaledStock",
@@ -161,8 +176,10 @@ __all__ = [
     "Smoothing",
     "Source",
     "Spread",
+    "StageCost",
     "StockFile",
     "StockResult",
+    "StockSize",
     "StockTrainingResult",
     "Suppression",
     "SuppressionSettings",
@@ -171,6 +188,7 @@ __all__ = [
     "Timed",
     "TimedLoad",
     "TrainingCost",
+    "TrainingRates",
     "TrainingRecipe",
     "Tried",
     "Tuned",
