@@ -23,7 +23,7 @@ from stock_weights import stock_network
 from ultralytics.nn.tasks import DetectionModel
 
 from yolov8_nas.checkpoint import stock
-from yolov8_nas.config import RunConfig
+from yolov8_nas.config import RunConfig, TrainConfig
 from yolov8_nas.data.dataset import data_yaml
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
@@ -563,7 +563,7 @@ STAGE_SCRIPT = """
 import sys
 from pathlib import Path
 from yolov8_nas.checkpoint import stock
-from yolov8_nas.config import RunConfig
+from yolov8_nas.config import RunConfig, TrainConfig
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.stages.qat_finetune import STAGE
@@ -617,3 +617,71 @@ def test_stage_survives_sigkill(tmp_path: Path) -> None:
     assert [len(row["scores"]) for row in summary["halving"]["ranking"]] == [2, 1]
     assert summary["baseline"]["epochs"] == 3
     assert set(summary["candidates"][0]["map50_95"]) == {"fp32", "int8"}
+
+
+TRAIN = {"optimizer": "SGD", "lr0": 0.02, "momentum": 0.8, "hsv_h": 0.0, "degrees": 10, "mosaic": 0.5, "cos_lr": True}
+
+
+def test_the_users_training_settings_reach_every_arm_alike(
+    stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], tmp_path: Path
+) -> None:
+    inputs = tmp_path / "inputs"
+    shutil.copytree(stage_inputs, inputs, symlinks=True)
+    narrow = rescale(TINY.stock, 0.7)
+    RescaledStock.write_all(inputs / "search", [as_fast(narrow, 2.0, TINY.smallest().digest)])
+    context = stage_context(tmp_path / "run", inputs, baseline="both", train=TRAIN)
+    STAGE.run(context)
+    recipes = {name: recipe for name, (_, recipe) in starts.items()}
+    assert {"stock", "candidate-0", "rescaled"} <= recipes.keys()
+    assert len({recipe.options for recipe in recipes.values()}) == 1
+    assert dict(recipes["rescaled"].options) == {name: value for name, value in TRAIN.items() if name != "lr0"}
+    assert {recipe.lr for recipe in recipes.values()} == {0.02}
+    told = read_json(context.out / "candidates" / "0" / "tuning.json")["recipe"]
+    assert ["optimizer", "SGD"] in told["options"], "and the result says so"
+
+
+def test_training_settings_are_in_the_keys(stage_inputs: Path, tmp_path: Path) -> None:
+    asked = [{}, {"train": {"fliplr": 0.0}}, {"train": {"fliplr": 0.1}}]
+    found = [stage_context(tmp_path / str(i), stage_inputs, **given).settings for i, given in enumerate(asked)]
+    assert len({canonical_digest(settings.plain()) for settings in found}) == len(asked)
+
+
+def test_ultralytics_trains_by_what_is_given(data: Path, tmp_path: Path) -> None:
+    options = TrainConfig(**TRAIN).given
+    recipe = dataclasses.replace(RECIPE, epochs=1, options=options)
+    trainer = finetune._Trainer(network(), data, recipe, tmp_path, lambda *_: None, "cpu")
+    asked = {name: getattr(trainer.args, name) for name, _ in options}
+    assert asked == dict(options)
+    joined = dataclasses.replace(recipe, mosaic=False)
+    trainer = finetune._Trainer(network(), data, joined, tmp_path, lambda *_: None, "cpu")
+    assert trainer.args.mosaic == 0.0, "quantization-aware training joins no images"
+    trained = train(network(), data, recipe, work=tmp_path / "work")
+    state = torch.load(tmp_path / "work" / CHECKPOINT, weights_only=True)["optimizer"]["param_groups"]
+    assert all(group["momentum"] == 0.8 and "betas" not in group for group in state), "SGD it was"
+    assert len(trained.curves) == 1
+
+
+def test_every_training_setting_is_one_of_ultralytics() -> None:
+    from ultralytics.cfg import DEFAULT_CFG_DICT, check_cfg
+
+    fields = TrainConfig.model_fields
+    assert fields.keys() <= DEFAULT_CFG_DICT.keys()
+    check_cfg({name: value for name, value in TrainConfig(**TRAIN).model_dump().items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"fliplrr": 0.5}, r"unknown key finetune\.train\.fliplrr \(known: optimizer, lr0"),
+        ({"fliplr": 1.5}, r"finetune\.train\.fliplr = 1\.5: .*less than or equal to 1"),
+        ({"optimizer": "auto"}, r"finetune\.train\.optimizer = 'auto'"),
+        ({"lr0": 0}, r"finetune\.train\.lr0 = 0"),
+        ({"degrees": "ten"}, r"finetune\.train\.degrees = 'ten'"),
+        ({"epochs": 3}, r"unknown key finetune\.train\.epochs"),
+        ("fast", r"finetune\.train = 'fast'"),
+    ],
+)
+def test_training_settings_that_are_none_are_refused_in_one_line(asked: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        RunConfig.parse({"finetune": {"train": asked}, "targets": [{"constraints": ["latency<=50ms"]}]}, "run.yaml")
+    assert "\n" not in str(refused.value)

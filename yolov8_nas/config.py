@@ -179,6 +179,78 @@ class RungConfig(_Section):
     epochs: Positive
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TrainConfig(_Section):
+    """Ultralytics' own settings of a training, under their names; what is not given is as this software has it.
+
+    They hold for every training of candidates, stock and rescaled stock, short and whole ones. What decides how long a
+    training is, on what and from what, is not among them: all arms have that in common already.
+
+    Attributes:
+        optimizer: Name of the optimizer; `auto` is none, since it changes with the number of images.
+        lr0: Peak learning rate, in the place of `finetune.lr` and, where a training is as long as the supernet's, of
+            `supernet.lr`.
+        lrf: Share of it that is left in the end.
+        momentum: Momentum of SGD, first beta of Adam's kind.
+        weight_decay: Decay of the kernels.
+        warmup_epochs: Epochs in which the rate rises.
+        warmup_momentum: Momentum at their beginning.
+        warmup_bias_lr: Learning rate of biases at their beginning.
+        cos_lr: Whether the rate falls by a cosine.
+        box: Weight of the box loss.
+        cls: Weight of the class loss.
+        dfl: Weight of the loss of box distributions.
+        hsv_h: Share of hue that is varied.
+        hsv_s: Share of saturation.
+        hsv_v: Share of brightness.
+        degrees: Degrees of rotation.
+        translate: Share of the side that is translated.
+        scale: Share by which size is varied.
+        shear: Degrees of shear.
+        perspective: Share of perspective.
+        flipud: Share of images upside down.
+        fliplr: Share of mirrored images.
+        bgr: Share of images with red and blue exchanged.
+        mosaic: Share of images that are four joined to one; quantization-aware training and the last epochs have none.
+        mixup: Share of images mixed with another.
+        cutmix: Share of images with a part of another.
+    """
+
+    optimizer: Literal["SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSProp"] | None = None
+    lr0: Annotated[float, Field(gt=0, le=1)] | None = None
+    lrf: Share | None = None
+    momentum: Share | None = None
+    weight_decay: Share | None = None
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    warmup_momentum: Share | None = None
+    warmup_bias_lr: Share | None = None
+    cos_lr: bool | None = None
+    box: Annotated[float, Field(ge=0)] | None = None
+    cls: Annotated[float, Field(ge=0)] | None = None
+    dfl: Annotated[float, Field(ge=0)] | None = None
+    hsv_h: Share | None = None
+    hsv_s: Share | None = None
+    hsv_v: Share | None = None
+    degrees: Annotated[float, Field(ge=0, le=180)] | None = None
+    translate: Share | None = None
+    scale: Share | None = None
+    shear: Annotated[float, Field(ge=0, le=180)] | None = None
+    perspective: Share | None = None
+    flipud: Share | None = None
+    fliplr: Share | None = None
+    bgr: Share | None = None
+    mosaic: Share | None = None
+    mixup: Share | None = None
+    cutmix: Share | None = None
+
+    @property
+    def given(self) -> tuple[tuple[str, str | float | bool], ...]:
+        """The settings that were given, but for the learning rate, which is a part of every recipe."""
+        return tuple((name, value) for name, value in self.model_dump().items() if value is not None and name != "lr0")
+
+
 class FinetuneConfig(_Section):
     """Fine-tuning of the candidates and training of the stock baseline.
 
@@ -205,6 +277,7 @@ class FinetuneConfig(_Section):
             they are trained to the end. Stock is trained first, with `baseline: none` for this alone.
         nms_free: Whether all of them learn Ultralytics' NMS-free head and ship with it: a branch beside YOLOv8's head
             that finds each object once (one-to-one), so that nothing has to suppress overlapping boxes.
+        train: Augmentation, optimizer and the like, under Ultralytics' names.
     """
 
     epochs: Positive = 100
@@ -217,6 +290,7 @@ class FinetuneConfig(_Section):
     baseline: Literal["none", "stock", "rescaled", "both"] = "stock"
     distill: bool = False
     nms_free: bool = False
+    train: TrainConfig = TrainConfig()
 
     @model_validator(mode="before")
     @classmethod

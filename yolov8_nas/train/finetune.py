@@ -37,6 +37,12 @@ CHECKPOINT: Final = "checkpoint.pt"
 WINDOW: Final = 3
 """Epochs over which scores are averaged at most: one epoch's score on few images is luck by half."""
 
+_JOINING: Final = ("mosaic", "mixup", "cutmix")
+"""Augmentation that joins several images, which a training without mosaic does not have at all."""
+
+_FUSED: Final = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers that have one kernel for all that a step does."""
+
 Report = Callable[[float, float], None]
 """Told epochs done, with a fraction for the one in progress, and the best mAP50-95 so far, over a few epochs."""
 
@@ -52,6 +58,7 @@ class Recipe:
         imgsz: Side of the square input in pixels.
         seed: Seed of order and augmentation.
         mosaic: Whether four images are joined to one, but for the last epochs.
+        options: Further settings under Ultralytics' names, in the place of what is told here and of `_Trainer`'s.
     """
 
     epochs: int
@@ -60,6 +67,7 @@ class Recipe:
     imgsz: int
     seed: int
     mosaic: bool = True
+    options: tuple[tuple[str, str | float | bool], ...] = ()
 
     @property
     def closing(self) -> int:
@@ -230,6 +238,7 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
                 "iou": PROTOCOL["iou"],
                 "max_det": PROTOCOL["max_det"],
                 "nms": False if network.end2end else None,  # the branch that is validated
+                **{name: value for name, value in recipe.options if recipe.mosaic or name not in _JOINING},
             }
         )
         torch.set_num_threads(threads)  # choosing the CPU, Ultralytics has just set a number of its own
@@ -268,7 +277,7 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
 
     def build_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = super().build_optimizer(*args, **kwargs)
-        for group in optimizer.param_groups:
+        for group in optimizer.param_groups if isinstance(optimizer, _FUSED) else ():
             group["fused"] = True  # one kernel instead of one for each operation of each tensor
         return optimizer
 

@@ -89,6 +89,7 @@ class TrainingRecipe(Result):
     imgsz: int
     seed: int
     mosaic: bool
+    options: tuple[tuple[str, str | float | bool], ...] = ()
 
 
 class Tuned(Result):

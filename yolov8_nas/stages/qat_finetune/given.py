@@ -92,7 +92,7 @@ class Given:
 
     def recipe(self, epochs: int, lr: float, *, mosaic: bool = True) -> Recipe:
         """How networks are trained for so many epochs, at such a peak learning rate."""
-        return Recipe(epochs, self.options.batch, lr, self.imgsz, self.seed, mosaic)
+        return Recipe(epochs, self.options.batch, lr, self.imgsz, self.seed, mosaic, self.options.train.given)
 
     def macs(self, architecture: Architecture) -> float:
         """Multiply-accumulates of a network for one image."""

@@ -75,10 +75,11 @@ class _Finetuning:
         # learn for as many epochs as the supernet and the fine-tuning together, with the supernet's learning rate: none
         # has seen the data more often than another.
         whole = ctx.settings.supernet
-        long = self.given.recipe(whole.epochs + self.options.epochs, whole.lr)
-        fine = self.given.recipe(self.options.epochs, self.options.lr)
+        peak = self.options.train.lr0
+        long = self.given.recipe(whole.epochs + self.options.epochs, peak or whole.lr)
+        fine = self.given.recipe(self.options.epochs, peak or self.options.lr)
         self.rivals = fine if ctx.settings.start == "weights" else long
-        qat = self.given.recipe(self.options.qat_epochs, QAT_LR * self.options.lr, mosaic=False)
+        qat = self.given.recipe(self.options.qat_epochs, QAT_LR * fine.lr, mosaic=False)
         self.trainings = Trainings(ctx, self.given)
         self.outcome = Outcome(ctx, self.given, self.trainings, qat)
         self.candidates = self._candidates(long if ctx.settings.start == "scratch" else fine)
