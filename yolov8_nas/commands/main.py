@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 from yolov8_nas import paths, terminal
 from yolov8_nas.commands import data as datasets
 from yolov8_nas.commands import models
+from yolov8_nas.commands import store as stores
 from yolov8_nas.commands.analyze import analyze
 from yolov8_nas.commands.init import init
 from yolov8_nas.commands.sensitivity import sensitivity
@@ -82,6 +83,7 @@ app.add_typer(data_app, name="data", rich_help_panel=START)
 data_app.command("check")(datasets.check)
 data_app.command("make-demo")(datasets.make_demo)
 app.add_typer(models.app, name="models", rich_help_panel=MODEL)
+app.add_typer(stores.app, name="store", rich_help_panel=START)
 
 Config = Annotated[Path, typer.Argument(help="Run configuration (YAML).")]
 Workdir = Annotated[Path | None, typer.Option(help="Folder for everything that the run writes.")]
