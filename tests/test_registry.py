@@ -28,8 +28,10 @@ from yolov8_nas.registry.pull import pull
 from yolov8_nas.registry.register import Registration
 from yolov8_nas.run import lifecycle, local
 from yolov8_nas.runner import process
+from yolov8_nas.runner.results import VerdictResult
 from yolov8_nas.runner.stage import run_stage
 from yolov8_nas.stages.register import STAGE
+from yolov8_nas.stages.register.run import licences
 from yolov8_nas.store.archive import pack
 from yolov8_nas.store.store import Manifest, Store
 
@@ -138,6 +140,7 @@ def test_version_holds_files_figures_and_tags(branch: Branch, model: str, uri: s
     assert shown.metrics["map50_95_against_stock_low"] == -0.01
     assert shown.tags["hardware_id"] == PROFILE["id"]
     assert shown.tags["constraints"] == "latency<=80%stock"
+    assert shown.tags["license"].startswith("AGPL-3.0") and shown.tags["license_data"].startswith("not known")
     assert shown.params["imgsz"] == "64"
     client = tracking.connect(uri)
     logged = client.get_logged_model(entry["model_id"])
@@ -164,6 +167,24 @@ def test_shipped_file_comes_back_byte_by_byte_and_runs(branch: Branch, tmp_path:
     example = network.input_example["images"]
     assert (example.shape, example.dtype, example.min(), example.max()) == ((1, 3, 64, 64), np.float32, 0, 1)
     assert np.ptp(network.predict({"images": example})["output0"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("start", "data", "expected"),
+    [
+        ("weights", "CC BY 4.0", ("that of yolov8n.pt; ", "CC BY 4.0")),
+        ("scratch", None, ("none: random weights", "not known: data_license")),
+    ],
+)
+def test_a_version_says_under_which_licences_it_stands(
+    start: str, data: str | None, expected: tuple[str, str], tmp_path: Path
+) -> None:
+    verdict = VerdictResult.read(write_outputs(tmp_path / "made")["trt-export"])
+    assert verdict.shipped is not None
+    began = verdict.shipped.training.model_copy(update={"start": start})
+    told = licences(verdict.shipped.model_copy(update={"training": began}), data)
+    assert told["license"].startswith("AGPL-3.0")
+    assert (told["license_start"].startswith(expected[0]), told["license_data"].startswith(expected[1])) == (True, True)
 
 
 def test_same_content_twice_is_one_version(branch: Branch, model: str, uri: str) -> None:

@@ -435,6 +435,7 @@ class RunConfig(_Section):
         name: Name of the run and of the registered model.
         data: Dataset: a folder, an archive, the address of one (`s3://`, `https://`), or nothing for the built-in demo
             data.
+        data_license: Licence of the dataset, as it is to stand beside every model that was trained on it.
         space: A built-in search space or the path of a YAML file.
         imgsz: Side of the square network input in pixels, a multiple of 32.
         store: Folder of the stage store, or `s3://BUCKET/PREFIX`; nothing for `store` in the work folder.
@@ -445,6 +446,7 @@ class RunConfig(_Section):
 
     name: str = Field("inspection-demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
     data: Text | None = None
+    data_license: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     space: Text = "yolov8n"
     imgsz: int = Field(640, ge=32, le=8192, multiple_of=32)
     supernet: SupernetConfig = SupernetConfig()

@@ -11,6 +11,7 @@ Beside the configuration it takes the run's own parameters, given to `run_stage`
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Final
 
 from yolov8_nas.data import dataset
 from yolov8_nas.device.profile import Profile
@@ -22,6 +23,9 @@ from yolov8_nas.registry.tracking import UnavailableError, connect, unavailable,
 from yolov8_nas.runner.results import Difference, RegisterResult, Shipped, StockResult, VerdictResult
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.register.settings import RegisterSettings
+
+LICENCE: Final = "AGPL-3.0"
+"""Licence of Ultralytics' networks, and so of what is derived from them; checkpoint and ONNX file say so, too."""
 
 
 def run(ctx: StageContext[RegisterSettings]) -> None:
@@ -110,6 +114,7 @@ def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
             "runtime_version": profile.runtime_version,
             "architecture": shipped.architecture.digest,
             "file": shipped.file,
+            **licences(shipped, ctx.settings.data_license),
             **_tags(ctx),
         },
         description=(
@@ -134,6 +139,22 @@ def _metrics(shipped: Shipped, comparison: Difference | None) -> dict[str, float
             f"map50_95_against_stock_{name}": getattr(comparison, name) for name in ("difference", "low", "high")
         }
     return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def licences(shipped: Shipped, data: str | None) -> dict[str, str]:
+    """Under which licences the model stands: of itself, of what it began with, and of what it was trained on.
+
+    Args:
+        shipped: The file that ships.
+        data: Licence of the dataset; nothing where nobody has told it.
+    """
+    training = shipped.training
+    start = f"that of {training.begun_with}; Ultralytics' own weights are under {LICENCE}"
+    return {
+        "license": f"{LICENCE}, as Ultralytics' YOLOv8, whose networks and code it is made of",
+        "license_start": "none: random weights" if training.start == "scratch" else start,
+        "license_data": data or "not known: data_license in the run configuration tells it",
+    }
 
 
 def _params(ctx: StageContext[RegisterSettings], *, nms_free: bool) -> dict[str, str]:

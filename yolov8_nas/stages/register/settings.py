@@ -18,6 +18,7 @@ class Asked(StageSettings):
         precision: Precision asked for.
         constraints: Hard limits, as they were asked for.
         batch: Images per inference.
+        data_license: Licence of the dataset; nothing where nobody has told it.
     """
 
     model: str
@@ -28,6 +29,7 @@ class Asked(StageSettings):
     precision: Precision
     constraints: tuple[str, ...]
     batch: int
+    data_license: str | None = None
 
 
 class RegisterSettings(Asked):
@@ -58,4 +60,5 @@ def settings(config: RunConfig, target: TargetConfig | None) -> Asked:
         precision=target.precision,
         constraints=target.constraints,
         batch=target.batch,
+        data_license=config.data_license,
     )
