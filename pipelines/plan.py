@@ -8,7 +8,7 @@ bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from typing import Any, Final
 from components.placement import PRODUCT, is_gpu, pool_name
 from pipelines.request import Request
 from yolov8_nas.config import RunConfig, TargetConfig
-from yolov8_nas.device import catalogue
+from yolov8_nas.device import catalogue, gpu
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_json
 from yolov8_nas.measure.target import resolve
@@ -153,7 +153,8 @@ def measure_here(request: Request, found: Sequence[Step], log: Path, data: str |
     config = request.config.retrained_from(None)
     targets = {label: _find(config, label) for label in dict.fromkeys(step.target for step in unknown if step.target)}
     here = [label for label, target in targets.items() if _is_here(target)]
-    training = not int(request.training.gpus) and any(step.pool == TRAINING for step in unknown)
+    trains = _trains_here(request)
+    training = trains and any(step.pool == TRAINING for step in unknown)
     if not unknown:
         return [*found], ""
     try:
@@ -168,8 +169,17 @@ def measure_here(request: Request, found: Sequence[Step], log: Path, data: str |
         )
     except (InputError, StageError) as error:
         return [*found], str(error)
-    filled = [_filled(step, request, config, targets.get(str(step.target)), seen, here) for step in found]
+    pools = {*here, *([TRAINING] if trains else [])}
+    filled = [_filled(step, request, config, targets.get(str(step.target)), seen, pools) for step in found]
     return filled, ""
+
+
+def _trains_here(request: Request) -> bool:
+    """Whether this machine can stand in for the one that trains: without GPUs, or with one of the same product."""
+    if not int(request.training.gpus):
+        return True
+    product = _product(request)
+    return int(request.training.gpus) == 1 and product in [name.replace(" ", "-") for name in gpu.gpu_names()]
 
 
 def _find(config: RunConfig, label: str) -> TargetConfig:
@@ -188,13 +198,22 @@ def _is_here(target: TargetConfig) -> bool:
 
 
 def _filled(
-    step: Step, request: Request, config: RunConfig, target: TargetConfig | None, seen: Look, here: Sequence[str]
+    step: Step, request: Request, config: RunConfig, target: TargetConfig | None, seen: Look, here: Collection[str]
 ) -> Step:
-    """A step with a rate, where nothing was known of it and something can be."""
+    """A step with a rate, where nothing was known of it and something can be.
+
+    Args:
+        step: The step.
+        request: The run to be.
+        config: Its configuration.
+        target: The step's target, if it has one.
+        seen: What this machine has measured.
+        here: Labels of the targets that are here, and `TRAINING` where this machine trains as those nodes do.
+    """
     if step.seconds_per_unit is not None or step.stage not in MEASURABLE:
         return step
-    device = _product(request) if step.pool == TRAINING and step.gpus else target.hardware if target else None
-    if (step.pool == TRAINING and step.gpus) or (step.pool != TRAINING and step.target not in here):
+    if (TRAINING if step.pool == TRAINING else step.target) not in here:
+        device = _product(request) if step.pool == TRAINING else target.hardware if target else None
         return _from_catalogue(step, config, target, seen, device)
     if step.stage == "hw-probe":
         seconds: float | None = seen.probing[str(step.target)][0] * step.units

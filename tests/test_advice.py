@@ -26,6 +26,7 @@ from yolov8_nas.advice.recommending import recommend
 from yolov8_nas.commands import advise as command
 from yolov8_nas.commands.main import app
 from yolov8_nas.config import FinetuneConfig, RunConfig, Start
+from yolov8_nas.device import gpu
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import file_sha256, read_json, tree_files, write_json
 from yolov8_nas.measure.latency_model import LatencyModel
@@ -528,6 +529,11 @@ class TestPlan:
         assert found["supernet-train", None]["source"].startswith("catalogue: NVIDIA-L4 at its peak")
         training = next(pool for pool in self.content["pools"] if pool["name"] == "training")
         assert training["complete"] is False, "a maker's figure is a lower bound"
+        monkeypatch.setattr(gpu, "gpu_names", lambda: ["NVIDIA L4"])
+        found = self.shown(tmp_path, monkeypatch, "--param", "training_gpus=1", "--param", label)
+        assert found["supernet-train", None]["source"].startswith("steps measured here"), "the same product is here"
+        found = self.shown(tmp_path, monkeypatch, "--param", "training_gpus=2", "--param", label)
+        assert found["supernet-train", None]["source"].startswith("catalogue"), "a rate is of one process"
         assert any("lower bounds" in line for line in self.content["assumptions"])
 
     def test_advice_that_was_given_is_told_again(
