@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import file_sha256, read_json, tree_files, write_json
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.report import advice as page
+from yolov8_nas.report.build import build_report
 from yolov8_nas.report.step import Told
 from yolov8_nas.run import advising
 from yolov8_nas.run.effort import Look, at_peak, by_rates
@@ -288,6 +290,17 @@ def test_the_report_sets_forecasts_beside_what_came_of_them(tmp_path: Path) -> N
     assert rows["search takes"][1] == "found in the store"
     assert rows["register takes"] == ("not measured", "not measured")
     assert page.view({}, [], {})["missing"]
+
+
+def test_the_page_shows_advice_and_says_where_there_is_none(tmp_path: Path) -> None:
+    given = advice(tmp_path)
+    targets = [{"id": given.target, "status": "failed", "advice": given.plain()}, {"id": "another", "status": "failed"}]
+    text = build_report({"run": {"name": "r"}, "stages": [], "targets": targets}, {}, tmp_path / "r.html").read_text()
+    assert text.count("Advice before the run, and what came of it") == 2
+    assert text.count("No advice was given before this run.") == 1
+    for shown in (given.recommendation, words.gap(given), f"points of mAP50-95 against {gains.FULL}"):
+        assert html.escape(shown).replace("&#x27;", "&#39;") in text
+    assert "YOLOv8n, FP32" in text and "98.5% (docs/results.md)" in text
 
 
 @pytest.fixture
