@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import yaml
 
+from components.placement import is_gpu, pool_name
 from pipelines.client import Access, Server
 from pipelines.pods import STORE
 from pipelines.watch import ENDED, Step, steps
@@ -144,7 +145,10 @@ class Cluster:
     def submit_file(self, file: Path, *options: str) -> Run:
         """Start what a file says, and follow it."""
         if cpu := os.environ.get(CPU_VARIABLE):
-            room = ["--param", f"training_cpu={cpu}", "--param", f"target_pools={{cpu-1t: {{cpu: {cpu}}}}}"]
+            pools = {
+                pool_name(target): {"cpu": cpu} for target in RunConfig.load(file, ()).targets if not is_gpu(target)
+            }
+            room = ["--param", f"training_cpu={cpu}", "--param", f"target_pools={json.dumps(pools)}"]
             options = (*room, *options)  # what a test asks for comes after, and counts
         process = subprocess.Popen(
             self._command("submit", str(file), "--watch", "--poll", str(POLL), *options),
