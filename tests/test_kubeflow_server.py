@@ -236,7 +236,7 @@ def test_watch_does_not_wait_for_ever_for_a_run_that_kubeflow_has_lost(config: P
     workflow.step(f"{workflow.run}.exit-handler-1.onExit(0)", "close-run", phase="Succeeded")
     cluster.states = [("RUNNING", workflow.nodes)]
     cluster.runs.append({"run_id": "run"})
-    with pytest.raises(InputError, match="the last step of run run has ended, .* its workflow controller has lost it"):
+    with pytest.raises(InputError, match=r"the last step of run run has ended, .* its workflow controller has lost it"):
         watch(Server(Access(cluster.host)), "run", [], lambda _: None, 0.01, patience=0.0)
 
 
