@@ -340,6 +340,6 @@ def _costs(
     """What the stages that are left will take, by rates; or why there are none."""
     left = [stage for stage in STAGES if stage not in ("data-prep", PROBE.name)]
     if dataset is None or isinstance(rates, str):
-        return tuple(StageCost(stage=stage, seconds=None, source=f"not measured: {rates}") for stage in left)
+        return tuple(StageCost(stage=stage, seconds=None, source=rates) for stage in left)
     images, stock_ms = datasets.load(dataset).images, StockResult.read(probe).latency_ms.p50
     return tuple(by_rates(stage, config, target, images, rates, stock_ms) for stage in left)

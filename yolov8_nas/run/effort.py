@@ -126,7 +126,7 @@ def by_rates(
         return StageCost(
             stage=stage, seconds=seconds, source="stock's latency, times the runs that a verdict takes; no builds"
         )
-    return StageCost(stage=stage, seconds=None, source="not measured: takes no training")
+    return StageCost(stage=stage, seconds=None, source="takes no training")
 
 
 def at_peak(
