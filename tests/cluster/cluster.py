@@ -268,7 +268,7 @@ class Cluster:
         """End what still runs."""
         for run in self.runs:
             run.process.terminate()
-            if self.server.client.get_run(run.id).state not in ENDED:  # also one that `submit --watch` gave up
+            if self.server.client.get_run(run.id).state not in (*ENDED, "CANCELING"):  # also one that was given up
                 self.cancel(run)
             self.server.client.archive_run(run.id)
         self.runs.clear()
