@@ -378,12 +378,22 @@ def test_the_pipeline_finds_what_it_names(overlay: str) -> None:
     assert names == {"yolov8-nas-training", "yolov8-nas-target"}
 
 
+def _asked_by_default(limits: dict[str, Any]) -> set[str]:
+    """What a LimitRange lets each container ask for that says nothing of it."""
+    return {
+        key for row in limits["spec"]["limits"] for key in {**row.get("defaultRequest", {}), **row.get("default", {})}
+    }
+
+
 def test_queues_lead_to_flavors_of_gpus_that_the_catalogue_knows() -> None:
     from yolov8_nas.device import catalogue
 
     queues, flavors = of_kind("gpu-cluster", "ClusterQueue"), of_kind("gpu-cluster", "ResourceFlavor")
+    asked = {key for limit in of_kind("gpu-cluster", "LimitRange").values() for key in _asked_by_default(limit)}
+    assert "ephemeral-storage" in asked
     for queue in of_kind("gpu-cluster", "LocalQueue").values():
         (group,) = queues[queue["spec"]["clusterQueue"]]["spec"]["resourceGroups"]
+        assert asked | {"cpu", "memory", "nvidia.com/gpu"} <= set(group["coveredResources"]), "Kueue would admit no pod"
         assert {flavor["name"] for flavor in group["flavors"]} == flavors.keys()
         for flavor in group["flavors"]:
             assert [resource["name"] for resource in flavor["resources"]] == group["coveredResources"]
