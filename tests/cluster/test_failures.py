@@ -30,7 +30,7 @@ def test_a_target_out_of_memory_is_lost_and_says_what_to_do(cluster: Cluster) ->
     run = cluster.submit("--param", "target_pools={cpu-1t: {memory: 400Mi}}")
     cluster.end(run)
     closed = cluster.record(run, "closed.json")
-    assert "out of memory" in closed["lost"]["cpu-1t-fp32"] and "target_pools" in closed["lost"]["cpu-1t-fp32"]
+    assert "for want of memory" in closed["lost"]["cpu-1t-fp32"] and "target_pools" in closed["lost"]["cpu-1t-fp32"]
 
 
 def test_a_training_out_of_memory_is_told(cluster: Cluster) -> None:
