@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 
 from components.placement import Pod, branches, trained_by
 from yolov8_nas.config import RunConfig
-from yolov8_nas.errors import StageError
+from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import write_json
 from yolov8_nas.measure import target as targets
+from yolov8_nas.run import found
 from yolov8_nas.run.found import BRANCH, branch_keys, pick_up, probe_key, stage_key
 from yolov8_nas.run.lifecycle import IN_CLUSTER
 from yolov8_nas.run.summary import RUN_FILE
@@ -71,8 +73,8 @@ def test_what_is_found_ends_with_the_first_result_that_is_not_there(played: Play
         done["supernet-train"].key,
         played.digests["supernet-train"],
     )
-    found = branch_keys(CONFIG, LABEL, played.digests, played.store)
-    assert found == {name: done[name].key for name in BRANCH}
+    keys = branch_keys(CONFIG, LABEL, played.digests, played.store)
+    assert keys == {name: done[name].key for name in BRANCH}
     played.lose("trt-export", done["trt-export"])
     assert branch_keys(CONFIG, LABEL, played.digests, played.store).keys() == {"search", "qat-finetune"}
     played.lose("search", done["search"])
@@ -96,6 +98,32 @@ def test_a_device_is_looked_at_where_anything_is_left_to_compute(
     assert probe_key(CONFIG, LABEL, 2, played.store) == ""
 
 
+@pytest.mark.parametrize("settings", [{}, {"device": "an older form"}, None, "{"])
+def test_a_record_that_tells_no_device_is_passed_over(played: Played, settings: Any) -> None:
+    done = {name: played.play(name) for name in TAKES}
+    newer = played.store.run_folder("newer")
+    played.store.record("newer", RUN_FILE, {"config": CONFIG.model_dump(mode="json")})
+    if settings == "{":
+        (newer / f"{LABEL}.hw-probe.json").write_text(settings)
+    else:
+        played.store.record("newer", f"{LABEL}.hw-probe.json", {"settings": settings})
+    os.utime(newer, (4e9, 4e9))
+    assert played.store.runs()[0] == "newer"
+    assert probe_key(CONFIG, LABEL, 2, played.store) == done["hw-probe"].key
+
+
+def test_settings_that_a_stage_refuses_are_left_to_the_stage(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TAKES:
+        played.play(name)
+
+    def refuse(*_: Any) -> Any:
+        raise InputError("search: not so")
+
+    monkeypatch.setattr(found, "find_stage", lambda name: replace(find_stage(name), settings=refuse))
+    assert branch_keys(CONFIG, LABEL, played.digests, played.store) == {}
+    assert stage_key("supernet-train", CONFIG, {"data-prep": played.digests["data-prep"]}, played.store) is None
+
+
 def test_on_one_machine_nothing_is_looked_up(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TAKES:
         played.play(name)
@@ -108,8 +136,8 @@ def test_a_probe_is_picked_up_with_what_comes_after_it(played: Played) -> None:
     for name in TAKES:
         played.play(name)
     picked = played.folder / "picked.tar"
-    digest, found = pick_up(CONFIG, LABEL, store=str(played.folder / "store"), run_id="run", output=picked)
-    assert digest == played.digests["hw-probe"] and found.keys() == BRANCH.keys()
+    digest, keys = pick_up(CONFIG, LABEL, store=str(played.folder / "store"), run_id="run", output=picked)
+    assert digest == played.digests["hw-probe"] and keys.keys() == BRANCH.keys()
     extract(picked, played.folder / "picked")
     assert (played.folder / "picked" / "result.txt").read_text() == "hw-probe"
 
@@ -121,10 +149,10 @@ def test_a_probe_that_failed_is_passed_on(played: Played) -> None:
     for name in ("data-prep", "supernet-train"):
         played.play(name)
     played.play("hw-probe", fail)
-    _, found = pick_up(
+    _, keys = pick_up(
         CONFIG, LABEL, store=str(played.folder / "store"), run_id="run", output=played.folder / "hw-probe.tar"
     )
-    assert found == {}
+    assert keys == {}
     after = played.play("search")
     assert (after.status, after.error) == ("failed", "not run, because hw-probe failed")
 

@@ -71,7 +71,11 @@ def branch_keys(config: RunConfig, label: str, digests: Mapping[str, str], store
     digests, found, target = dict(digests), {}, find_target(config, label)
     for name, takes in BRANCH.items():
         stage = find_stage(name)
-        key = key_of(stage, stage.whole(config, target, {}), {one: digests[one] for one in sorted(takes)})
+        try:
+            settings = stage.whole(config, target, {})
+        except InputError:
+            break  # the step itself says what is wrong, and its target alone is lost
+        key = key_of(stage, settings, {one: digests[one] for one in sorted(takes)})
         if (done := _done(name, key, store)) is None:
             break
         found[name], digests[name] = done
@@ -98,7 +102,10 @@ def probe_key(config: RunConfig, label: str, num_classes: int, store: Store, tra
         return ""
     if (seen := _last_seen(config, target, store)) is None:
         return ""
-    settings = ProbeSettings(**dict(asked_of(config, target, seen)), num_classes=num_classes)
+    try:
+        settings = ProbeSettings(**dict(asked_of(config, target, seen)), num_classes=num_classes)
+    except InputError:
+        return ""
     if (probe := _done("hw-probe", key_of(find_stage("hw-probe"), settings, {}), store)) is None:
         return ""
     digests = {"data-prep": data[1], "supernet-train": supernet[1], "hw-probe": probe[1]}
@@ -157,16 +164,12 @@ def _last_seen(config: RunConfig, target: TargetConfig, store: Store) -> Seen | 
         try:
             folder = store.run_folder(run_id)
             earlier = RunConfig.parse(read_json(folder / RUN_FILE)["config"], run_id)
-        except (FileNotFoundError, InputError, StageError):
-            continue  # never opened, of another release, or not signed
-        for label, other in zip(target_labels(earlier), earlier.targets, strict=True):
-            record = folder / record_file("hw-probe", label)
-            if (other.hardware, other.runtime, other.far) == (
-                target.hardware,
-                target.runtime,
-                None,
-            ) and record.is_file():
-                settings = read_json(record)["settings"]
-                if settings:  # of a probe that failed for its settings there are none
+            for label, other in zip(target_labels(earlier), earlier.targets, strict=True):
+                record = folder / record_file("hw-probe", label)
+                same = (other.hardware, other.runtime, other.far) == (target.hardware, target.runtime, None)
+                if same and record.is_file():
+                    settings = read_json(record)["settings"]
                     return Seen(**{name: settings[name] for name in Seen.model_fields})
+        except (OSError, KeyError, TypeError, ValueError, StageError):
+            continue  # never opened, failed for its settings, of another release, or not signed
     return None
