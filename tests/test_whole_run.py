@@ -224,7 +224,7 @@ class Line:
             fetched = open_store(store)
         for file in fetched.run_folder(run_id).glob("*.*.json"):
             record = read_json(file)
-            if "begun" not in record:
+            if "begun" not in record and not file.name.startswith("advice."):
                 fetched.result(record["stage"], record["key"])
         fetched.root.rename(self.work / "store")
 
