@@ -333,7 +333,9 @@ def _remedy(error: Exception) -> str:
     if module == "sqlalchemy":
         return "check the database's address, user and password"
     if "too many 5" in str(error):  # it answered, but that it cannot, for as long as it was asked
-        return "its log says why: it may not reach its database, or the bucket of its artifacts"
+        return (
+            "try again when the server is well; its log says why: perhaps its database, or the bucket of its artifacts"
+        )
     return "check the address, and try again when the server is well" if unavailable(error) else "check what was given"
 
 
