@@ -101,7 +101,7 @@ def run_step(
     except Exception as error:
         raise tell_failure(error, work.name, store=store, run_id=run_id, target=target) from None
     output.metadata["sha256"] = outcome.digest
-    _show(_told(work.name, outcome, Path(output.path), config, target, store, run_id, found), metrics, report)
+    _show(_advised(work.name, outcome, Path(output.path), config, target, store, run_id, found), metrics, report)
 
 
 def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
@@ -110,22 +110,15 @@ def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
     Path(report.path).write_text(told.markdown)
 
 
-def _told(
-    stage: str, outcome: Outcome, result: Path, config: str, target: str | None, store: str, run_id: str, found: str
-) -> Told:
-    """What a step shows of its stage, and the advice."""
-    shown = tell(stage, target, outcome, result)
-    return _advised(shown, stage, outcome, config, target, store, run_id, found)
-
-
 def _advised(
-    shown: Told, stage: str, outcome: Outcome, config: str, target: str | None, store: str, run_id: str, found: str
+    stage: str, outcome: Outcome, result: Path, config: str, target: str | None, store: str, run_id: str, found: str
 ) -> Told:
     """What a step shows, with the advice on its target where that was just probed.
 
     The advice is told on the screen and kept in the run's records as well. A run does not fail for want of it. A step
     in a cluster that has room to read a result only gives none.
     """
+    shown = tell(stage, target, outcome, result)
     if stage != PROBE or target is None or outcome.status == "failed" or (found and os.environ.get(IN_CLUSTER)):
         return shown
     folder = os.environ.get(LOGS_VARIABLE)

@@ -25,7 +25,7 @@ from yolov8_nas.run.effort import UNITS, Look, at_peak, by_rates, units
 from yolov8_nas.run.summary import RUN_FILE, read_advice
 from yolov8_nas.runner import process
 from yolov8_nas.runner.results import Advice
-from yolov8_nas.runner.stage import STAGES, open_store, target_labels
+from yolov8_nas.runner.stage import STAGES, find_target, open_store, target_labels
 from yolov8_nas.stages.qat_finetune.settings import QAT_COST
 from yolov8_nas.store.store import Store
 from yolov8_nas.yaml_text import read_yaml
@@ -151,7 +151,9 @@ def measure_here(request: Request, found: Sequence[Step], log: Path, data: str |
     """
     unknown = [step for step in found if step.seconds_per_unit is None and step.stage in MEASURABLE]
     config = request.config.retrained_from(None)
-    targets = {label: _find(config, label) for label in dict.fromkeys(step.target for step in unknown if step.target)}
+    targets = {
+        label: find_target(config, label) for label in dict.fromkeys(step.target for step in unknown if step.target)
+    }
     here = [label for label, target in targets.items() if _is_here(target)]
     trains = _trains_here(request)
     training = trains and any(step.pool == TRAINING for step in unknown)
@@ -180,10 +182,6 @@ def _trains_here(request: Request) -> bool:
         return True
     product = _product(request)
     return int(request.training.gpus) == 1 and product in [name.replace(" ", "-") for name in gpu.gpu_names()]
-
-
-def _find(config: RunConfig, label: str) -> TargetConfig:
-    return config.targets[target_labels(config).index(label)]
 
 
 def _is_here(target: TargetConfig) -> bool:

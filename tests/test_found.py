@@ -16,7 +16,7 @@ from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import write_json
 from yolov8_nas.measure import target as targets
 from yolov8_nas.run import found
-from yolov8_nas.run.found import BRANCH, branch_keys, pick_up, probe_key, stage_key
+from yolov8_nas.run.found import BRANCH, branch_keys, pick_up, probe_keys, stage_key
 from yolov8_nas.run.lifecycle import IN_CLUSTER
 from yolov8_nas.run.summary import RUN_FILE
 from yolov8_nas.runner.stage import Outcome, StageContext, open_store, run_stage
@@ -92,10 +92,10 @@ def test_a_device_is_looked_at_where_anything_is_left_to_compute(
         raise AssertionError("the device is not here")
 
     monkeypatch.setattr(targets, "resolve", elsewhere)
-    assert probe_key(CONFIG, LABEL, 2, played.store) == done["hw-probe"].key
-    assert probe_key(CONFIG, LABEL, 3, played.store) == "", "of other classes nothing was measured"
+    assert probe_keys(CONFIG, 2, played.store) == {LABEL: done["hw-probe"].key}
+    assert probe_keys(CONFIG, 3, played.store) == {}, "of other classes nothing was measured"
     played.lose("trt-export", done["trt-export"])
-    assert probe_key(CONFIG, LABEL, 2, played.store) == ""
+    assert probe_keys(CONFIG, 2, played.store) == {}
 
 
 @pytest.mark.parametrize("settings", [{}, {"device": "an older form"}, None, "{"])
@@ -109,7 +109,7 @@ def test_a_record_that_tells_no_device_is_passed_over(played: Played, settings: 
         played.store.record("newer", f"{LABEL}.hw-probe.json", {"settings": settings})
     os.utime(newer, (4e9, 4e9))
     assert played.store.runs()[0] == "newer"
-    assert probe_key(CONFIG, LABEL, 2, played.store) == done["hw-probe"].key
+    assert probe_keys(CONFIG, 2, played.store) == {LABEL: done["hw-probe"].key}
 
 
 def test_settings_that_a_stage_refuses_are_left_to_the_stage(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,8 @@ def test_on_one_machine_nothing_is_looked_up(played: Played, monkeypatch: pytest
     for name in TAKES:
         played.play(name)
     monkeypatch.delenv(IN_CLUSTER)
-    assert probe_key(CONFIG, LABEL, 2, played.store) == ""
+    monkeypatch.setattr(found, "find_stage", lambda name: pytest.fail(f"the settings of {name} are put together"))
+    assert probe_keys(CONFIG, 2, played.store) == {}
     assert branch_keys(CONFIG, LABEL, played.digests, played.store) == {}
 
 

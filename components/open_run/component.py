@@ -83,7 +83,7 @@ def open_run(
     from components.placement import trained_by
     from yolov8_nas.config import RunConfig
     from yolov8_nas.files import file_sha256
-    from yolov8_nas.run.found import probe_key
+    from yolov8_nas.run.found import probe_keys
     from yolov8_nas.run.lifecycle import open_run, requested, telling
     from yolov8_nas.runner.stage import open_store
 
@@ -113,10 +113,8 @@ def open_run(
         run.metadata["sha256"] = file_sha256(Path(run.path))
         settled = RunConfig.parse(opened["config"], "run configuration")
         trained = trained_by(settled, trains.nodes, int(trains.gpus))
-        classes, stages = opened["num_classes"], open_store(store)
-        probes = [
-            branch.probe(probe_key(settled, branch.label, classes, stages, trained)) for branch in places.branches
-        ]
+        found = probe_keys(settled, opened["num_classes"], open_store(store), trained)
+        probes = [branch.probe(found.get(branch.label, "")) for branch in places.branches]
     work = "all"
     if retraining := opened["retraining"]:
         print(retraining["says"], flush=True)

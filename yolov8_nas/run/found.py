@@ -52,6 +52,8 @@ def stage_key(stage: str, config: RunConfig, inputs: Mapping[str, str], store: S
         inputs: Digest of each input.
         store: The stage store.
     """
+    if not _looks():
+        return None
     try:
         settings = find_stage(stage).whole(config, None, {})
     except (InputError, ConnectionError):
@@ -68,7 +70,10 @@ def branch_keys(config: RunConfig, label: str, digests: Mapping[str, str], store
         digests: Digest of the results of data-prep, supernet-train and hw-probe.
         store: The stage store.
     """
-    digests, found, target = dict(digests), {}, find_target(config, label)
+    digests, target = dict(digests), find_target(config, label)
+    found: dict[str, str] = {}
+    if not _looks():
+        return found
     for name, takes in BRANCH.items():
         stage = find_stage(name)
         try:
@@ -82,34 +87,35 @@ def branch_keys(config: RunConfig, label: str, digests: Mapping[str, str], store
     return found
 
 
-def probe_key(config: RunConfig, label: str, num_classes: int, store: Store, trained: RunConfig | None = None) -> str:
-    """Key of a target's probe where nothing of the target is left to compute, on the device that was seen last.
+def probe_keys(config: RunConfig, num_classes: int, store: Store, trained: RunConfig | None = None) -> dict[str, str]:
+    """Keys of the probes of those targets of which nothing is left to compute, on the devices that were seen last.
 
     Args:
         config: The run configuration.
-        label: Label of the target.
         num_classes: Classes of the dataset.
         store: The stage store.
         trained: The configuration that the supernet is trained by, where it is another one.
 
     Returns:
-        The key; empty where the device is to be looked at.
+        The key by label; the device of any other target is to be looked at.
     """
-    target = find_target(config, label)
     if (data := stage_key("data-prep", config, {}, store)) is None:
-        return ""
+        return {}
     if (supernet := stage_key("supernet-train", trained or config, {"data-prep": data[1]}, store)) is None:
-        return ""
-    if (seen := _last_seen(config, target, store)) is None:
-        return ""
-    try:
-        settings = ProbeSettings(**dict(asked_of(config, target, seen)), num_classes=num_classes)
-    except InputError:
-        return ""
-    if (probe := _done("hw-probe", key_of(find_stage("hw-probe"), settings, {}), store)) is None:
-        return ""
-    digests = {"data-prep": data[1], "supernet-train": supernet[1], "hw-probe": probe[1]}
-    return probe[0] if branch_keys(config, label, digests, store).keys() == BRANCH.keys() else ""
+        return {}
+    shared, keys = {"data-prep": data[1], "supernet-train": supernet[1]}, {}
+    for label, target in zip(target_labels(config), config.targets, strict=True):
+        if (seen := _last_seen(target, store)) is None:
+            continue
+        try:
+            settings = ProbeSettings(**dict(asked_of(config, target, seen)), num_classes=num_classes)
+        except InputError:
+            continue
+        if (probe := _done("hw-probe", key_of(find_stage("hw-probe"), settings, {}), store)) is None:
+            continue
+        if branch_keys(config, label, {**shared, "hw-probe": probe[1]}, store).keys() == BRANCH.keys():
+            keys[label] = probe[0]
+    return keys
 
 
 def pick_up(config: RunConfig, label: str, *, store: str, run_id: str, output: Path) -> tuple[str, dict[str, str]]:
@@ -151,14 +157,16 @@ def pick_up(config: RunConfig, label: str, *, store: str, run_id: str, output: P
     return outcome.digest, branch_keys(config, label, digests, opened)
 
 
+def _looks() -> bool:
+    return IN_CLUSTER in os.environ
+
+
 def _done(stage: str, key: str, store: Store) -> tuple[str, str] | None:
-    if IN_CLUSTER not in os.environ:
-        return None
     manifest = store.manifest(stage, key)
     return None if manifest is None else (key, manifest.digest)
 
 
-def _last_seen(config: RunConfig, target: TargetConfig, store: Store) -> Seen | None:
+def _last_seen(target: TargetConfig, store: Store) -> Seen | None:
     """The device of a target as the newest of the last runs with such a target has seen it."""
     for run_id in store.runs()[:_RUNS_LOOKED_AT]:
         try:
