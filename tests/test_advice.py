@@ -477,16 +477,20 @@ def test_a_step_tells_the_advice_and_does_not_fail_for_want_of_it(
 
     monkeypatch.setattr(process, "call", call)
     done, shown = Outcome("done", "digest", "key", 1.0), Told({}, "# hw-probe\n")
-    where = ("config", "cpu-1t-fp32", str(tmp_path), "run", "")
-    page = step._advised(shown, "hw-probe", done, *where).markdown
+    monkeypatch.setattr(step, "tell", lambda *what: shown)
+
+    def advised(stage: str = "hw-probe", outcome: Outcome = done, found: str = "") -> Told:
+        return step._advised(stage, outcome, tmp_path, "config", "cpu-1t-fp32", str(tmp_path), "run", found)
+
+    page = advised().markdown
     out = capsys.readouterr().out
     assert ("## Advice" in page) is not fails
     assert ("no advice on cpu-1t-fp32: no table" in out) is fails
     assert ("Search: " in out) is not fails
-    assert step._advised(shown, "search", done, *where) == shown
+    assert advised("search") == shown
     monkeypatch.setenv(IN_CLUSTER, "10.0.0.1")
-    assert step._advised(shown, "hw-probe", done, *where[:-1], "key") == shown, "a pod that only reads has no room"
-    assert step._advised(shown, "hw-probe", replace(done, status="failed"), *where) == shown
+    assert advised(found="key") == shown, "a pod that only reads has no room"
+    assert advised(outcome=replace(done, status="failed")) == shown
 
 
 def test_a_display_keeps_what_it_is_told(tmp_path: Path) -> None:
