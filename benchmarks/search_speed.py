@@ -56,13 +56,14 @@ def main() -> None:
     space = SearchSpace.load(arguments.space)
     with tempfile.TemporaryDirectory() as folder, HostLock().measuring():
         with checked(None) as source:
-            data = dataset.write(source, Path(folder) / "data")
+            prepared = Path(folder) / "data"
+            data = dataset.write(source, prepared)
         rng = np.random.default_rng(0)
         networks = [space.sample(rng) for _ in range(arguments.predictions)]
         rate = predictions_a_second(space, networks, len(data.classes), arguments.imgsz)
         scorer = Scorer(
             Supernet(space, len(data.classes), data.classes),
-            dataset.data_yaml(data.folder, Path(folder), validate_on="search"),
+            dataset.data_yaml(prepared, Path(folder), validate_on="search"),
             imgsz=arguments.imgsz,
             batch=16,
             bn_images=arguments.bn_images,

@@ -26,7 +26,7 @@ from yolov8_nas.evaluation import Evaluator
 from yolov8_nas.export.onnx import export_onnx
 from yolov8_nas.export.packaging import CALIBRATION_IMAGES
 from yolov8_nas.export.thresholds import confidences
-from yolov8_nas.files import read_json
+from yolov8_nas.runner.results import DatasetResult
 from yolov8_nas.space import stock_architecture
 from yolov8_nas.supernet.batchnorm import calibration_batches
 from yolov8_nas.supernet.derive import save_checkpoint
@@ -67,7 +67,7 @@ def learn(arguments: argparse.Namespace, stock: Path) -> None:
     """Train stock YOLOv8 on the train split; the epoch that is kept is chosen on the search split."""
     out: Path = arguments.out
     folder = prepared(out, arguments.data, train=0, val=0)
-    names: list[str] = read_json(folder / "dataset.json")["classes"]
+    names = DatasetResult.read(folder).classes
     data = data_yaml(folder, out / "search", validate_on="search")
     images = calibration_batches(data, arguments.imgsz, CUT_IMAGES, BATCH, SEED)
     network = begun(stock_architecture(arguments.size), arguments.weights, names, images, SEED)

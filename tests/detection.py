@@ -40,6 +40,8 @@ def make_dataset(folder: Path, *, train: int, search: int, val: int, size: int =
         "image_sides": {},
         "box_sides": [],
         "warnings": [],
+        "ledger": {},
+        "converted": {},
     }
     (folder / "dataset.json").write_text(json.dumps(details))
     return folder

@@ -19,6 +19,7 @@ from yolov8_nas.runner.results import (
     CandidateResult,
     CandidatesHalving,
     Conditions,
+    DatasetResult,
     FinetuneResult,
     FittedModel,
     Halving,
@@ -81,6 +82,16 @@ GPU_PROFILE = PROFILE | {
 
 
 TRAINING = {"start": "weights", "begun_with": "yolov8n.pt", "epochs": 8, "computing": 1e12}
+
+
+def dataset(**changes: Any) -> DatasetResult:
+    """A dataset of two classes, but for `changes`."""
+    fields = {
+        "digest": "d" * 64, "images": {"train": 12, "search": 3, "val": 4}, "classes": ("scratch", "dent"),
+        "source": "demo", "boxes": {}, "image_sides": {}, "box_sides": (), "warnings": (),
+        "ledger": {}, "converted": {},
+    }  # fmt: skip
+    return DatasetResult(**fields | changes)
 
 
 def latency(p50: float, p90: float | None = None, p99: float | None = None) -> Latency:
@@ -212,19 +223,7 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
         folder.mkdir(parents=True)
     space = SearchSpace.load("tiny")
     architecture = space.stock.to_dict()
-    write_json(
-        folders["data-prep"] / "dataset.json",
-        {
-            "digest": "d" * 64,
-            "images": {"train": 12, "search": 3, "val": 4},
-            "classes": ["scratch", "dent"],
-            "source": "demo",
-            "boxes": {},
-            "image_sides": {},
-            "box_sides": [],
-            "warnings": [],
-        },
-    )
+    dataset().write(folders["data-prep"])
     (folders["supernet-train"] / "supernet.safetensors").write_bytes(b"weights")
     known = {"space": space.to_dict(), "num_classes": 2, "names": ["scratch", "dent"]}
     write_json(folders["supernet-train"] / "supernet.json", known)

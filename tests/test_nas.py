@@ -49,8 +49,8 @@ class Stages:
         self.asked: list[tuple[RunConfig, str, str | None, dict[str, str]]] = []
         names = ("data-prep", "supernet-train", "hw-probe", "search", "qat-finetune")
         self.folders = {name: root / name / (f"{i}" * 64) / "outputs" for i, name in enumerate(names)}
-        dataset = {"classes": ["scratch", "dent"], "images": {"train": 12, "search": 3, "val": 4}, "source": "line-3"}
-        write_json(self.folders["data-prep"] / "dataset.json", dataset)
+        dataset = fabricated.dataset(source="line-3")
+        write_json(self.folders["data-prep"] / dataset.FILE, dataset.plain())
         write_json(self.folders["supernet-train"] / "curves.json", [{"epoch": 1, "box": 1.5}])
         measured = fabricated.measured(1.84, latency_ms=fabricated.latency(1.84, 1.9, 2.2), memory_mb=31.0)
         predicted = Predicted(latency_ms=1.8, upper_ms=1.9)

@@ -32,7 +32,7 @@ from yolov8_nas.export.packaging import SUFFIXES, Score
 from yolov8_nas.files import copy_file, read_json
 from yolov8_nas.run.local import run_stages, with_absolute_paths
 from yolov8_nas.runner import process
-from yolov8_nas.runner.results import CandidateResult, FrontNetwork, ScoredNetwork
+from yolov8_nas.runner.results import CandidateResult, DatasetResult, FrontNetwork, ScoredNetwork
 from yolov8_nas.runner.stage import find_target, target_labels
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace
 from yolov8_nas.space.cost import Cost, cost
@@ -76,7 +76,7 @@ class NAS:
         config = RunConfig.parse(with_absolute_paths(settings), "NAS")
         self._session = Session(config, Path(workdir).absolute(), _visible(device))
         self._trained: Path | None = None
-        self._dataset: dict[str, Any] = {}
+        self._dataset: DatasetResult | None = None
         self._found: Path | None = None
         self.candidates: list[Subnet] = []
 
@@ -110,7 +110,7 @@ class NAS:
         session = self._session.changed(data=data and str(data), imgsz=imgsz, supernet=supernet)
         folders = session.run("supernet-train")
         self._session, self._trained = session, folders["supernet-train"]
-        self._dataset = read_json(folders["data-prep"] / "dataset.json")
+        self._dataset = DatasetResult.read(folders["data-prep"])
         self._found, self.candidates = None, []
         return self
 
@@ -192,12 +192,11 @@ class NAS:
 
     def __repr__(self) -> str:
         parts = [f"space {self.space.name} ({self.space.size:.3g} networks)"]
-        if self._trained:
+        if self._dataset:
             config = self._session.config
-            images = self._dataset["images"]["train"]
             parts.append(
-                f"supernet trained for {config.supernet.epochs} epochs at {config.imgsz} px on {images} images of "
-                f"{self._dataset['source']}"
+                f"supernet trained for {config.supernet.epochs} epochs at {config.imgsz} px on "
+                f"{self._dataset.images['train']} images of {self._dataset.source}"
             )
         else:
             parts.append("not trained")
@@ -313,7 +312,7 @@ class Subnet:
     @cached_property
     def cost(self) -> Cost:
         """Parameters, GFLOPs and the like, on paper."""
-        classes = read_json(self.folders["data-prep"] / "dataset.json")["classes"]
+        classes = DatasetResult.read(self.folders["data-prep"]).classes
         return cost(self.architecture, len(classes), self._session.config.imgsz)
 
     @property

@@ -86,9 +86,9 @@ def tables(dataset: CheckedDataset) -> Iterator[Table]:
     table = _table("as given", "what became of it", "count")  # before the search split is cut from train
     for split, kinds in dataset.ledger.items():
         for kind, outcomes in kinds.items():
-            table.add_row(split, f"{kind}, in all", str(sum(outcome["count"] for outcome in outcomes.values())))
+            table.add_row(split, f"{kind}, in all", str(sum(outcome.count for outcome in outcomes.values())))
             for outcome, entry in outcomes.items():
-                table.add_row("", f"  {outcome}", str(entry["count"]))
+                table.add_row("", f"  {outcome}", str(entry.count))
     yield table
     if dataset.remarks:
         table = _table("images that are converted, or taken in part", "count")

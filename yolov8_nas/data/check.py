@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from yolov8_nas.data import demo, images, layout, ledger, remote
 from yolov8_nas.data.faults import Faults
@@ -26,6 +26,7 @@ from yolov8_nas.data.source import is_archive, local_path, opened, source_name
 from yolov8_nas.data.splits import search_split, val_split
 from yolov8_nas.data.yolo_layout import label_file
 from yolov8_nas.errors import InputError
+from yolov8_nas.runner.results import Tallies
 
 SPLITS: Final = ("train", "search", "val")
 
@@ -84,7 +85,7 @@ class CheckedDataset:
         splits: The images of `train`, `search` and `val`, each image once. Their files are there as long as the
             source is open: those of an archive are gone once `check_source` has returned.
         warnings: What was mended or left out, and what may surprise later.
-        ledger: What became of every file, label and box (`Ledger.to_dict`); `train` is the user's, before the search
+        ledger: What became of every file, label and box (`Ledger.told`); `train` is the user's, before the search
             split is cut from it.
         remarks: What is converted and how, and how many images.
         ranges: The range of values that becomes black to white, for images of more than eight bits.
@@ -94,7 +95,7 @@ class CheckedDataset:
     names: tuple[str, ...]
     splits: Mapping[str, Sequence[CheckedImage]]
     warnings: tuple[str, ...]
-    ledger: Mapping[str, Any] = field(default_factory=dict)
+    ledger: Tallies = field(default_factory=dict)
     remarks: Mapping[str, int] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -270,7 +271,7 @@ def _check(
         if not all(counts.values())
     ]
     return CheckedDataset(
-        name, listing.names, splits, tuple(warnings), book.to_dict(), dict(sorted(remarks.items())), ranges
+        name, listing.names, splits, tuple(warnings), book.told(), dict(sorted(remarks.items())), ranges
     )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import yaml
@@ -15,41 +14,11 @@ import yaml
 from yolov8_nas.data.check import SPLITS, CheckedDataset, CheckedImage
 from yolov8_nas.data.images import normal
 from yolov8_nas.data.sample import Box
-from yolov8_nas.files import atomic_write, canonical_digest, file_sha256, read_json, tree_files, write_file, write_json
+from yolov8_nas.files import atomic_write, canonical_digest, file_sha256, tree_files, write_file
+from yolov8_nas.runner.results import DatasetResult
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """What `dataset.json` says.
-
-    Attributes:
-        folder: The folder that holds it, and `dataset/` with the images and labels.
-        digest: SHA-256 of class names, images, labels and split: two datasets with one digest are the same.
-        source: Name of what it was made from.
-        classes: Class names.
-        images: Number of images per split (`train`, `search`, `val`).
-        boxes: Number of boxes per split and class name.
-        image_sides: Smallest, median and largest width and height in pixels, over all images.
-        box_sides: Quantiles 5, 25, 50, 75 and 95 % of the square root of a box's share of its image's area.
-        warnings: What was mended or left out.
-        ledger: What became of every file, label and box of the source (`Ledger.to_dict`).
-        converted: What was converted and how, and how many images.
-    """
-
-    folder: Path
-    digest: str
-    source: str
-    classes: tuple[str, ...]
-    images: Mapping[str, int]
-    boxes: Mapping[str, Mapping[str, int]]
-    image_sides: Mapping[str, Sequence[int]]
-    box_sides: Sequence[float]
-    warnings: tuple[str, ...]
-    ledger: Mapping[str, Any] = field(default_factory=dict)
-    converted: Mapping[str, int] = field(default_factory=dict)
-
-
-def write(checked: CheckedDataset, folder: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
+def write(checked: CheckedDataset, folder: Path, progress: Callable[[int, int], None] | None = None) -> DatasetResult:
     """Write a checked dataset in its normal form.
 
     The same images, labels and class names give the same bytes, wherever they came from.
@@ -76,35 +45,33 @@ def write(checked: CheckedDataset, folder: Path, progress: Callable[[int, int], 
     everything = [image for images in checked.splits.values() for image in images]
     sides = np.array([(image.width, image.height) for image in everything])
     boxes = np.sqrt([box.width * box.height for image in everything for box in image.boxes])
-    described: dict[str, Any] = {
-        "digest": _digest(root, checked.names),
-        "source": checked.source,
-        "classes": list(checked.names),
-        "images": checked.images,
-        "boxes": checked.boxes,
-        "image_sides": {
+    described = DatasetResult(
+        digest=_digest(root, checked.names),
+        source=checked.source,
+        classes=checked.names,
+        images=checked.images,
+        boxes=checked.boxes,
+        image_sides={
             "smallest": sides.min(axis=0).tolist(),
             "median": np.median(sides, axis=0).astype(int).tolist(),
             "largest": sides.max(axis=0).tolist(),
         },
-        "box_sides": [round(float(q), 4) for q in np.quantile(boxes, (0.05, 0.25, 0.5, 0.75, 0.95))],
-        "warnings": list(checked.warnings),
-        "ledger": checked.ledger,
-        "converted": checked.remarks,
-    }
-    write_json(folder / "dataset.json", described)
-    return load(folder)
+        box_sides=tuple(round(float(q), 4) for q in np.quantile(boxes, (0.05, 0.25, 0.5, 0.75, 0.95))),
+        warnings=checked.warnings,
+        ledger=checked.ledger,
+        converted=checked.remarks,
+    )
+    described.write(folder)
+    return described
 
 
-def load(folder: Path) -> Dataset:
-    """Read `dataset.json`.
+def load(folder: Path) -> DatasetResult:
+    """Read `dataset.json` in a folder.
 
-    Args:
-        folder: The folder that holds it.
+    Raises:
+        InputError: It describes no dataset.
     """
-    described = read_json(folder / "dataset.json")
-    described["classes"], described["warnings"] = tuple(described["classes"]), tuple(described["warnings"])
-    return Dataset(folder=folder, **described)
+    return DatasetResult.read(folder)
 
 
 def data_yaml(

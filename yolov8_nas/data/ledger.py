@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
+
+from yolov8_nas.runner.results import Tallied, Tallies
 
 Kind = Literal["files", "labels", "boxes"]
 _KINDS: Final[tuple[Kind, ...]] = ("files", "labels", "boxes")
@@ -87,12 +89,12 @@ class Ledger:
             if tally.alarm
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values: split, kind, outcome, count and the names of the first where something was skipped."""
+    def told(self) -> Tallies:
+        """What became of everything, and the names of the first where something was skipped."""
         return {
             split: {
                 kind: {
-                    outcome: {"count": tally.count, "examples": list(tally.examples)}
+                    outcome: Tallied(count=tally.count, examples=tuple(tally.examples))
                     for outcome, tally in sorted(tallies.items(), key=lambda item: _order(item[0]))
                 }
                 for kind in _KINDS
@@ -114,16 +116,6 @@ def named(tally: Tally, before: str = "") -> str:
         return ""
     more = f" and {tally.count - len(tally.examples)} more" if tally.count > len(tally.examples) else ""
     return before + ", ".join(tally.examples) + more
-
-
-def lines(ledger: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
-    """The rows of a ledger's table, of its plain values: split, what, how many, and the names of the first."""
-    return [
-        (split, f"{kind} {outcome}", int(tally["count"]), named(Tally(int(tally["count"]), list(tally["examples"]))))
-        for split, kinds in ledger.items()
-        for kind, tallies in kinds.items()
-        for outcome, tally in tallies.items()
-    ]
 
 
 def _order(outcome: str) -> tuple[bool, bool, str]:

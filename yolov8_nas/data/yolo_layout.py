@@ -336,7 +336,8 @@ class YoloReader:
         if not found and self.faults.count == before:
             empty = "the validation split is empty" if split == "val" else "no images"
             kinds = ", ".join(sorted(suffix[1:] for suffix in images.IMAGE_SUFFIXES))
-            skipped = "; ".join(text for where, text, _, _ in ledger.lines(self.ledger.to_dict()) if where == split)
+            tallied = self.ledger.told().get(split, {})
+            skipped = "; ".join(f"{kind} {outcome}" for kind, tallies in tallied.items() for outcome in tallies)
             self.faults.add(
                 f"{self.where}, {split}: {value}",
                 empty + (f" ({skipped})" if skipped else ""),

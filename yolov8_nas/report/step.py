@@ -16,6 +16,7 @@ from yolov8_nas.runner.progress import duration
 from yolov8_nas.runner.results import (
     AheadResult,
     CandidateResult,
+    DatasetResult,
     FinetuneResult,
     Latency,
     LatencyFit,
@@ -150,11 +151,11 @@ def _page(stage: str, target: str | None, outcome: Outcome, figures: Mapping[str
 
 
 def _data_prep(read: _Tar) -> Iterator[tuple[str, Any]]:
-    dataset = read.json("dataset.json")
-    yield "classes", len(dataset["classes"])
-    for split, images in dataset["images"].items():
+    dataset = read.file(DatasetResult)
+    yield "classes", len(dataset.classes)
+    for split, images in dataset.images.items():
         yield f"images_{split}", images
-    for split, boxes in dataset["boxes"].items():
+    for split, boxes in dataset.boxes.items():
         yield f"boxes_{split}", sum(boxes.values())
 
 

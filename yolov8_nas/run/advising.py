@@ -39,6 +39,7 @@ from yolov8_nas.run.summary import RUN_FILE, advice_file
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
     Advice,
+    DatasetResult,
     MeasuredSize,
     MeasuredSizes,
     StageCost,
@@ -200,17 +201,18 @@ def look(config: RunConfig, *, training: bool, targets: Sequence[str]) -> Look:
         if training:
             with_boxes = {name: sorted(found.splits[name], key=lambda image: not image.boxes) for name in SPLITS}
             part = {"train": with_boxes["train"][:IMAGES], "search": with_boxes["search"][:SCORED], "val": ()}
-            some = datasets.write(replace(found, splits=part), Path(work) / "some")
+            some = Path(work) / "some"
+            datasets.write(replace(found, splits=part), some)
             rates = _look_at_training(config, some, Path(work))
         probing = {label: _look_at(find_target(config, label), config, found.names, Path(work)) for label in targets}
         return Look(found.images, len(found.names), rates, probing)
 
 
-def _look_at_training(config: RunConfig, dataset: datasets.Dataset, work: Path) -> TrainingRates:
-    settings = _rate_settings(config, dataset)
+def _look_at_training(config: RunConfig, dataset: Path, work: Path) -> TrainingRates:
+    settings = _rate_settings(config, datasets.load(dataset))
     (out := work / "rates").mkdir()
     ctx = StageContext(settings, {}, out, work / "steps", Progress.silent(), HostLock(), None)
-    measure_rates(ctx, dataset.folder)
+    measure_rates(ctx, dataset)
     return TrainingRates.read(out)
 
 
@@ -289,7 +291,7 @@ def _rates(config: RunConfig, store: str, dataset: Path, progress: Progress) -> 
         return TrainingRates.read(folder)
 
 
-def _rate_settings(config: RunConfig, dataset: datasets.Dataset) -> RateSettings:
+def _rate_settings(config: RunConfig, dataset: DatasetResult) -> RateSettings:
     supernet = config.supernet.model_copy(update={"weights": None, "processes": 1, "anchor": config.supernet.anchored})
     asked = supernet_settings(config.model_copy(update={"supernet": supernet}), None)
     return RateSettings(

@@ -32,6 +32,7 @@ from yolov8_nas.run.lifecycle import FAILURES_LOG
 from yolov8_nas.runner import process
 from yolov8_nas.runner.display import Display
 from yolov8_nas.runner.progress import FILE_VARIABLE
+from yolov8_nas.runner.results import DatasetResult
 from yolov8_nas.runner.stage import (
     LOGS_VARIABLE,
     PARENT_VARIABLE,
@@ -318,7 +319,7 @@ def _parameters(stage: str, found: Mapping[str, Path]) -> dict[str, int]:
     """What a stage is told beside the configuration."""
     if stage != "hw-probe":
         return {}
-    return {"num_classes": len(read_json(found["data-prep"] / "dataset.json")["classes"])}
+    return {"num_classes": len(DatasetResult.read(found["data-prep"]).classes)}
 
 
 def _raise_failure(stage: str, outcome: Outcome, folder: Path, logs: Path) -> None:

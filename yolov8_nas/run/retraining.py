@@ -21,7 +21,7 @@ from yolov8_nas.files import canonical_digest, file_sha256, read_json, tree_file
 from yolov8_nas.names import digest
 from yolov8_nas.run.summary import gate_file
 from yolov8_nas.runner import process
-from yolov8_nas.runner.results import RegisterResult
+from yolov8_nas.runner.results import DatasetResult, RegisterResult
 from yolov8_nas.runner.stage import STATUS_FILE, TOLD, open_store, require_gpus, run_stage, target_labels
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages import find_stage
@@ -280,7 +280,7 @@ def _dataset_digest(config: RunConfig, store: str, run_id: str) -> str:
             find_stage("data-prep"), config=config, target=None, inputs={}, output=tar, store=store, run_id=run_id
         )
     prepared = open_store(store).result("data-prep", outcome.key, TOLD["data-prep"])
-    return str(read_json(prepared.outputs / "dataset.json")["digest"])
+    return DatasetResult.read(prepared.outputs).digest
 
 
 def _made_from(

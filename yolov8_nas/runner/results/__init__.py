@@ -15,6 +15,7 @@ from yolov8_nas.runner.results.advice import (
     StockSize,
     TrainingRates,
 )
+from yolov8_nas.runner.results.data import DatasetResult, Tallied, Tallies
 from yolov8_nas.runner.results.export import (
     Accuracy,
     AgainstStock,
@@ -124,6 +125,7 @@ __all__ = [
     "Confidence",
     "ConfidenceSpread",
     "Confidences",
+    "DatasetResult",
     "Difference",
     "EngineResult",
     "EqualLatency",
@@ -184,6 +186,8 @@ __all__ = [
     "Suppression",
     "SuppressionSettings",
     "SuppressionTimed",
+    "Tallied",
+    "Tallies",
     "Threshold",
     "Timed",
     "TimedLoad",
