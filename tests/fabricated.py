@@ -37,6 +37,7 @@ from yolov8_nas.runner.results import (
     ScoredStock,
     SearchResult,
     StockResult,
+    SupernetResult,
     TrainingRecipe,
     Tuned,
     TunedCandidate,
@@ -92,6 +93,15 @@ def dataset(**changes: Any) -> DatasetResult:
         "ledger": {}, "converted": {},
     }  # fmt: skip
     return DatasetResult(**fields | changes)
+
+
+def supernet(space: SearchSpace, **changes: Any) -> SupernetResult:
+    """What supernet-train tells of a supernet of two classes, but for `changes`."""
+    fields = {
+        "space": space, "num_classes": 2, "names": ("scratch", "dent"), "imgsz": 64, "epochs": 3, "seconds": 9.0,
+        "training": {}, "warm_start": None,
+    }  # fmt: skip
+    return SupernetResult(**fields | changes)
 
 
 def latency(p50: float, p90: float | None = None, p99: float | None = None) -> Latency:
@@ -225,8 +235,7 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
     architecture = space.stock.to_dict()
     dataset().write(folders["data-prep"])
     (folders["supernet-train"] / "supernet.safetensors").write_bytes(b"weights")
-    known = {"space": space.to_dict(), "num_classes": 2, "names": ["scratch", "dent"]}
-    write_json(folders["supernet-train"] / "supernet.json", known)
+    supernet(space).write(folders["supernet-train"])
     curves = [{"epoch": e, "seconds": 1.5 * e, "box": 2.0 / e, "map50_95_largest": 0.1 * e} for e in (1, 2, 3)]
     write_json(folders["supernet-train"] / "curves.json", curves)
     for number, stage in enumerate(("supernet-train", "qat-finetune")):

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import pytest
 import torch
 import yaml
-from fabricated import write_outputs
 from google.protobuf import json_format
 from kfp import compiler, dsl
 from typer.testing import CliRunner
@@ -36,6 +36,7 @@ from yolov8_nas.run import lifecycle
 from yolov8_nas.runner.results import RegisterResult
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Outcome, Stage, require_gpus, run_stage
+from yolov8_nas.space import SearchSpace
 from yolov8_nas.store.archive import pack
 
 ROOT = Path(__file__).parents[1]
@@ -414,7 +415,7 @@ def test_a_failed_step_that_kubeflow_tries_again_fails_again(tmp_path: Path) -> 
 
 
 def test_a_step_shows_its_figures_or_why_it_failed(tmp_path: Path) -> None:
-    pack(write_outputs(tmp_path / "made", p50=1.5)["trt-export"], tmp_path / "done.tar")
+    pack(fabricated.write_outputs(tmp_path / "made", p50=1.5)["trt-export"], tmp_path / "done.tar")
     told = tell("trt-export", "cpu", Outcome("done", "", "abc", 75.0), tmp_path / "done.tar")
     assert told.figures == {
         "map50_95": 0.41, "map50": pytest.approx(0.61), "memory_mb": 61.0, "file_mb": 9.0, "params": 2_300_000.0,
@@ -465,7 +466,7 @@ def test_no_figure_that_is_no_number_leaves_a_step(tmp_path: Path) -> None:
     curves = [{"epoch": 0, "box": 1.5, "cls": float("nan")}]
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "curves.json").write_text(json.dumps(curves))
-    write_json(tmp_path / "done" / "supernet.json", {"seconds": 3.0})
+    fabricated.supernet(SearchSpace.load("tiny")).write(tmp_path / "done")
     pack(tmp_path / "done", tmp_path / "done.tar")
     told = tell("supernet-train", None, Outcome("done", "", "abc", 1.0), tmp_path / "done.tar")
     assert "last_loss_cls" not in told.figures and told.figures["last_loss_box"] == 1.5

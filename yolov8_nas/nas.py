@@ -29,10 +29,10 @@ from rich.console import Console
 from yolov8_nas.config import Precision, RunConfig, TargetConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.export.packaging import SUFFIXES, Score
-from yolov8_nas.files import copy_file, read_json
+from yolov8_nas.files import copy_file
 from yolov8_nas.run.local import run_stages, with_absolute_paths
 from yolov8_nas.runner import process
-from yolov8_nas.runner.results import CandidateResult, DatasetResult, FrontNetwork, ScoredNetwork
+from yolov8_nas.runner.results import CandidateResult, DatasetResult, FrontNetwork, ScoredNetwork, SupernetEpoch
 from yolov8_nas.runner.stage import find_target, target_labels
 from yolov8_nas.space import BLOCKS, CONVS, Architecture, SearchSpace
 from yolov8_nas.space.cost import Cost, cost
@@ -176,7 +176,7 @@ class NAS:
     @property
     def curves(self) -> list[dict[str, Any]]:
         """Losses and scores of the supernet's training, a mapping per epoch."""
-        return read_json(self._trained / "curves.json") if self._trained else []
+        return [point.plain() for point in SupernetEpoch.read_all(self._trained)] if self._trained else []
 
     @property
     def history(self) -> list[dict[str, Any]]:

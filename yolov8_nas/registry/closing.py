@@ -28,7 +28,7 @@ from yolov8_nas.registry.tracking import (
     upload,
     without_credentials,
 )
-from yolov8_nas.runner.results import TuningResult
+from yolov8_nas.runner.results import SupernetEpoch, TuningResult
 from yolov8_nas.runner.stage import STAGES, TOLD
 from yolov8_nas.store.store import Store
 
@@ -192,8 +192,8 @@ def _stage_run(store: Store, record: Mapping[str, Any]) -> StageRun:
 
 def _curves(outputs: Path) -> Iterator[tuple[str, Curves]]:
     """What a stage recorded over time: of the supernet, of the candidates, of the machine (see `device.usage`)."""
-    if (file := outputs / "curves.json").is_file():
-        yield "supernet", read_json(file)
+    if (outputs / SupernetEpoch.FILE).is_file():
+        yield "supernet", [point.plain() for point in SupernetEpoch.read_all(outputs)]
     for file in sorted(outputs.rglob(TuningResult.FILE)):
         name = file.parent.relative_to(outputs).as_posix().replace("candidates/", "candidate_")
         tuning = TuningResult.read(file.parent)

@@ -25,6 +25,8 @@ from yolov8_nas.runner.results import (
     ResultRow,
     SearchResult,
     StockResult,
+    SupernetEpoch,
+    SupernetResult,
     VerdictResult,
 )
 from yolov8_nas.runner.stage import STATUS_FILE, Outcome
@@ -160,11 +162,12 @@ def _data_prep(read: _Tar) -> Iterator[tuple[str, Any]]:
 
 
 def _supernet_train(read: _Tar) -> Iterator[tuple[str, Any]]:
-    curves = read.json("curves.json")
+    curves = read.rows(SupernetEpoch)
+    last = curves[-1].plain()
     yield "epochs", len(curves)
     for name in ("box", "cls", "dfl", "distill"):
-        yield f"last_loss_{name}", curves[-1].get(name)
-    yield "training_seconds", read.json("supernet.json")["seconds"]
+        yield f"last_loss_{name}", last.get(name)
+    yield "training_seconds", read.file(SupernetResult).seconds
 
 
 def _hw_probe(read: _Tar) -> Iterator[tuple[str, Any]]:

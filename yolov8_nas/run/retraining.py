@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
-from yolov8_nas.files import canonical_digest, file_sha256, read_json, tree_files
+from yolov8_nas.files import canonical_digest, file_sha256, tree_files
 from yolov8_nas.names import digest
 from yolov8_nas.run.summary import gate_file
 from yolov8_nas.runner import process
-from yolov8_nas.runner.results import DatasetResult, RegisterResult
+from yolov8_nas.runner.results import DatasetResult, RegisterResult, SupernetNetwork
 from yolov8_nas.runner.stage import STATUS_FILE, TOLD, open_store, require_gpus, run_stage, target_labels
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages import find_stage
@@ -232,29 +232,28 @@ def _origin(
         _require(champion, DETAILS, downloaded, details_sha256)
         details = _details(champion, downloaded)
     space = SearchSpace.load(config.space)
-    if SearchSpace.from_dict(details["space"]) != space:
+    if details.space != space:
         raise InputError(
-            f"retrain: {champion} is of another space ({details['space']['name']!r}) than {config.space!r}; set space "
+            f"retrain: {champion} is of another space ({details.space.name!r}) than {config.space!r}; set space "
             f"back, or {_FROM_THE_START}"
         )
-    if classes and tuple(classes) != tuple(details["names"]):
+    if classes and tuple(classes) != details.names:
         raise InputError(
-            f"retrain: {champion} knows the classes {', '.join(details['names'])}, the dataset has "
+            f"retrain: {champion} knows the classes {', '.join(details.names)}, the dataset has "
             f"{', '.join(classes)}; a model of other classes needs another name: change name, and {_FROM_THE_START}"
         )
     return Origin(str(champion), run, sha256, details_sha256)
 
 
-def _details(champion: RegisteredVersion, file: Path) -> dict[str, Any]:
+def _details(champion: RegisteredVersion, file: Path) -> SupernetNetwork:
     """What `supernet.json` says of the supernet.
 
     Raises:
         StageError: It is of another form.
     """
     try:
-        content = read_json(file)
-        return {"space": dict(content["space"]), "names": tuple(content["names"])}
-    except (ValueError, KeyError, TypeError) as error:
+        return SupernetNetwork.read(file.parent)
+    except ValueError as error:
         raise StageError(f"{champion}: its {DETAILS} is no description of a supernet ({error}); {_RESTORE}") from None
 
 

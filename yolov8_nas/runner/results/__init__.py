@@ -106,6 +106,7 @@ from yolov8_nas.runner.results.search import (
     SearchResult,
     Source,
 )
+from yolov8_nas.runner.results.supernet import SupernetEpoch, SupernetNetwork, SupernetResult, SupernetTraining
 
 __all__ = [
     "Accuracy",
@@ -183,6 +184,10 @@ __all__ = [
     "StockResult",
     "StockSize",
     "StockTrainingResult",
+    "SupernetEpoch",
+    "SupernetNetwork",
+    "SupernetResult",
+    "SupernetTraining",
     "Suppression",
     "SuppressionSettings",
     "SuppressionTimed",

@@ -24,7 +24,7 @@ from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import read_json, write_json
 from yolov8_nas.runner.progress import Progress
-from yolov8_nas.runner.results import Result, ResultFile
+from yolov8_nas.runner.results import Result, ResultFile, SupernetEpoch, SupernetTraining
 from yolov8_nas.runner.stage import PARENT_VARIABLE, StageContext, die_with_parent
 from yolov8_nas.stages.supernet_train.settings import KEPT, SupernetSettings
 
@@ -146,15 +146,15 @@ def _train(ctx: StageContext[SupernetSettings]) -> None:
             progress.note(str(started))
         average, curves = train(supernet.to(processes.device), data, recipe, ctx.partial, progress, processes)
         if processes.first:
-            details = {
-                "imgsz": recipe.imgsz,
-                "epochs": recipe.epochs,
-                "seconds": sum(point["seconds"] for point in curves),
-                "training": read_json(ctx.partial / CONDITIONS),
-                "warm_start": given and started and {**asdict(started), "sha256": given.sha256},
-            }
-            average.save(ctx.out, details)
-            write_json(ctx.out / "curves.json", curves)
+            details = SupernetTraining(
+                imgsz=recipe.imgsz,
+                epochs=recipe.epochs,
+                seconds=sum(point["seconds"] for point in curves),
+                training=read_json(ctx.partial / CONDITIONS),
+                warm_start={**asdict(started), "sha256": given.sha256} if given and started else None,
+            )
+            average.save(ctx.out, details.plain())
+            SupernetEpoch.write_all(ctx.out, map(SupernetEpoch.model_validate, curves))
 
 
 def _with_weights_here(ctx: StageContext[SupernetSettings]) -> StageContext[SupernetSettings]:
