@@ -14,6 +14,7 @@ from yolov8_nas.config import RunConfig, SearchConfig
 from yolov8_nas.files import write_json
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.runner.results import (
+    AgainstStock,
     AsExported,
     Budget,
     CandidateResult,
@@ -36,6 +37,7 @@ from yolov8_nas.runner.results import (
     Rival,
     ScoredStock,
     SearchResult,
+    StockFile,
     StockResult,
     SupernetResult,
     TrainingRecipe,
@@ -43,6 +45,7 @@ from yolov8_nas.runner.results import (
     TunedCandidate,
     TuningResult,
 )
+from yolov8_nas.runner.results.summary import Summary, Target
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.limits import Constraint
 
@@ -202,6 +205,52 @@ def measured_alike(p50: float) -> dict[str, Any]:
         "latency_with_nms_interval_ms": None, "found": {"boxes": 3.0, "detections": 2.0}, "energy_mj": None,
         "power_w": None, "per_class": {"scratch": 0.4, "dent": 0.3}, "map50_95_search": 0.3, "file_mb": 9.0,
     }  # fmt: skip
+
+
+def figures(p50: float, **changes: Any) -> dict[str, Any]:
+    """Figures of an exported file, but for `changes`."""
+    fields = {"precision": "fp32", "latency_ms": latency(p50), "memory_mb": 61.0, "map50_95": 0.41, "map50": 0.61}
+    return {**fields, "params": 2_300_000, "gflops": 0.31, **measured_alike(p50), **changes}
+
+
+def stock_file(p50: float = 4.0, **changes: Any) -> StockFile:
+    """Stock's exported file, but for `changes`."""
+    fields = {"name": "YOLOv8n", "form": "unrolled", "epochs": 8, "training": TRAINING}
+    return StockFile(**figures(p50, **{**fields, **changes}))
+
+
+def against_stock(**changes: Any) -> AgainstStock:
+    """A comparison with stock that is undecided, but for `changes`."""
+    trainings = {"sd": 0.005, "freedom": 10.0, "source": "other runs"}
+    fields = {"difference": 0.0142, "low": -0.0061, "high": 0.0339, "word": "undecided", "trainings": trainings}
+    told = {"subject": "The shipped network", "what": "mAP50-95", "against": "YOLOv8n (FP32)"}
+    return AgainstStock(**fields | told | changes)
+
+
+def target(**changes: Any) -> Target:
+    """A target of a summary for which nothing is known, but for `changes`."""
+    fields = {
+        "id": "cpu-2t-best", "status": "failed", "error": None, "hardware": {"name": "cpu-2t"},
+        "runtime": {"name": "onnxruntime"}, "precision_requested": "best", "precision_shipped": None,
+        "constraints": (), "baselines": (),
+    }  # fmt: skip
+    none = dict.fromkeys(("architecture", "model", "latency_model", "registry", "comparison", "quantization", "engine"))
+    return Target.model_validate(none | fields | changes)
+
+
+def summary(*targets: Target, stages: Sequence[Mapping[str, Any]] = (), **run: Any) -> Summary:
+    """A summary of targets.
+
+    Args:
+        targets: The targets.
+        stages: Rows of its stages, with what differs from a stage that is done.
+        run: What of the run differs from one that is done.
+    """
+    row = {"target": None, "status": "done", "seconds": 1.0, "error": None, "peak_memory_mb": None}
+    told = {"id": "run", "name": "weld-seams", "status": "done", "error": None, **run}
+    return Summary.model_validate(
+        {"run": told, "dataset": None, "stages": [row | stage for stage in stages], "targets": targets}
+    )
 
 
 def small_onnx(path: Path, bias: float = 0.0) -> Path:

@@ -40,7 +40,16 @@ from yolov8_nas.run.lifecycle import IN_CLUSTER
 from yolov8_nas.runner import process
 from yolov8_nas.runner.display import Display
 from yolov8_nas.runner.progress import Progress
-from yolov8_nas.runner.results import Advice, MeasuredSize, MeasuredSizes, NmsResult, Rate, StockSize, TrainingRates
+from yolov8_nas.runner.results import (
+    Advice,
+    MeasuredSize,
+    MeasuredSizes,
+    NmsResult,
+    Rate,
+    StockSize,
+    TrainingRates,
+    VerdictResult,
+)
 from yolov8_nas.runner.stage import Outcome, open_store
 from yolov8_nas.space import Architecture, SearchSpace, stock_architecture
 from yolov8_nas.space.cost import cost
@@ -264,22 +273,28 @@ def test_advice_reads_as_text_and_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_report_sets_forecasts_beside_what_came_of_them(tmp_path: Path) -> None:
     given = advice(tmp_path)
-    compared = {"difference": 0.021, "low": -0.01, "high": 0.05, "word": "undecided"}
-    verdict = {
-        "baselines": [{"name": "YOLOv8n", "precision": "fp32", "latency_ms": {"p50": 2.5}}],
-        "comparisons": [
-            {**compared, "against": "YOLOv8n (FP32)"},
-            {**compared, "difference": 0.03, "against": "YOLOv8n at 0.80 of its width (FP32)"},
-        ],
-    }
-    limit = {"metric": "latency", "limit": 3.0, "measured": 2.94}
-    target = {"advice": given.plain(), "model": {"map50_95": 0.4}, "constraints": [limit]}
+    fabricated.write_outputs(tmp_path)
+    compared = {"difference": 0.021, "low": -0.01, "high": 0.05}
+    verdict = VerdictResult.read(tmp_path / "trt-export").model_copy(
+        update={
+            "comparisons": (
+                fabricated.against_stock(**compared),
+                fabricated.against_stock(
+                    **{**compared, "difference": 0.03}, against="YOLOv8n at 0.80 of its width (FP32)"
+                ),
+            )
+        }
+    )
+    limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "unit": "ms", "limit": 3.0, "measured": 2.94}
+    model = {**fabricated.figures(2.94), "files": {}}
+    baselines = [fabricated.stock_file(2.5)]
+    target = fabricated.target(advice=given, model=model, constraints=[limit], baselines=baselines)
     stages = [
-        {"name": "supernet-train", "target": None, "status": "done", "seconds": 61.0},
-        {"name": "search", "target": given.target, "status": "cached", "seconds": 1.0},
-        {"name": "search", "target": "another", "status": "done", "seconds": 99.0},
+        {"name": "supernet-train", "seconds": 61.0},
+        {"name": "search", "target": given.target, "status": "cached"},
+        {"name": "search", "target": "another", "seconds": 99.0},
     ]
-    shown = page.view(target, stages, verdict)
+    shown = page.view(target, fabricated.summary(stages=stages).stages, verdict)
     rows = {name: (foretold, came) for name, foretold, came in shown["outcomes"]}
     assert rows["latency of stock YOLOv8n, FP32"][1].startswith("2.5")
     assert rows["of the tightest limit is used"] == ("98.5% (docs/results.md)", "98.0%")
@@ -289,13 +304,13 @@ def test_the_report_sets_forecasts_beside_what_came_of_them(tmp_path: Path) -> N
     assert rows["supernet-train takes"][1] == "1\N{NO-BREAK SPACE}min 1\N{NO-BREAK SPACE}s"
     assert rows["search takes"][1] == "found in the store"
     assert rows["register takes"] == ("not measured", "not measured")
-    assert page.view({}, [], {})["missing"]
+    assert page.view(fabricated.target(), [], None)["missing"]
 
 
 def test_the_page_shows_advice_and_says_where_there_is_none(tmp_path: Path) -> None:
     given = advice(tmp_path)
-    targets = [{"id": given.target, "status": "failed", "advice": given.plain()}, {"id": "another", "status": "failed"}]
-    text = build_report({"run": {"name": "r"}, "stages": [], "targets": targets}, {}, tmp_path / "r.html").read_text()
+    summary = fabricated.summary(fabricated.target(advice=given), fabricated.target(id="another"))
+    text = build_report(summary, {}, tmp_path / "r.html").read_text()
     assert text.count("Advice before the run, and what came of it") == 2
     assert text.count("No advice was given before this run.") == 1
     for shown in (given.recommendation, words.gap(given), f"points of mAP50-95 against {gains.FULL}"):

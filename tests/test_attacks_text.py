@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final
 
+import fabricated
 import pytest
 import web_server
 import yaml
@@ -40,6 +41,7 @@ from yolov8_nas.report.terminal import verdict
 from yolov8_nas.run.lifecycle import IN_CLUSTER, open_run, requested
 from yolov8_nas.runner.display import Display
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results.summary import Dataset, Summary
 from yolov8_nas.runner.stage import Outcome, run_stage
 from yolov8_nas.space import SpaceError
 from yolov8_nas.stages import find_stage
@@ -169,27 +171,24 @@ class _Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def _summary(name: str) -> dict[str, Any]:
+def _summary(name: str) -> Summary:
     """A summary in which everything that others name has this name."""
-    return {
-        "schema": 1,
-        "run": {"id": name, "name": name, "status": "failed", "error": name, "retraining": None},
-        "dataset": {"source": name, "digest": name, "images": {"train": 1}, "classes": [name]},
-        "stages": [{"name": "data-prep", "target": None, "status": "failed", "seconds": 1.0, "error": name}],
-        "targets": [
-            {
-                "id": "cpu-fp32", "status": "failed", "error": name, "hardware": {"name": name, "model": name},
-                "runtime": {"name": name, "version": name}, "precision_requested": "fp32", "precision_shipped": None,
-                "constraints": [{"metric": "latency", "statistic": "p50", "limit": 1.0, "unit": "ms", "met": None}],
-                "model": None, "baselines": [{"name": name, "map50_95": 0.5, "latency_ms": {"p50": 1.0}}],
-                "registry": None, "gate": None,
-            }
-        ],
-    }  # fmt: skip
+    limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 1.0, "unit": "ms"}
+    target = fabricated.target(
+        error=name,
+        hardware={"name": name, "model": name},
+        runtime={"name": name, "version": name},
+        constraints=[limit],
+        baselines=[{"name": name, "map50_95": 0.5, "latency_ms": fabricated.latency(1.0)}],
+    )
+    failed = {"name": "data-prep", "status": "failed", "error": name}
+    summary = fabricated.summary(target, stages=[failed], id=name, name=name, status="failed", error=name)
+    dataset = {"digest": name, "images": {"train": 1, "search": 1, "val": 1}, "classes": [name], "source": name}
+    return summary.model_copy(update={"dataset": Dataset.model_validate(dataset)})
 
 
 def test_in_the_report(name: str, tmp_path: Path) -> None:
-    page = build_report(_summary(name), {"targets": {}}, tmp_path / "report.html").read_text(errors="surrogatepass")
+    page = build_report(_summary(name), {}, tmp_path / "report.html").read_text(errors="surrogatepass")
     parser = _Elements()
     body = re.sub("<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
     parser.feed(body)

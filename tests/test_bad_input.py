@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import numpy as np
 import pytest
 import yaml
@@ -306,7 +307,7 @@ def test_the_same_image_in_train_and_val_is_a_warning_that_names_it(
     shutil.copy(image, case.data / "images" / "val" / "copy.png")
     shutil.copy(label, case.data / "labels" / "val" / "copy.txt")
     monkeypatch.setattr(preflight, "check_limits_apart", lambda *_: [])
-    monkeypatch.setattr(local, "run_pipeline", lambda *_: {"run": {"status": "met"}, "stages": [], "targets": []})
+    monkeypatch.setattr(local, "run_pipeline", lambda *_: fabricated.summary())
     result = case.run()
     assert result.exit_code == 0, result.output
     assert "warning:" in result.output
@@ -356,7 +357,7 @@ def test_a_home_that_nobody_knows_is_no_fault(case: Case, monkeypatch: pytest.Mo
     monkeypatch.delenv(remote_store.CACHE_VARIABLE, raising=False)
     assert remote_store.cache_folder().is_relative_to(tempfile.gettempdir())
     monkeypatch.setattr(preflight, "check_limits_apart", lambda *_: [])
-    monkeypatch.setattr(local, "run_pipeline", lambda *_: {"run": {"status": "met"}, "stages": [], "targets": []})
+    monkeypatch.setattr(local, "run_pipeline", lambda *_: fabricated.summary())
     assert case.run().exit_code == 0
 
 

@@ -12,6 +12,7 @@ import pytest
 from yolov8_nas.measure.benchmark import Measurement, Percentiles
 from yolov8_nas.registry.register import content_digest
 from yolov8_nas.report import wording
+from yolov8_nas.runner.results import LimitRow
 from yolov8_nas.search.objective import CostModel
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.space.limits import Constraint
@@ -80,7 +81,7 @@ def test_the_same_files_are_the_same_version_in_another_hour() -> None:
     ],
 )
 def test_share_and_both_values_are_told(row: dict[str, Any], told: str) -> None:
-    shown = wording.limit({"metric": "latency", "statistic": "p50", "scope": "engine", "unit": "ms", **row})
+    shown = wording.bound(LimitRow(metric="latency", statistic="p50", scope="engine", unit="ms", **row))
     assert shown.replace("\N{NO-BREAK SPACE}", " ") == told
 
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.run import local, preflight
 from yolov8_nas.runner import process
+from yolov8_nas.runner.results.summary import Summary
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.supernet.derive import build, save_checkpoint
 
@@ -42,9 +44,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
     """Runs that were started, instead of being run."""
     calls: list[tuple[RunConfig, Path]] = []
 
-    def run_pipeline(config: RunConfig, workdir: Path, console: Any) -> dict[str, Any]:
+    def run_pipeline(config: RunConfig, workdir: Path, console: Any) -> Summary:
         calls.append((config, workdir))
-        return {"run": {"status": "met"}, "stages": [], "targets": []}
+        return fabricated.summary()
 
     monkeypatch.setattr(local, "run_pipeline", run_pipeline)
     monkeypatch.setattr(preflight, "check_limits_apart", lambda config, names: [])
@@ -107,8 +109,8 @@ def test_failures_are_one_message_and_a_status(
 def test_a_failed_stage_ends_with_one(
     config: Path, tmp_path: Path, ran: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = {"name": "search", "target": "cpu-1t-fp32", "status": "failed", "seconds": 1.0, "error": "none keeps it"}
-    summary = {"run": {"status": "failed"}, "stages": [failed], "targets": []}
+    failed = {"name": "search", "target": "cpu-1t-fp32", "status": "failed", "error": "none keeps it"}
+    summary = fabricated.summary(stages=[failed], status="failed")
     monkeypatch.setattr(local, "run_pipeline", lambda *_: summary)
     result = _invoke("run", config, "--workdir", tmp_path / "work")
     assert result.exit_code == 1

@@ -34,6 +34,7 @@ from yolov8_nas.files import read_json, write_json
 from yolov8_nas.report.step import Told, tell, tell_run
 from yolov8_nas.run import lifecycle
 from yolov8_nas.runner.results import RegisterResult
+from yolov8_nas.runner.results.summary import Summary
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import Outcome, Stage, require_gpus, run_stage
 from yolov8_nas.space import SearchSpace
@@ -436,20 +437,25 @@ def test_a_step_shows_its_figures_or_why_it_failed(tmp_path: Path) -> None:
     assert set(told.figures) == {"seconds"}
 
 
-def _summary(*met: bool) -> dict[str, Any]:
-    model = {"map50_95": 0.5, "latency_ms": {"p50": 2.0}}
+def _summary(*met: bool, **changes: Any) -> Summary:
+    """A summary of targets that have a model or none; `changes` are those of the first target."""
+    model = {**fabricated.figures(2.0, map50_95=0.5), "files": {}}
+    registry = {"model": "two", "version": 3, "aliases": []}
     targets = [
-        {
-            "id": f"target-{number}",
-            "status": "met" if good else "failed",
-            "error": None if good else "search: no network\nkeeps a | b",
-            "model": model if good else None,
-            "precision_shipped": "int8",
-            "registry": {"model": "two", "version": 3} if good else None,
-        }
+        fabricated.target(
+            id=f"target-{number}",
+            status="met" if good else "failed",
+            error=None if good else "search: no network\nkeeps a | b",
+            precision_shipped="int8",
+            **{
+                "model": model if good else None,
+                "registry": registry if good else None,
+                **(changes if not number else {}),
+            },
+        )
         for number, good in enumerate(met)
     ]
-    return {"run": {"name": "two", "error": None}, "targets": targets, "stages": []}
+    return fabricated.summary(*targets, name="two")
 
 
 def test_the_verdict_names_every_target() -> None:
@@ -470,8 +476,7 @@ def test_no_figure_that_is_no_number_leaves_a_step(tmp_path: Path) -> None:
     pack(tmp_path / "done", tmp_path / "done.tar")
     told = tell("supernet-train", None, Outcome("done", "", "abc", 1.0), tmp_path / "done.tar")
     assert "last_loss_cls" not in told.figures and told.figures["last_loss_box"] == 1.5
-    summary = _summary(True)
-    summary["targets"][0]["model"]["map50_95"] = math.nan
+    summary = _summary(True, model={**fabricated.figures(2.0, map50_95=math.nan), "files": {}})
     json.dumps(dict(tell_run(summary).figures), allow_nan=False)
 
 
@@ -481,9 +486,7 @@ def test_a_model_that_waits_for_its_registry_is_a_model(tmp_path: Path) -> None:
     pack(tmp_path / "kept", tmp_path / "kept.tar")
     told = tell("register", "cpu", Outcome("done", "", "abc", 1.0), tmp_path / "kept.tar")
     assert set(told.figures) == {"seconds"}
-    summary = _summary(True)
-    summary["targets"][0]["registry"] = None
-    told = tell_run(summary)
+    told = tell_run(_summary(True, registry=None))
     assert told.figures["targets_with_a_model"] == 1
     assert "| target-0 | 0.500 | 2 | int8 | not registered yet |" in told.markdown
 

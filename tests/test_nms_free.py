@@ -57,6 +57,7 @@ from yolov8_nas.runner.results import (
     ResolvedLimit,
     SuppressionTimed,
     TimedLoad,
+    VerdictResult,
 )
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import SearchSpace
@@ -537,16 +538,22 @@ def test_the_example_finds_what_stock_ultralytics_finds(exported: Path, tmp_path
 
 
 def test_the_report_tells_the_head(tmp_path: Path) -> None:
-    latency = {"p50": 2.0, "p90": 2.1, "p99": 2.2}
+    folders = write_outputs(tmp_path)
+    verdict = VerdictResult.read(folders["trt-export"])
+    assert verdict.shipped is not None
+    latency = Latency(p50=2.0, p90=2.1, p99=2.2)
+    shipped = verdict.shipped.model_copy(update={"latency_with_nms_ms": latency})
     timed = {"latency_ms": latency, "interval_ms": (2, 2), "rounds": (2,), "repetitions": 9, "disturbed": False}
     loads = {"typical": TimedLoad(boxes=20.0, detections=20.0, **timed)}
     for told, words in (({}, "NMS"), ({"nms_free": True}, "threshold")):
-        shipped = {"latency_ms": latency, "latency_with_nms_ms": latency, "found": {"boxes": 5, "detections": 5}}
-        verdict = {"shipped": shipped, "nms": {"images": 8, **told}}
+        timed_on_images = verdict.nms.model_copy(update=told)
+        verdict.model_copy(update={"shipped": shipped, "nms": timed_on_images}).write(folders["trt-export"])
         suppressed = SuppressionTimed(**{**dict(nms.SETTINGS), **told}, shape=(), loads=loads, load="typical")
-        NmsResult(latency_ms=Latency(**latency), timed=suppressed).write(tmp_path)
-        outputs = {"hw-probe": Outputs("hw-probe", tmp_path, "done")}
-        rows = sections._frame(SimpleNamespace(outputs=outputs, verdict=verdict))
+        NmsResult(latency_ms=latency, timed=suppressed).write(folders["hw-probe"])
+        outputs = {stage: Outputs(stage, folders[stage], "done") for stage in ("hw-probe", "trt-export")}
+        rows = sections._frame(
+            sections.Target("t", fabricated.target(), outputs, Outputs("supernet-train", None, None))
+        )
         assert ("head" in dict(rows)) == bool(told)
         assert sum(words in name for name, _ in rows if "p50" in name or "alone, 20" in name) == 2
 

@@ -42,6 +42,7 @@ from yolov8_nas.run.lifecycle import verdict as say
 from yolov8_nas.run.local import _last_words
 from yolov8_nas.run.summary import summarise
 from yolov8_nas.runner.results import RegisterResult
+from yolov8_nas.runner.results.summary import Summary
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.runner.stage import STAGES, Stage, StageContext, open_store, run_stage, target_labels
 
@@ -203,15 +204,15 @@ def test_a_target_that_fails_does_not_stop_the_other(tmp_path: Path) -> None:
         summary_file=tmp_path / "summary.json",
         report_file=tmp_path / "report.html",
     )
-    assert summary["run"]["status"] == "failed"
-    first, second = summary["targets"]
-    assert (first["status"], first["error"]) == ("failed", "hw-probe: nothing keeps the limit")
-    assert first["model"] is None and first["registry"] is None
-    assert (second["status"], second["error"], second["registry"]["version"]) == ("met", None, 3)
-    assert all((tmp_path / "work" / file).is_file() for file in second["model"]["files"].values())
-    passed_on = [row["error"] for row in summary["stages"] if row["target"] == lost][1:]
+    assert summary.run.status == "failed"
+    first, second = summary.targets
+    assert (first.status, first.error) == ("failed", "hw-probe: nothing keeps the limit")
+    assert first.model is None and first.registry is None
+    assert (second.status, second.error, second.registry.version) == ("met", None, 3)
+    assert all((tmp_path / "work" / file).is_file() for file in second.model.files.values())
+    passed_on = [row.error for row in summary.stages if row.target == lost][1:]
     assert passed_on == ["not run, because hw-probe failed"] * 4
-    assert {row["status"] for row in summary["stages"] if row["target"] in (None, kept)} == {"done"}
+    assert {row.status for row in summary.stages if row.target in (None, kept)} == {"done"}
     report = (tmp_path / "report.html").read_text()
     assert "hw-probe: nothing keeps the limit" in report and "weld-seams, version 3" in report
 
@@ -240,10 +241,10 @@ def test_why_a_run_could_not_be_opened_stands_where_people_look(
 ) -> None:
     monkeypatch.setenv("YOLOV8_NAS_LOGS", str(tmp_path / "logs"))
     summary = _open(tmp_path, tracking={"uri": "http://127.0.0.1:9"})
-    assert summary["run"]["status"] == "failed"
+    assert summary.run.status == "failed"
     for told in (
-        summary["run"]["error"],
-        summary["targets"][0]["error"],
+        summary.run.error,
+        summary.targets[0].error,
         (tmp_path / "report.html").read_text(),
         tell_run(summary).markdown,
         (tmp_path / "logs" / "failures.jsonl").read_text(),
@@ -255,15 +256,15 @@ def test_why_a_run_could_not_be_opened_stands_where_people_look(
 
 def test_a_run_whose_configuration_is_none_has_a_report_that_says_so(tmp_path: Path) -> None:
     summary = _open(tmp_path, epoch=3)
-    assert "open-run: config: unknown key epoch" in summary["run"]["error"]
+    assert "open-run: config: unknown key epoch" in summary.run.error
     assert "unknown key epoch" in (tmp_path / "report.html").read_text()
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert Summary.read(tmp_path) == summary
     assert "unknown key epoch" in tell_run(summary).markdown
 
 
 def test_open_run_refuses_what_submit_refuses(tmp_path: Path) -> None:
-    assert "more than one slash" in _open(tmp_path, labels={"a/b/c": "x"})["run"]["error"]
-    assert "give an https:// address" in _open(tmp_path, data="http://server/data.tar")["run"]["error"]
+    assert "more than one slash" in _open(tmp_path, labels={"a/b/c": "x"}).run.error
+    assert "give an https:// address" in _open(tmp_path, data="http://server/data.tar").run.error
 
 
 def test_a_reason_is_forgotten_when_a_later_try_goes_well(tmp_path: Path) -> None:
@@ -295,16 +296,16 @@ def test_a_stage_that_was_killed_is_named(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run_stage(stage, config=config, target=label, **tar)
     summary = summarise(store, "run", tmp_path / "work", config)
-    assert summary["run"]["status"] == "failed"
-    assert f"hw-probe of {label}: ended from outside" in summary["run"]["error"]
-    assert "hw-probe" in summary["targets"][0]["error"] and "out of memory" in summary["targets"][0]["error"]
+    assert summary.run.status == "failed"
+    assert f"hw-probe of {label}: ended from outside" in summary.run.error
+    assert "hw-probe" in summary.targets[0].error and "out of memory" in summary.targets[0].error
     run_stage(
         Stage("hw-probe", 1, lambda config, target: StageSettings(), lambda ctx: None),
         config=config,
         target=label,
         **tar,
     )
-    assert summarise(store, "run", tmp_path / "work", config)["run"]["error"] is None
+    assert summarise(store, "run", tmp_path / "work", config).run.error is None
 
 
 def test_a_pipeline_that_ends_without_a_summary_says_its_last_words(tmp_path: Path) -> None:

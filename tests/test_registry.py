@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import numpy as np
 import pytest
 from fabricated import CONFIG, PROFILE, write_outputs
@@ -104,11 +105,8 @@ def test_run_is_opened_once_and_closed_with_what_it_took(uri: str, tmp_path: Pat
     assert tracking.open_run(CONFIG.model_copy(update={"seed": 7}), "run-once", uri) == first
     assert tracking.open_run(CONFIG, "run-other", uri) != first
     (tmp_path / "report.html").write_text("<html></html>")
-    stages = [
-        {"name": "search", "target": "cpu", "seconds": 2.5},
-        {"name": "register", "target": "cpu", "seconds": None},
-    ]
-    summary = {"run": {"id": "run-once", "status": "failed"}, "stages": stages, "targets": []}
+    stages = [{"name": "search", "target": "cpu", "seconds": 2.5}]
+    summary = fabricated.summary(stages=stages, id="run-once", status="failed")
     closing.close_run(uri, first, summary, tmp_path, [])
     run = client.get_run(first)
     assert run.data.params["supernet.epochs"] == "300"
@@ -605,8 +603,8 @@ def test_every_stage_has_a_run_of_its_own_once_even_if_the_server_was_away(
     keep_stage(store, run_id, label, outputs["trt-export"], status="failed", error="no file keeps the limits")
     store.record(run_id, f"{label}.register.json", {"key": ""})  # what is not run has no run
     stages = [{"name": "search", "target": label, "seconds": 2.5}]
-    targets = [{"id": label, "status": "failed", "error": "trt-export: no file keeps the limits"}]
-    summary = {"run": {"id": run_id, "status": "failed"}, "stages": stages, "targets": targets}
+    failed = fabricated.target(id=label, error="trt-export: no file keeps the limits")
+    summary = fabricated.summary(failed, stages=stages, id=run_id, status="failed")
     (tmp_path / "report.html").write_text("<html></html>")
 
     def away(*_: object, **__: object) -> None:

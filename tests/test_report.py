@@ -20,16 +20,30 @@ import pytest
 from rich.console import Console
 
 from yolov8_nas.config import SearchConfig
+from yolov8_nas.measure import nms
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, sections, wording
 from yolov8_nas.report.build import build_report
 from yolov8_nas.report.terminal import verdict
-from yolov8_nas.runner.results import Larger, LimitUsed, RuleEvidence
+from yolov8_nas.runner.results import (
+    Difference,
+    FileFigures,
+    FinetuneResult,
+    Larger,
+    LimitRow,
+    LimitUsed,
+    RuleEvidence,
+)
+from yolov8_nas.runner.results.summary import Summary, Target
 from yolov8_nas.search.rules import RULES, Device, consider, narrowed
 from yolov8_nas.space import Architecture, SearchSpace
 
 SPACE = SearchSpace.load("tiny")
+LABEL = "cpu-onnxruntime-best"
+SUPERNET = fabricated.TRAINING | {"start": "supernet", "begun_with": "the supernet"}
+LIMIT = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.0, "unit": "ms"}
+RECIPE = {"epochs": 12, "batch": 8, "lr": 1e-3, "imgsz": 128, "seed": 0, "mosaic": True}
 STAGES = ("hw-probe", "search", "qat-finetune", "trt-export", "register")
 
 
@@ -87,6 +101,14 @@ def write(folder: Path, files: dict[str, Any]) -> Path:
     return folder
 
 
+def tuned(architecture: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "architecture": architecture, "map50_95": {"fp32": 0.4}, "average": 0.4, "best_epoch": {"fp32": 12},
+        "start": "supernet", "begun_with": "the supernet", "computing": {"training": 1e12}, "distilled": False,
+        "epochs": 12, "recipe": RECIPE, "seconds": 1.0, **changes,
+    }  # fmt: skip
+
+
 def timed_load(boxes: float, detections: float, p50: float) -> dict[str, Any]:
     timed = {"interval_ms": [p50, p50], "rounds": [p50], "repetitions": 9, "disturbed": False}
     return {"boxes": boxes, "detections": detections, "latency_ms": percentiles(p50), **timed}
@@ -125,21 +147,25 @@ class MadeUpRun:
             "gflops": 0.241,
         }
         limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": self.limit, "unit": "ms"}
-        kept = limit | {"text": "latency<=80%stock", "measured": p50, "met": True}
+        kept = limit | {"measured": p50, "met": True}
         stock_figures = {"map50_95": 0.3985, "map50": 0.655, "memory_mb": 171.0, "params": 3_011_628, "gflops": 0.33}
-        stock_figures |= {"name": "YOLOv8n", "epochs": 28, "per_class": dict.fromkeys(classes, 0.3985)}
+        stock_figures |= {"epochs": 28, "per_class": dict.fromkeys(classes, 0.3985)}
         baselines = [
-            stock_figures | {"form": "unrolled, FP32", "latency_ms": percentiles(stock_ms)},
-            stock_figures | {"form": "unrolled, INT8", "latency_ms": percentiles(0.9 * stock_ms)},
+            fabricated.stock_file(form=form, **stock_figures, latency_ms=percentiles(ms)).plain()
+            for form, ms in (("unrolled, FP32", stock_ms), ("unrolled, INT8", 0.9 * stock_ms))
         ]
-        comparison = {"difference": 0.0142, "low": -0.0061, "high": 0.0339, "word": "undecided"}
-        comparison |= {"what": "on the same 60 validation images", "against": "YOLOv8n (FP32)"}
-        against_int8 = {"difference": 0.04, "low": 0.012, "high": 0.066, "word": "ahead", "against": "YOLOv8n (INT8)"}
+        comparison = fabricated.against_stock(what="on the same 60 validation images").plain()
+        against_int8 = fabricated.against_stock(
+            difference=0.04, low=0.012, high=0.066, word="ahead", against="YOLOv8n (INT8)"
+        ).plain()
         measured = [SPACE.sample(rng) for _ in range(36)]
         latencies = [made_up_latency(a) * rng.normal(1, 0.02) for a in measured]
         fitted = LatencyModel.fit(SPACE, len(classes), 128, measured[:28], latencies[:28]).to_result()
-        int8 = model | {"latency_ms": percentiles(0.9 * p50), "map50_95": 0.4011, "map50": 0.66, "memory_mb": 120.0}
-        self.evidence: dict[str, Any] = {
+        whole = fabricated.figures(p50, **model, candidate=0, architecture=self.chosen, training=SUPERNET)
+        int8 = whole | {"latency_ms": percentiles(0.9 * p50), "map50_95": 0.4011, "map50": 0.66, "memory_mb": 120.0}
+        int8 |= {"precision": "int8"}
+        fp32_figures, int8_figures = ({name: file[name] for name in FileFigures.model_fields} for file in (whole, int8))
+        shared = {
             "data-prep": write(
                 folder / "data-prep",
                 {
@@ -159,6 +185,7 @@ class MadeUpRun:
                             }
                         },
                         "converted": {"AVIF converted to PNG": 3},
+                        "box_sides": [],
                         "boxes": {
                             split: {c: 31 * (i + 2) for i, c in enumerate(classes)}
                             for split in ("train", "search", "val")
@@ -169,250 +196,232 @@ class MadeUpRun:
             "supernet-train": write(
                 folder / "supernet-train",
                 {
-                    "supernet.json": {"space": SPACE.to_dict(), "imgsz": 128, "epochs": 16, "seconds": 151.2},
+                    "supernet.json": fabricated.supernet(SPACE, imgsz=128, epochs=16, seconds=151.2).plain(),
                     "curves.json": [
                         row | {"distill": 1.8 * 0.9 ** row["epoch"]}
                         for row in curve(16, keys=("map50_95_largest", "map50_95_smallest"))
                     ],
                 },
             ),
-            "targets": {
-                "cpu-onnxruntime-best": {
-                    "hw-probe": write(
-                        folder / "hw-probe",
-                        {
-                            "profile.json": {
-                                "name": "cpu-2t",
-                                "model": "Example CPU",
-                                "id": "example-cpu",
-                                "kind": "cpu",
-                                "cores": 2,
-                                "threads": 2,
-                                "instructions": ["avx2", "avx512_vnni"],
-                                "memory_gb": 24.0,
-                                "runtime": {"name": "onnxruntime", "version": "1.31.1"},
-                            },
-                            "latency_table.json": fabricated.table(
-                                [
-                                    fabricated.probed(a, ms, latency_ms=percentiles(ms), role=role)
-                                    for a, ms, role in zip(
-                                        [*measured, stock],
-                                        [*latencies, stock_ms],
-                                        ["train"] * 28 + ["holdout"] * 8 + ["stock"],
-                                        strict=True,
-                                    )
-                                ]
-                            ).plain(),
-                            "latency_model.json": fabricated.fitted(
-                                fitted, mape=0.034, spearman=0.981, networks=8, coverage=1.0
-                            ).plain(),
-                            "stock.json": fabricated.stock_result(stock_ms, stock).plain(),
-                            "constraints.json": [limit | {"text": "latency<=80%stock"}],
-                            "nms.json": {
-                                "latency_ms": percentiles(0.39),
-                                "timed": {
-                                    "confidence": 0.25,
-                                    "iou": 0.7,
-                                    "max_detections": 300,
-                                    "threads": 1,
-                                    "shape": [],
-                                    "load": "typical",
-                                    "loads": {
-                                        "few": timed_load(50, 5, 0.31),
-                                        "typical": timed_load(200, 20, 0.39),
-                                    },
-                                },
+        }
+        own = {
+            "hw-probe": write(
+                folder / "hw-probe",
+                {
+                    "profile.json": {
+                        "name": "cpu-2t",
+                        "model": "Example CPU",
+                        "id": "example-cpu",
+                        "kind": "cpu",
+                        "cores": 2,
+                        "threads": 2,
+                        "instructions": ["avx2", "avx512_vnni"],
+                        "memory_gb": 24.0,
+                        "runtime": {"name": "onnxruntime", "version": "1.31.1"},
+                    },
+                    "latency_table.json": fabricated.table(
+                        [
+                            fabricated.probed(a, ms, latency_ms=percentiles(ms), role=role)
+                            for a, ms, role in zip(
+                                [*measured, stock],
+                                [*latencies, stock_ms],
+                                ["train"] * 28 + ["holdout"] * 8 + ["stock"],
+                                strict=True,
+                            )
+                        ]
+                    ).plain(),
+                    "latency_model.json": fabricated.fitted(
+                        fitted, mape=0.034, spearman=0.981, networks=8, coverage=1.0
+                    ).plain(),
+                    "stock.json": fabricated.stock_result(stock_ms, stock).plain(),
+                    "constraints.json": [limit | {"text": "latency<=80%stock"}],
+                    "nms.json": {
+                        "latency_ms": percentiles(0.39),
+                        "timed": {
+                            "confidence": 0.25,
+                            "iou": 0.7,
+                            "max_detections": 300,
+                            "threads": 1,
+                            "shape": [],
+                            "load": "typical",
+                            "loads": {
+                                "few": timed_load(50, 5, 0.31),
+                                "typical": timed_load(200, 20, 0.39),
                             },
                         },
-                    ),
-                    "search": write(
-                        folder / "search",
-                        {
-                            "prior.json": prior(30),
-                            "rules.json": {"options": {"space": 104, "searched": 104}, "rules": []},
-                            "search.json": fabricated.searched(
-                                best_map50_95={"evolution": 0.31},
-                                comparisons={
-                                    "random": {
-                                        "search": 0.31,
-                                        "search_evaluations": 151,
-                                        "best": [0.28, 0.29, 0.27],
-                                        "evaluations": [50, 50, 50],
-                                        "mean": 0.28,
-                                        "interval": [0.255, 0.305],
-                                    }
-                                },
-                                budget=used_limit(map50_95=0.31, used=0.87, used_predicted=0.94, reserve=0.06),
-                            ).plain(),
-                            "history.jsonl": history,
-                            "candidates.json": [
-                                fabricated.candidate(
-                                    row["architecture"],
-                                    row["latency_ms"],
-                                    map50_95_search=row["map50_95"],
-                                    source=row["source"],
-                                    slack=0.13,
-                                    tightest="latency_p50<=3ms",
-                                    measured=fabricated.measured(row["latency_ms"] * f),
-                                ).plain()
-                                for row, f in zip(chosen, (0.985, 1.02, 0.97), strict=True)
-                            ],
-                        },
-                    ),
-                    "qat-finetune": write(
-                        folder / "qat-finetune",
-                        {
-                            "candidates/0/tuning.json": {
-                                "architecture": self.chosen,
-                                "curves": curve(12),
-                                "qat_curves": curve(3),
-                            },
-                            "candidates/1/tuning.json": {
-                                "architecture": chosen[1]["architecture"],
-                                "curves": curve(12, top=0.41),
-                            },
-                            "finetune.json": {
-                                "candidates": [{"index": 0, "epochs": 12}, {"index": 1, "epochs": 12}],
-                                "halving": {
-                                    "budget": {"stock_trainings": 2.47},
-                                    "rungs": [{"networks": 3, "epochs": 4}, {"networks": 2, "epochs": 12}],
-                                    "ranking": [
-                                        {"index": 1, "seed": 0, "scores": [0.311, 0.412], "expected": 0.411},
-                                        {"index": 0, "seed": 0, "scores": [0.309, 0.403], "expected": 0.404},
-                                        {"index": 2, "seed": 0, "scores": [0.287], "expected": 0.287},
-                                    ],
-                                },
-                            },
-                            "baseline/tuning.json": {"curves": curve(28, top=0.39)},
-                        },
-                    ),
-                    "trt-export": write(
-                        folder / "trt-export",
-                        {
-                            "verdict.json": {
-                                "status": "met",
-                                "baselines": baselines,
-                                "comparison": comparison,
-                                "comparisons": [comparison, against_int8],
-                                "checkpoint_map50_95": 0.4129,
-                                "nms": {"confidence": 0.25, "iou": 0.7, "images": 32, "split": "search"},
-                                "shipped": model
-                                | {
-                                    "candidate": 0,
-                                    "precision": "fp32",
-                                    "latency_interval_ms": [0.99 * p50, 1.01 * p50],
-                                    "per_class": dict.fromkeys(classes, 0.4127),
-                                    "disturbed": False,
-                                    "latency_with_nms_ms": percentiles(p50 + 0.4),
-                                    "latency_with_nms_interval_ms": [p50 + 0.38, p50 + 0.42],
-                                    "found": {"boxes": 63.5, "detections": 4.25},
-                                },
-                                "tried": [
-                                    model
-                                    | {
-                                        "candidate": 0,
-                                        "precision": "fp32",
-                                        "constraints": [kept],
-                                        "outcome": "shipped",
-                                        "reason": "",
-                                    },
-                                    int8
-                                    | {
-                                        "candidate": 0,
-                                        "precision": "int8",
-                                        "constraints": [kept],
-                                        "outcome": "less accurate",
-                                        "reason": "keeps the limit, but scores 0.012 below FP32",
-                                    },
-                                    model
-                                    | {
-                                        "candidate": 1,
-                                        "precision": "fp32",
-                                        "map50_95": 0.4198,
-                                        "outcome": "limit missed",
-                                        "latency_ms": percentiles(1.03 * self.limit),
-                                        "constraints": [kept | {"measured": 1.03 * self.limit, "met": False}],
-                                    },
-                                ],
-                                "quantization": {
-                                    "keep_float": ["stem", "detect_boxes"],
-                                    "fp32": model,
-                                    "int8": int8,
-                                    "difference": {
-                                        "difference": -0.0116,
-                                        "low": -0.0202,
-                                        "high": -0.0031,
-                                        "word": "behind",
-                                    },
-                                    "ptq": {"map50_95": 0.3812, "map50": 0.7},
-                                    "ptq_difference": {
-                                        "difference": -0.0502,
-                                        "low": -0.0631,
-                                        "high": -0.0388,
-                                        "word": "behind",
-                                    },
-                                },
-                            },
-                            "engine.json": {
-                                "built": False,
-                                "reason": "TensorRT is not installed and this machine has no NVIDIA GPU.",
-                            },
-                        },
-                    ),
-                    "register": write(
-                        folder / "register",
-                        {
-                            "registry.json": {
-                                "model": name,
-                                "version": "3",
-                                "aliases": ["champion-example-cpu-fp32"],
-                                "run_id": "0f" * 16,
-                                "tracking_uri": "https://someone:secret@mlflow.example/?token=hidden",
+                    },
+                },
+            ),
+            "search": write(
+                folder / "search",
+                {
+                    "prior.json": prior(30),
+                    "rules.json": {"options": {"space": 104, "searched": 104}, "rules": []},
+                    "search.json": fabricated.searched(
+                        best_map50_95={"evolution": 0.31},
+                        comparisons={
+                            "random": {
+                                "search": 0.31,
+                                "search_evaluations": 151,
+                                "best": [0.28, 0.29, 0.27],
+                                "evaluations": [50, 50, 50],
+                                "mean": 0.28,
+                                "interval": [0.255, 0.305],
                             }
                         },
-                    ),
-                }
-            },
+                        budget=used_limit(map50_95=0.31, used=0.87, used_predicted=0.94, reserve=0.06),
+                    ).plain(),
+                    "history.jsonl": history,
+                    "candidates.json": [
+                        fabricated.candidate(
+                            row["architecture"],
+                            row["latency_ms"],
+                            map50_95_search=row["map50_95"],
+                            source=row["source"],
+                            slack=0.13,
+                            tightest="latency_p50<=3ms",
+                            measured=fabricated.measured(row["latency_ms"] * f),
+                        ).plain()
+                        for row, f in zip(chosen, (0.985, 1.02, 0.97), strict=True)
+                    ],
+                },
+            ),
+            "qat-finetune": write(
+                folder / "qat-finetune",
+                {
+                    "candidates/0/tuning.json": tuned(self.chosen, curves=curve(12), qat_curves=curve(3)),
+                    "candidates/1/tuning.json": tuned(chosen[1]["architecture"], curves=curve(12, top=0.41)),
+                    "finetune.json": {
+                        "candidates": [tuned(self.chosen, index=i, expected=0.4, epochs=12) for i in (0, 1)],
+                        "baseline": None,
+                        "rescaled": None,
+                        "qat": RECIPE,
+                        "halving": {
+                            "budget": {"epochs": 24, "stock_trainings": 2.47, "taught_by_stock": 0},
+                            "rungs": [{"networks": 3, "epochs": 4}, {"networks": 2, "epochs": 12}],
+                            "ranking": [
+                                {"index": i, "seed": 0, "scores": scores, "expected": expected}
+                                | {"architecture": self.chosen, "lead": 0.0, "seconds": 1.0}
+                                for i, scores, expected in (
+                                    (1, [0.311, 0.412], 0.411),
+                                    (0, [0.309, 0.403], 0.404),
+                                    (2, [0.287], 0.287),
+                                )
+                            ],
+                        },
+                    },
+                    "baseline/tuning.json": tuned(SPACE.stock.to_dict(), curves=curve(28, top=0.39)),
+                },
+            ),
+            "trt-export": write(
+                folder / "trt-export",
+                {
+                    "verdict.json": {
+                        "status": "met",
+                        "chosen_on": "search split",
+                        "confidence": None,
+                        "baselines": baselines,
+                        "comparison": comparison,
+                        "comparisons": [comparison, against_int8],
+                        "checkpoint_map50_95": 0.4129,
+                        "nms": nms.SETTINGS.plain() | {"images": 32, "split": "search"},
+                        "shipped": whole
+                        | {
+                            "file": "model.onnx",
+                            "constraints": [kept],
+                            "latency_interval_ms": [0.99 * p50, 1.01 * p50],
+                            "per_class": dict.fromkeys(classes, 0.4127),
+                            "latency_with_nms_ms": percentiles(p50 + 0.4),
+                            "latency_with_nms_interval_ms": [p50 + 0.38, p50 + 0.42],
+                            "found": {"boxes": 63.5, "detections": 4.25},
+                        },
+                        "tried": [
+                            whole | {"constraints": [kept], "outcome": "shipped", "reason": ""},
+                            int8
+                            | {
+                                "constraints": [kept],
+                                "outcome": "less accurate",
+                                "reason": "keeps the limit, but scores 0.012 below FP32",
+                            },
+                            whole
+                            | {
+                                "candidate": 1,
+                                "map50_95": 0.4198,
+                                "outcome": "limit missed",
+                                "reason": "",
+                                "latency_ms": percentiles(1.03 * self.limit),
+                                "constraints": [kept | {"measured": 1.03 * self.limit, "met": False}],
+                            },
+                        ],
+                        "quantization": {
+                            "candidate": 0,
+                            "keep_float": ["stem", "detect_boxes"],
+                            "fp32": fp32_figures,
+                            "int8": int8_figures,
+                            "difference": {
+                                "difference": -0.0116,
+                                "low": -0.0202,
+                                "high": -0.0031,
+                                "word": "behind",
+                            },
+                            "ptq": {"map50_95": 0.3812, "map50": 0.7, "per_class": {}},
+                            "ptq_difference": {
+                                "difference": -0.0502,
+                                "low": -0.0631,
+                                "high": -0.0388,
+                                "word": "behind",
+                            },
+                        },
+                    },
+                    "engine.json": {
+                        "built": False,
+                        "reason": "TensorRT is not installed and this machine has no NVIDIA GPU.",
+                    },
+                },
+            ),
+            "register": write(
+                folder / "register",
+                {
+                    "registry.json": {
+                        "model": name,
+                        "version": 3,
+                        "reason": "",
+                        "aliases": ["champion-example-cpu-fp32"],
+                        "run_id": "0f" * 16,
+                        "tracking_uri": "https://someone:secret@mlflow.example/?token=hidden",
+                    }
+                },
+            ),
         }
+        self.evidence: dict[str | None, dict[str, Path]] = {None: shared, LABEL: own}
         names = ["data-prep", "supernet-train", *STAGES]
         seconds = (4.2, 151.2, 97.0, 74.4, 139.0, 31.2, 8.8)
-        self.summary: dict[str, Any] = {
-            "schema": 1,
-            "run": {"name": name, "seed": 0, "imgsz": 128, "space": "tiny", "started": "2026-11-21T17:00:00Z"},
-            "dataset": {
-                "digest": "5f" * 32,
-                "images": {"train": 180, "search": 40, "val": 60},
-                "classes": list(classes),
-            },
-            "stages": [
-                {
-                    "name": n,
-                    "target": None if i < 2 else "cpu-onnxruntime-best",
-                    "status": "done",
-                    "seconds": s,
-                    "peak_memory_mb": 1900 - 70 * i,
-                }
-                for i, (n, s) in enumerate(zip(names, seconds, strict=True))
-            ],
-            "targets": [
-                {
-                    "id": "cpu-onnxruntime-best",
-                    "status": "met",
-                    "error": None,
-                    "hardware": {"name": "cpu-2t", "model": "Example CPU", "threads": 2},
-                    "runtime": {"name": "onnxruntime", "version": "1.31.1"},
-                    "precision_requested": "best",
-                    "precision_shipped": "fp32",
-                    "constraints": [kept],
-                    "architecture": self.chosen,
-                    "model": model
-                    | {"files": {"best.pt": "targets/cpu/best.pt", "model.onnx": "targets/cpu/model.onnx"}},
-                    "baselines": [{k: b[k] for k in ("name", "map50_95", "latency_ms")} for b in baselines],
-                    "latency_model": {"mape": 0.034, "spearman": 0.981, "networks": 36},
-                    "registry": {"model": name, "version": "3", "aliases": []},
-                }
-            ],
-        }
+        self.target = fabricated.target(
+            id=LABEL,
+            status="met",
+            hardware={"name": "cpu-2t", "model": "Example CPU", "threads": 2},
+            runtime={"name": "onnxruntime", "version": "1.31.1"},
+            precision_shipped="fp32",
+            constraints=[kept | {"text": "latency<=80%stock"}],
+            architecture=self.chosen,
+            model=model
+            | {"training": SUPERNET}
+            | {"files": {"best.pt": "targets/cpu/best.pt", "model.onnx": "targets/cpu/model.onnx"}},
+            baselines=baselines,
+            registry={"model": name, "version": 3, "aliases": []},
+        )
+        self.stages = [
+            {"name": n, "target": None if i < 2 else LABEL, "seconds": s, "peak_memory_mb": 1900 - 70 * i}
+            for i, (n, s) in enumerate(zip(names, seconds, strict=True))
+        ]
+        self.name = name
+
+    @property
+    def summary(self) -> Summary:
+        return self.summary_of(self.target)
+
+    def summary_of(self, *targets: Target) -> Summary:
+        return fabricated.summary(*targets, stages=self.stages, name=self.name, seed=0, imgsz=128, space="tiny")
 
     @staticmethod
     def _evaluated(
@@ -426,6 +435,8 @@ class MadeUpRun:
             "upper_ms": 1.05 * ms,
             "generation": generation,
             "source": source,
+            "genes": [],
+            "repetition": 0 if source == "random" else None,
         }
 
 
@@ -492,7 +503,8 @@ def test_is_one_file_that_asks_for_nothing(run: MadeUpRun, tmp_path: Path) -> No
 
 
 def test_says_what_an_engineer_asks_first(run: MadeUpRun, page: Page) -> None:
-    p50 = run.summary["targets"][0]["model"]["latency_ms"]["p50"]
+    assert run.target.model is not None
+    p50 = run.target.model.latency_ms.p50
     verdict_at = page.text.index("Limit kept As measured")
     assert verdict_at < page.text.index("What the search saw")
     for words in (
@@ -601,20 +613,22 @@ def test_every_training_that_chose_is_told(page: Page) -> None:
 
 
 def test_a_winner_trained_from_scratch_says_so(run: MadeUpRun, tmp_path: Path) -> None:
-    folders = run.evidence["targets"]["cpu-onnxruntime-best"]
-    tuned = shutil.copytree(folders["qat-finetune"], tmp_path / "tuned")
-    write(tuned, {"finetune.json": {"candidates": [{"index": 0, "epochs": 28, "start": "scratch"}]}})
-    evidence = run.evidence | {"targets": {"cpu-onnxruntime-best": folders | {"qat-finetune": tuned}}}
+    folders = run.evidence[LABEL]
+    folder = shutil.copytree(folders["qat-finetune"], tmp_path / "tuned")
+    found = FinetuneResult.read(folder)
+    first = found.candidates[0].model_copy(update={"epochs": 28, "start": "scratch"})
+    found.model_copy(update={"candidates": (first,)}).write(folder)
+    evidence = run.evidence | {LABEL: folders | {"qat-finetune": folder}}
     page = Page(build_report(run.summary, evidence, tmp_path / "report.html"))
     assert "28, from scratch" in page.text and "16 + 12" not in page.text
 
 
 def test_a_run_without_a_prior_says_so(run: MadeUpRun, tmp_path: Path) -> None:
-    folders = run.evidence["targets"]["cpu-onnxruntime-best"]
+    folders = run.evidence[LABEL]
     search = shutil.copytree(folders["search"], tmp_path / "search")
     (search / "prior.json").unlink()
     write(search, {"search.json": fabricated.searched(asked=SearchConfig(prior_steps=0)).plain()})
-    evidence = run.evidence | {"targets": {"cpu-onnxruntime-best": folders | {"search": search}}}
+    evidence = run.evidence | {LABEL: folders | {"search": search}}
     page = Page(build_report(run.summary, evidence, tmp_path / "report.html"))
     assert "No prior was asked for (search.prior_steps = 0)." in page.text
 
@@ -657,19 +671,18 @@ def test_unused_budget_is_explained(budget: dict[str, Any], words: str, others: 
 def test_names_from_users_stay_text(tmp_path: Path) -> None:
     evil = """"><img src=x onerror=alert(1)></script><script>alert(2)</script>'{{ 7*7 }}&amp;"""
     made = MadeUpRun(tmp_path / "evidence", networks=30, name=evil, classes=(evil, "dent"))
-    target = made.summary["targets"][0]
-    target["hardware"]["name"] = target["error"] = target["precision_shipped"] = evil
-    target["baselines"][0]["name"] = evil
+    target = made.target.plain()
+    target["hardware"]["name"] = target["error"] = target["precision_shipped"] = target["runtime"]["version"] = evil
+    target["baselines"][0] |= {"name": evil, "form": evil}
     target["model"]["files"] = {evil: evil}
-    made.summary["stages"][0]["name"] = evil
-    verdict_file = made.evidence["targets"]["cpu-onnxruntime-best"]["trt-export"] / "verdict.json"
-    content = json.loads(verdict_file.read_text())
-    content["tried"][0] |= {"candidate": evil, "outcome": evil, "reason": evil}
-    content["baselines"][0] |= {"name": evil, "form": evil}
-    content["comparisons"][0] |= {"what": evil, "word": evil}
-    verdict_file.write_text(json.dumps(content))
-    history = made.evidence["targets"]["cpu-onnxruntime-best"]["search"] / "history.jsonl"
-    history.write_text(history.read_text().replace('"evolution"', json.dumps(evil)))
+    target["constraints"][0] |= {"text": evil, "unit": evil}
+    made.target = fabricated.target(**target)
+    made.stages[0]["name"] = evil
+    export = made.evidence[LABEL]["trt-export"]
+    content = json.loads((export / "verdict.json").read_text())
+    content["tried"][0] |= {"precision": evil, "reason": evil}
+    content["comparisons"][0] |= {"what": evil, "word": evil, "subject": evil}
+    write(export, {"verdict.json": content})
     page = Page(build_report(made.summary, made.evidence, tmp_path / "report.html"))
     assert not [tag for tag, attributes in page.elements if tag == "img" or "onerror" in attributes]
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
@@ -686,7 +699,7 @@ def test_addresses_lose_their_credentials(page: Page, run: MadeUpRun) -> None:
 
 def test_hardware_rules_are_told_with_what_was_measured_of_them(run: MadeUpRun, page: Page, tmp_path: Path) -> None:
     assert "No hardware rule is about this device, so the whole space was searched." in page.text
-    search = shutil.copytree(run.evidence["targets"]["cpu-onnxruntime-best"]["search"], tmp_path / "search")
+    search = shutil.copytree(run.evidence[LABEL]["search"], tmp_path / "search")
     device = Device("Tesla T4", "gpu", ("fp16", "int8"), 320.0, 4.0)
     applied = consider(SPACE, device, "int8", imgsz=128, batch=1, switched=dict.fromkeys(RULES, True))
     evidence = RuleEvidence(networks=150, with_option=140, extra=0.021, interval=(0.012, 0.03), verdict="supports")
@@ -698,8 +711,8 @@ def test_hardware_rules_are_told_with_what_was_measured_of_them(run: MadeUpRun, 
     def told(**changes: Any) -> Page:
         rows = [replace(rule, **changes).to_result().plain() for rule in applied]
         write(search, {"rules.json": {"options": {"space": space, "searched": searched}, "rules": rows}})
-        targets = {"cpu-onnxruntime-best": run.evidence["targets"]["cpu-onnxruntime-best"] | {"search": search}}
-        return Page(build_report(run.summary, run.evidence | {"targets": targets}, tmp_path / "report.html"))
+        evidence = run.evidence | {LABEL: run.evidence[LABEL] | {"search": search}}
+        return Page(build_report(run.summary, evidence, tmp_path / "report.html"))
 
     text = told().text.replace("\N{NO-BREAK SPACE}", " ")
     assert f"Hardware rules took {taken} of the space's {space} options out before the search." in text
@@ -715,10 +728,12 @@ def test_hardware_rules_are_told_with_what_was_measured_of_them(run: MadeUpRun, 
 
 @pytest.mark.parametrize("stage", ["data-prep", "supernet-train", *STAGES])
 def test_builds_without_any_one_stage(run: MadeUpRun, stage: str, tmp_path: Path) -> None:
-    evidence = run.evidence | {"targets": {name: dict(folders) for name, folders in run.evidence["targets"].items()}}
-    del (evidence if stage in evidence else evidence["targets"]["cpu-onnxruntime-best"])[stage]
-    summary = json.loads(json.dumps(run.summary))
-    next(row for row in summary["stages"] if row["name"] == stage)["status"] = "failed"
+    evidence = {
+        label: {name: left for name, left in folders.items() if name != stage}
+        for label, folders in run.evidence.items()
+    }
+    rows = [row.model_copy(update={"status": "failed"} if row.name == stage else {}) for row in run.summary.stages]
+    summary = run.summary.model_copy(update={"stages": tuple(rows)})
     page = Page(build_report(summary, evidence, tmp_path / "report.html"))
     # What the summary itself holds is shown from there.
     assert stage in ("data-prep", "register") or f"The stage {stage} failed, so there is no" in page.text
@@ -736,7 +751,7 @@ def test_builds_from_files_that_are_absent_or_broken(how: str, tmp_path: Path) -
 
 def test_results_that_contradict_themselves_are_told_as_missing(tmp_path: Path) -> None:
     run = MadeUpRun(tmp_path / "evidence", networks=30)
-    folders = run.evidence["targets"]["cpu-onnxruntime-best"]
+    folders = run.evidence[LABEL]
     short = prior(3)
     short["trajectory"][1]["probabilities"].pop()
     write(folders["search"], {"prior.json": short, "rules.json": {"options": 104}})
@@ -749,18 +764,16 @@ def test_results_that_contradict_themselves_are_told_as_missing(tmp_path: Path) 
 
 
 def test_a_run_that_reached_no_target_has_a_report(tmp_path: Path) -> None:
-    stages = [{"name": "data-prep", "target": None, "status": "failed", "seconds": None, "error": "no images"}]
-    page = Page(build_report({"stages": stages, "targets": []}, {}, tmp_path / "report.html"))
+    summary = fabricated.summary(stages=[{"name": "data-prep", "status": "failed", "error": "no images"}])
+    page = Page(build_report(summary, {}, tmp_path / "report.html"))
     assert "No target was reached" in page.text and "no images" in page.text
     assert "The stage data-prep failed" in page.text and "The stage supernet-train did not run" in page.text
-    Page(build_report({}, {}, tmp_path / "report.html"))
+    Page(build_report(fabricated.summary(), {}, tmp_path / "report.html"))
 
 
 def test_two_targets_stand_apart(run: MadeUpRun, tmp_path: Path) -> None:
-    failed = {"id": "t4", "status": "failed", "error": "hw-probe: no such device", "hardware": {"name": "NVIDIA T4"}}
-    summary = run.summary | {"targets": [*run.summary["targets"], failed]}
-    evidence = run.evidence | {"targets": run.evidence["targets"] | {"t4": {}}}
-    page = Page(build_report(summary, evidence, tmp_path / "report.html"))
+    failed = fabricated.target(id="t4", error="hw-probe: no such device", hardware={"name": "NVIDIA T4"})
+    page = Page(build_report(run.summary_of(run.target, failed), run.evidence, tmp_path / "report.html"))
     identities = [a["id"] for _, a in page.elements if "id" in a]
     assert len(identities) == len(set(identities))
     assert {"target-1", "target-2", "targets"} <= set(identities)
@@ -783,32 +796,28 @@ def test_two_targets_stand_apart(run: MadeUpRun, tmp_path: Path) -> None:
     ],
 )
 def test_verdict_needs_every_limit_measured_and_kept(status: str, met: list[bool | None], kind: str) -> None:
-    limits = [{"metric": "latency", "limit": 3.0, "unit": "ms", "measured": 2.0, "met": value} for value in met]
-    target = sections.Target("t", {"status": status, "constraints": limits}, _nothing(), _nothing()["search"])
-    assert sections.verdict(target)["kind"] == kind
+    limits = [LIMIT | {"limit": 3.0, "measured": 2.0, "met": value} for value in met]
+    target = fabricated.target(status=status, constraints=limits)
+    assert sections.outcome(sections.Target("t", target, _nothing(), _nothing()["search"]))["kind"] == kind
 
 
 def _nothing() -> dict[str, sections.Outputs]:
     return {stage: sections.Outputs(stage, None, None) for stage in STAGES}
 
 
-@pytest.mark.parametrize("word", ["ahead", "undecided", "behind", None])
-def test_no_outcome_without_its_interval(word: str | None) -> None:
-    comparison = {"difference": 0.0142, "low": -0.0061, "high": 0.0339, "word": word}
+@pytest.mark.parametrize("word", ["ahead", "undecided", "behind", ""])
+def test_no_outcome_without_its_interval(word: str) -> None:
+    comparison = Difference(difference=0.0142, low=-0.0061, high=0.0339, word=word)
     sentence = wording.comparison_sentence(comparison, "The shipped network", "stock YOLOv8n")
     assert "+0.014 (95\N{NO-BREAK SPACE}% interval −0.006 to +0.034)" in sentence
     assert (word or "against") in sentence
 
 
 def test_latency_bar_marks_the_statistic_that_is_limited() -> None:
-    row = {"metric": "latency", "statistic": "p99", "limit": 4.0, "unit": "ms", "measured": 3.6, "met": True}
-    target = sections.Target(
-        "t",
-        {"constraints": [row], "model": {"latency_ms": percentiles(3.0)}},
-        _nothing(),
-        _nothing()["search"],
-    )
-    bar = sections.view(target)["limits"][0]["bar"]
+    row = LIMIT | {"statistic": "p99", "limit": 4.0, "measured": 3.6, "met": True}
+    model = {"map50_95": 0.4, "map50": 0.6, "latency_ms": percentiles(3.0), "memory_mb": 60.0, "params": 1, "gflops": 1}
+    target = fabricated.target(constraints=[row], model=model | {"files": {}})
+    bar = sections.view(sections.Target("t", target, _nothing(), _nothing()["search"]))["limits"][0]["bar"]
     assert [mark["name"] for mark in bar["marks"] if mark["limited"]] == ["p99"]
     assert 0 < bar["marks"][0]["at"] < bar["marks"][2]["at"] < bar["limit"] < 100
 
@@ -873,33 +882,35 @@ def test_every_architecture_draws_as_valid_svg() -> None:
         (wording.duration(3725), "1 h 2 min"),
         (wording.millions(1_934_112), "1.93 M"),
         (wording.signed(-0.0061), "−0.006"),
-        (wording.limit({"metric": "throughput", "limit": 120.0, "unit": "img/s"}), "≥ 120 img/s"),
-        (wording.quantity({"metric": "latency", "statistic": "p99", "scope": "with_nms"}), "latency p99 with NMS"),
+        (
+            wording.bound(LimitRow(**LIMIT | {"metric": "throughput", "limit": 120.0, "unit": "img/s"})),
+            "≥ 120 img/s",
+        ),
+        (wording.quantity(LimitRow(**LIMIT | {"statistic": "p99", "scope": "with_nms"})), "latency p99 with NMS"),
     ],
 )
 def test_figures_read_well(text: str, expected: str) -> None:
     assert text.replace("\N{NO-BREAK SPACE}", " ") == expected
 
 
-def _printed(summary: dict[str, Any]) -> str:
+def _printed(summary: Summary) -> str:
     console = Console(width=110, record=True, file=StringIO())
     console.print(verdict(summary))
     return console.export_text().replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_terminal_verdict(run: MadeUpRun) -> None:
-    target = run.summary["targets"][0]
-    comparison = {"difference": 0.0142, "low": -0.0061, "high": 0.0339, "word": "undecided"}
-    printed = _printed({"targets": [target | {"comparison": comparison}]})
+    target = run.target.model_copy(update={"comparison": fabricated.against_stock()})
+    printed = _printed(fabricated.summary(target))
     for words in ("Example CPU", "kept", "0.413", "searched, FP32 (shipped)", "stock YOLOv8n", "undecided", "interval"):
         assert words in printed
 
 
 def test_terminal_verdict_of_failures() -> None:
-    failed = {"status": "failed", "error": "[red]no network keeps 0.1 ms[/red]", "hardware": {"name": "[b]cpu"}}
-    printed = _printed({"targets": [failed]})
+    failed = fabricated.target(error="[red]no network keeps 0.1 ms[/red]", hardware={"name": "[b]cpu"})
+    printed = _printed(fabricated.summary(failed))
     assert "[red]no network keeps 0.1 ms[/red]" in printed and "[b]cpu" in printed
-    assert "data-prep failed" in _printed({"stages": [{"name": "data-prep", "status": "failed"}], "targets": []})
+    assert "data-prep failed" in _printed(fabricated.summary(stages=[{"name": "data-prep", "status": "failed"}]))
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from itertools import count
@@ -25,6 +24,7 @@ from yolov8_nas.report.step import tell_run
 from yolov8_nas.run import lifecycle, retraining
 from yolov8_nas.run.summary import RUN_FILE
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.runner.results.summary import Gate, Summary
 from yolov8_nas.runner.stage import StageContext, key_of
 from yolov8_nas.stages import hw_probe, supernet_train
 from yolov8_nas.stages.supernet_train.run import _with_weights_here
@@ -75,7 +75,7 @@ def _open(config: RunConfig, store: Path, run_id: str) -> dict[str, Any]:
     return lifecycle.open_run(config, store=str(store), run_id=run_id, output=store.parent / "run.json")
 
 
-def _close(store: Path, run_id: str) -> dict[str, Any]:
+def _close(store: Path, run_id: str) -> Summary:
     out = store.parent / "work"
     files = {"summary_file": out / "copy.json", "report_file": out / "copy.html"}
     return lifecycle.close_run(store=str(store), run_id=run_id, workdir=out, **files)
@@ -103,8 +103,8 @@ def test_new_images_are_trained_on_from_the_champions_supernet_and_known_ones_ar
     opened = _open(config, store, "second")
     assert not opened["retraining"]["new"], "a challenger on these images is there, champion or not"
     summary = _close(store, "second")
-    assert (summary["run"]["status"], summary["targets"]) == ("done", [])
-    assert f"Nothing new: {config.name}/2 came from this state" in summary["run"]["retraining"]["says"]
+    assert (summary.run.status, summary.targets) == ("done", ())
+    assert f"Nothing new: {config.name}/2 came from this state" in summary.run.retraining.says
     assert "Nothing new" in (tmp_path / "work" / "report.html").read_text()
     told = tell_run(summary)
     assert told.markdown.startswith(f"# {config.name} is as it was") and "/2 came from this state" in told.markdown
@@ -187,7 +187,7 @@ def test_the_gate_is_asked_and_its_verdict_told(
     said = _challenge({"version": 4, "reason": ""}, tmp_path)
     assert asked["function"] == "yolov8_nas.registry.promote:promote"
     assert (asked["reference"], asked["tolerance"], len(asked["images"])) == ("line-3/4", 0.01, 2)
-    assert said == read_json(tmp_path / "store" / "runs" / "run" / "gate.cpu-2t-best.json")
+    assert said.plain() == read_json(tmp_path / "store" / "runs" / "run" / "gate.cpu-2t-best.json")
 
     store = Store(tmp_path / "store")
     news = {"new": True, "says": "The dataset has changed.", "origin": "line-3/3"}
@@ -198,7 +198,7 @@ def test_the_gate_is_asked_and_its_verdict_told(
     }
     store.record("run", RUN_FILE, {**opened, "retraining": news})
     summary = _close(tmp_path / "store", "run")
-    assert summary["targets"][0]["gate"]["promoted"] is promoted
+    assert summary.targets[0].gate.promoted is promoted
     word = "is champion" if promoted else "is not made champion"
     sentence = f"Promotion gate: line-3/4 {word}: mAP50-95 0.4, champion 1 0.3"
     assert sentence in (tmp_path / "work" / "report.html").read_text()
@@ -221,10 +221,10 @@ def test_a_gate_that_cannot_decide_says_so_and_fails_nothing(
 
     monkeypatch.setattr(retraining.process, "call", fail)
     said = _challenge(entry, tmp_path)
-    assert not said["promoted"] and told in said["reasons"][0]
+    assert not said.promoted and told in said.reasons[0]
 
 
-def _challenge(entry: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
+def _challenge(entry: dict[str, Any] | None, folder: Path) -> Gate:
     pack(make_dataset(folder / "data", train=1, search=1, val=2, size=64), folder / "data.tar")
     name, content = (
         ("registry.json", {"model": "line-3", "tracking_uri": "", **entry})
@@ -258,5 +258,5 @@ def test_on_one_machine_the_run_ends_where_nothing_is_new(branch: Branch, data: 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert f"Nothing new: {config.name}/2 came from this state of the dataset." in done.stdout
-    summary = json.loads((tmp_path / "work" / "summary.json").read_text())
-    assert [(stage["name"], stage["status"]) for stage in summary["stages"]] == [("data-prep", "done")]
+    summary = Summary.read(tmp_path / "work")
+    assert [(stage.name, stage.status) for stage in summary.stages] == [("data-prep", "done")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import pytest
 from fabricated import CONFIG, PROFILE, write_outputs
 
 from yolov8_nas.files import file_sha256, write_json
-from yolov8_nas.run.summary import Summary, summarise
+from yolov8_nas.run.summary import summarise
 from yolov8_nas.runner.results import RegisterResult
+from yolov8_nas.runner.results.summary import Summary
 from yolov8_nas.runner.stage import target_labels
 from yolov8_nas.store.store import Store
 
@@ -50,10 +50,9 @@ class FinishedRun:
             self.record(name, "failed", f"not run, because {stage} failed", key="")
 
     def summarise(self) -> dict[str, Any]:
-        content = summarise(self.store, "run", self.out, CONFIG)
-        assert content == json.loads((self.out / "summary.json").read_text())
-        Summary.model_validate(content)
-        return content
+        summary = summarise(self.store, "run", self.out, CONFIG)
+        assert Summary.read(self.out) == summary
+        return summary.plain()
 
 
 @pytest.fixture
@@ -87,7 +86,9 @@ def test_finished_run_has_every_key_of_the_schema(run: FinishedRun) -> None:
     assert target["runtime"] == {"name": "onnxruntime", "version": "1.31.1"}
     assert (target["precision_requested"], target["precision_shipped"]) == ("best", "fp32")
     limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 3.2, "unit": "ms"}
-    assert target["constraints"] == [{**limit, "measured": 3.0, "met": True, "share": None, "stock": None}]
+    assert target["constraints"] == [
+        {**limit, "measured": 3.0, "met": True, "share": None, "stock": None, "text": None}
+    ]
     assert set(target["architecture"]) == {"convs", "blocks", "sppf", "attention", "detect"}
     model = target["model"]
     assert model["map50_95"] == 0.41
@@ -163,7 +164,9 @@ def test_failure_before_the_branches_is_the_cause_of_all(run: FinishedRun) -> No
     # Nothing is known of the device but what was asked for.
     assert target["hardware"]["name"] == "cpu-2t"
     limit = {"metric": "latency", "statistic": "p50", "scope": "engine", "limit": 0.8, "unit": "of stock"}
-    assert target["constraints"] == [{**limit, "measured": None, "met": None, "share": None, "stock": None}]
+    assert target["constraints"] == [
+        {**limit, "measured": None, "met": None, "share": None, "stock": None, "text": None}
+    ]
 
 
 def test_run_that_ended_between_stages_is_no_success(run: FinishedRun) -> None:
@@ -179,5 +182,5 @@ def test_run_that_never_opened_has_a_summary(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     store.record("run", "failure.all.open-run.json", {"task": "open-run", "target": None, "error": "no such dataset"})
     summary = summarise(store, "run", tmp_path, CONFIG)
-    assert (summary["run"]["status"], summary["stages"]) == ("failed", [])
-    assert summary["targets"][0]["status"] == "failed"
+    assert (summary.run.status, summary.stages) == ("failed", ())
+    assert summary.targets[0].status == "failed"

@@ -113,7 +113,7 @@ def test_other_images_are_refused() -> None:
 
 
 def test_the_report_tells_it_in_words() -> None:
-    sentence = confidence_sentence(confidences(found(), found(lambda conf: 0.4 + 0.2 * conf)).plain())
+    sentence = confidence_sentence(confidences(found(), found(lambda conf: 0.4 + 0.2 * conf)))
     assert "squeezed." in sentence and "not squeezed" not in sentence
     assert "A threshold of 0.50 becomes 0.50; thresholds.json" in sentence
-    assert confidence_sentence({}) == ""
+    assert confidence_sentence(confidences(found(detections=0), found(detections=0))) == ""

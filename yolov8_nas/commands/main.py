@@ -478,8 +478,8 @@ def _run(config: RunConfig, workdir: Path) -> None:
         summary = local.run_pipeline(config, workdir, console)
     console.print(verdict(summary))
     found = [("report", "report.html"), ("summary", "summary.json")]
-    for target in summary["targets"]:
-        files = target["model"]["files"] if target["model"] else {}
+    for target in summary.targets:
+        files = target.model.files if target.model else {}
         found += [(name, files[name]) for name in ("best.pt", "model.onnx") if name in files]
     console.print()
     for name, file in found:
@@ -488,10 +488,10 @@ def _run(config: RunConfig, workdir: Path) -> None:
     for entry in spool.waiting(store):
         advice = f"yolov8-nas models sync --store {store.address}"
         console.print(f"not registered yet: {entry.what} ({entry.why}); later: {advice}", soft_wrap=True, markup=False)
-    if summary["run"]["status"] == "failed":
-        lost = [stage for stage in summary["stages"] if stage["status"] == "failed"]
-        told = [f"{stage['name']}: {stage['error']}" for stage in lost if not stage["error"].startswith("not run")]
-        if (why := summary["run"].get("error")) and why not in told:
+    if summary.run.status == "failed":
+        lost = [(stage.name, stage.error or "") for stage in summary.stages if stage.status == "failed"]
+        told = [f"{name}: {error}" for name, error in lost if not error.startswith("not run")]
+        if (why := summary.run.error) and why not in told:
             told.append(why)
         for line in told or ["the pipeline ended early"]:
             terminal.say(f"failed: {line}", error=True)

@@ -29,6 +29,7 @@ from yolov8_nas.registry.tracking import (
     without_credentials,
 )
 from yolov8_nas.runner.results import SupernetEpoch, TuningResult
+from yolov8_nas.runner.results.summary import Summary
 from yolov8_nas.runner.stage import STAGES, TOLD
 from yolov8_nas.store.store import Store
 
@@ -98,9 +99,7 @@ def stage_runs(store: Store, run_id: str, labels: Iterable[str]) -> list[StageRu
     ]
 
 
-def close_run(
-    tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path, stages: Iterable[StageRun]
-) -> None:
+def close_run(tracking_uri: str, mlflow_run: str, summary: Summary, out: Path, stages: Iterable[StageRun]) -> None:
     """Close the parent run: what the stages came to, the summary and the report.
 
     Args:
@@ -116,19 +115,16 @@ def close_run(
     info = client.get_run(mlflow_run).info
     when = info.start_time  # a fixed time: closing twice adds nothing
     seconds = [
-        Metric(
-            "/".join(part for part in ("seconds", stage["name"], stage["target"]) if part), stage["seconds"], when, 0
-        )
-        for stage in summary["stages"]
-        if stage["seconds"] is not None
+        Metric("/".join(part for part in ("seconds", stage.name, stage.target) if part), stage.seconds, when, 0)
+        for stage in summary.stages
     ]
     client.log_batch(mlflow_run, metrics=seconds)
-    run_id: str = summary["run"]["id"]
+    run_id = summary.run.id
     parents: dict[str | None, str] = {None: mlflow_run}
-    for target in summary["targets"]:
-        label, failed = target["id"], target["status"] == "failed"
+    for target in summary.targets:
+        label, failed = target.id, target.status == "failed"
         run = parents[label] = target_run(client, info.experiment_id, mlflow_run, run_id, label)
-        client.set_tag(run, "status", f"failed: {target['error']}" if failed else target["status"])
+        client.set_tag(run, "status", f"failed: {target.error}" if failed else target.status)
         if failed:
             client.set_terminated(run, "FAILED")
     for stage in stages:
@@ -136,7 +132,7 @@ def close_run(
     for file in (out / "summary.json", out / "report.html"):
         if file.is_file():
             upload(partial(client.log_artifact, mlflow_run, str(file)))
-    status = summary["run"]["status"]
+    status = summary.run.status
     client.set_tag(mlflow_run, "status", status)
     client.set_terminated(mlflow_run, "FAILED" if status == "failed" else "FINISHED")
 

@@ -43,6 +43,7 @@ from yolov8_nas.registry.tracking import (
     unavailable,
     without_credentials,
 )
+from yolov8_nas.runner.results.summary import Summary
 from yolov8_nas.store.store import Store
 
 FOLDER: Final = "spool"
@@ -102,22 +103,20 @@ def keep_branch(store: Store, tracking_uri: str, submission: Submission, error: 
     return _keep(store, _BRANCH, what, tracking_uri, submission.to_dict(), submission.files(), error)
 
 
-def close_or_keep(
-    store: Store, tracking_uri: str, mlflow_run: str, summary: Mapping[str, Any], out: Path
-) -> str | None:
+def close_or_keep(store: Store, tracking_uri: str, mlflow_run: str, summary: Summary, out: Path) -> str | None:
     """Close the parent run, see `closing.close_run`; where the server cannot be told, keep that.
 
     Returns:
         Where that is kept, if it is.
     """
-    stages = stage_runs(store, summary["run"]["id"], [target["id"] for target in summary["targets"]])
+    stages = stage_runs(store, summary.run.id, [target.id for target in summary.targets])
     try:
         close_run(tracking_uri, mlflow_run, summary, out, stages)
         return None
     except Exception as error:
         if not unavailable(error):
             raise
-        told = {"mlflow_run": mlflow_run, "summary": summary, "stages": [asdict(stage) for stage in stages]}
+        told = {"mlflow_run": mlflow_run, "summary": summary.plain(), "stages": [asdict(stage) for stage in stages]}
         files = {name: out / name for name in ("summary.json", "report.html") if (out / name).is_file()}
         return _keep(store, _CLOSING, f"the end of run {mlflow_run}", tracking_uri, told, files, error)
 
@@ -246,7 +245,7 @@ def _send(waiting: Waiting, tracking_uri: str) -> None:
     try:
         if entry["kind"] == _CLOSING:
             stages = [StageRun(**stage) for stage in content["stages"]]
-            arguments = content["mlflow_run"], content["summary"], folder, stages
+            arguments = content["mlflow_run"], Summary.model_validate(content["summary"]), folder, stages
         elif entry["kind"] == _KILLED:
             killed = {name: content[name] for name in ("experiment", "run_id", "killed_at")}
         else:

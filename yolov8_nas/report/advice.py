@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from pydantic import ValidationError
 
 from yolov8_nas.advice import words
 from yolov8_nas.advice.gains import FULL, LIMIT_USED, RESCALED
 from yolov8_nas.report import wording
-from yolov8_nas.report.evidence import pick, records
-from yolov8_nas.runner.results import Advice
+from yolov8_nas.runner.results import Advice, AgainstStock, VerdictResult
+from yolov8_nas.runner.results.summary import Baseline, StageRow, Target
 from yolov8_nas.space.limits import LOWER
 
 _NOTHING = "not measured"
 _WIDTH = "of its width"  # what the name of rescaled stock says
 
 
-def view(target: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -> dict[str, Any]:
+def view(target: Target, stages: Sequence[StageRow], verdict: VerdictResult | None) -> dict[str, Any]:
     """The advice on a target as the template shows it; without any, why there is none.
 
     Args:
         target: The target's entry in the summary.
         stages: The stages' rows in the summary.
-        verdict: trt-export's verdict; empty where the target did not come so far.
+        verdict: trt-export's verdict; nothing where the target did not come so far.
     """
-    try:
-        advice = Advice.model_validate(target.get("advice"))
-    except ValidationError:
+    advice = target.advice
+    if advice is None:
         return {"missing": "No advice was given before this run."}
-    own = [row for row in stages if row.get("target") in (None, advice.target)]
+    own = [row for row in stages if row.target in (None, advice.target)]
+    compared = verdict.comparisons if verdict else ()
     return {
         "missing": "",
         "recommendation": advice.recommendation,
@@ -38,45 +36,40 @@ def view(target: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], verdict
         "sizes": words.size_rows(advice),
         "gap": words.gap(advice),
         "outcomes": [
-            *_stock(advice, verdict, target),
+            *_stock(advice, target),
             _used(target),
-            _gained(advice, verdict, RESCALED),
-            _gained(advice, verdict, FULL),
+            _gained(advice, compared, RESCALED),
+            _gained(advice, compared, FULL),
             *_costs(advice, own),
         ],
     }
 
 
-def _stock(advice: Advice, verdict: Mapping[str, Any], target: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _stock(advice: Advice, target: Target) -> list[tuple[str, str, str]]:
     """Stock's latency as foretold, and as it was measured beside what ships."""
     foretold = next((s for s in advice.sizes if s.scale == advice.scale and s.precision == advice.precision), None)
     if foretold is None:
         return []
-    rows = records(verdict.get("baselines")) or records(target.get("baselines"))
-    same = [row for row in rows if row.get("precision", advice.precision) == advice.precision]
-    measured = next((pick(row, "latency_ms", "p50") for row in same if _WIDTH not in str(row.get("name"))), None)
+    same = [row for row in target.baselines if isinstance(row, Baseline) or row.precision == advice.precision]
+    measured = next((row.latency_ms.p50 for row in same if _WIDTH not in row.name), None)
     interval = "" if foretold.interval_ms is None else " ({:.3g} to {:.3g})".format(*foretold.interval_ms)
     told = f"{foretold.latency_ms:.3g} ms{interval}, {foretold.basis}"
-    came = wording.milliseconds(measured) if wording.is_number(measured) else _NOTHING
+    came = _NOTHING if measured is None else wording.milliseconds(measured)
     return [(f"latency of stock YOLOv8{advice.scale}, {advice.precision.upper()}", told, came)]
 
 
-def _used(target: Mapping[str, Any]) -> tuple[str, str, str]:
+def _used(target: Target) -> tuple[str, str, str]:
     """How much of its tightest limit what ships uses."""
-    shares = [_share(row) for row in records(target.get("constraints")) if target.get("model")]
-    known = [share for share in shares if share is not None]
+    known = [
+        row.limit / row.measured if row.metric in LOWER else row.measured / row.limit
+        for row in target.constraints
+        if target.model and row.measured and row.limit
+    ]
     told = f"{LIMIT_USED:.1%} (docs/results.md)"
     return "of the tightest limit is used", told, f"{max(known):.1%}" if known else _NOTHING
 
 
-def _share(row: Mapping[str, Any]) -> float | None:
-    bound, measured = row.get("limit"), row.get("measured")
-    if not (wording.is_number(bound) and wording.is_number(measured)) or not bound or not measured:
-        return None
-    return bound / measured if row.get("metric") in LOWER else measured / bound
-
-
-def _gained(advice: Advice, verdict: Mapping[str, Any], against: str) -> tuple[str, str, str]:
+def _gained(advice: Advice, compared: Sequence[AgainstStock], against: str) -> tuple[str, str, str]:
     """What was gained over rescaled or full stock, beside what searches of ours had gained."""
     rows = [row for row in advice.gains if row.against == against]
     told = "; ".join(
@@ -84,24 +77,19 @@ def _gained(advice: Advice, verdict: Mapping[str, Any], against: str) -> tuple[s
         for row in rows
     )
     rescaled = against == RESCALED
-    found = [
-        row
-        for row in records(verdict.get("comparisons"))
-        if (_WIDTH in str(row.get("against"))) == rescaled and "YOLOv8" in str(row.get("against"))
-    ]
-    first: Mapping[str, Any] = found[0] if found else {}
-    bounds = [100 * first[key] for key in ("difference", "low", "high") if wording.is_number(first.get(key))]
+    found = [row for row in compared if (_WIDTH in row.against) == rescaled and "YOLOv8" in row.against]
     came = _NOTHING
-    if len(bounds) == 3:
-        came = "{:+.1f} ({:+.1f} to {:+.1f}, ".format(*bounds) + f"{first.get('word')})"
+    if found:
+        points = (100 * value for value in (found[0].difference, found[0].low, found[0].high))
+        came = "{:+.1f} ({:+.1f} to {:+.1f}, ".format(*points) + f"{found[0].word})"
     return f"points of mAP50-95 against {against}", told or "no figures of ours", came
 
 
-def _costs(advice: Advice, stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+def _costs(advice: Advice, stages: Sequence[StageRow]) -> list[tuple[str, str, str]]:
     """What stages were to take, and what they took."""
     rows = []
     for cost in advice.costs:
-        took = next((row for row in stages if row.get("name") == cost.stage), {})
-        came = {"cached": "found in the store", "done": wording.duration(took.get("seconds"))}
-        rows.append((f"{cost.stage} takes", words.cost(cost), came.get(str(took.get("status")), _NOTHING)))
+        took = next((row for row in stages if row.name == cost.stage), None)
+        came = {"cached": "found in the store", "done": wording.duration(took.seconds)} if took else {}
+        rows.append((f"{cost.stage} takes", words.cost(cost), came.get(took.status, _NOTHING) if took else _NOTHING))
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -14,23 +14,27 @@ from plotly.offline import get_plotlyjs
 
 from yolov8_nas.files import atomic_write
 from yolov8_nas.report import advice, plots, sections, wording
-from yolov8_nas.report.evidence import Outputs, mapping, pick, records
+from yolov8_nas.report.evidence import Outputs
 from yolov8_nas.report.wording import shown
+from yolov8_nas.runner.results import DatasetResult, SupernetEpoch, SupernetResult
+from yolov8_nas.runner.results.summary import Dataset, StageRow, Summary
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 _SPLITS: Final = ("train", "search", "val")
 
+Evidence = Mapping[str | None, Mapping[str, Path]]
+"""The folders that the stages of a run left, by label of the target (nothing for all of them) and stage."""
 
-def build_report(summary: Mapping[str, Any], evidence: Mapping[str, Any], out: Path) -> Path:
+
+def build_report(summary: Summary, evidence: Evidence, out: Path) -> Path:
     """Write the report of a run.
 
     Whatever part of the evidence is missing or unreadable, the report is written and says what is not there and why.
     It makes no request: scripts and styles are inside, and its content security policy forbids the rest.
 
     Args:
-        summary: The content of `summary.json`.
-        evidence: Output folders by stage name, and under `targets` the same for the stages of each target,
-            by the target's `id` in the summary.
+        summary: What the run came to.
+        evidence: What its stages left.
         out: The HTML file to write.
 
     Returns:
@@ -70,123 +74,90 @@ def _template() -> Template:
     return environment.get_template("report.html")
 
 
-def _page(summary: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, Any]:
-    stages = records(summary.get("stages"))
-    data, supernet = (_outputs(stage, evidence.get(stage), None, stages) for stage in ("data-prep", "supernet-train"))
-    left = mapping(evidence.get("targets"))
-    targets = []
-    for i, entry in enumerate(records(summary.get("targets"))):
-        name = str(entry.get("id"))
-        target = sections.Target(
-            identity=f"target-{i + 1}",
-            summary=entry,
-            outputs={s: _outputs(s, mapping(left.get(name)).get(s), name, stages) for s in sections.TARGET_STAGES},
-            supernet=supernet,
-        )
-        targets.append({**sections.view(target), "advice": advice.view(entry, stages, target.verdict)})
-    run = mapping(summary.get("run"))
+def _page(summary: Summary, evidence: Evidence) -> dict[str, Any]:
+    def left(stage: str, target: str | None) -> Outputs:
+        """What a stage left; its status is that of its row in the summary."""
+        status = next((row.status for row in summary.stages if (row.name, row.target) == (stage, target)), None)
+        return Outputs(stage, evidence.get(target, {}).get(stage), status)
+
+    run, supernet, targets = summary.run, left("supernet-train", None), []
+    for i, entry in enumerate(summary.targets):
+        outputs = {stage: left(stage, entry.id) for stage in sections.TARGET_STAGES}
+        target = sections.Target(f"target-{i + 1}", entry, outputs, supernet)
+        targets.append({**sections.view(target), "advice": advice.view(entry, summary.stages, target.verdict)})
     return {
-        "run": run,
-        "title": str(run.get("name") or "run"),
-        "run_rows": sections.flatten(run),
+        "title": run.name,
+        "run_rows": sections.flatten(run.plain()),
         "targets": targets,
-        "run_error": str(run.get("error") or ""),
-        "retraining": str(mapping(run.get("retraining")).get("says") or ""),
-        "dataset": _dataset(summary, data),
+        "run_error": run.error or "",
+        "retraining": run.retraining.says if run.retraining else "",
+        "dataset": _dataset(summary.dataset, left("data-prep", None)),
         "supernet": _supernet(supernet),
-        "stages": [_stage(stage) for stage in stages],
-        "total_seconds": sum(s["seconds"] for s in stages if wording.is_number(s.get("seconds"))),
+        "stages": [_stage(stage) for stage in summary.stages],
+        "total_seconds": sum(stage.seconds for stage in summary.stages),
     }
 
 
-def _outputs(stage: str, folder: Any, target: str | None, stages: list[Mapping[str, Any]]) -> Outputs:
-    """What a stage left; its status is that of its row in the summary."""
-    status = None
-    for row in stages:
-        if row.get("name") == stage and row.get("target") == target:
-            status = str(row.get("status"))
-    return Outputs(stage, Path(folder) if folder else None, status)
-
-
-def _dataset(summary: Mapping[str, Any], data: Outputs) -> dict[str, Any]:
-    written = mapping(data.json("dataset.json"))
-    told = mapping(summary.get("dataset"))
-    images = mapping(told.get("images")) or mapping(written.get("images"))
-    boxes = mapping(written.get("boxes"))
-    classes = written.get("classes") or told.get("classes")
-    names = [str(name) for name in (classes.values() if isinstance(classes, Mapping) else classes or [])]
-    rows = [
-        {"name": name, "boxes": [_class_count(boxes.get(split), name, i) for split in _SPLITS]}
-        for i, name in enumerate(names)
-    ]
-    sides = mapping(written.get("image_sides"))
-    facts = [
-        (f"image {name}, smallest to largest", f"{wording.whole(values[0])} to {wording.whole(values[-1])} px")
-        for name, values in sides.items()
-        if isinstance(values, list) and values
-    ]
+def _dataset(told: Dataset | None, data: Outputs) -> dict[str, Any]:
+    written = data.result(DatasetResult)
+    images = told.images.plain() if told else written.images if written else {}
+    boxes = [written.boxes.get(split, {}) if written else {} for split in _SPLITS]
+    names = told.classes if told else written.classes if written else ()
+    rows = [{"name": name, "boxes": [counts.get(name) for counts in boxes]} for name in names]
+    sides = written.image_sides if written else {}
     return {
-        "facts": facts,
+        "facts": [
+            (f"image {name}, smallest to largest", f"{wording.whole(values[0])} to {wording.whole(values[-1])} px")
+            for name, values in sides.items()
+        ],
         "images": [images.get(split) for split in _SPLITS],
         "classes": rows,
-        "counted": any(count is not None for row in rows for count in row["boxes"]),
-        "warnings": [str(warning) for warning in written.get("warnings") or []],
-        "ledger": _ledger(written),
-        "converted": [(str(what), count) for what, count in mapping(written.get("converted")).items()],
-        "digest": str(told.get("digest") or written.get("digest") or ""),
-        "source": sections.public(str(written.get("source") or "")),
-        "missing": "" if images or names else data.why_missing("dataset description"),
+        "counted": any(boxes),
+        "warnings": written.warnings if written else (),
+        "ledger": list(_ledger(written)) if written else [],
+        "converted": written.converted.items() if written else (),
+        "digest": told.digest if told else written.digest if written else "",
+        "source": sections.public(written.source) if written else "",
+        "missing": "" if told or written else data.why_missing("dataset description"),
     }
 
 
-def _ledger(written: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _ledger(written: DatasetResult) -> Iterator[dict[str, Any]]:
     """What became of each file, label and box of the dataset: a row for each outcome."""
-    return [
-        {
-            "split": str(split),
-            "what": f"{kind} {outcome}",
-            "count": entry.get("count"),
-            "examples": [str(name) for name in entry.get("examples") or []],
-        }
-        for split, kinds in mapping(written.get("ledger")).items()
-        for kind, outcomes in mapping(kinds).items()
-        for outcome, entry in mapping(outcomes).items()
-        if isinstance(entry, Mapping)
-    ]
-
-
-def _class_count(counts: Any, name: str, index: int) -> Any:
-    """Boxes of a class in a split, whether the split's counts go by name or by index."""
-    return next((value for key in (name, str(index), index) if (value := pick(counts, key)) is not None), None)
+    for split, kinds in written.ledger.items():
+        for kind, outcomes in kinds.items():
+            for outcome, entry in outcomes.items():
+                yield {
+                    "split": split, "what": f"{kind} {outcome}", "count": entry.count, "examples": entry.examples
+                }  # fmt: skip
 
 
 def _supernet(supernet: Outputs) -> dict[str, Any]:
-    curves = records(supernet.json("curves.json"))
-    described = mapping(supernet.json("supernet.json"))
+    curves = [point.plain() for point in supernet.rows(SupernetEpoch)]
     drawn = [
         plots.losses("supernet-loss", "Supernet: loss", curves),
         plots.scores("supernet-score", "Supernet: accuracy of the networks followed", {"supernet": curves}),
     ]
-    shown = [plot for plot in drawn if plot]
-    facts = [
-        ("space", str(pick(described, "space", "name") or wording.ABSENT)),
-        ("input", wording.with_unit(described.get("imgsz"), "px")),
-        ("epochs", wording.whole(described.get("epochs"))),
-        ("training", wording.duration(described.get("seconds"))),
-    ]
+    shown, facts = [plot for plot in drawn if plot], []
+    if described := supernet.result(SupernetResult):
+        facts = [
+            ("space", described.space.name),
+            ("input", wording.with_unit(described.imgsz, "px")),
+            ("epochs", wording.whole(described.epochs)),
+            ("training", wording.duration(described.seconds)),
+        ]
     missing = "" if shown else supernet.why_missing("training curves")
-    return {"plots": shown, "facts": facts if described else [], "missing": missing}
+    return {"plots": shown, "facts": facts, "missing": missing}
 
 
-def _stage(row: Mapping[str, Any]) -> dict[str, Any]:
-    memory = next((row[key] for key in ("peak_memory_mb", "memory_mb") if wording.is_number(row.get(key))), None)
+def _stage(row: StageRow) -> dict[str, Any]:
     return {
-        "name": str(row.get("name") or ""),
-        "target": str(row.get("target") or "all"),
-        "status": str(row.get("status") or ""),
-        "seconds": row.get("seconds"),
-        "memory_mb": memory,
-        "error": str(row.get("error") or ""),
+        "name": row.name,
+        "target": row.target or "all",
+        "status": row.status,
+        "seconds": row.seconds,
+        "memory_mb": row.peak_memory_mb,
+        "error": row.error or "",
     }
 
 

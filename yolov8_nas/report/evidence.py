@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from yolov8_nas.errors import InputError
 from yolov8_nas.reading import parse_json
 from yolov8_nas.runner.results import ResultFile, ResultRow
+from yolov8_nas.runner.results.form import LINES
 
 File = TypeVar("File", bound=ResultFile)
 Row = TypeVar("Row", bound=ResultRow)
@@ -44,30 +43,31 @@ class Outputs:
         except ValueError:
             return None
 
-    def result(self, form: type[File]) -> File | None:
-        """A file of the stage's result as its model, or nothing where it is absent or not of that form."""
-        content = self.json(form.FILE)
+    def result(self, form: type[File], folder: str = "") -> File | None:
+        """A file of the stage's result as its model, or nothing where it is absent or not of that form.
+
+        Args:
+            form: The model.
+            folder: The folder in the stage's result where the file lies.
+        """
+        content = self.json(f"{folder}/{form.FILE}" if folder else form.FILE)
         try:
             return None if content is None else form.model_validate(content)
-        except (InputError, ValidationError):
+        except ValidationError:
             return None
 
     def rows(self, form: type[Row]) -> list[Row]:
-        """The rows of a file of the stage's result as their models; none where it is absent or not of that form."""
-        try:
-            return [form.model_validate(row) for row in records(self.json(form.FILE))]
-        except (InputError, ValidationError):
-            return []
+        """The rows of a file of the stage's result as their models; none where it is absent or not of that form.
 
-    def lines(self, name: str) -> list[Any]:
-        """Content of a JSON-lines file; a line that was cut off by a crash is left out."""
-        records = []
-        for line in (self._text(name) or "").splitlines():
-            try:
-                records.append(parse_json(line, name, finite=False))
-            except ValueError:
-                continue
-        return records
+        Of JSON lines, one that is not of that form is left out: a crash may have cut it off.
+        """
+        if form.FILE.endswith(LINES):
+            return [row for line in (self._text(form.FILE) or "").splitlines() if (row := _row(form, line))]
+        content = self.json(form.FILE)
+        try:
+            return [form.model_validate(row) for row in content] if isinstance(content, list) else []
+        except ValidationError:
+            return []
 
     def why_missing(self, name: str) -> str:
         """Why there is nothing to show, for the place where `name` would have been shown."""
@@ -87,21 +87,8 @@ class Outputs:
             return None
 
 
-def pick(data: Any, *keys: str | int) -> Any:
-    """The value under nested keys, or nothing where one of them is absent."""
-    for key in keys:
-        known = key in data if isinstance(data, Mapping) else isinstance(data, list) and key in range(len(data))
-        if not known:
-            return None
-        data = data[key]
-    return data
-
-
-def mapping(data: Any) -> Mapping[str, Any]:
-    """`data` where it is a mapping, else an empty one."""
-    return data if isinstance(data, Mapping) else {}
-
-
-def records(data: Any) -> list[Mapping[str, Any]]:
-    """The mappings of a list; anything else is left out."""
-    return [item for item in data if isinstance(item, Mapping)] if isinstance(data, list) else []
+def _row(form: type[Row], line: str) -> Row | None:
+    try:
+        return form.model_validate(parse_json(line, form.FILE, finite=False))
+    except ValueError:
+        return None

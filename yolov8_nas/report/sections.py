@@ -5,25 +5,47 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
+from yolov8_nas.device.profile import Profile
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.report import architecture as drawing
 from yolov8_nas.report import plots, wording
-from yolov8_nas.report.evidence import Outputs, mapping, pick, records
+from yolov8_nas.report.evidence import Outputs
 from yolov8_nas.runner.results import (
+    Accuracy,
+    AgainstStock,
+    AsExported,
+    Budget,
     CandidateResult,
+    CandidatesHalving,
+    EngineResult,
+    FileFigures,
+    FinetuneResult,
     LatencyFit,
     LatencyTable,
     NmsResult,
     PriorResult,
+    RegisterResult,
     ResolvedLimit,
+    Rival,
     RuleApplied,
     RulesResult,
+    ScoredNetwork,
     SearchResult,
+    Shipped,
+    StockFile,
     StockResult,
+    SupernetResult,
+    TrainingCost,
+    Tried,
+    TuningResult,
+    VerdictResult,
 )
-from yolov8_nas.space import Architecture, SpaceError, stock_architecture
+from yolov8_nas.runner.results import summary as told
+from yolov8_nas.space import Architecture, stock_architecture
+from yolov8_nas.space.limits import LOWER
 
 TARGET_STAGES: Final = ("hw-probe", "search", "qat-finetune", "trt-export", "register")
 
@@ -46,68 +68,75 @@ class Target:
     """
 
     identity: str
-    summary: Mapping[str, Any]
+    summary: told.Target
     outputs: Mapping[str, Outputs]
     supernet: Outputs
 
-    @property
-    def verdict(self) -> Mapping[str, Any]:
-        """trt-export's verdict, empty where the target did not come so far."""
-        return mapping(self.outputs["trt-export"].json("verdict.json"))
+    @cached_property
+    def verdict(self) -> VerdictResult | None:
+        """trt-export's verdict, nothing where the target did not come so far."""
+        return self.outputs["trt-export"].result(VerdictResult)
 
     @property
-    def model(self) -> Mapping[str, Any]:
-        """Figures of the shipped file, as measured."""
-        return mapping(self.summary.get("model"))
+    def shipped(self) -> Shipped | None:
+        """The file that ships, as trt-export tells of it."""
+        return self.verdict.shipped if self.verdict else None
+
+    @cached_property
+    def tuned(self) -> FinetuneResult | None:
+        """What qat-finetune trained."""
+        return self.outputs["qat-finetune"].result(FinetuneResult)
+
+    @cached_property
+    def history(self) -> list[plots.Network]:
+        """Every network that the search scored."""
+        return [
+            plots.Network(
+                row.architecture.digest, row.map50_95, row.latency_ms, row.measured_ms, row.source, row.generation
+            )
+            for row in self.outputs["search"].rows(ScoredNetwork)
+        ]
 
     @property
-    def baselines(self) -> list[Mapping[str, Any]]:
-        """The stock networks; trt-export's table knows more of them than the summary."""
-        return records(self.verdict.get("baselines")) or records(self.summary.get("baselines"))
+    def comparisons(self) -> Sequence[AgainstStock]:
+        """What ships against each stock network."""
+        if self.verdict and self.verdict.comparisons:
+            return self.verdict.comparisons
+        return [self.summary.comparison] if self.summary.comparison else []
 
     @property
     def name(self) -> str:
         """Device, runtime and precision."""
-        runtime = mapping(self.summary.get("runtime"))
-        shipped, wanted = self.summary.get("precision_shipped"), self.summary.get("precision_requested")
-        device = {**mapping(self.summary.get("hardware")), **mapping(self.outputs["hw-probe"].json("profile.json"))}
-        model, asked = device.get("model"), device.get("name")
+        summary = self.summary
+        model, asked = summary.hardware.model, summary.hardware.name
+        shipped, wanted = summary.precision_shipped, summary.precision_requested
         named = [
-            f"{model} ({asked})" if model and asked else str(model or asked or "unknown device"),
-            " ".join(str(runtime[key]) for key in ("name", "version") if runtime.get(key)),
-            wording.precision(shipped) if shipped else f"{wording.precision(wanted)} asked for" if wanted else "",
+            f"{model} ({asked})" if model else asked,
+            " ".join(part for part in (summary.runtime.name, summary.runtime.version) if part),
+            wording.precision(shipped) if shipped else f"{wording.precision(wanted)} asked for",
         ]
-        return " · ".join(part for part in named if part)
+        return " · ".join(named)
 
-    def architecture(self, data: Any) -> Architecture | None:
-        """An architecture, or nothing where `data` is none."""
-        try:
-            return Architecture.from_dict(data) if isinstance(data, Mapping) else None
-        except SpaceError:
-            return None
-
-    @property
+    @cached_property
     def stock(self) -> Architecture | None:
         """The stock network that is compared with."""
-        measured = self.outputs["hw-probe"].result(StockResult)
-        scale = pick(self.supernet.json("supernet.json"), "space", "scale")
-        if measured is None and scale in ("n", "s", "m", "l"):
-            return stock_architecture(scale)
-        return measured.architecture if measured else None
+        if measured := self.outputs["hw-probe"].result(StockResult):
+            return measured.architecture
+        supernet = self.supernet.result(SupernetResult)
+        return stock_architecture(supernet.space.scale) if supernet else None
 
 
 def view(target: Target) -> dict[str, Any]:
     """Everything that the template shows of a target."""
-    comparisons = records(target.verdict.get("comparisons"))
-    if not comparisons and mapping(target.summary.get("comparison")):
-        comparisons = [target.summary["comparison"]]
+    summary, verdict = target.summary, target.verdict
+    device = target.outputs["hw-probe"].json(Profile.FILE) or summary.hardware.plain()
     return {
         "identity": target.identity,
         "name": target.name,
         "overview": overview(target),
-        "verdict": verdict(target),
-        "limits": [_limit(row, target) for row in records(target.summary.get("constraints"))],
-        "headline": _headline(target, comparisons),
+        "verdict": outcome(target),
+        "limits": [_limit(row, target) for row in summary.constraints],
+        "headline": _headline(target),
         "classes": _classes(target),
         "side_by_side": side_by_side(target),
         "rules": _rules(target),
@@ -119,41 +148,38 @@ def view(target: Target) -> dict[str, Any]:
         "frame": _frame(target),
         "tuning": _tuning(target),
         "quantization": _quantization(target),
-        "tried": [_tried(row) for row in records(target.verdict.get("tried"))],
+        "tried": [_tried(row) for row in verdict.tried] if verdict else [],
         "tried_missing": target.outputs["trt-export"].why_missing("table of candidates"),
-        "device": flatten(target.outputs["hw-probe"].json("profile.json") or target.summary.get("hardware")),
+        "device": flatten(device),
         "registry": _registry(target),
-        "gate": wording.gate(gate) if (gate := mapping(target.summary.get("gate"))) else "",
-        "files": sorted(mapping(target.model.get("files")).items()),
+        "gate": wording.gate(summary.gate) if summary.gate else "",
+        "files": sorted(summary.model.files.items()) if summary.model else [],
         "unmeasured": unmeasured(target),
     }
 
 
 def overview(target: Target) -> dict[str, Any]:
     """What ships for a target, to stand beside what ships for the others."""
-    chosen = target.architecture(target.summary.get("architecture"))
-    entry = mapping(target.summary.get("registry"))
-    stock = pick(target.baselines, 0, "latency_ms", "p50")
+    model, chosen, entry = target.summary.model, target.summary.architecture, target.summary.registry
+    stock = target.summary.baselines[0].latency_ms.p50 if target.summary.baselines else None
     return {
-        "label": str(target.summary.get("id") or target.name),
-        "network": chosen.digest if chosen and target.model else wording.ABSENT,
-        "speed": _quotient(stock, pick(target.model, "latency_ms", "p50")),
-        "registered": f"{entry.get('model')}, version {entry.get('version')}" if entry else wording.ABSENT,
-    } | _measures(target.model)
+        "label": target.summary.id,
+        "network": chosen.digest if chosen and model else wording.ABSENT,
+        "speed": _quotient(stock, model.latency_ms.p50 if model else None),
+        "registered": f"{entry.model}, version {entry.version}" if entry else wording.ABSENT,
+    } | _measures(model)
 
 
-def verdict(target: Target) -> dict[str, str]:
+def outcome(target: Target) -> dict[str, str]:
     """The verdict on the limits: `kind` is met, missed or failed."""
-    limits = records(target.summary.get("constraints"))
-    error = str(target.summary.get("error") or "")
-    failed = target.summary.get("status") == "failed"
-    missed = [row for row in limits if row.get("met") is False]
+    limits, error = target.summary.constraints, target.summary.error or ""
+    missed = [row for row in limits if row.met is False]
     every = "Limit" if len(limits) == 1 else f"All {len(limits)} limits"
-    if limits and all(row.get("met") is True for row in limits):
-        if failed:
+    if limits and all(row.met for row in limits):
+        if target.summary.status == "failed":
             return {"kind": "failed", "title": f"{every} kept, but the run failed", "text": error}
         return {"kind": "met", "title": f"{every} kept", "text": "As measured on this device with the file that ships."}
-    if missed or target.verdict.get("status") == "failed":
+    if missed or (target.verdict and target.verdict.status == "failed"):
         names = ", ".join(wording.quantity(row) for row in missed) or "No candidate keeps the limits"
         return {"kind": "missed", "title": "Limit missed", "text": error or f"{names}: as measured on this device."}
     return {
@@ -166,29 +192,33 @@ def verdict(target: Target) -> dict[str, str]:
 def side_by_side(target: Target) -> list[dict[str, Any]]:
     """The shipped network and the stock ones, with the speed ratio of each stock network to the shipped one."""
     rows: list[dict[str, Any]] = []
-    if target.model:
+    model, stock = target.summary.model, target.summary.baselines
+    if model:
         row = {"name": "searched, shipped", "shipped": True, "speed": None, "epochs": _epochs(target)}
-        row["form"] = wording.precision(target.summary.get("precision_shipped"))
-        rows.append(row | _measures(target.model) | _trained(target.model))
-    ours = pick(target.model, "latency_ms", "p50")
-    stock = [*target.baselines]
+        row["form"] = wording.precision(target.summary.precision_shipped)
+        rows.append(row | _measures(model) | _trained(model.training))
+    ours = model.latency_ms.p50 if model else None
+
+    def add(name: str, form: str, epochs: int | None, row: StockFile | told.Baseline | AsExported) -> None:
+        training = None if isinstance(row, AsExported) else row.training
+        named = {"name": wording.stock_name(name), "form": form, "shipped": False, "epochs": wording.whole(epochs)}
+        rows.append(named | _measures(row) | {"speed": _quotient(row.latency_ms.p50, ours)} | _trained(training))
+
+    for file in stock:
+        if isinstance(file, StockFile):
+            add(file.name, file.form, file.epochs, file)
+        else:
+            add(file.name, "", None, file)
     probed = target.outputs["hw-probe"].result(StockResult)
     if probed and stock:
-        as_c2f = {"name": stock[0].get("name"), "form": "C2f, FP32, untrained"}
-        stock.append({**probed.as_ultralytics_exports_it.plain(), **as_c2f})
-    rows += [
-        {"name": wording.stock_name(row.get("name")), "form": str(row.get("form") or ""), "shipped": False}
-        | _measures(row)
-        | {"speed": _quotient(pick(row, "latency_ms", "p50"), ours), "epochs": wording.whole(row.get("epochs"))}
-        | _trained(row)
-        for row in stock
-    ]
+        add(stock[0].name, "C2f, FP32, untrained", None, probed.as_ultralytics_exports_it)
     return rows
 
 
 def _unmeasured_of_stock(target: Target) -> Iterator[tuple[str, str]]:
     """What is not known of the comparison with stock."""
-    if not target.baselines:
+    model, stock = target.summary.model, target.summary.baselines
+    if not stock:
         yield "Stock baseline", "No stock network was trained in this run, so there is nothing to compare with."
         return
     yield (
@@ -196,11 +226,7 @@ def _unmeasured_of_stock(target: Target) -> Iterator[tuple[str, str]]:
         "The interval allows for how far trainings of one network lie apart. Few trainings of these data tell that: in "
         "the main the figure is what is typical of other data.",
     )
-    ours = pick(target.model, "latency_ms", "p50")
-    theirs = [pick(row, "latency_ms", "p50") for row in target.baselines]
-    if wording.is_number(ours) and not any(
-        wording.is_number(value) and abs(value / ours - 1) <= _SAME_LATENCY for value in theirs
-    ):
+    if model and all(abs(row.latency_ms.p50 / model.latency_ms.p50 - 1) > _SAME_LATENCY for row in stock):
         yield (
             "Stock at the same latency",
             "Stock is compared at its own size and for as many epochs; no stock network was rescaled to the shipped "
@@ -210,58 +236,50 @@ def _unmeasured_of_stock(target: Target) -> Iterator[tuple[str, str]]:
 
 def unmeasured(target: Target) -> list[tuple[str, str]]:
     """What was not measured or not done, and why: absence is told, never left to be guessed."""
-    told: list[tuple[str, str]] = []
-    if pick(target.verdict, "shipped", "disturbed"):
-        told.append(("An undisturbed latency", "Other load was there throughout; too few rounds were free of it."))
-    engine = mapping(target.summary.get("engine") or target.outputs["trt-export"].json("engine.json"))
-    if engine and not engine.get("built"):
-        told.append(("TensorRT engine", f"Not built: {engine.get('reason') or 'no reason was recorded'}"))
+    rows: list[tuple[str, str]] = []
+    summary, model, export = target.summary, target.summary.model, target.outputs["trt-export"]
+    if target.shipped and target.shipped.disturbed:
+        rows.append(("An undisturbed latency", "Other load was there throughout; too few rounds were free of it."))
+    engine = summary.engine or export.result(EngineResult)
+    if engine and not engine.built:
+        rows.append(("TensorRT engine", f"Not built: {engine.reason or 'no reason was recorded'}"))
     elif not engine:
-        told.append(("TensorRT engine", target.outputs["trt-export"].why_missing("engine.json")))
-    if not any(wording.is_number(target.model.get(key)) for key in ("power_w", "energy_mj")):
+        rows.append(("TensorRT engine", export.why_missing("engine.json")))
+    if model is None or (model.power_w is None and model.energy_mj is None):
         table = target.outputs["hw-probe"].result(LatencyTable)
         reason = table.conditions.no_counter if table else None
-        told.append(("Power and energy", f"Not counted here: {reason or 'no energy counter was read'}."))
-    limits = records(target.summary.get("constraints"))
-    around = "" if target.model.get("latency_with_nms_ms") else ", and non-maximum suppression,"
-    told.append(
+        rows.append(("Power and energy", f"Not counted here: {reason or 'no energy counter was read'}."))
+    around = "" if model and model.latency_with_nms_ms else ", and non-maximum suppression,"
+    rows.append(
         (
             "Latency around the network",
             f"Loading, decoding and resizing an image{around} come on top of what was timed.",
         )
     )
-    told += [
+    rows += [
         (f"Limit on {wording.quantity(row)}", "It has no measurement, and so no verdict.")
-        for row in limits
-        if row.get("measured") is None
+        for row in summary.constraints
+        if row.measured is None
     ]
-    if not records(target.verdict.get("tried")) or not mapping(pick(target.verdict, "quantization", "int8")):
-        asked = target.summary.get("precision_requested")
+    if target.verdict is None or target.verdict.quantization is None:
+        asked = summary.precision_requested
         reason = f"The run asked for {wording.precision(asked)}." if asked in ("fp32", "fp16") else ""
-        told.append(("INT8", reason or target.outputs["trt-export"].why_missing("INT8 result")))
-    told += _unmeasured_of_stock(target)
-    told += [
-        (name, "No figure was recorded for the shipped file.")
-        for key, name in (
-            ("map50", "mAP50"),
-            ("memory_mb", "Peak memory"),
-            ("params", "Parameters"),
-            ("gflops", "FLOPs"),
-        )
-        if target.model and target.model.get(key) is None
-    ]
-    told += [
+        rows.append(("INT8", reason or export.why_missing("INT8 result")))
+    rows += _unmeasured_of_stock(target)
+    if model and model.memory_mb is None:
+        rows.append(("Peak memory", "No figure was recorded for the shipped file."))
+    rows += [
         (f"Stage {stage}", outputs.why_missing("output"))
         for stage, outputs in target.outputs.items()
         if not outputs.present
     ]
-    return told
+    return rows
 
 
 def flatten(data: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Plain data as rows of name and text, nested names joined; credentials in addresses are left out."""
     rows: list[tuple[str, str]] = []
-    for key, value in mapping(data).items():
+    for key, value in data.items() if isinstance(data, Mapping) else ():
         name = _SUFFIXES.sub(lambda match: f", {_UNITS[match[1]]}", f"{prefix} {key}".strip()).replace("_", " ")
         name = _LONG_NAMES.get(name, name)
         if isinstance(value, Mapping):
@@ -285,80 +303,69 @@ def public(address: str) -> str:
     return re.sub(r"(?<!\w)(\w{1,32}://)[^/@\s]*@", r"\1", without_query)
 
 
-def _measures(row: Mapping[str, Any]) -> dict[str, Any]:
-    latency = mapping(row.get("latency_ms"))
-    return {
-        "map50_95": row.get("map50_95"),
-        "map50": row.get("map50"),
-        "p50": latency.get("p50"),
-        "p90": latency.get("p90"),
-        "p99": latency.get("p99"),
-        "memory_mb": row.get("memory_mb"),
-        "params": row.get("params"),
-        "gflops": row.get("gflops"),
-    }
+def _measures(row: FileFigures | told.Model | told.Baseline | AsExported | Accuracy | None) -> dict[str, Any]:
+    """The figures of a file, as far as it has them."""
+    known = dict(row) if row else {}
+    known |= dict(known.get("latency_ms") or ())
+    names = ("map50_95", "map50", "p50", "p90", "p99", "memory_mb", "params", "gflops")
+    return {name: known.get(name) for name in names}
 
 
 def _epochs(target: Target) -> str:
     """Epochs that the shipped network's weights have seen: in the supernet, if they were there, and in fine-tuning."""
-    tuned = records(pick(target.outputs["qat-finetune"].json("finetune.json"), "candidates"))
-    index = pick(target.verdict, "shipped", "candidate")
-    row: Mapping[str, Any] = next((row for row in tuned if row.get("index") == index), {})
-    if row.get("start") in ("scratch", "weights"):
-        return f"{wording.whole(row.get('epochs'))}, from {row['start']}"
-    seen = [pick(target.supernet.json("supernet.json"), "epochs"), row.get("epochs")]
-    return " + ".join(map(wording.whole, seen)) if all(map(wording.is_number, seen)) else wording.ABSENT
+    candidates = target.tuned.candidates if target.tuned and target.shipped else ()
+    row = next((row for row in candidates if target.shipped and row.index == target.shipped.candidate), None)
+    if row and row.start in ("scratch", "weights"):
+        return f"{wording.whole(row.epochs)}, from {row.start}"
+    supernet = target.supernet.result(SupernetResult)
+    return f"{wording.whole(supernet.epochs)} + {wording.whole(row.epochs)}" if supernet and row else wording.ABSENT
 
 
-def _trained(row: Mapping[str, Any]) -> dict[str, str]:
+def _trained(training: TrainingCost | None) -> dict[str, str]:
     """What a row's network began with, in a word and in full, and the computing of its training."""
-    training = mapping(row.get("training"))
-    computing = training.get("computing")
     return {
-        "start": wording.STARTS.get(str(training.get("start")), wording.ABSENT),
-        "begun_with": str(training.get("begun_with") or ""),
-        "computing": f"{computing / 1e12:.3g}" if wording.is_number(computing) else wording.ABSENT,
+        "start": wording.STARTS[training.start] if training else wording.ABSENT,
+        "begun_with": training.begun_with if training else "",
+        "computing": f"{training.computing / 1e12:.3g}" if training else wording.ABSENT,
     }
 
 
-def _headline(target: Target, comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _headline(target: Target) -> dict[str, Any]:
     """The figures of the verdict: accuracy, the difference to stock with its interval, and the speed ratio."""
     baseline: Mapping[str, Any] = next((row for row in side_by_side(target) if not row["shipped"]), {})
-    comparison = comparisons[0] if comparisons else {}
-    bounds = [comparison[key] for key in ("low", "difference", "high") if wording.is_number(comparison.get(key))]
-    interval = None
-    if len(bounds) == 3:
-        reach = 1.2 * max(0.01, *map(abs, bounds))
-        interval = dict(zip(("low", "at", "high"), (_place(bound, reach) for bound in bounds), strict=True))
+    model, compared, interval = target.summary.model, next(iter(target.comparisons), None), None
+    if compared:
+        bounds = {"low": compared.low, "at": compared.difference, "high": compared.high}
+        reach = 1.2 * max(0.01, *map(abs, bounds.values()))
+        interval = {name: _place(bound, reach) for name, bound in bounds.items()}
     return {
-        "word": comparison.get("word") if interval else None,
-        "sentences": [_compared(row, baseline) for row in comparisons],
-        "difference": comparison.get("difference"),
-        "low": comparison.get("low"),
-        "high": comparison.get("high"),
+        "word": compared.word if compared else None,
+        "sentences": [_compared(row) for row in target.comparisons],
+        "difference": compared.difference if compared else None,
+        "low": compared.low if compared else None,
+        "high": compared.high if compared else None,
         "interval": interval,
-        "other": str(baseline.get("name") or "stock"),
+        "other": baseline.get("name", "stock"),
         "speed": baseline.get("speed"),
         "stock_map": baseline.get("map50_95"),
         "stock_p50": baseline.get("p50"),
-        "map50_95": target.model.get("map50_95"),
-        "map50": target.model.get("map50"),
-        "checkpoint": target.verdict.get("checkpoint_map50_95"),
+        "map50_95": model.map50_95 if model else None,
+        "map50": model.map50 if model else None,
+        "checkpoint": target.verdict.checkpoint_map50_95 if target.verdict else None,
     }
 
 
-def _compared(comparison: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, str]:
+def _compared(row: AgainstStock) -> tuple[str, str]:
     """A comparison as a sentence, and what was compared."""
-    other = wording.stock_name(comparison.get("against") or baseline.get("name"))
-    subject = str(comparison.get("subject") or "The shipped network")
-    return wording.comparison_sentence(comparison, subject, other), str(comparison.get("what") or "")
+    return wording.comparison_sentence(row, row.subject, wording.stock_name(row.against)), row.what
 
 
-def _classes(target: Target) -> list[tuple[str, Any, Any]]:
+def _classes(target: Target) -> list[tuple[str, float, float | None]]:
     """mAP50-95 of each class: shipped, and the first stock network."""
-    ours = mapping(pick(target.verdict, "shipped", "per_class"))
-    theirs = mapping(pick(target.baselines, 0, "per_class"))
-    return [(str(name), value, theirs.get(name)) for name, value in ours.items()]
+    stock = next(iter(target.summary.baselines), None)
+    theirs = stock.per_class if isinstance(stock, StockFile) else {}
+    ours = target.shipped.per_class if target.shipped else {}
+    return [(name, value, theirs.get(name)) for name, value in ours.items()]
 
 
 def _place(value: float, reach: float) -> float:
@@ -366,76 +373,45 @@ def _place(value: float, reach: float) -> float:
     return round(50 + 50 * value / reach, 2)
 
 
-def _limit(row: Mapping[str, Any], target: Target) -> dict[str, Any]:
+def _limit(row: told.Limit, target: Target) -> dict[str, Any]:
     """One limit beside its measurement, also as positions on a bar, in percent of its length."""
-    bar = None
-    bound, measured = row.get("limit"), row.get("measured")
-    limited = (row.get("statistic") or "p50", "measured")
-    marks: list[tuple[str, Any]] = [("measured", measured)]
-    timed = "latency_with_nms_ms" if row.get("scope") == "with_nms" else "latency_ms"
-    if target.model and row.get("metric") == "latency":
-        marks = [(name, pick(target.model, timed, name)) for name in ("p50", "p90", "p99")]
-    marks = [(name, value) for name, value in marks if wording.is_number(value)]
-    if wording.is_number(bound) and marks:
-        full = 1.1 * max(bound, *(value for _, value in marks))
+    bar, model, with_nms = None, target.summary.model, row.scope == "with_nms"
+    marks: list[tuple[str, float]] = [] if row.measured is None else [("measured", row.measured)]
+    if model and row.metric == "latency":
+        marks = list((model.latency_with_nms_ms if with_nms else model.latency_ms) or ())
+    if marks:
+        full = 1.1 * max(row.limit, *(value for _, value in marks))
+        interval = _interval(target, with_nms=with_nms)
         bar = {
-            "limit": round(100 * bound / full, 2),
+            "limit": round(100 * row.limit / full, 2),
             "marks": [
                 {
                     "name": name,
                     "at": round(100 * value / full, 2),
-                    "text": wording.number(value) + (_interval(target, timed) if name == "p50" else ""),
-                    "limited": name in limited,
+                    "text": wording.number(value) + (interval if name == "p50" else ""),
+                    "limited": name in (row.statistic, "measured"),
                 }
                 for name, value in marks
             ],
         }
     return {
         "name": wording.quantity(row),
-        "bound": wording.limit(row),
-        "measured": wording.with_unit(measured, str(row.get("unit", ""))),
-        "met": row.get("met"),
-        "asked": str(row.get("text") or ""),
+        "bound": wording.bound(row),
+        "measured": wording.with_unit(row.measured, row.unit),
+        "met": row.met,
+        "asked": row.text or "",
         "bar": bar,
-        "lower": row.get("metric") == "throughput",
+        "lower": row.metric in LOWER,
     }
 
 
-def _interval(target: Target, timed: str) -> str:
-    """The 95 % interval of the shipped file's p50 in `latency_ms` or `latency_with_nms_ms`."""
-    low, high = (pick(target.verdict, "shipped", timed.replace("_ms", "_interval_ms"), i) for i in (0, 1))
-    if not (wording.is_number(low) and wording.is_number(high)):
+def _interval(target: Target, *, with_nms: bool) -> str:
+    """The 95 % interval of the shipped file's p50, with or without non-maximum suppression."""
+    file = target.shipped
+    interval = file and (file.latency_with_nms_interval_ms if with_nms else file.latency_interval_ms)
+    if not interval:
         return ""
-    return f" (95\N{NO-BREAK SPACE}% interval {wording.number(low)} to {wording.number(high)})"
-
-
-def _as_scored(candidate: CandidateResult) -> Mapping[str, Any]:
-    """A candidate as a row of the history."""
-    return {
-        "architecture": candidate.architecture.to_dict(),
-        "map50_95": candidate.map50_95_search,
-        "latency_ms": candidate.predicted.latency_ms,
-        "measured_ms": candidate.measured.latency_ms.p50,
-        "source": candidate.source,
-    }
-
-
-def _network(row: Mapping[str, Any]) -> plots.Network | None:
-    predicted, measured = row.get("latency_ms"), row.get("measured_ms")
-    if not wording.is_number(predicted) or not wording.is_number(row.get("map50_95")):
-        return None
-    try:
-        name = Architecture.from_dict(row["architecture"]).digest
-    except (KeyError, SpaceError, TypeError):
-        name = "network"
-    return plots.Network(
-        name=name,
-        score=row["map50_95"],
-        predicted_ms=float(predicted),
-        measured_ms=float(measured) if wording.is_number(measured) else None,
-        source=str(row.get("source") or "evolution"),
-        generation=row.get("generation"),
-    )
+    return " (95\N{NO-BREAK SPACE}% interval {} to {})".format(*map(wording.number, interval))
 
 
 def _rules(target: Target) -> dict[str, Any]:
@@ -475,39 +451,36 @@ def _rule(rule: RuleApplied) -> dict[str, str]:
     }
 
 
-def _dimension(name: Any) -> str:
+def _dimension(name: str) -> str:
     """A dimension of the space in words, for example `backbone p3 width`."""
-    return str(name).replace("_", " ").replace(".", " ")
+    return name.replace("_", " ").replace(".", " ")
 
 
 def _pareto(target: Target) -> dict[str, Any]:
-    search = target.outputs["search"]
-    history = [row for row in search.lines("history.jsonl") if isinstance(row, Mapping)]
-    networks = [network for network in map(_network, history) if network]
+    search, networks = target.outputs["search"], target.history
     if not networks:
         return {"plot": None, "missing": search.why_missing("search history"), "facts": []}
-    candidates = [n for row in search.rows(CandidateResult) if (n := _network(_as_scored(row)))]
-    chosen = target.architecture(target.summary.get("architecture"))
-    known = {network.name: network for network in [*candidates, *networks]}
-    stock = target.stock
-    # A stock network that misses the limit is no member of the search's history; its score stands apart.
-    result = search.result(SearchResult)
-    scored = result.stock.plain() if result else {}
-    limits = [
-        row["limit"]
-        for row in records(target.summary.get("constraints"))
-        if row.get("metric") == "latency"
-        and row.get("statistic") in (None, "p50")
-        and row.get("scope") in (None, "engine")
-        and wording.is_number(row.get("limit"))
+    candidates = [
+        plots.Network(
+            row.architecture.digest,
+            row.map50_95_search,
+            row.predicted.latency_ms,
+            row.measured.latency_ms.p50,
+            row.source,
+        )
+        for row in search.rows(CandidateResult)
     ]
-    of_networks = ("latency", "p50", "engine")
-    resolved = target.outputs["hw-probe"].rows(ResolvedLimit)
-    limits += [row.limit for row in resolved if (row.metric, row.statistic, row.scope) == of_networks]
+    chosen = target.summary.architecture
+    known = {network.name: network for network in [*candidates, *networks]}
+    limits = [
+        row.limit
+        for row in [*target.summary.constraints, *target.outputs["hw-probe"].rows(ResolvedLimit)]
+        if (row.metric, row.statistic, row.scope) == ("latency", "p50", "engine")
+    ]
     front = plots.Front(
         networks=networks,
-        stock=(known.get(stock.digest) or _network({**scored, "architecture": stock.to_dict()})) if stock else None,
-        shipped=known.get(chosen.digest) if chosen and target.model else None,
+        stock=_scored_stock(target, known),
+        shipped=known.get(chosen.digest) if chosen and target.summary.model else None,
         limit_ms=min(limits) if limits else None,
         candidates=candidates,
     )
@@ -520,10 +493,17 @@ def _pareto(target: Target) -> dict[str, Any]:
     return {"plot": plots.pareto(f"{target.identity}-pareto", front), "missing": "", "facts": facts}
 
 
+def _scored_stock(target: Target, known: Mapping[str, plots.Network]) -> plots.Network | None:
+    """Stock as the search scored it; where it misses the limit, it is no member of the history."""
+    stock, result = target.stock, target.outputs["search"].result(SearchResult)
+    if stock is None or stock.digest in known:
+        return known.get(stock.digest) if stock else None
+    return plots.Network(stock.digest, result.stock.map50_95, result.stock.latency_ms) if result else None
+
+
 def _found(target: Target) -> dict[str, Any]:
     """Where the scored networks came from, which were measured, and how the search did."""
-    search = target.outputs["search"]
-    networks = [n for n in map(_network, records(search.lines("history.jsonl"))) if n]
+    search, networks = target.outputs["search"], target.history
     front = plots.pareto_front(n for n in networks if n.searched)
     result = search.result(SearchResult)
     sources = []
@@ -603,13 +583,13 @@ def _prior(target: Target) -> dict[str, Any]:
 
 
 def _architecture(target: Target) -> dict[str, Any]:
-    chosen = target.architecture(target.summary.get("architecture"))
+    chosen = target.summary.architecture
     if chosen is None:
         return {"svg": None, "missing": "No network was chosen on this target."}
     stock = target.stock
     rows = drawing.parts(chosen, stock)
     changed = sum(row.changed for row in rows)
-    name = wording.stock_name(pick(target.baselines, 0, "name"))
+    name = wording.stock_name(target.summary.baselines[0].name if target.summary.baselines else "network")
     if stock is None:
         summary = "There is no stock network to compare with."
     elif changed:
@@ -625,7 +605,7 @@ def _latency_model(target: Target) -> dict[str, Any]:
     probe = target.outputs["hw-probe"]
     fitted = probe.result(LatencyFit)
     table = probe.result(LatencyTable)
-    rows = [row for row in table.rows if wording.is_number(row.latency_ms.p50)] if table else []
+    rows = table.rows if table else ()
     if not rows or fitted is None:
         return {"plot": None, "missing": probe.why_missing("latency table"), "facts": []}
     predicted, _ = LatencyModel.of(fitted).predict([row.architecture for row in rows])
@@ -647,48 +627,45 @@ def _latency_model(target: Target) -> dict[str, Any]:
 
 def _frame(target: Target) -> list[tuple[str, str]]:
     """What a frame costs: the network, non-maximum suppression on made-up outputs, and both on real images."""
-    probed = target.outputs["hw-probe"].result(NmsResult)
-    shipped, settings = mapping(target.verdict.get("shipped")), mapping(target.verdict.get("nms"))
     rows: list[tuple[str, str]] = []
-    if shipped and settings:
-        found = mapping(shipped.get("found"))
-        free = settings.get("nms_free")
-        around = "with the confidence threshold" if free else "with NMS"
+    if target.verdict and (shipped := target.verdict.shipped):
+        settings, with_nms = target.verdict.nms, shipped.latency_with_nms_ms
+        around = "with the confidence threshold" if settings.nms_free else "with NMS"
+        alone, both = (_interval(target, with_nms=nms) for nms in (False, True))
         rows += [
-            *[("head", "NMS-free (one-to-one): it gives detections, and nothing is suppressed")] * bool(free),
-            ("shipped network alone, p50", _p50(target, "latency_ms")),
-            (f"{around}, on {wording.whole(settings.get('images'))} images, p50", _p50(target, "latency_with_nms_ms")),
-            ("boxes above the threshold, an image", wording.number(found.get("boxes"))),
-            ("detections, an image", wording.number(found.get("detections"))),
+            *[("head", "NMS-free (one-to-one): it gives detections, and nothing is suppressed")] * settings.nms_free,
+            ("shipped network alone, p50", wording.milliseconds(shipped.latency_ms.p50) + alone),
+            (
+                f"{around}, on {wording.whole(settings.images)} images, p50",
+                wording.milliseconds(with_nms.p50 if with_nms else None) + both,
+            ),
+            ("boxes above the threshold, an image", wording.number(shipped.found.get("boxes"))),
+            ("detections, an image", wording.number(shipped.found.get("detections"))),
         ]
-        if wording.is_number(shipped.get("energy_mj")):
-            rows.append(("energy of an image, network alone", wording.with_unit(shipped["energy_mj"], "mJ")))
-            rows.append(("mean power, network alone", wording.with_unit(shipped.get("power_w"), "W")))
+        if shipped.energy_mj is not None:
+            rows.append(("energy of an image, network alone", wording.with_unit(shipped.energy_mj, "mJ")))
+            rows.append(("mean power, network alone", wording.with_unit(shipped.power_w, "W")))
+    probed = target.outputs["hw-probe"].result(NmsResult)
     if timed := probed and probed.timed:
-        alone = "The threshold" if timed.nms_free else "NMS"
+        only = "The threshold" if timed.nms_free else "NMS"
         for name, load in timed.loads.items():
             boxes, kept = wording.whole(load.boxes), wording.whole(load.detections)
             held = ", limits are predicted with it" if name == timed.load else ""
             latency = wording.milliseconds(load.latency_ms.p50)
-            rows.append((f"{alone} alone, {boxes} made-up boxes for {kept} objects{held}", latency))
+            rows.append((f"{only} alone, {boxes} made-up boxes for {kept} objects{held}", latency))
     return rows
-
-
-def _p50(target: Target, timed: str) -> str:
-    return wording.milliseconds(pick(target.verdict, "shipped", timed, "p50")) + _interval(target, timed)
 
 
 def _tuning(target: Target) -> dict[str, Any]:
     """Curves of every network that was tuned, baseline last."""
     stage = target.outputs["qat-finetune"]
-    curves: dict[str, list[Mapping[str, Any]]] = {}
+    curves: dict[str, Sequence[Mapping[str, float]]] = {}
     if stage.folder is not None:
         candidates = sorted((stage.folder / "candidates").glob("*"), key=lambda path: (len(path.name), path.name))
         named = [(f"candidates/{path.name}", f"Candidate {path.name}") for path in candidates]
         for folder, name in [*named, ("baseline", "Stock baseline"), ("rescaled", "Stock, rescaled")]:
-            tuning = mapping(stage.json(f"{folder}/tuning.json"))
-            curves[name] = records(tuning.get("curves"))
-            curves[f"{name}, QAT"] = records(tuning.get("qat_curves"))
+            if tuning := stage.result(TuningResult, folder):
+                curves |= {name: tuning.curves, f"{name}, QAT": tuning.qat_curves}
     accuracy = plots.scores(f"{target.identity}-tuning", "Accuracy of every network in training", curves)
     drawn = [
         plots.losses(f"{target.identity}-loss-{i}", f"{name}: loss", points)
@@ -699,99 +676,88 @@ def _tuning(target: Target) -> dict[str, Any]:
         "accuracy": accuracy,
         "losses": shown,
         "missing": "" if accuracy or shown else stage.why_missing("fine-tuning curves"),
-        "halvings": _halvings(target),
+        "halvings": list(_halvings(target)),
     }
 
 
-def _halvings(target: Target) -> list[dict[str, Any]]:
+def _halvings(target: Target) -> Iterator[dict[str, Any]]:
     """Who was trained for how long, and what it scored: of the candidates, and of what they are compared with."""
-    tuned = mapping(target.outputs["qat-finetune"].json("finetune.json"))
-    shipped = pick(target.verdict, "shipped", "candidate")
-    arms = {
+    tuned = target.tuned
+    if tuned is None:
+        return
+    arms: dict[str, FinetuneResult | Rival | None] = {
         "Candidates": tuned,
-        "Rescaled stock": mapping(tuned.get("rescaled")),
-        "Stock": mapping(tuned.get("baseline")),
+        "Rescaled stock": tuned.rescaled,
+        "Stock": tuned.baseline,
     }
-    tables = []
+    shipped = target.shipped.candidate if target.shipped else None
     for name, arm in arms.items():
-        halving = mapping(arm.get("halving"))
-        rungs, ranking = records(halving.get("rungs")), records(halving.get("ranking"))
-        if not rungs or len(ranking) < 2:
+        if arm is None or not (halving := arm.halving).rungs or len(halving.ranking) < 2:
             continue
-        rows = []
-        for row in ranking:
-            scores = [*(row.get("scores") or ())]
-            rows.append(
+        yield {
+            "name": name,
+            "rungs": [f"{wording.whole(rung.epochs)} epochs" for rung in halving.rungs],
+            "rows": [
                 {
-                    "name": f"{row.get('index', wording.ABSENT)}",
-                    "seed": f"{row.get('seed', wording.ABSENT)}",
-                    "scores": [*scores, *[None] * (len(rungs) - len(scores))],
-                    "expected": row.get("expected"),
-                    "shipped": name == "Candidates" and row.get("index") == shipped,
+                    "name": row.index,
+                    "seed": row.seed,
+                    "scores": [*row.scores, *[None] * (len(halving.rungs) - len(row.scores))],
+                    "expected": row.expected,
+                    "shipped": name == "Candidates" and row.index == shipped,
                 }
-            )
-        headings = [f"{wording.whole(rung.get('epochs'))} epochs" for rung in rungs]
-        tables.append(
-            {"name": name, "rungs": headings, "rows": rows, "budget": _budget(mapping(halving.get("budget")))}
-        )
-    return tables
+                for row in halving.ranking
+            ],
+            "budget": _budget(halving.budget) if isinstance(halving, CandidatesHalving) else "",
+        }
 
 
-def _budget(budget: Mapping[str, Any]) -> str:
-    trainings = budget.get("stock_trainings")
-    if not wording.is_number(trainings):
-        return ""
-    return f"At most the computing of {wording.number(trainings)} trainings of stock was allowed for, before it began."
+def _budget(budget: Budget) -> str:
+    trainings = wording.number(budget.stock_trainings)
+    return f"At most the computing of {trainings} trainings of stock was allowed for, before it began."
 
 
 def _quantization(target: Target) -> dict[str, Any] | None:
-    result = mapping(target.verdict.get("quantization"))
-    names = {"fp32": "FP32", "ptq": "INT8, calibrated only", "int8": "INT8, quantization-aware trained"}
-    rows = {
-        key: {"name": name, "shipped": target.summary.get("precision_shipped") == key} | _measures(mapping(result[key]))
-        for key, name in names.items()
-        if mapping(result.get(key))
-    }
-    if not {"fp32", "int8"} <= rows.keys():
+    result = target.verdict.quantization if target.verdict else None
+    if target.verdict is None or result is None:
         return None
-    differences = {"INT8": "difference", "Calibrated only, INT8": "ptq_difference"}
-    found = {subject: mapping(result.get(key)) for subject, key in differences.items()}
-    compared = [
-        wording.comparison_sentence(difference, subject, "FP32")
-        for subject, difference in found.items()
-        if wording.is_number(difference.get("difference"))
-    ]
-    confidence = mapping(target.verdict.get("confidence"))
+    files: dict[str, tuple[str, FileFigures | Accuracy]] = {
+        "fp32": ("FP32", result.fp32),
+        "ptq": ("INT8, calibrated only", result.ptq),
+        "int8": ("INT8, quantization-aware trained", result.int8),
+    }
+    shipped = target.summary.precision_shipped
+    confidence = target.verdict.confidence
     return {
-        "rows": list(rows.values()),
-        "sentences": [*compared, *filter(None, [wording.confidence_sentence(confidence)])],
-        "speed": _quotient(rows["fp32"]["p50"], rows["int8"]["p50"]),
-        "recipe": wording.recipe(result.get("keep_float") or ()),
+        "rows": [{"name": name, "shipped": key == shipped} | _measures(file) for key, (name, file) in files.items()],
+        "sentences": [
+            wording.comparison_sentence(result.difference, "INT8", "FP32"),
+            wording.comparison_sentence(result.ptq_difference, "Calibrated only, INT8", "FP32"),
+            *filter(None, [wording.confidence_sentence(confidence) if confidence else ""]),
+        ],
+        "speed": _quotient(result.fp32.latency_ms.p50, result.int8.latency_ms.p50),
+        "recipe": wording.recipe(result.keep_float),
     }
 
 
-def _quotient(dividend: Any, divisor: Any) -> float | None:
-    if wording.is_number(dividend) and wording.is_number(divisor) and divisor:
-        return dividend / divisor
-    return None
+def _quotient(dividend: float | None, divisor: float | None) -> float | None:
+    return None if dividend is None or not divisor else dividend / divisor
 
 
-def _tried(row: Mapping[str, Any]) -> dict[str, Any]:
+def _tried(row: Tried) -> dict[str, Any]:
     missed = [
-        f"{wording.quantity(limit)} {wording.with_unit(limit.get('measured'), str(limit.get('unit', '')))}, "
-        f"limit {wording.limit(limit)}"
-        for limit in records(row.get("constraints"))
-        if limit.get("met") is False
+        f"{wording.quantity(limit)} {wording.with_unit(limit.measured, limit.unit)}, limit {wording.bound(limit)}"
+        for limit in row.constraints
+        if not limit.met
     ]
     return {
-        "candidate": str(row.get("candidate", "")),
-        "precision": wording.precision(row.get("precision")),
-        "outcome": str(row.get("outcome") or ""),
-        "reason": str(row.get("reason") or "; ".join(missed)),
-        "shipped": row.get("outcome") == "shipped",
+        "candidate": row.candidate,
+        "precision": wording.precision(row.precision),
+        "outcome": row.outcome,
+        "reason": row.reason or "; ".join(missed),
+        "shipped": row.outcome == "shipped",
     } | _measures(row)
 
 
 def _registry(target: Target) -> list[tuple[str, str]]:
-    recorded = mapping(target.outputs["register"].json("registry.json")) or mapping(target.summary.get("registry"))
-    return flatten(recorded)
+    recorded = target.outputs["register"].result(RegisterResult)
+    return flatten(recorded.plain() if recorded else target.summary.registry and target.summary.registry.plain())

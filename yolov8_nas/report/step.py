@@ -29,6 +29,7 @@ from yolov8_nas.runner.results import (
     SupernetResult,
     VerdictResult,
 )
+from yolov8_nas.runner.results.summary import Summary
 from yolov8_nas.runner.stage import STATUS_FILE, Outcome
 
 File = TypeVar("File", bound=ResultFile)
@@ -96,42 +97,35 @@ def tell(stage: str, target: str | None, outcome: Outcome, result: Path) -> Told
     return Told({**figures, "seconds": round(outcome.seconds, 1)}, _page(stage, target, outcome, figures))
 
 
-def tell_run(summary: Mapping[str, Any]) -> Told:
-    """What the last step shows: the targets of a run, each with its model or why it has none.
-
-    Args:
-        summary: The content of `summary.json`.
-    """
-    targets, retraining = summary["targets"], summary["run"].get("retraining")
-    if retraining and not retraining["new"]:
-        return Told({}, f"# {markdown(summary['run']['name'])} is as it was\n\n{markdown(retraining['says'])}\n")
-    shipped = [target for target in targets if target["status"] == "met"]
+def tell_run(summary: Summary) -> Told:
+    """What the last step shows: the targets of a run, each with its model or why it has none."""
+    run, targets, retraining = summary.run, summary.targets, summary.run.retraining
+    if retraining and not retraining.new:
+        return Told({}, f"# {markdown(run.name)} is as it was\n\n{markdown(retraining.says)}\n")
+    shipped = [target for target in targets if target.status == "met"]
     figures: dict[str, float] = {"targets": len(targets), "targets_with_a_model": len(shipped)}
-    lines = [f"# {len(shipped)} of {len(targets)} targets of {markdown(summary['run']['name'])} have a model", ""]
+    lines = [f"# {len(shipped)} of {len(targets)} targets of {markdown(run.name)} have a model", ""]
     lines += ["| target | mAP50-95 | p50, ms | precision | model |", "|---|---:|---:|---|---|"]
     for target in targets:
-        if target["status"] != "met":
-            lines.append(f"| {target['id']} | | | | **none**: {markdown(target['error'])} |")
+        model, registry = target.model, target.registry
+        if target.status != "met" or model is None:
+            lines.append(f"| {target.id} | | | | **none**: {markdown(target.error or '')} |")
             continue
-        model, registry = target["model"], target["registry"]
-        figures[f"{target['id']}_map50_95"] = model["map50_95"]
-        figures[f"{target['id']}_latency_p50_ms"] = model["latency_ms"]["p50"]
-        name = f"{markdown(registry['model'])} version {registry['version']}" if registry else "not registered yet"
+        figures[f"{target.id}_map50_95"] = model.map50_95
+        figures[f"{target.id}_latency_p50_ms"] = model.latency_ms.p50
+        name = f"{markdown(registry.model)} version {registry.version}" if registry else "not registered yet"
         lines.append(
-            f"| {target['id']} | {model['map50_95']:.3f} | {model['latency_ms']['p50']:.3g} | "
-            f"{target['precision_shipped']} | {name} |"
+            f"| {target.id} | {model.map50_95:.3f} | {model.latency_ms.p50:.3g} | {target.precision_shipped} | {name} |"
         )
     if retraining:
-        lines += ["", markdown(retraining["says"])]
-    lines += [f"\n{target['id']}: {markdown(wording.gate(target['gate']))}" for target in targets if target.get("gate")]
-    if summary["run"]["error"]:
-        lines += ["", f"The run failed: {markdown(summary['run']['error'])}"]
-    lost = [stage for stage in summary["stages"] if stage["status"] == "failed"]
+        lines += ["", markdown(retraining.says)]
+    lines += [f"\n{target.id}: {markdown(wording.gate(target.gate))}" for target in targets if target.gate]
+    if run.error:
+        lines += ["", f"The run failed: {markdown(run.error)}"]
+    lost = [stage for stage in summary.stages if stage.status == "failed"]
     if lost:
         lines += ["", "| stage | target | why it failed |", "|---|---|---|"]
-        for stage in lost:
-            why = markdown(stage["error"] or "")
-            lines.append(f"| {stage['name']} | {stage['target'] or 'all'} | {why} |")
+        lines += [f"| {stage.name} | {stage.target or 'all'} | {markdown(stage.error or '')} |" for stage in lost]
     return Told(figures, "\n".join(lines) + "\n")
 
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, TypeGuard
 
 from yolov8_nas import foreign
-from yolov8_nas.runner.results import Compared, LimitUsed, RuleEvidence
+from yolov8_nas.runner.results import (
+    AgainstStock,
+    Compared,
+    Confidences,
+    Difference,
+    LimitRow,
+    LimitUsed,
+    RuleEvidence,
+)
+from yolov8_nas.runner.results.summary import Gate
+from yolov8_nas.space.limits import LOWER
 
 ABSENT: Final = "–"
 """Stands where a value was not measured. A missing value is never printed as zero."""
@@ -110,42 +120,39 @@ def duration(seconds: Any) -> str:
     return " ".join(f"{amount}\N{NO-BREAK SPACE}{unit}" for amount, unit in parts[first : first + 2])
 
 
-def quantity(constraint: Mapping[str, Any]) -> str:
+def quantity(limit: LimitRow) -> str:
     """What a limit limits, e.g. `latency p50` or `latency p99 with NMS`."""
-    metric = str(constraint.get("metric", "?"))
-    words = [_QUANTITIES.get(metric, metric)]
-    if metric == "latency":
-        words.append(str(constraint.get("statistic") or "p50"))
-    if constraint.get("scope") == "with_nms":
+    words = [_QUANTITIES.get(limit.metric, limit.metric)]
+    if limit.metric == "latency":
+        words.append(limit.statistic)
+    if limit.scope == "with_nms":
         words.append("with NMS")
     return " ".join(words)
 
 
-def limit(constraint: Mapping[str, Any]) -> str:
+def bound(limit: LimitRow) -> str:
     """The bound of a limit, e.g. `≤ 3.91 ms`, or `≤ 2.39 ms (80% of stock's 2.99 ms)`."""
-    relation = "≥" if constraint.get("metric") == "throughput" else "≤"
-    unit, share = str(constraint.get("unit", "")), constraint.get("share")
-    bound = f"{relation}\N{NO-BREAK SPACE}{with_unit(constraint.get('limit'), unit)}"
-    if not is_number(share):
-        return bound
-    return f"{bound} ({percent(share, 0)} of stock's {with_unit(constraint.get('stock'), unit)})"
+    relation = "≥" if limit.metric in LOWER else "≤"
+    told = f"{relation}\N{NO-BREAK SPACE}{with_unit(limit.limit, limit.unit)}"
+    if limit.share is None:
+        return told
+    return f"{told} ({percent(limit.share, 0)} of stock's {with_unit(limit.stock, limit.unit)})"
 
 
-def stock_name(name: Any) -> str:
+def stock_name(name: str) -> str:
     """A baseline's name, marked as a stock network's."""
-    named = str(name or "network")
-    return named if named.startswith("stock") else f"stock {named}"
+    return name if name.startswith("stock") else f"stock {name}"
 
 
-def precision(name: Any) -> str:
+def precision(name: str | None) -> str:
     """A precision as it is written in prose."""
-    return str(name).upper() if name in ("fp32", "fp16", "int8") else str(name or ABSENT)
+    return name.upper() if name in ("fp32", "fp16", "int8") else name or ABSENT
 
 
-def interval(comparison: Mapping[str, Any]) -> str:
+def interval(comparison: Difference) -> str:
     """A difference in mAP50-95 with its 95 % interval."""
-    low, high = signed(comparison.get("low")), signed(comparison.get("high"))
-    return f"{signed(comparison.get('difference'))} (95\N{NO-BREAK SPACE}% interval {low} to {high})"
+    low, high = signed(comparison.low), signed(comparison.high)
+    return f"{signed(comparison.difference)} (95\N{NO-BREAK SPACE}% interval {low} to {high})"
 
 
 def search_sentence(compared: Compared, source: str) -> str:
@@ -202,21 +209,20 @@ def budget_sentence(budget: LimitUsed) -> str:
     return " ".join(told)
 
 
-def comparison_sentence(comparison: Mapping[str, Any], one: str, other: str) -> str:
+def comparison_sentence(comparison: Difference, one: str, other: str) -> str:
     """The outcome of a comparison in mAP50-95, never without its interval.
 
     Args:
-        comparison: `difference`, `low`, `high` in mAP (0 to 1) and `word`: ahead, undecided or behind; `trainings`,
-            with their `sd` in mAP, where the interval allows for their spread.
+        comparison: The comparison; one with stock tells how far apart trainings lie.
         one: What is compared.
         other: What it is compared with.
     """
     figures = f"mAP50-95 differs by {interval(comparison)}"
-    spread = (comparison.get("trainings") or {}).get("sd")
     allowed = ""
-    if is_number(spread):
-        allowed = f" The interval allows for trainings that lie {score(spread)} apart from seed to seed."
-    match comparison.get("word"):
+    if isinstance(comparison, AgainstStock):
+        spread = score(comparison.trainings.sd)
+        allowed = f" The interval allows for trainings that lie {spread} apart from seed to seed."
+    match comparison.word:
         case "ahead":
             return f"{one} is ahead of {other} on these validation images: {figures}.{allowed}"
         case "behind":
@@ -226,24 +232,21 @@ def comparison_sentence(comparison: Mapping[str, Any], one: str, other: str) -> 
     return f"{one} against {other}: {figures}.{allowed}"
 
 
-def confidence_sentence(confidence: Mapping[str, Any]) -> str:
+def confidence_sentence(confidence: Confidences) -> str:
     """What INT8 does to confidences, and what the threshold in the middle becomes; empty where nothing is told."""
-    share, table = confidence.get("spread"), confidence.get("table")
-    if not is_number(share):
+    if confidence.spread is None:
         return ""
-    kept = [row for row in table if is_number(row.get("new"))] if isinstance(table, list) else []
-    middle = min(kept, key=lambda row: abs(row["old"] - 0.5), default=None)
-    carried = (
-        f"A threshold of {middle['old']:.2f} becomes {middle['new']:.2f}" if middle else "No threshold carries over"
-    )
-    squeezed = "squeezed" if confidence.get("squeezed") else "not squeezed"
+    kept = [(row.old, row.new) for row in confidence.table if row.new is not None]
+    middle = min(kept, key=lambda pair: abs(pair[0] - 0.5), default=None)
+    carried = "A threshold of {:.2f} becomes {:.2f}".format(*middle) if middle else "No threshold carries over"
+    squeezed = "squeezed" if confidence.squeezed else "not squeezed"
     return (
-        f"In INT8 confidences of right detections spread over {share:.2f} of floating point's range: {squeezed}. "
-        f"{carried}; thresholds.json has the others."
+        f"In INT8 confidences of right detections spread over {confidence.spread:.2f} of floating point's range: "
+        f"{squeezed}. {carried}; thresholds.json has the others."
     )
 
 
-def recipe(keep_float: Sequence[Any]) -> str:
+def recipe(keep_float: Sequence[str]) -> str:
     """What of an INT8 network is in floating point, in a sentence.
 
     Args:
@@ -252,11 +255,11 @@ def recipe(keep_float: Sequence[Any]) -> str:
     always = "the head's output convolutions and DFL"
     if not keep_float:
         return f"In INT8, {always} stay in floating point."
-    return f"In INT8, {', '.join(map(str, keep_float))} (quantization.keep_float), {always} stay in floating point."
+    return f"In INT8, {', '.join(keep_float)} (quantization.keep_float), {always} stay in floating point."
 
 
-def gate(verdict: Mapping[str, Any]) -> str:
+def gate(said: Gate) -> str:
     """What the promotion gate said of a new version, in a sentence."""
-    outcome = "is champion" if verdict.get("promoted") else "is not made champion"
-    who = verdict.get("version", "nothing that is registered")
-    return f"Promotion gate: {who} {outcome}: {'; '.join(map(str, verdict.get('reasons') or ()))}"
+    outcome = "is champion" if said.promoted else "is not made champion"
+    who = said.version or "nothing that is registered"
+    return f"Promotion gate: {who} {outcome}: {'; '.join(said.reasons)}"

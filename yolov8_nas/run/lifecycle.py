@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,7 @@ from yolov8_nas.errors import InputError, NoRoomError, Said, StageError, told
 from yolov8_nas.files import append_line, copy_file, no_room, read_json, write_json
 from yolov8_nas.run.preflight import check_places
 from yolov8_nas.run.summary import FAILURES, RUN_FILE
+from yolov8_nas.runner.results.summary import Run, Summary
 from yolov8_nas.runner.stage import LOGS_VARIABLE, STAGES, TOLD, open_store, target_labels
 from yolov8_nas.store.store import SIGNATURE, Store
 from yolov8_nas.yaml_text import parse_yaml
@@ -118,7 +119,7 @@ def close_run(
     workdir: Path | None,
     summary_file: Path,
     report_file: Path,
-) -> dict[str, Any]:
+) -> Summary:
     """Write summary and report of a run, however it ended, and close it in MLflow.
 
     Args:
@@ -154,21 +155,21 @@ def close_run(
     return summary
 
 
-def _closed(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _closed(summary: Summary) -> dict[str, Any]:
     """What a run came to, in short."""
-    lost = {target["id"]: target["error"] for target in summary["targets"] if target["status"] == "failed"}
-    count = len(summary["targets"])
-    return {"targets": count, "with_a_model": count - len(lost), "lost": lost, "error": summary["run"]["error"]}
+    lost = {target.id: target.error for target in summary.targets if target.status == "failed"}
+    count = len(summary.targets)
+    return {"targets": count, "with_a_model": count - len(lost), "lost": lost, "error": summary.run.error}
 
 
-def _never_opened(run_id: str, folder: Path, summary_file: Path, report_file: Path) -> dict[str, Any]:
+def _never_opened(run_id: str, folder: Path, summary_file: Path, report_file: Path) -> Summary:
     """Summary and report of a run of which nothing is known but why it could not be opened."""
     failures = [read_json(file) for file in sorted(folder.glob(f"{FAILURES}*.json"))]
     why = "; ".join(f"{failure['task']}: {failure['error']}" for failure in failures if failure["error"])
     error = why or "open-run left no word in the stage store; its log says why"
-    run = {"id": run_id, "name": run_id, "status": "failed", "error": error}
-    summary: dict[str, Any] = {"schema": 1, "run": run, "dataset": None, "stages": [], "targets": []}
-    write_json(summary_file, summary)
+    run = Run(id=run_id, name=run_id, status="failed", error=error)
+    summary = Summary(schema=1, run=run, dataset=None, stages=(), targets=())
+    write_json(summary_file, summary.plain())
     report_file.parent.mkdir(parents=True, exist_ok=True)
     page = f"<!doctype html><meta charset=utf-8><title>{run_id}</title><h1>The run was never opened</h1><p>"
     report_file.write_text(page + foreign.html(error), encoding="utf-8")
@@ -286,13 +287,12 @@ def _recorded(folder: Path) -> RunConfig:
     return RunConfig.parse(content, "run configuration")
 
 
-def evidence(store: Store, run_id: str, targets: Sequence[str]) -> dict[str, Any]:
+def evidence(store: Store, run_id: str, targets: Sequence[str]) -> dict[str | None, dict[str, Path]]:
     """The folders that the stages of a run left in the store, for the report.
 
     Returns:
-        Folder by stage name; under `targets`, by label, the same for the stages of each target.
+        Folders by label of the target (nothing for all of them) and stage.
     """
-
     records = store.run_folder(run_id)
 
     def folders(target: str | None) -> dict[str, Path]:
@@ -303,4 +303,4 @@ def evidence(store: Store, run_id: str, targets: Sequence[str]) -> dict[str, Any
                 found[stage] = store.result(stage, key, TOLD.get(stage, ())).outputs
         return found
 
-    return {**folders(None), "targets": {label: folders(label) for label in targets}}
+    return {target: folders(target) for target in (None, *targets)}

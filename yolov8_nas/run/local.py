@@ -33,6 +33,7 @@ from yolov8_nas.runner import process
 from yolov8_nas.runner.display import Display
 from yolov8_nas.runner.progress import FILE_VARIABLE
 from yolov8_nas.runner.results import DatasetResult
+from yolov8_nas.runner.results.summary import Summary
 from yolov8_nas.runner.stage import (
     LOGS_VARIABLE,
     PARENT_VARIABLE,
@@ -131,7 +132,7 @@ def check_free(workdir: Path) -> None:
             pass
 
 
-def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str, Any]:
+def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> Summary:
     """Run the whole pipeline in a work folder, which the caller has `held`.
 
     Args:
@@ -140,13 +141,13 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
         console: Where progress is shown.
 
     Returns:
-        The content of `summary.json`.
+        The summary.
 
     Raises:
         StageError: The pipeline ended without a summary; the message names the log.
     """
     workdir = workdir.absolute()
-    logs, summary_file = workdir / "logs", workdir / "summary.json"
+    logs, summary_file = workdir / "logs", workdir / Summary.FILE
     if told := close_killed(workdir, config):
         console.print(told, markup=False, highlight=False, soft_wrap=True)
     run_id = _run_id(config, workdir)
@@ -179,8 +180,7 @@ def run_pipeline(config: RunConfig, workdir: Path, console: Console) -> dict[str
             check_room(place)  # where there is none, nobody could write down what went wrong
         raise StageError(f"the pipeline ended without a summary: {_last_words(logs)}; see {logs / 'pipeline.log'}")
     _finish(workdir)
-    summary: dict[str, Any] = read_json(summary_file)
-    return summary
+    return Summary.read(workdir)
 
 
 def _expected(config: RunConfig) -> list[tuple[str, str | None]]:

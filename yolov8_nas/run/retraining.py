@@ -22,6 +22,7 @@ from yolov8_nas.names import digest
 from yolov8_nas.run.summary import gate_file
 from yolov8_nas.runner import process
 from yolov8_nas.runner.results import DatasetResult, RegisterResult, SupernetNetwork
+from yolov8_nas.runner.results.summary import Gate
 from yolov8_nas.runner.stage import STATUS_FILE, TOLD, open_store, require_gpus, run_stage, target_labels
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages import find_stage
@@ -124,7 +125,7 @@ def challenge(
     tolerance: float,
     registered: Path,
     dataset: Path,
-) -> dict[str, Any]:
+) -> Gate:
     """Put what a branch has registered before the promotion gate, and record what it says.
 
     A challenger that does not pass is no failure of the run; nor is a gate that cannot decide, which can be asked
@@ -141,7 +142,7 @@ def challenge(
         dataset: Tar of data-prep, on whose val split both are scored.
 
     Returns:
-        What `promote.promote` does, as far as it came: `promoted` and `reasons` are always there.
+        What the gate says, with all that `promote.promote` told.
     """
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -152,19 +153,17 @@ def challenge(
             entry = RegisterResult.read(work / "registered")
             extract(dataset, work / "dataset")
             verdict = _asked(entry, work, gpus, tracking_uri, tolerance, run_id)
-    open_store(store).record(run_id, gate_file(label), verdict)
+    open_store(store).record(run_id, gate_file(label), verdict.plain())
     return verdict
 
 
-def _asked(
-    entry: RegisterResult, work: Path, gpus: int, tracking_uri: str, tolerance: float, run_id: str
-) -> dict[str, Any]:
+def _asked(entry: RegisterResult, work: Path, gpus: int, tracking_uri: str, tolerance: float, run_id: str) -> Gate:
     if entry.version is None:
         return _undecided(f"{entry.reason}; then put it before the gate with: yolov8-nas models promote")
     log = work / "gate.log"
     try:
         require_gpus(gpus)
-        verdict: dict[str, Any] = process.call(
+        said: dict[str, Any] = process.call(
             "yolov8_nas.registry.promote:promote",
             log=log,
             tracking_uri=tracking_uri,
@@ -174,13 +173,13 @@ def _asked(
             because=f"retraining, run {run_id}",
         )
     except (InputError, StageError) as error:
-        verdict = _undecided(f"the gate could not decide: {error}")
+        said = _undecided(f"the gate could not decide: {error}").plain()
     print(log.read_text() if log.is_file() else "", flush=True)
-    return {**verdict, "version": f"{entry.model}/{entry.version}"}
+    return Gate.model_validate({**said, "version": f"{entry.model}/{entry.version}"})
 
 
-def _undecided(reason: str) -> dict[str, Any]:
-    return {"promoted": False, "reasons": [reason]}
+def _undecided(reason: str) -> Gate:
+    return Gate(promoted=False, reasons=(reason,))
 
 
 def _versions(config: RunConfig, tracking_uri: str) -> list[RegisteredVersion]:
