@@ -47,35 +47,6 @@ _KEYS: Final = ("node_labels", "tolerations", "gpus", "cpu", "memory")
 
 
 @dataclass(frozen=True)
-class Branch:
-    """Where the steps of one target run, in the strings that Kubernetes takes.
-
-    Attributes:
-        label: Label of the target.
-        pool: Name of the pool: the hardware, in lower case and with dashes.
-        gpus: Whole GPUs per step.
-        cpu: Cores per step, request and limit.
-        memory: Memory per step, request and limit.
-        node_affinity: A Kubernetes NodeAffinity; empty for any node.
-        tolerations: Taints of these nodes.
-    """
-
-    label: str
-    pool: str
-    gpus: str
-    cpu: str
-    memory: str
-    node_affinity: Mapping[str, Any]
-    tolerations: Sequence[Mapping[str, Any]]
-
-    def probe(self, found: str) -> dict[str, Any]:
-        """Where its device is measured; or read of, from any node, where the key of the result was found."""
-        pod = Pod(self.gpus, self.cpu, self.memory, self.node_affinity, self.tolerations).reading_if(found)
-        own = {"gpus": pod.gpus, "cpu": pod.cpu, "memory": pod.memory, "found": pod.found}
-        return {"label": self.label, **own, "node_affinity": dict(pod.nodes), "tolerations": list(pod.tolerations)}
-
-
-@dataclass(frozen=True)
 class Pod:
     """What one step gets, and where, in what Kubernetes takes.
 
@@ -85,7 +56,6 @@ class Pod:
         memory: Memory, request and limit.
         nodes: Labels of its nodes, or a NodeAffinity; empty for any node.
         tolerations: Taints of these nodes.
-        found: Key of the step's result in the stage store; empty where it computes it.
     """
 
     gpus: str
@@ -93,22 +63,38 @@ class Pod:
     memory: str
     nodes: Mapping[str, Any]
     tolerations: Sequence[Mapping[str, Any]]
-    found: str = ""
 
-    def reading_if(self, found: str) -> Pod:
-        """Itself, or room on any node to read a result that was found."""
-        return Pod("0", *_READING, {}, [], found) if found else self
+    def fields(self, nodes: str, found: str = "") -> dict[str, Any]:
+        """As plain values; with the key of a result that was found, room on any node to read that.
 
-    def as_fields(self, step: str, nodes: str = "affinity") -> dict[str, Any]:
-        """The outputs of a component that say so, by their names; `nodes` is what they call the nodes."""
-        return {
-            f"{step}_found": self.found,
-            f"{step}_gpus": self.gpus,
-            f"{step}_cpu": self.cpu,
-            f"{step}_memory": self.memory,
-            f"{step}_{nodes}": dict(self.nodes),
-            f"{step}_tolerations": list(self.tolerations),
-        }
+        Args:
+            nodes: Name of the field with the nodes.
+            found: Key of the step's result in the stage store; empty where the step computes it.
+        """
+        pod = Pod("0", *_READING, {}, []) if found else self
+        own = {"found": found, "gpus": pod.gpus, "cpu": pod.cpu, "memory": pod.memory}
+        return own | {nodes: dict(pod.nodes), "tolerations": list(pod.tolerations)}
+
+    def outputs(self, step: str, nodes: str, found: str) -> dict[str, Any]:
+        """The outputs of a component that say so of a step; see `fields`."""
+        return {f"{step}_{name}": value for name, value in self.fields(nodes, found).items()}
+
+
+@dataclass(frozen=True)
+class Branch(Pod):
+    """Where the steps of one target run; their nodes are a NodeAffinity.
+
+    Attributes:
+        label: Label of the target.
+        pool: Name of the pool: the hardware, in lower case and with dashes.
+    """
+
+    label: str
+    pool: str
+
+    def plain(self, found: str = "") -> dict[str, Any]:
+        """As plain values: for a step whose result was found, room on any node to read that."""
+        return {"label": self.label, "pool": self.pool, **self.fields("node_affinity", found)}
 
 
 def pool_name(target: TargetConfig) -> str:
@@ -250,7 +236,7 @@ def _branch(label: str, target: TargetConfig, asked: Any, tolerations: Sequence[
         gpus=_whole(asked.get("gpus", int(gpu)), place),
         cpu=forms.quantity(asked.get("cpu", cores), forms.CORES, f"{place}: cpu"),
         memory=forms.quantity(asked.get("memory", memory), forms.BYTES, f"{place}: memory"),
-        node_affinity=_affinity(labels),
+        nodes=_affinity(labels),
         tolerations=forms.tolerations(asked.get("tolerations", tolerations if gpu else []), f"{place}: tolerations"),
     )
 

@@ -101,7 +101,12 @@ def run_step(
     except Exception as error:
         raise tell_failure(error, work.name, store=store, run_id=run_id, target=target) from None
     output.metadata["sha256"] = outcome.digest
-    _show(_advised(work.name, outcome, Path(output.path), config, target, store, run_id, found), metrics, report)
+    shown = tell(work.name, target, outcome, Path(output.path))
+    # A step in a cluster that has room to read a result only gives no advice.
+    if work.name == PROBE and target and outcome.status != "failed" and not (found and os.environ.get(IN_CLUSTER)):
+        asked = {"config": config, "store": store, "run_id": run_id, "key": outcome.key, "may_measure": not found}
+        shown = replace(shown, markdown=shown.markdown + _advice(target, asked))
+    _show(shown, metrics, report)
 
 
 def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
@@ -110,37 +115,30 @@ def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
     Path(report.path).write_text(told.markdown)
 
 
-def _advised(
-    stage: str, outcome: Outcome, result: Path, config: str, target: str | None, store: str, run_id: str, found: str
-) -> Told:
-    """What a step shows, with the advice on its target where that was just probed.
+def _advice(target: str, asked: Mapping[str, Any]) -> str:
+    """A part of a step's page: the advice on its target, which was just probed; empty where there is none.
 
-    The advice is told on the screen and kept in the run's records as well. A run does not fail for want of it. A step
-    in a cluster that has room to read a result only gives none.
+    It is told on the screen and kept in the run's records as well. A run does not fail for want of it.
+
+    Args:
+        target: Label of the target.
+        asked: What `run.advising.advise_in_run` is told besides.
     """
-    shown = tell(stage, target, outcome, result)
-    if stage != PROBE or target is None or outcome.status == "failed" or (found and os.environ.get(IN_CLUSTER)):
-        return shown
     folder = os.environ.get(LOGS_VARIABLE)
     try:
         with process.log_file("advice") as log:
             given = process.call(
                 "yolov8_nas.run.advising:advise_in_run",
                 log=Path(folder) / "advice.log" if folder else log,
-                config=config,
                 label=target,
-                store=store,
-                run_id=run_id,
-                key=outcome.key,
-                may_measure=not found,
+                **asked,
             )
     except Exception as error:
         print(f"no advice on {target}: {told(error)}", flush=True)
-        return shown
+        return ""
     lines = [*words.lines(given)]
     Progress.from_environment(PROBE, target).tell(lines)
-    page = "".join(f"- {markdown(line)}\n" for line in lines)
-    return replace(shown, markdown=f"{shown.markdown}\n## Advice\n\n{page}")
+    return "\n## Advice\n\n" + "".join(f"- {markdown(line)}\n" for line in lines)
 
 
 def _survived(stage: Stage[Any], carry_out: Callable[[Stage[Any]], Outcome]) -> Outcome:

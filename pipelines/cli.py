@@ -275,7 +275,7 @@ def _would_send(asked: object, experiment: str | None, service_account: str, wan
             "service_account": service_account,
             **({"schedule": asdict(wanted)} if isinstance(wanted, to.Schedule) else {"run": asked.config.name}),
             "parameters": described(asked),
-            "targets": [{key: value for key, value in asdict(branch).items() if value} for branch in asked.branches],
+            "targets": [{key: value for key, value in branch.plain().items() if value} for branch in asked.branches],
         }
     typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).rstrip())
 

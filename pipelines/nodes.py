@@ -41,7 +41,7 @@ def check(branches: Sequence[Branch], training_labels: Mapping[str, str]) -> str
     if training_labels:
         _require("training_labels", {key: [value] for key, value in training_labels.items()}, labels)
     for branch in branches:
-        _require(f"target {branch.label}", _wanted(branch.node_affinity), labels)
+        _require(f"target {branch.label}", _wanted(branch.nodes), labels)
     return None
 
 

@@ -16,6 +16,7 @@ import fabricated
 import pytest
 import yaml
 from detection import make_dataset
+from kfp import dsl
 from rich.console import Console
 from toys import networks
 from typer.testing import CliRunner
@@ -491,21 +492,25 @@ def test_a_step_tells_the_advice_and_does_not_fail_for_want_of_it(
         return advice(tmp_path)
 
     monkeypatch.setattr(process, "call", call)
-    done, shown = Outcome("done", "digest", "key", 1.0), Told({}, "# hw-probe\n")
-    monkeypatch.setattr(step, "tell", lambda *what: shown)
+    done, told = Outcome("done", "digest", "key", 1.0), "# hw-probe\n"
+    monkeypatch.setattr(step, "tell", lambda *what: Told({}, told))
 
-    def advised(stage: str = "hw-probe", outcome: Outcome = done, found: str = "") -> Told:
-        return step._advised(stage, outcome, tmp_path, "config", "cpu-1t-fp32", str(tmp_path), "run", found)
+    def shown(stage: str = "hw-probe", outcome: Outcome = done, found: str = "") -> str:
+        monkeypatch.setattr(step, "_survived", lambda *_: outcome)
+        output, report = dsl.Artifact(uri=str(tmp_path / "tar")), dsl.Markdown(uri=str(tmp_path / "report.md"))
+        asked = {"config": "config", "target": "cpu-1t-fp32", "store": str(tmp_path), "run_id": "run", "found": found}
+        step.run_step(stage, **asked, output=output, metrics=dsl.Metrics(), report=report)
+        return Path(report.path).read_text()
 
-    page = advised().markdown
+    page = shown()
     out = capsys.readouterr().out
     assert ("## Advice" in page) is not fails
     assert ("no advice on cpu-1t-fp32: no table" in out) is fails
     assert ("Search: " in out) is not fails
-    assert advised("search") == shown
+    assert shown("search") == told
     monkeypatch.setenv(IN_CLUSTER, "10.0.0.1")
-    assert advised(found="key") == shown, "a pod that only reads has no room"
-    assert advised(outcome=replace(done, status="failed")) == shown
+    assert shown(found="key") == told, "a pod that only reads has no room"
+    assert shown(outcome=replace(done, status="failed")) == told
 
 
 def test_a_display_keeps_what_it_is_told(tmp_path: Path) -> None:

@@ -190,13 +190,13 @@ def test_a_step_that_reads_goes_to_any_node() -> None:
     t4 = {"hardware": "NVIDIA_T4", "precision": "fp16", "constraints": ["latency<=2ms"]}
     config = RunConfig.parse({"space": "tiny", "imgsz": 64, "targets": [t4]}, "test")
     (branch,) = branches(config, {}, [{"key": "nvidia.com/gpu", "operator": "Exists"}])
-    computes, reads = branch.probe(""), branch.probe("a" * 64)
+    computes, reads = branch.plain(), branch.plain("a" * 64)
     assert computes["gpus"] == "1" and computes["node_affinity"] and computes["tolerations"] and not computes["found"]
     assert (reads["gpus"], reads["node_affinity"], reads["tolerations"]) == ("0", {}, [])
     assert reads["found"] == "a" * 64 and reads.keys() == computes.keys()
     training = Pod("8", "64", "512Gi", {"pool": "a100"}, [])
-    assert training.reading_if("") is training
-    assert training.reading_if("b" * 64).as_fields("tuning", "labels") == {
+    assert training.outputs("tuning", "labels", "")["tuning_memory"] == "512Gi"
+    assert training.outputs("tuning", "labels", "b" * 64) == {
         "tuning_found": "b" * 64,
         "tuning_gpus": "0",
         "tuning_cpu": "500m",

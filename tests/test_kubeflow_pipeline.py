@@ -296,12 +296,12 @@ def test_a_gpu_of_the_catalogue_is_found_by_its_label_and_a_cpu_gets_none() -> N
     toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     gpu, cpu = branches(CONFIG, {}, [toleration])
     assert (gpu.label, gpu.pool, gpu.gpus, gpu.tolerations) == ("nvidia-t4-int8", "nvidia-t4", "1", [toleration])
-    terms = gpu.node_affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    terms = gpu.nodes["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert terms[0]["matchExpressions"][0]["values"] == ["Tesla-T4", "NVIDIA-T4"]
-    assert (cpu.gpus, cpu.node_affinity, cpu.tolerations) == ("0", {}, [])
+    assert (cpu.gpus, cpu.nodes, cpu.tolerations) == ("0", {}, [])
     pools = {"nvidia-t4": {"node_labels": {"pool": "t4"}, "cpu": 4}, "cpu-2t": {"gpus": 0, "memory": "4Gi"}}
     gpu, cpu = branches(CONFIG, pools, [])
-    assert gpu.cpu == "4" and '"values": ["t4"]' in json.dumps(gpu.node_affinity)
+    assert gpu.cpu == "4" and '"values": ["t4"]' in json.dumps(gpu.nodes)
     assert cpu.memory == "4Gi"
 
 

@@ -80,5 +80,5 @@ def data_prep(
     asked = trained_by(RunConfig.parse(json.loads(config), "run configuration"), int(nodes), int(node_gpus))
     found = stage_key("supernet-train", asked, {"data-prep": dataset.metadata["sha256"]}, open_store(store))
     pod = Pod(supernet_gpus, training_cpu, training_memory, training_labels, training_tolerations)
-    fields = pod.reading_if(found[0] if found else "").as_fields("supernet", "labels")
+    fields = pod.outputs("supernet", "labels", found[0] if found else "")
     return namedtuple("Prepared", fields)(**fields)

@@ -107,5 +107,5 @@ def look_up(
         ("tuning", "qat-finetune", training, "labels"),
         ("export", "trt-export", own, "affinity"),
     ):
-        fields |= pod.reading_if(found.get(stage, "")).as_fields(name, nodes)
+        fields |= pod.outputs(name, nodes, found.get(stage, ""))
     return namedtuple("LookedUp", fields)(**fields)

@@ -76,7 +76,6 @@ def open_run(
     """
     import json
     from collections import namedtuple
-    from dataclasses import asdict
     from pathlib import Path
 
     from components.asked import check
@@ -106,7 +105,7 @@ def open_run(
             memory=training_memory,
             labels=training_labels,
         )
-        placed = [asdict(branch) for branch in places.branches]
+        placed = [branch.plain() for branch in places.branches]
         trains = places.training
         print(f"settings: {asked.to_json()}\nbranches: {json.dumps(placed)}\ntraining: {trains}", flush=True)
         opened = open_run(asked, store=store, run_id=name, output=Path(run.path))
@@ -114,7 +113,7 @@ def open_run(
         settled = RunConfig.parse(opened["config"], "run configuration")
         trained = trained_by(settled, trains.nodes, int(trains.gpus))
         found = probe_keys(settled, opened["num_classes"], open_store(store), trained)
-        probes = [branch.probe(found.get(branch.label, "")) for branch in places.branches]
+        probes = [branch.plain(found.get(branch.label, "")) for branch in places.branches]
     work = "all"
     if retraining := opened["retraining"]:
         print(retraining["says"], flush=True)
