@@ -11,8 +11,8 @@ import pytest
 from toys import TINY, fitted, networks, toy
 
 from yolov8_nas.errors import StageError
-from yolov8_nas.measure.latency_model import LatencyModel, Smoothness
-from yolov8_nas.runner.results import PredictionErrors
+from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.runner.results import PredictionErrors, Smoothness
 from yolov8_nas.search.exact import solve
 from yolov8_nas.search.linear_cost import LinearCost
 from yolov8_nas.search.objective import CostModel, MemoryModel

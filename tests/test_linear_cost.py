@@ -9,11 +9,16 @@ import pytest
 import torch
 from toys import TINY, fitted, gflops, networks, toy
 
-from yolov8_nas.measure.latency_model import LatencyModel, Smoothness
-from yolov8_nas.runner.results import PredictionErrors
+from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.runner.results import PredictionErrors, Smoothness
 from yolov8_nas.search.linear_cost import LinearCost, interactions
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
+
+SMOOTH = [
+    Smoothness(curved=curved, length=length, noise=noise)
+    for curved, length, noise in ((0.0, 1.0, 0.01), (0.5, 2.0, 0.1), (1.0, 1.0, 0.01))
+]
 
 
 @pytest.mark.parametrize("name", ["tiny", "yolov8n", "yolov8l", "yolov8n-mixed"])
@@ -82,7 +87,7 @@ def test_the_correction_is_within_its_linear_part_and_its_bound() -> None:
     fresh = networks(TINY, 500, seed=6)
     known = networks(TINY, 60, seed=1)
     latency = [sum(layer.macs**0.8 / 1e6 + 0.01 for layer in cost(a, 3, 128).layers) for a in known]
-    for smoothness in (Smoothness(0.0, 1.0, 0.01), Smoothness(0.5, 2.0, 0.1), Smoothness(1.0, 1.0, 0.01)):
+    for smoothness in SMOOTH:
         model = LatencyModel(
             TINY, 3, 128, tuple(known), tuple(latency), smoothness, 0.05, PredictionErrors(mape=0.0, spearman=1.0)
         )
@@ -92,9 +97,7 @@ def test_the_correction_is_within_its_linear_part_and_its_bound() -> None:
         assert (model.curvature > 1e-3) == (np.abs(rest).max() > 1e-4) == (smoothness.curved > 0)
 
 
-@pytest.mark.parametrize(
-    "smoothness", [Smoothness(0.0, 1.0, 0.01), Smoothness(0.5, 2.0, 0.1), Smoothness(1.0, 1.0, 0.01)]
-)
+@pytest.mark.parametrize("smoothness", SMOOTH)
 def test_the_tangent_is_the_prediction_to_first_order(smoothness: Smoothness) -> None:
     known = networks(TINY, 60, seed=1)
     latency = [sum(layer.macs**0.8 / 1e6 + 0.01 for layer in cost(a, 3, 128).layers) for a in known]

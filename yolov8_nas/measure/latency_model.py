@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final, TypeAlias
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from yolov8_nas.runner.results.probe import FittedModel, PredictionErrors, Smoothing
+from yolov8_nas.runner.results.probe import FittedModel, PredictionErrors, Smoothness
 from yolov8_nas.space import BLOCKS, CONVS, LEVELS, Architecture, SearchSpace
 from yolov8_nas.space.cost import KINDS, Attention, Layer, cost
 
@@ -127,33 +127,19 @@ def _row(layers: Sequence[Layer | Attention], pooling: int) -> Floats:
     return np.array(row)
 
 
-@dataclass(frozen=True)
-class Smoothness:
-    """The form of the correction.
-
-    Attributes:
-        curved: Share of the squared-exponential kernel; the rest is linear.
-        length: Its length scale, in standard deviations per feature.
-        noise: Variance of the measurement, as a multiple of the kernel's.
-    """
-
-    curved: float
-    length: float
-    noise: float
-
-    def kernel(self, a: Floats, b: Floats) -> Floats:
-        """Covariance of standardised features: (n, d), (m, d) to (n, m)."""
-        dims = max(1, a.shape[1])
-        products = a @ b.T / dims
-        squares = (a**2).sum(axis=1)[:, None] / dims + (b**2).sum(axis=1)[None] / dims - 2 * products
-        smooth: Floats = np.exp(-squares / (2 * self.length**2))
-        covariance: Floats = self.curved * smooth + (1 - self.curved) * products
-        return covariance
+def _kernel(curved: float, length: float, a: Floats, b: Floats) -> Floats:
+    """Covariance of standardised features (see `Smoothness`): (n, d), (m, d) to (n, m)."""
+    dims = max(1, a.shape[1])
+    products = a @ b.T / dims
+    squares = (a**2).sum(axis=1)[:, None] / dims + (b**2).sum(axis=1)[None] / dims - 2 * products
+    smooth: Floats = np.exp(-squares / (2 * length**2))
+    covariance: Floats = curved * smooth + (1 - curved) * products
+    return covariance
 
 
 _NO_CORRECTION: Final = 1e6
 _CANDIDATES: Final = tuple(
-    Smoothness(curved, length, noise)
+    Smoothness(curved=curved, length=length, noise=noise)
     for curved, length in ((0.0, 1.0), *itertools.product((0.5, 1.0), (1.0, 2.0, 4.0)))
     for noise in (*(float(x) for x in np.logspace(-2.5, 2, 10)), _NO_CORRECTION)
 )
@@ -174,7 +160,7 @@ class _Fit:
     def predict(self, work: Floats, parts: Floats) -> Floats:
         """Latency in ms: (n,)."""
         standardised = (parts - self.centre) / self.scale
-        correction = self.smoothness.kernel(standardised, self.anchors) @ self.weights
+        correction = _kernel(self.smoothness.curved, self.smoothness.length, standardised, self.anchors) @ self.weights
         latency: Floats = work @ self.prices * np.exp(correction)
         return latency
 
@@ -198,8 +184,8 @@ class _Fit:
     @property
     def curvature(self) -> float:
         """What the curved part contributes at most: the norm of a function bounds it, as |f(x)|^2 <= |f|^2 k(x, x)."""
-        curved = replace(self.smoothness, curved=1.0)
-        squared = float(self.weights @ curved.kernel(self.anchors, self.anchors) @ self.weights)
+        kernel = _kernel(1.0, self.smoothness.length, self.anchors, self.anchors)
+        squared = float(self.weights @ kernel @ self.weights)
         return self.smoothness.curved * math.sqrt(max(squared, 0.0))
 
 
@@ -215,7 +201,7 @@ def _fits(work: Floats, parts: Floats, latency: Floats, choices: Sequence[Smooth
 
     @cache
     def decomposed(curved: float, length: float) -> tuple[Floats, Floats]:
-        values, vectors = np.linalg.eigh(Smoothness(curved, length, 0.0).kernel(anchors, anchors))
+        values, vectors = np.linalg.eigh(_kernel(curved, length, anchors, anchors))
         return values, vectors
 
     for choice in choices:
@@ -350,7 +336,7 @@ class LatencyModel:
             imgsz=self.imgsz,
             genes=tuple(self.space.encode(architecture) for architecture in self.architectures),
             latency_ms=self.latencies,
-            smoothness=Smoothing(**asdict(self.smoothness)),
+            smoothness=self.smoothness,
             margin=self.margin,
             confidence=CONFIDENCE,
             cross_validation=self.cross_validation,
@@ -365,7 +351,7 @@ class LatencyModel:
             imgsz=fitted.imgsz,
             architectures=tuple(fitted.space.decode(genes) for genes in fitted.genes),
             latencies=fitted.latency_ms,
-            smoothness=Smoothness(**dict(fitted.smoothness)),
+            smoothness=fitted.smoothness,
             margin=fitted.margin,
             cross_validation=fitted.cross_validation,
         )

@@ -121,8 +121,14 @@ class PredictionErrors(Result):
     spearman: float
 
 
-class Smoothing(Result):
-    """The form of a correction; see `measure.latency_model.Smoothness`."""
+class Smoothness(Result):
+    """The form of a latency model's correction.
+
+    Attributes:
+        curved: Share of the squared-exponential kernel; the rest is linear.
+        length: Its length scale, in standard deviations per feature.
+        noise: Variance of the measurement, as a multiple of the kernel's.
+    """
 
     curved: float
     length: float
@@ -143,7 +149,7 @@ class FittedModel(Result):
     imgsz: int
     genes: tuple[tuple[int, ...], ...]
     latency_ms: tuple[float, ...]
-    smoothness: Smoothing
+    smoothness: Smoothness
     margin: float
     confidence: float
     cross_validation: PredictionErrors
