@@ -60,9 +60,6 @@ def run_step(
 ) -> None:
     """Bring a stage to its end, as `run_stage` does, and write its figures and its report.
 
-    A target's stage runs in a fork: when that is killed or crashes, the target is lost and its step ends green, like
-    one whose stage failed, so that other targets go on.
-
     Args:
         stage: Name of the stage, or one that is none of the seven.
         config: Run configuration as JSON.
@@ -101,12 +98,9 @@ def run_step(
     except Exception as error:
         raise tell_failure(error, work.name, store=store, run_id=run_id, target=target) from None
     output.metadata["sha256"] = outcome.digest
-    shown = tell(work.name, target, outcome, Path(output.path))
-    # A step in a cluster that has room to read a result only gives no advice.
-    if work.name == PROBE and target and outcome.status != "failed" and not (found and os.environ.get(IN_CLUSTER)):
-        asked = {"config": config, "store": store, "run_id": run_id, "key": outcome.key, "may_measure": not found}
-        shown = replace(shown, markdown=shown.markdown + _advice(target, asked))
-    _show(shown, metrics, report)
+    _show(tell(work.name, target, outcome, Path(output.path)), metrics, report)
+    if work.name == PROBE and target and outcome.status != "failed":
+        _advise(target, report, config=config, store=store, run_id=run_id, key=outcome.key, may_measure=not found)
 
 
 def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
@@ -115,15 +109,19 @@ def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
     Path(report.path).write_text(told.markdown)
 
 
-def _advice(target: str, asked: Mapping[str, Any]) -> str:
-    """A part of a step's page: the advice on its target, which was just probed; empty where there is none.
+def _advise(target: str, report: dsl.Markdown, *, may_measure: bool, **asked: Any) -> None:
+    """Add the advice on a target that was just probed to its step's page; it is told on the screen and recorded, too.
 
-    It is told on the screen and kept in the run's records as well. A run does not fail for want of it.
+    A run does not fail for want of it. A step in a cluster that has room to read a result only gives none.
 
     Args:
         target: Label of the target.
-        asked: What `run.advising.advise_in_run` is told besides.
+        report: The page.
+        may_measure: Whether there is room to measure what is not known.
+        asked: What else `run.advising.advise_in_run` is told.
     """
+    if os.environ.get(IN_CLUSTER) and not may_measure:
+        return
     folder = os.environ.get(LOGS_VARIABLE)
     try:
         with process.log_file("advice") as log:
@@ -131,18 +129,24 @@ def _advice(target: str, asked: Mapping[str, Any]) -> str:
                 "yolov8_nas.run.advising:advise_in_run",
                 log=Path(folder) / "advice.log" if folder else log,
                 label=target,
+                may_measure=may_measure,
                 **asked,
             )
     except Exception as error:
         print(f"no advice on {target}: {told(error)}", flush=True)
-        return ""
+        return
     lines = [*words.lines(given)]
     Progress.from_environment(PROBE, target).tell(lines)
-    return "\n## Advice\n\n" + "".join(f"- {markdown(line)}\n" for line in lines)
+    with Path(report.path).open("a") as page:
+        page.write("\n## Advice\n\n" + "".join(f"- {markdown(line)}\n" for line in lines))
 
 
 def _survived(stage: Stage[Any], carry_out: Callable[[Stage[Any]], Outcome]) -> Outcome:
-    """Carry a stage out in a fork; where that is lost, the stage is one that failed for it."""
+    """Carry a target's stage out in a fork.
+
+    Where that is killed or crashes, the target is lost and its step ends green, like one whose stage failed, so that
+    other targets go on.
+    """
     try:
         return guarded.call(lambda: carry_out(stage))
     except guarded.EndedError as ended:

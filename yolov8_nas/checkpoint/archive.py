@@ -281,7 +281,6 @@ PASSED_OVER: Final = frozenset(
 # The pickle -----------------------------------------------------------------------------------------------------------
 
 _MARK: Final = object()
-_GONE: Final = object()
 
 
 class _Machine:

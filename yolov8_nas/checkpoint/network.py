@@ -465,7 +465,6 @@ def _names(found: Any, classes: int) -> dict[int, str]:
     return {i: str(listed[i])[:256] for i in range(classes)}
 
 
-_ROW_NAMES: Final = re.compile(r"[A-Za-z0-9_.]{1,64}")
 _WORDS: Final = frozenset({"None", "nc", "nearest", "bilinear", "True", "False"})
 
 
