@@ -24,8 +24,8 @@ from yolov8_nas.run import local
 from yolov8_nas.run.effort import UNITS, Look, at_peak, by_rates, units
 from yolov8_nas.run.summary import RUN_FILE, read_advice
 from yolov8_nas.runner import process
-from yolov8_nas.runner.results import Advice
-from yolov8_nas.runner.stage import STAGES, find_target, open_store, target_labels
+from yolov8_nas.runner.results import Advice, StageRecord
+from yolov8_nas.runner.stage import STAGES, find_target, open_store, read_record, target_labels
 from yolov8_nas.stages.qat_finetune.settings import QAT_COST
 from yolov8_nas.store.store import Store
 from yolov8_nas.yaml_text import read_yaml
@@ -300,7 +300,7 @@ class Rates:
             if (earlier.space, earlier.imgsz) != (config.space, config.imgsz):
                 continue
             for label, other in _targets(earlier, stage, target):
-                if seconds := _seconds(records / f"{label or 'all'}.{stage}.json"):
+                if seconds := _seconds(read_record(records, stage, label)):
                     return seconds / units(stage, earlier, other), f"run {records.name}"
         return None, "unknown"
 
@@ -317,13 +317,12 @@ class Rates:
                     break
 
 
-def _seconds(record: Path) -> float | None:
+def _seconds(record: StageRecord | None) -> float | None:
     """How long a run computed a stage, or would have without the parts that it found in the store.
 
     Nothing where it took over the whole of what another one had computed.
     """
-    found = read_json(record) if record.is_file() else {}
-    return float(found["seconds"]) + found.get("seconds_spared", 0.0) if found.get("status") == "done" else None
+    return record.seconds + record.seconds_spared if record and record.status == "done" else None
 
 
 def _targets(

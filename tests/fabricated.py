@@ -37,6 +37,7 @@ from yolov8_nas.runner.results import (
     Rival,
     ScoredStock,
     SearchResult,
+    StageRecord,
     StockFile,
     StockResult,
     SupernetResult,
@@ -251,6 +252,16 @@ def summary(*targets: Target, stages: Sequence[Mapping[str, Any]] = (), **run: A
     return Summary.model_validate(
         {"run": told, "dataset": None, "stages": [row | stage for stage in stages], "targets": targets}
     )
+
+
+def stage_record(stage: str, target: str | None = None, **changes: Any) -> dict[str, Any]:
+    """The record of a stage that was done, but for `changes`."""
+    fields = {
+        "stage": stage, "target": target, "key": "key", "status": "done", "seconds": 2.0, "seconds_spared": 0.0,
+        "error": None, "peak_rss_mib": 900.0, "peak_rss_child_mib": 1000.0, "ended": 1.7e9 + 60,
+        "digest": f"digest of {stage}", "settings": {},
+    }  # fmt: skip
+    return StageRecord(**fields | changes).plain()
 
 
 def small_onnx(path: Path, bias: float = 0.0) -> Path:

@@ -416,7 +416,7 @@ def run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, li
     manifest = Manifest("hw-probe", STAGE.version, "key", settings, {}, outputs, "digest", 1.0)
     write_json(probe.parent / "manifest.json", asdict(manifest))
     make_dataset(dataset, train=6, search=3, val=2)
-    open_store(str(store)).record("run", "all.data-prep.json", {"stage": "data-prep", "target": None, "key": "data"})
+    open_store(str(store)).record("run", "all.data-prep.json", fabricated.stage_record("data-prep", key="data"))
     return counts
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import pytest
 
 from components.placement import Pod, branches, trained_by
@@ -103,10 +104,11 @@ def test_a_record_that_tells_no_device_is_passed_over(played: Played, settings: 
     done = {name: played.play(name) for name in TAKES}
     newer = played.store.run_folder("newer")
     played.store.record("newer", RUN_FILE, {"config": CONFIG.model_dump(mode="json")})
+    record = fabricated.stage_record("hw-probe", LABEL)
     if settings == "{":
         (newer / f"{LABEL}.hw-probe.json").write_text(settings)
     else:
-        played.store.record("newer", f"{LABEL}.hw-probe.json", {"settings": settings})
+        played.store.record("newer", f"{LABEL}.hw-probe.json", record | {"settings": settings})
     os.utime(newer, (4e9, 4e9))
     assert played.store.runs()[0] == "newer"
     assert probe_keys(CONFIG, 2, played.store) == {LABEL: done["hw-probe"].key}

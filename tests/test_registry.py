@@ -577,10 +577,9 @@ def keep_stage(store: Store, run_id: str, target: str | None, outputs: Path, **d
     stage = outputs.name
     entry = store.entry(stage, f"key of {stage}")
     shutil.copytree(outputs, entry.outputs)
-    record = {"stage": stage, "target": target, "key": entry.folder.name, "status": "done", "error": None}
-    record |= {"seconds": 2.5, "peak_rss_mib": 300.0, "peak_rss_child_mib": 100.0, "ended": 1.7e9 + 60}
-    record |= {"digest": f"digest of {stage}", "settings": {"seed": 3, "tracking_uri": "http://me:secret@there"}}
-    record |= differently
+    settings = {"seed": 3, "tracking_uri": "http://me:secret@there"}
+    told = {"key": entry.folder.name, "seconds": 2.5, "peak_rss_mib": 300.0, "peak_rss_child_mib": 100.0}
+    record = fabricated.stage_record(stage, target, settings=settings, **told | differently)
     if record["status"] != "failed":
         files = {name: file_sha256(file) for name, file in tree_files(outputs).items()}
         made = Manifest(stage, 1, record["key"], record["settings"], {"data-prep": "d"}, files, record["digest"], 70.0)
@@ -601,7 +600,9 @@ def test_every_stage_has_a_run_of_its_own_once_even_if_the_server_was_away(
     keep_stage(store, run_id, label, outputs["search"], status="cached")
     keep_stage(store, run_id, label, outputs["qat-finetune"])
     keep_stage(store, run_id, label, outputs["trt-export"], status="failed", error="no file keeps the limits")
-    store.record(run_id, f"{label}.register.json", {"key": ""})  # what is not run has no run
+    store.record(
+        run_id, f"{label}.register.json", fabricated.stage_record("register", label, key="")
+    )  # what is not run has no run
     stages = [{"name": "search", "target": label, "seconds": 2.5}]
     failed = fabricated.target(id=label, error="trt-export: no file keeps the limits")
     summary = fabricated.summary(failed, stages=stages, id=run_id, status="failed")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import pytest
 from fabricated import CONFIG, PROFILE, write_outputs
 
@@ -41,8 +42,7 @@ class FinishedRun:
 
     def record(self, stage: str, status: str = "done", error: str | None = None, key: str = "key") -> None:
         target = None if stage in SHARED else LABEL
-        record = {"stage": stage, "target": target, "key": key, "status": status, "seconds": 2.0, "error": error}
-        write_json(self.file(stage), {**record, "peak_rss_mib": 900.0, "peak_rss_child_mib": 1000.0})
+        write_json(self.file(stage), fabricated.stage_record(stage, target, status=status, error=error, key=key))
 
     def fail(self, stage: str, error: str, *later: str) -> None:
         self.record(stage, "failed", error)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import kubernetes
 import object_store
 import pytest
@@ -329,7 +330,7 @@ def test_nodes_without_a_disk_in_common_go_by_the_bucket(
                 (dataset.outputs / "dataset.json").write_text("{}")
                 outputs = {"dataset.json": file_sha256(dataset.outputs / "dataset.json")}
                 dataset.commit(Manifest("data-prep", 1, "d", {}, {}, outputs, "", 0.0))
-            store.record("r", "all.data-prep.json", {"key": "d"})
+            store.record("r", "all.data-prep.json", fabricated.stage_record("data-prep", key="d"))
 
             machines.ends = {"1": "refused", "0": "lost"}
             with pytest.raises(InputError, match="diverged"):

@@ -24,7 +24,7 @@ from typing import Final
 from yolov8_nas import quiet
 from yolov8_nas.errors import StageError
 from yolov8_nas.files import canonical_digest, file_sha256, read_json, tree_files, write_json
-from yolov8_nas.runner.stage import PARENT_VARIABLE, StageContext, open_store
+from yolov8_nas.runner.stage import PARENT_VARIABLE, StageContext, open_store, read_record
 from yolov8_nas.stages.supernet_train import STAGE
 from yolov8_nas.stages.supernet_train.run import Failure
 from yolov8_nas.stages.supernet_train.settings import KEPT, SupernetSettings
@@ -59,9 +59,11 @@ def carry_out(ctx: StageContext[SupernetSettings], run_id: str, on_nodes: Callab
         job = f"{ENTRIES}/{key}/job"
         (store.root / job).mkdir(parents=True, exist_ok=True)
         store.remove(job)  # what a step that was killed has left
+        prepared = read_record(store.run_folder(run_id), "data-prep", None)
+        assert prepared is not None, "the step before this one has recorded it"
         request = {
             "settings": ctx.settings.plain(),
-            "dataset": read_json(store.run_folder(run_id) / "all.data-prep.json")["key"],
+            "dataset": prepared.key,
             "ultralytics": read_json(Path(os.environ["YOLO_CONFIG_DIR"]) / ULTRALYTICS),
         }
         write_json(store.root / job / REQUEST, request)

@@ -9,7 +9,6 @@ tag, and what is logged to it has times that stay the same.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,9 +27,9 @@ from yolov8_nas.registry.tracking import (
     upload,
     without_credentials,
 )
-from yolov8_nas.runner.results import SupernetEpoch, TuningResult
+from yolov8_nas.runner.results import StageRecord, SupernetEpoch, TuningResult
 from yolov8_nas.runner.results.summary import Summary
-from yolov8_nas.runner.stage import STAGES, TOLD
+from yolov8_nas.runner.stage import STAGES, TOLD, read_record
 from yolov8_nas.store.store import Store
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class StageRun:
     ended: int
     seconds: float
     peak_memory_mb: float
-    digest: str | None
+    digest: str
     settings: Mapping[str, Any]
     manifest: Mapping[str, Any] | None
     curves: Mapping[str, Curves]
@@ -88,15 +87,10 @@ def stage_runs(store: Store, run_id: str, labels: Iterable[str]) -> list[StageRu
         run_id: The run.
         labels: Labels of its targets.
     """
-    records = store.run_folder(run_id)
-    files = {
-        (label, stage): records / f"{label or 'all'}.{stage}.json" for label in (None, *labels) for stage in STAGES
-    }
-    return [
-        _stage_run(store, record)
-        for file in files.values()
-        if file.is_file() and (record := read_json(file))["key"]  # without one it was not run: one before it failed
-    ]
+    folder = store.run_folder(run_id)
+    records = [read_record(folder, stage, label) for label in (None, *labels) for stage in STAGES]
+    # Without a key a stage was not run, because one before it failed.
+    return [_stage_run(store, record) for record in records if record and record.key]
 
 
 def close_run(tracking_uri: str, mlflow_run: str, summary: Summary, out: Path, stages: Iterable[StageRun]) -> None:
@@ -163,24 +157,24 @@ def close_killed(tracking_uri: str, experiment: str, run_id: str, killed_at: int
     return bool(left)
 
 
-def _stage_run(store: Store, record: Mapping[str, Any]) -> StageRun:
-    entry = store.result(record["stage"], record["key"], TOLD.get(record["stage"], ()))
+def _stage_run(store: Store, record: StageRecord) -> StageRun:
+    entry = store.result(record.stage, record.key, TOLD.get(record.stage, ()))
     manifest = asdict(entry.manifest) if entry.manifest else None
-    for content in (record, manifest or {}):
-        settings = content.get("settings", {})
-        if "tracking_uri" in settings:
-            settings["tracking_uri"] = without_credentials(settings["tracking_uri"])
+    settings = {**record.settings}
+    for content in (settings, (manifest or {}).get("settings", {})):
+        if "tracking_uri" in content:
+            content["tracking_uri"] = without_credentials(str(content["tracking_uri"]))
     return StageRun(
-        stage=record["stage"],
-        target=record["target"],
-        key=record["key"],
-        status=record["status"],
-        error=record["error"],
-        ended=round(1000 * record.get("ended", time.time())),  # earlier releases did not record it
-        seconds=record["seconds"],
-        peak_memory_mb=max(record["peak_rss_mib"], record["peak_rss_child_mib"]),
-        digest=record.get("digest"),
-        settings=record.get("settings", {}),
+        stage=record.stage,
+        target=record.target,
+        key=record.key,
+        status=record.status,
+        error=record.error,
+        ended=round(1000 * record.ended),
+        seconds=record.seconds,
+        peak_memory_mb=record.peak_memory_mb,
+        digest=record.digest,
+        settings=settings,
         manifest=manifest,
         curves=dict(_curves(entry.outputs)),
     )

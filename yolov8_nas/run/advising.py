@@ -28,7 +28,7 @@ from yolov8_nas.device.host import HostLock
 from yolov8_nas.device.profile import Profile, available_cores, cpu_model
 from yolov8_nas.errors import InputError, StageError, told
 from yolov8_nas.export.artifact import write_network
-from yolov8_nas.files import canonical_digest, read_json
+from yolov8_nas.files import canonical_digest
 from yolov8_nas.measure.benchmark import Measurement, level, measure
 from yolov8_nas.measure.protocol import PROBE as PROTOCOL
 from yolov8_nas.measure.runtime import RUNTIMES, find
@@ -47,7 +47,7 @@ from yolov8_nas.runner.results import (
     TrainingRates,
 )
 from yolov8_nas.runner.settings import Space, StageSettings
-from yolov8_nas.runner.stage import STAGES, StageContext, find_target, open_store, record_file
+from yolov8_nas.runner.stage import STAGES, StageContext, find_target, open_store, read_record
 from yolov8_nas.space import SearchSpace
 from yolov8_nas.stages.hw_probe import STAGE as PROBE
 from yolov8_nas.stages.hw_probe.settings import TABLES, ProbeSettings
@@ -174,9 +174,9 @@ def advise_in_run(config: str, label: str, *, store: str, run_id: str, key: str,
     asked, opened = RunConfig.parse(json.loads(config), "run configuration"), open_store(store)
     probe = opened.result(PROBE.name, key)
     dataset = None
-    record = opened.run_folder(run_id) / record_file("data-prep", None)
-    if not os.environ.get(IN_CLUSTER) and record.is_file():
-        found = opened.place("data-prep", read_json(record)["key"]) / "outputs"
+    record = read_record(opened.run_folder(run_id), "data-prep", None)
+    if record and not os.environ.get(IN_CLUSTER):
+        found = opened.place("data-prep", record.key) / "outputs"
         dataset = found if (found / "dataset.json").is_file() else None
     given = advise(asked, label, store=store, probe=probe, dataset=dataset, may_measure=may_measure)
     opened.record(run_id, advice_file(label), given.plain())

@@ -24,6 +24,7 @@ from yolov8_nas.runner.stage import (
     find_target,
     key_of,
     open_store,
+    read_record,
     record_file,
     run_stage,
     target_labels,
@@ -138,22 +139,23 @@ def pick_up(config: RunConfig, label: str, *, store: str, run_id: str, output: P
     folder = opened.run_folder(run_id)
     records = {}
     for name, of in (("data-prep", None), ("supernet-train", None), ("hw-probe", label)):
-        if not (file := folder / record_file(name, of)).is_file():
+        if (record := read_record(folder, name, of)) is None:
+            file = folder / record_file(name, of)
             raise StageError(f"{file}: {name} has left no record in this run; start the run again")
-        records[name] = read_json(file)
+        records[name] = record
     probe = records["hw-probe"]
-    if probe["status"] == "failed":
+    if probe.status == "failed":
         with tempfile.TemporaryDirectory() as made:
-            failure = {name: probe[name] for name in ("status", "stage", "target", "error")}
+            failure = probe.model_dump(include={"status", "stage", "target", "error"})
             write_json(Path(made) / STATUS_FILE, {**failure, "kind": StageError.__name__, "run_id": run_id})
             return pack(Path(made), output), {}
     stage = find_stage("hw-probe")
     outcome = run_stage(
-        stage, config=config, target=label, inputs={}, output=output, store=store, run_id=run_id, found=probe["key"]
+        stage, config=config, target=label, inputs={}, output=output, store=store, run_id=run_id, found=probe.key
     )
     if outcome.status == "failed":
         return outcome.digest, {}
-    digests = {name: record["digest"] for name, record in records.items()}
+    digests = {name: record.digest for name, record in records.items()}
     return outcome.digest, branch_keys(config, label, digests, opened)
 
 
@@ -173,11 +175,9 @@ def _last_seen(target: TargetConfig, store: Store) -> Seen | None:
             folder = store.run_folder(run_id)
             earlier = RunConfig.parse(read_json(folder / RUN_FILE)["config"], run_id)
             for label, other in zip(target_labels(earlier), earlier.targets, strict=True):
-                record = folder / record_file("hw-probe", label)
                 same = (other.hardware, other.runtime, other.far) == (target.hardware, target.runtime, None)
-                if same and record.is_file():
-                    settings = read_json(record)["settings"]
-                    return Seen(**{name: settings[name] for name in Seen.model_fields})
+                if same and (record := read_record(folder, "hw-probe", label)):
+                    return Seen.model_validate({name: record.settings[name] for name in Seen.model_fields})
         except (OSError, KeyError, TypeError, ValueError, StageError):
             continue  # never opened, failed for its settings, of another release, or not signed
     return None

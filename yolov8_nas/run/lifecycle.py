@@ -20,7 +20,7 @@ from yolov8_nas.files import append_line, copy_file, no_room, read_json, write_j
 from yolov8_nas.run.preflight import check_places
 from yolov8_nas.run.summary import FAILURES, RUN_FILE
 from yolov8_nas.runner.results.summary import Run, Summary
-from yolov8_nas.runner.stage import LOGS_VARIABLE, STAGES, TOLD, open_store, target_labels
+from yolov8_nas.runner.stage import LOGS_VARIABLE, STAGES, TOLD, open_store, read_record, target_labels
 from yolov8_nas.store.store import SIGNATURE, Store
 from yolov8_nas.yaml_text import parse_yaml
 
@@ -296,11 +296,7 @@ def evidence(store: Store, run_id: str, targets: Sequence[str]) -> dict[str | No
     records = store.run_folder(run_id)
 
     def folders(target: str | None) -> dict[str, Path]:
-        found = {}
-        for stage in STAGES:
-            record = records / f"{target or 'all'}.{stage}.json"
-            if record.is_file() and (key := read_json(record)["key"]):
-                found[stage] = store.result(stage, key, TOLD.get(stage, ())).outputs
-        return found
+        ended = [record for stage in STAGES if (record := read_record(records, stage, target)) and record.key]
+        return {it.stage: store.result(it.stage, it.key, TOLD.get(it.stage, ())).outputs for it in ended}
 
     return {target: folders(target) for target in (None, *targets)}

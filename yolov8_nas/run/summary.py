@@ -24,6 +24,7 @@ from yolov8_nas.runner.results import (
     ResolvedLimit,
     Result,
     ResultFile,
+    StageRecord,
     StockResult,
     VerdictResult,
 )
@@ -87,8 +88,8 @@ def summarise(store: Store, run_id: str, out: Path, config: RunConfig) -> Summar
     """
     records = _records(store, run_id)
     failures = list(_failures(store, run_id, records))
-    shared = [record for (label, _), record in records.items() if label == _ALL and record["status"] == "failed"]
-    failures += [f"{record['stage']}: {record['error']}" for record in shared]
+    shared = [record for (label, _), record in records.items() if label == _ALL and record.status == "failed"]
+    failures += [f"{record.stage}: {record.error}" for record in shared]
     error = "; ".join(failures) or None
     labels = target_labels(config)
     rows = [_row(record) for record in _in_order(records, labels)]
@@ -135,7 +136,7 @@ class _Branch:
         self,
         store: Store,
         run_id: str,
-        records: Mapping[tuple[str, str], dict[str, Any]],
+        records: Mapping[tuple[str, str], StageRecord],
         label: str,
         target: TargetConfig,
         failures: Sequence[str] = (),
@@ -188,8 +189,8 @@ class _Branch:
     def _error(self) -> str | None:
         """Why nothing ships; the cause, not what followed from it."""
         for stage, record in self.records.items():
-            if record["status"] == "failed":
-                return f"{stage}: {record['error']}"
+            if record.status == "failed":
+                return f"{stage}: {record.error}"
         missing = [stage for stage in STAGES if stage not in self.records]
         if missing and self.failures:
             return "; ".join(self.failures)
@@ -258,17 +259,14 @@ def _violation(limit: HeldLimit) -> float:
     return math.inf if limit.measured is None else limit.constraint.violation(limit.measured)
 
 
-def _records(store: Store, run_id: str) -> dict[tuple[str, str], dict[str, Any]]:
+def _records(store: Store, run_id: str) -> dict[tuple[str, str], StageRecord]:
     """What `run_stage` recorded of a run, by target (or `all`) and stage."""
-    records = {}
-    for file in sorted(store.run_folder(run_id).glob("*.json")):
-        content = read_json(file)
-        if "stage" in content:
-            records[content["target"] or _ALL, content["stage"]] = content
-    return records
+    contents = map(read_json, sorted(store.run_folder(run_id).glob("*.json")))
+    records = [StageRecord.model_validate(content) for content in contents if "stage" in content]
+    return {(record.target or _ALL, record.stage): record for record in records}
 
 
-def _failures(store: Store, run_id: str, records: Mapping[tuple[str, str], Mapping[str, Any]]) -> Iterable[str]:
+def _failures(store: Store, run_id: str, records: Mapping[tuple[str, str], StageRecord]) -> Iterable[str]:
     """Why the run failed beside what its stages' own records say: tasks that are no stages, and what was ended."""
     folder = store.run_folder(run_id)
     for file in sorted(folder.glob(f"{FAILURES}*.json")):
@@ -279,7 +277,7 @@ def _failures(store: Store, run_id: str, records: Mapping[tuple[str, str], Mappi
     for file in sorted(folder.glob(begun_file("*", "*"))):
         begun = read_json(file)
         record = records.get((begun["target"] or _ALL, begun["begun"]))
-        if record is None or record.get("ended", math.inf) < begun["at"]:
+        if record is None or record.ended < begun["at"]:
             yield f"{begun['begun']}{_of(begun['target'])}: {KILLED}; start the same command again to go on"
 
 
@@ -287,37 +285,36 @@ def _of(target: str | None) -> str:
     return f" of {target}" if target else ""
 
 
-def _in_order(records: Mapping[tuple[str, str], dict[str, Any]], labels: list[str]) -> Iterable[dict[str, Any]]:
+def _in_order(records: Mapping[tuple[str, str], StageRecord], labels: list[str]) -> Iterable[StageRecord]:
     """The records as the pipeline goes: what serves all targets, then target by target."""
     keys = [(label, stage) for label in (_ALL, *labels) for stage in STAGES]
     return [records[key] for key in keys if key in records]
 
 
-def _row(record: Mapping[str, Any]) -> StageRow:
-    peak = max(record["peak_rss_mib"], record["peak_rss_child_mib"])
+def _row(record: StageRecord) -> StageRow:
     return StageRow(
-        name=record["stage"],
-        target=record["target"],
-        status=record["status"],
-        seconds=record["seconds"],
-        error=record["error"],
+        name=record.stage,
+        target=record.target,
+        status=record.status,
+        seconds=record.seconds,
+        error=record.error,
         # A stage that found its result there has used no memory for it.
-        peak_memory_mb=peak if record["status"] != "cached" else None,
+        peak_memory_mb=record.peak_memory_mb if record.status != "cached" else None,
     )
 
 
-def _outputs(store: Store, record: Mapping[str, Any] | None) -> Path | None:
+def _outputs(store: Store, record: StageRecord | None) -> Path | None:
     """The output folder of a stage; nothing where it never began."""
-    if not record or not record["key"]:
+    if not record or not record.key:
         return None
-    return store.result(record["stage"], record["key"], TOLD.get(record["stage"], ())).outputs
+    return store.result(record.stage, record.key, TOLD.get(record.stage, ())).outputs
 
 
-def _tools(store: Store, records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _tools(store: Store, records: Iterable[StageRecord]) -> dict[str, str]:
     """Versions of what computed the results."""
     tools: dict[str, str] = {}
     for record in records:
-        manifest = store.entry(record["stage"], record["key"]).manifest if record["key"] else None
+        manifest = store.entry(record.stage, record.key).manifest if record.key else None
         if manifest is not None:
             tools |= manifest.tools
     return tools

@@ -35,6 +35,7 @@ from yolov8_nas.errors import InputError, NoRoomError, StageError, WaitingError,
 from yolov8_nas.files import canonical_digest, file_sha256, no_room, read_json, read_kept, tree_files, write_json
 from yolov8_nas.reading import parse_json
 from yolov8_nas.runner.progress import Progress, duration
+from yolov8_nas.runner.results.record import StageRecord
 from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.store.archive import extract, pack
 from yolov8_nas.store.store import Entry, Manifest, Store
@@ -213,6 +214,18 @@ def begun_file(stage: str, target: str | None) -> str:
 def record_file(stage: str, target: str | None) -> str:
     """Name of the record of a run that tells what a stage came to."""
     return f"{target or 'all'}.{stage}.json"
+
+
+def read_record(records: Path, stage: str, target: str | None) -> StageRecord | None:
+    """What a stage came to in a run; nothing where it has not ended.
+
+    Args:
+        records: Folder of the run's records.
+        stage: The stage.
+        target: Label of the target, or nothing for a stage that serves all of them.
+    """
+    file = records / record_file(stage, target)
+    return StageRecord.model_validate(read_json(file)) if file.is_file() else None
 
 
 def target_labels(config: RunConfig) -> list[str]:
@@ -447,10 +460,10 @@ class _Run(Generic[S]):
         """
         if self.target is not None:
             return
-        lost = []
+        lost, folder = [], self.store.run_folder(self.run_id)
         for label in target_labels(self.config):
-            records = map(read_json, sorted(self.store.run_folder(self.run_id).glob(f"{label}.*.json")))
-            failed = next((record["stage"] for record in records if record["status"] == "failed"), None)
+            records = (read_record(folder, stage, label) for stage in STAGES)
+            failed = next((record.stage for record in records if record and record.status == "failed"), None)
             if failed is None:
                 return
             lost.append(f"{label} in {failed}")
@@ -550,24 +563,24 @@ class _Run(Generic[S]):
         seconds = time.monotonic() - self.start
         self.progress.finished(status, seconds, error)
         own, child = _peak_rss_mib()
-        record = {
-            "stage": self.stage.name,
-            "target": self.target,
-            "key": key,
-            "status": status,
-            "seconds": round(seconds, 3),
-            "seconds_spared": round(sum(self.spared.values()), 3),
-            "error": error,
-            "peak_rss_mib": own,
-            "peak_rss_child_mib": child,
-            "ended": round(time.time(), 3),
-            "digest": digest,
-            "settings": self.settings,
-        }
+        record = StageRecord(
+            stage=self.stage.name,
+            target=self.target,
+            key=key,
+            status=status,
+            seconds=round(seconds, 3),
+            seconds_spared=round(sum(self.spared.values()), 3),
+            error=error,
+            peak_rss_mib=own,
+            peak_rss_child_mib=child,
+            ended=round(time.time(), 3),
+            digest=digest,
+            settings=self.settings,
+        )
         name = record_file(self.stage.name, self.target)
         # Where a stage stands twice in a pipeline, the record is that of the call that did the work.
         if status != "cached" or not (self.store.run_folder(self.run_id) / name).exists():
-            self._patiently(lambda: self.store.record(self.run_id, name, record))
+            self._patiently(lambda: self.store.record(self.run_id, name, record.plain()))
         return Outcome(status, digest, key, seconds, error)
 
 

@@ -83,6 +83,7 @@ from yolov8_nas.runner.results.probe import (
     Timed,
     TimedLoad,
 )
+from yolov8_nas.runner.results.record import StageRecord
 from yolov8_nas.runner.results.register import RegisterResult
 from yolov8_nas.runner.results.search import (
     CandidateResult,
@@ -180,6 +181,7 @@ __all__ = [
     "Source",
     "Spread",
     "StageCost",
+    "StageRecord",
     "StockFile",
     "StockResult",
     "StockSize",
