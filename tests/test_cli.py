@@ -153,8 +153,9 @@ def test_export_of_a_run_is_of_what_it_ships(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: str, checkpoint: str
 ) -> None:
     files = {name: f"models/cpu-best/{name}" for name in ("best.pt", "qat.pt", "model.onnx")}
-    target = {"model": {"files": files}, "precision_shipped": shipped}
-    (tmp_path / "summary.json").write_text(json.dumps({"targets": [target, {"model": None}]}))
+    model = {**fabricated.figures(2.0), "files": files}
+    target = fabricated.target(model=model, precision_shipped=shipped)
+    fabricated.summary(target, fabricated.target()).write(tmp_path)
     (tmp_path / "models" / "cpu-best").mkdir(parents=True)
     asked: list[dict[str, Any]] = []
 
@@ -168,7 +169,7 @@ def test_export_of_a_run_is_of_what_it_ships(
     (arguments,) = asked
     assert arguments["checkpoint"] == tmp_path / "models" / "cpu-best" / checkpoint
     assert (arguments["path"], arguments["imgsz"], arguments["batch"]) == (tmp_path / "x.onnx", 96, 4)
-    (tmp_path / "summary.json").write_text(json.dumps({"targets": [target, target]}))
+    fabricated.summary(target, target).write(tmp_path)
     result = _invoke("export", tmp_path)
     assert result.exit_code == 2
     assert "the run ships 2 models" in result.stderr

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import detection
+import fabricated
 import numpy as np
 import onnx
 import onnxruntime
@@ -238,15 +238,14 @@ def test_what_is_left_out_is_told(exported: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_served_where_it_was_measured(exported: Path, tmp_path: Path) -> None:
     files = {name: str(exported / file) for name, file in {"model.onnx": "dynamic.onnx", "best.pt": "best.pt"}.items()}
-    target = {
-        "model": {"files": files},
-        "precision_shipped": "fp16",
-        "hardware": {"name": "t4", "kind": "gpu", "threads": 1, "model": "Tesla T4"},
-        "runtime": {"name": "onnxruntime"},
-    }
+    target = fabricated.target(
+        model={**fabricated.figures(2.0), "files": files},
+        precision_shipped="fp16",
+        hardware={"name": "t4", "kind": "gpu", "threads": 1, "model": "Tesla T4"},
+    )
     run = tmp_path / "line-3"
     run.mkdir()
-    (run / "summary.json").write_text(json.dumps({"targets": [target]}))
+    fabricated.summary(target).write(run)
     result = invoke(run, "-o", tmp_path / "served", "--storage-uri", URI)
     assert result.exit_code == 0, result.output
     config = model_config((tmp_path / "served" / "triton" / "line-3" / "config.pbtxt").read_text())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -28,7 +28,7 @@ from yolov8_nas.commands.init import init
 from yolov8_nas.commands.sensitivity import sensitivity
 from yolov8_nas.config import RunConfig, lay_over
 from yolov8_nas.errors import InputError, StageError, told
-from yolov8_nas.files import copy_file, no_room, read_json
+from yolov8_nas.files import copy_file, no_room
 from yolov8_nas.space import SpaceError
 from yolov8_nas.store.archive import ArchiveError
 from yolov8_nas.terminal import Terminal
@@ -36,6 +36,7 @@ from yolov8_nas.terminal import Terminal
 if TYPE_CHECKING:
     from yolov8_nas.export.serving import Place
     from yolov8_nas.nas import Subnet
+    from yolov8_nas.runner.results.summary import Target
 
 
 class Commands(typer.core.TyperGroup):
@@ -520,38 +521,35 @@ def _candidates_table(found: Sequence[Subnet]) -> Table:
 
 def _shipped_checkpoint(workdir: Path) -> Path:
     """The checkpoint of what a run ships, quantized if that is: of its only target."""
-    target = _shipped_target(workdir, "best.pt")
-    wanted = "qat.pt" if target["precision_shipped"] == "int8" else "best.pt"
-    return workdir / str(target["model"]["files"][wanted])
+    target, files = _shipped_target(workdir, "best.pt")
+    return workdir / files["qat.pt" if target.precision_shipped == "int8" else "best.pt"]
 
 
-def _shipped_target(workdir: Path, instead: str) -> dict[str, Any]:
-    """The only target for which a run ships something, as its summary has it; else `instead` is what to name."""
-    summary, suffix = workdir / "summary.json", Path(instead).suffix
-    if not summary.is_file():
+def _shipped_target(workdir: Path, instead: str) -> tuple[Target, Mapping[str, str]]:
+    """The only target for which a run ships something, and its files; else `instead` is what to name."""
+    from yolov8_nas.runner.results.summary import Summary
+
+    if not (workdir / Summary.FILE).is_file():
+        suffix = Path(instead).suffix
         raise InputError(
             f"{workdir}: no finished run in this folder (no summary.json); give the path of a {suffix} file"
         )
-    targets: list[dict[str, Any]] = [target for target in read_json(summary)["targets"] if target["model"]]
-    if len(targets) != 1:
-        found = ", ".join(str(workdir / target["model"]["files"][instead]) for target in targets)
-        raise InputError(f"{workdir}: the run ships {len(targets)} models; give the path of one: {found or 'none'}")
-    return targets[0]
+    shipped = [(target, target.model.files) for target in Summary.read(workdir).targets if target.model]
+    if len(shipped) != 1:
+        found = ", ".join(str(workdir / files[instead]) for _, files in shipped)
+        raise InputError(f"{workdir}: the run ships {len(shipped)} models; give the path of one: {found or 'none'}")
+    return shipped[0]
 
 
 def _shipped_file(workdir: Path) -> tuple[Path, Place]:
     """The file of what a run ships that a server runs, and where it was measured."""
     from yolov8_nas.export.serving import Place
 
-    target = _shipped_target(workdir, "model.onnx")
-    files, device = target["model"]["files"], target["hardware"]
-    place = Place(
-        kind=device["kind"],
-        threads=device["threads"],
-        product=device["model"] if device["kind"] == "gpu" else None,
-        runtime=target["runtime"]["name"],
-    )
-    return workdir / str(files.get("model.engine", files["model.onnx"])), place
+    target, files = _shipped_target(workdir, "model.onnx")
+    device = target.hardware
+    product = device.model if device.kind == "gpu" else None
+    place = Place(device.kind or "cpu", device.threads or 1, product, target.runtime.name)
+    return workdir / files.get("model.engine", files["model.onnx"]), place
 
 
 def _limits(config: RunConfig) -> list[Any]:

@@ -106,6 +106,7 @@ class Hardware(Part):
     name: str
     threads: int | None = None
     model: str | None = None
+    kind: Literal["cpu", "gpu"] | None = None
 
 
 class Runtime(Part):
