@@ -8,14 +8,14 @@ space is searched within the limit, and real trainings choose among the candidat
 are trained to the end with seeds that nothing was chosen by, and scored on the validation split, once for each seed:
 
     searched    the network that the search and the halving chose;
-    rescaled    stock with its width rescaled to the latency of the candidates, chosen by the same halving among the
+    rescaled    stock with its width rescaled to the latency of `searched`, chosen by the same halving among the
                 roundings of its widths;
     random      the best, by the same halving, of as many random networks at the limit;
     stock       stock, the limit's measure;
     compute     rescaled stock, trained for as many epochs as equal the computing of searching and training.
 
 All arms start from the same checkpoint, sliced to their shape, and learn alike: epochs, images, schedule, and, with
-`--distill`, the same teacher (trained stock). Computing is counted in multiply-accumulates times images, which load
+`--distill`, the same teacher (trained stock) in every training, those of the halving too. Computing is counted in multiply-accumulates times images, which load
 can't change; a forward and a backward pass count as three forward ones. Latencies are measured side by side, in the
 same rounds. Differences are paired by seed and image, with a 95% interval over both (`arena.over_seeds`).
 
@@ -51,18 +51,20 @@ from yolov8_nas.errors import StageError
 from yolov8_nas.evaluation import Evaluation, Evaluator
 from yolov8_nas.export.artifact import write_network
 from yolov8_nas.files import read_json, write_json
-from yolov8_nas.measure.benchmark import level, measure
+from yolov8_nas.measure.benchmark import Measurement, level, measure
 from yolov8_nas.measure.latency_model import LatencyModel
 from yolov8_nas.measure.protocol import VERIFY
 from yolov8_nas.measure.runtime import of_profile
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import LatencyFit, LatencyTable, ResolvedLimit
 from yolov8_nas.runner.stage import run_stage, target_labels
+from yolov8_nas.search.baseline import TOLERANCE, rescalings
 from yolov8_nas.search.evolution import to_the_limit
 from yolov8_nas.search.measuring import Bench
 from yolov8_nas.search.memo import Memo
 from yolov8_nas.search.objective import CostModel, Scorer
 from yolov8_nas.search.plan import Plan
+from yolov8_nas.search.rescaling import Rescaling
 from yolov8_nas.search.searcher import Searcher
 from yolov8_nas.space import Architecture, SearchSpace
 from yolov8_nas.space.cost import cost
@@ -77,7 +79,7 @@ from yolov8_nas.supernet.warmstart import read_stock, warm_start
 from yolov8_nas.train import finetune
 from yolov8_nas.train.halving import Result, Rung, halve, schedule
 from yolov8_nas.train.quantization import load_network
-from yolov8_nas.train.starting import SLICING_IMAGES, Starts
+from yolov8_nas.train.starting import SLICING_IMAGES, Starts, computing
 
 ARMS: Final = ("searched", "rescaled", "random", "stock", "compute")
 FRESH: Final = 5000
@@ -323,16 +325,65 @@ class Contest:
     def choose(self) -> dict[str, Architecture]:
         """The networks of the arms that are chosen, each by the same halving."""
         found = self.search()
-        entrants = {
-            "searched": [Architecture.from_dict(row["architecture"]) for row in found["candidates"]],
-            "rescaled": list({Architecture.from_dict(r["architecture"]): None for r in found["rescaled"]}),
-            "random": [Architecture.from_dict(row) for row in found["random"]],
-        }
-        return {
-            arm: self.halved(arm, networks)
-            for arm, networks in entrants.items()
-            if networks and (arm in self.arguments.arms or (arm == "rescaled" and "compute" in self.arguments.arms))
-        }
+        arms = set(self.arguments.arms)
+        searched = self.halved("searched", [Architecture.from_dict(row["architecture"]) for row in found["candidates"]])
+        chosen = {"searched": searched}
+        if arms & {"rescaled", "compute"}:
+            chosen["rescaled"] = self.halved("rescaled", self.rivals(searched))
+        if "random" in arms and found["random"]:
+            chosen["random"] = self.halved("random", [Architecture.from_dict(row) for row in found["random"]])
+        return chosen
+
+    def rivals(self, searched: Architecture) -> list[Architecture]:
+        """Stock rescaled to the latency of the network that was found, in several roundings, all measured beside it."""
+        file = self.folder / "rivals.json"
+        if not file.exists():
+            protocol = replace(VERIFY, max_rounds=24)
+
+            def measured(networks: Sequence[Architecture], name: str) -> list[Measurement]:
+                return self.bench.measure(networks, protocol, name, lambda done, total: None)
+
+            (own,) = measured([searched], f"winner-{searched.digest}")
+            rescaling = Rescaling(self.study.space.scale, self.price, measured)
+            nearest = rescaling.to(searched, own.latency_ms.p50, f"rivals-{searched.digest}")
+            like = rescalings(rescaling.scale, self.price, self.price(nearest.architecture))
+            networks = list(dict.fromkeys([nearest.architecture, *like]))[: self.arguments.candidates]
+            own, *others = measured([searched, *networks], f"rivals-{searched.digest}")
+            share = [other.latency_ms.p50 / own.latency_ms.p50 for other in others]
+            rows = [
+                {"architecture": network.to_dict(), "of_winner": of_winner}
+                for network, of_winner in zip(networks, share, strict=True)
+                if network == nearest.architecture or abs(of_winner - 1) <= TOLERANCE
+            ]
+            write_json(file, rows)
+        return [Architecture.from_dict(row["architecture"]) for row in read_json(file)]
+
+    def price(self, network: Architecture) -> float:
+        """Median latency of a network in milliseconds, as predicted."""
+        return float(self.latency_model.predict([network])[0][0])
+
+    @cached_property
+    def latency_model(self) -> LatencyModel:
+        """The latency model as it was fitted to the probe."""
+        return LatencyModel.of(LatencyFit.read(self.study.probed))
+
+    @cached_property
+    def bench(self) -> Bench:
+        """What measures networks on the device."""
+        work, profile = self.folder / "search", Profile.read(self.study.probed)
+        runtime, names = of_profile(profile, "fp32"), len(self.study.names)
+
+        def export(network: Architecture) -> Path:
+            path = work / "networks" / f"{network.digest}{runtime.suffix}"
+            if not path.exists():
+                write_network(build(network, names).eval(), path, runtime=runtime, imgsz=self.arguments.imgsz, batch=1)
+            return path
+
+        return Bench(
+            work, export=export, reference=self.study.space.stock, runtime=runtime, threads=profile.threads, batch=1,
+            probed_ms=level(LatencyTable.read(self.study.probed).rows), elsewhere=None, host=HostLock(),
+            note=lambda text: print(text, flush=True),
+        )  # fmt: skip
 
     def halved(self, arm: str, networks: Sequence[Architecture]) -> Architecture:
         """The best of some networks by real trainings."""
@@ -354,7 +405,7 @@ class Contest:
                 epochs=rungs[rung].epochs,
                 seed=1000 * (self.number + 1) + rung,
                 start_seed=self.number,
-                teacher=self.study.teacher if last else None,
+                teacher=self.study.teacher,
                 held_out=None if last else rung % self.study.folds,
             )
             return Result(told["score"], told["seconds"])
@@ -381,7 +432,7 @@ class Contest:
     def computing_of_halving(
         self, networks: Sequence[Architecture], rungs: Sequence[Rung], lengths: Sequence[int], ranking: Sequence[Any]
     ) -> float:
-        """Multiply-accumulates times images of all trainings of a halving, backward passes included.
+        """Multiply-accumulates times images of all trainings of a halving, backward and the teacher's passes included.
 
         One whole training of the winner counts in any case.
         """
@@ -391,7 +442,11 @@ class Contest:
         ]
         if rungs[-1].epochs < epochs:
             trained.append((ranking[0].entrant, epochs))
-        return sum(3 * self.study.macs(networks[entrant]) * images * length for entrant, length in trained)
+        taught_by = self.study.macs(self.study.space.stock) if self.arguments.distill else 0.0
+        return sum(
+            computing(self.study.macs(networks[entrant]), images, length, taught_by=taught_by)
+            for entrant, length in trained
+        )
 
     def epochs_of_equal_computing(self, chosen: dict[str, Architecture]) -> int:
         """For how long rescaled stock can be trained with all the computing that the searched network took."""
@@ -439,13 +494,11 @@ class Contest:
             return read_json(file)  # type: ignore[no-any-return]
         study, a, probe = self.study, self.arguments, self.study.probed
         rows = LatencyTable.read(probe).rows
-        profile = Profile.read(probe)
-        runtime = of_profile(profile, "fp32")
         supernet, work = self.supernet(), self.folder / "search"
         work.mkdir(exist_ok=True)
         costs = CostModel.from_probe(
             [row.constraint for row in ResolvedLimit.read_all(probe)],
-            LatencyModel.of(LatencyFit.read(probe)),
+            self.latency_model,
             rows,
             num_classes=len(study.names),
             imgsz=a.imgsz,
@@ -468,21 +521,12 @@ class Contest:
                 memo.add(network, scorer(network) if a.supernet_epochs else 0.0)
             return memo[network]
 
-        def export(network: Architecture) -> Path:
-            path = work / "networks" / f"{network.digest}{runtime.suffix}"
-            model = build(network, len(study.names)).eval()
-            return path if path.exists() else write_network(model, path, runtime=runtime, imgsz=a.imgsz, batch=1)
-
-        bench = Bench(
-            work, export=export, reference=study.space.stock, runtime=runtime, threads=profile.threads, batch=1,
-            probed_ms=level(rows), elsewhere=None, host=HostLock(), note=lambda text: print(text, flush=True),
-        )  # fmt: skip
         plan = Plan(
             generations=a.generations, population=a.population, candidates=a.candidates, measure_every=2, prior_steps=0,
-            seed=self.number,
+            rescaled=False, seed=self.number,
         )  # fmt: skip
         searcher = Searcher(
-            supernet, study.data, study.space, costs, plan, score, bench.measure, imgsz=a.imgsz, work=work,
+            supernet, study.data, study.space, costs, plan, score, self.bench.measure, imgsz=a.imgsz, work=work,
             probed_ms=level(rows), progress=lambda done, message, best: None, note=lambda text: print(text, flush=True),
         )  # fmt: skip
         found = searcher.run()
@@ -500,9 +544,8 @@ class Contest:
         write_json(
             file,
             {
-                "machine": machine(profile.threads),
+                "machine": machine(Profile.read(probe).threads),
                 "candidates": [candidate.to_result().plain() for candidate in found.met],
-                "rescaled": [rescaled.to_result().plain() for rescaled in found.rescaled],
                 "random": [network.to_dict() for network in dict.fromkeys(drawn)][: a.candidates],
                 "used": [1 - candidate.slack for candidate in found.met],
                 "scored": len(found.trials),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from yolov8_nas.search.baseline import TOLERANCE, rescaled_stock
+from yolov8_nas.search.baseline import TOLERANCE, rescaled_stock, rescalings
 from yolov8_nas.space import SCALES, Architecture, stock_architecture
 from yolov8_nas.space.cost import cost
 from yolov8_nas.supernet.derive import build
@@ -47,3 +49,16 @@ def test_a_rescaled_network_can_be_built() -> None:
 
 def test_the_nearest_is_given_where_none_is_near() -> None:
     assert set(rescaled_stock("n", price, 1e-3).convs) == {8}
+
+
+def test_roundings_of_one_latency_are_different_networks_with_the_nearest_first() -> None:
+    def channels(network: Architecture) -> float:
+        return float(sum(network.convs) + sum(block.width for block in network.blocks))
+
+    latency = 0.7 * channels(stock_architecture("s"))
+    found = rescalings("s", channels, latency)
+    away = [abs(math.log(channels(network) / latency)) for network in found]
+    assert away == sorted(away) and away[-1] <= math.log(1 + TOLERANCE)
+    assert len(set(found)) == len(found) > 2
+    assert rescaled_stock("s", channels, latency) in found
+    assert rescalings("s", channels, 1e-3) == []

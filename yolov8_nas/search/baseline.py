@@ -99,6 +99,22 @@ def rescaled_stock(scale: str, price: Callable[[Architecture], float], latency_m
     return nearest
 
 
+def rescalings(scale: str, price: Callable[[Architecture], float], latency_ms: float) -> list[Architecture]:
+    """All networks that `rescaled_stock` looks at within `TOLERANCE` of a latency, the nearest first.
+
+    They differ in how their widths are rounded, and in nothing that anybody chose.
+
+    Args:
+        scale: Size that is rescaled: `n`, `s`, `m` or `l`.
+        price: Median latency of a network in milliseconds, measured or predicted.
+        latency_ms: The latency, in milliseconds.
+    """
+    stock = stock_architecture(scale)
+    networks = dict.fromkeys(network for shift in _SHIFTS for network in _scaled_networks(stock, shift))
+    distance = {network: _distance(price(network), latency_ms) for network in networks}
+    return sorted((n for n in networks if distance[n] <= math.log(1 + TOLERANCE)), key=lambda n: distance[n])
+
+
 def _scaled_networks(stock: Architecture, shift: float) -> list[Architecture]:
     """Every network that a factor on stock's widths gives, from narrow to wide."""
     widths = {*stock.convs, *(block.width for block in stock.blocks), stock.sppf_width}

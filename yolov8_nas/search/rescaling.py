@@ -73,25 +73,28 @@ class Rescaling:
                 architecture = candidate.trial.architecture
                 rescaled.append(replace(known, candidate=architecture, latency_ms=ms, candidate_ms=own_ms))
             else:
-                made = self._to(candidate, number)
+                made = self.to(candidate.trial.architecture, own_ms, f"rescaled-{number}")
                 levels.append((own_ms * made.latency_ms / made.candidate_ms, made))
                 rescaled.append(made)
         return rescaled
 
-    def _to(self, best: Candidate, number: int) -> Rescaled:
-        """Stock rescaled to the latency of one candidate, both measured in the same rounds."""
-        candidate = best.trial.architecture
+    def to(self, candidate: Architecture, own_ms: float, name: str) -> Rescaled:
+        """Stock rescaled to the latency of one candidate, both measured in the same rounds.
 
+        Args:
+            candidate: The candidate.
+            own_ms: Its median latency in milliseconds, as measured before.
+            name: Of the measurements, under which they are kept.
+        """
         tried: dict[Architecture, tuple[float, float]] = {}  # its latency and the candidate's
-        correction = self.price(candidate) / best.measurement.latency_ms.p50
+        correction = self.price(candidate) / own_ms
         for attempt in range(RESCALINGS):
-            network = rescaled_stock(self.scale, self.price, correction * best.measurement.latency_ms.p50)
+            network = rescaled_stock(self.scale, self.price, correction * own_ms)
             if network in tried:
                 break
             if network == candidate:  # it is rescaled stock itself
-                own_ms = best.measurement.latency_ms.p50
                 return Rescaled(network, candidate, own_ms, own_ms)
-            rival, own = self.measure([network, candidate], f"rescaled-{number}-{attempt}")
+            rival, own = self.measure([network, candidate], f"{name}-{attempt}")
             tried[network] = rival.latency_ms.p50, own.latency_ms.p50
             if abs(tried[network][0] / tried[network][1] - 1) <= TOLERANCE:
                 break
