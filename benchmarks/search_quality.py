@@ -15,9 +15,10 @@ are trained to the end with seeds that nothing was chosen by, and scored on the 
     compute     rescaled stock, trained for as many epochs as equal the computing of searching and training.
 
 All arms start from the same checkpoint, sliced to their shape, and learn alike: epochs, images, schedule, and, with
-`--distill`, the same teacher (trained stock) in every training, those of the halving too. Computing is counted in multiply-accumulates times images, which load
-can't change; a forward and a backward pass count as three forward ones. Latencies are measured side by side, in the
-same rounds. Differences are paired by seed and image, with a 95% interval over both (`arena.over_seeds`).
+`--distill`, the same teacher (trained stock) in every training, those of the halving too. Computing is counted in
+multiply-accumulates times images, which load can't change; a forward and a backward pass count as three forward ones.
+Latencies are measured side by side, in the same rounds. Differences are paired by seed and image, with a 95% interval
+over both (`arena.over_seeds`).
 
 The work folder keeps everything: the command may be killed and given again at any time, and with more seeds or searches
 it goes on from those it has. `--arms` trains a part of the arms, `--report` prints what is finished, and `--toy` shows
@@ -96,6 +97,22 @@ TOY: Final = {
 def main() -> None:
     """Parse arguments, search, train, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--report", action="store_true", help="only print what is finished")
+    arguments = parsed(parser)
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)
+    torch.set_num_threads(arguments.threads)
+    study = Study(arguments)
+    if not arguments.report:
+        for number in range(arguments.searches):
+            Contest(study, number).hold()
+    for number in range(arguments.searches):
+        report(study, study.workdir / "searches" / str(number))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a study."""
     parser.add_argument("--workdir", type=Path, default=Path("runs/search_quality"))
     parser.add_argument("--weights", type=Path, required=True, help="a trained stock checkpoint")
     parser.add_argument("--data", help="a dataset: folder or archive; nothing for inspection pictures")
@@ -107,7 +124,6 @@ def main() -> None:
     parser.add_argument("--limit", default="latency<=60%stock")
     parser.add_argument("--searches", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each arm with fresh seeds")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=8)
@@ -122,20 +138,16 @@ def main() -> None:
     parser.add_argument("--probe-holdout", type=int, default=12)
     parser.add_argument("--bn-images", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="only print what is finished")
     parser.add_argument("--toy", action="store_true", help="a few images and epochs")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; with `--toy` the settings of a toy."""
     arguments = parser.parse_args()
     if arguments.toy:
         for name, value in TOY.items():
             setattr(arguments, name, value)
-    logging.getLogger("ultralytics").setLevel(logging.ERROR)
-    torch.set_num_threads(arguments.threads)
-    study = Study(arguments)
-    if not arguments.report:
-        for number in range(arguments.searches):
-            Contest(study, number).hold()
-    for number in range(arguments.searches):
-        report(study, study.workdir / "searches" / str(number))
+    return arguments
 
 
 class Study:

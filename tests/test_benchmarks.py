@@ -20,6 +20,7 @@ import arena
 import rank_correlation
 import search_quality
 import search_speed
+import shapes
 import stock_arm
 import verdicts
 from arena import over_seeds, scores_of_draws
@@ -39,8 +40,9 @@ from rank_correlation import (
 from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import TYPICAL_SPREAD, Evaluation, compare
 from yolov8_nas.files import read_json, write_json
-from yolov8_nas.space import Architecture, SearchSpace
+from yolov8_nas.space import Architecture, SearchSpace, stock_architecture
 from yolov8_nas.space.cost import cost
+from yolov8_nas.space.limits import Constraint
 
 SPACE = SearchSpace.load("tiny")
 SETTING = Setting(space="tiny", imgsz=64, train=0, val=0, networks=4, epochs=1, batch=8, lr=1e-3)
@@ -354,3 +356,22 @@ def test_a_runs_costs_are_those_of_what_made_its_results(tmp_path: Path) -> None
     assert "scored 2 networks, 12 a minute" in told
     with pytest.raises(InputError, match="finished run"):
         search_speed.costs_of_run(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("family", shapes.FAMILIES)
+def test_a_family_is_brought_to_the_limit(family: str) -> None:
+    stock = stock_architecture("s")
+
+    class Work:
+        def predict(self, networks: list[Architecture]) -> tuple[Any, None]:
+            return np.array([float(cost(network, 3, 96).macs) for network in networks]), None
+
+    model: Any = Work()
+    limit = Constraint.parse("latency<=60%stock")
+    network = shapes.at_the_limit(shapes.FAMILIES[family], stock, model, limit)
+    share = cost(network, 3, 96).macs / cost(stock, 3, 96).macs
+    assert 0.56 < share <= 0.6
+    with pytest.raises(SystemExit, match="no factor"):
+        shapes.at_the_limit(shapes.FAMILIES[family], stock, model, Constraint.parse("latency<=1%stock"))
+    with pytest.raises(SystemExit, match="share of stock"):
+        shapes.at_the_limit(shapes.FAMILIES[family], stock, model, Constraint.parse("latency<=5ms"))
