@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import cv2
 import detection
 import fabricated
 import numpy as np
@@ -45,6 +46,7 @@ from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import (
     NmsResult,
     Objective,
+    PicturesResult,
     ResolvedLimit,
     TrainingRecipe,
     Tuned,
@@ -294,6 +296,36 @@ def test_fp32_ships(only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "best.pt",
         "subnet.pt",
     }
+
+
+def test_the_same_images_are_shown_with_what_both_find(
+    only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nms, "CONFIDENCE", 0.05)  # after so few epochs
+    out = run_export(only_fp32, tmp_path, monkeypatch, {}, precision="fp32")
+    result = PicturesResult.read(out)
+    assert (len(result.images), result.of) == (8, 16)
+    assert (result.ours, result.stock) == ("searched, FP32", "stock YOLOv8n, FP32")
+    assert {file.name for file in (out / "pictures").iterdir()} == {picture.file for picture in result.images}
+    missed = [len(picture.ours.missed) + len(picture.stock.missed) for picture in result.images]
+    assert missed == sorted(missed, reverse=True)
+    right = [box for picture in result.images for box in picture.ours.found if box.right]
+    assert right  # the network that ships has learnt, so boxes of the labels and of the network lie on each other
+    for picture in result.images:
+        found = sum(box.right for box in picture.ours.found)
+        assert found + len(picture.ours.missed) == picture.boxes
+
+
+def test_detections_are_those_of_ultralytics_on_the_same_picture(tuned: Path, tmp_path: Path) -> None:
+    checkpoint, file = tuned / "qat-finetune" / "candidates" / "1" / "best.pt", tmp_path / "best.onnx"
+    export_onnx(load_network(checkpoint), file, imgsz=SIDE, batch=2)
+    source = sorted((tuned / "data-prep" / "dataset" / "images" / "val").iterdir())
+    pictures = [cv2.copyMakeBorder(cv2.imread(str(s)), 0, 40, 0, 0, cv2.BORDER_REFLECT) for s in source[:3]]
+    theirs = YOLO(checkpoint).predict(pictures, imgsz=SIDE, rect=False, conf=0.25, iou=0.7, verbose=False)
+    ours = nms.detect(file, pictures, imgsz=SIDE, batch=2, threads=1)
+    assert sum(len(found) for found in ours) > 0
+    for found, result in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, result.boxes.data.numpy(), atol=0.02)
 
 
 def test_the_export_needs_no_stage(only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -428,6 +428,18 @@ class RetrainConfig(_Section):
     tolerance: float = Field(0.005, ge=0, lt=1)
 
 
+class ReportConfig(_Section):
+    """The report of a run.
+
+    Attributes:
+        images: Whether the report holds pictures: images of the val split, made smaller, with the boxes of what ships
+            and of stock. Set it to false where images must not leave the store; the report says then that they are
+            left out.
+    """
+
+    images: bool = True
+
+
 class RunConfig(_Section):
     """Everything that a run is asked to do.
 
@@ -456,6 +468,7 @@ class RunConfig(_Section):
     quantization: QuantizationConfig = QuantizationConfig()
     targets: tuple[TargetConfig, ...] = Field(min_length=1)
     tracking: TrackingConfig = TrackingConfig()
+    report: ReportConfig = ReportConfig()
     store: Text | None = None
     retrain: RetrainConfig | None = None
     signing: SigningConfig | None = None

@@ -14,13 +14,15 @@ from __future__ import annotations
 from yolov8_nas.deploy.files import export_files, score
 from yolov8_nas.deploy.job import Job
 from yolov8_nas.deploy.measuring import Measuring
+from yolov8_nas.deploy.pictures import write_pictures
 from yolov8_nas.deploy.verdict import Decided, Verdict
 
 
 def export(job: Job) -> Decided:
     """Export, measure and score, and decide which file ships: it lies in `model/` of `job.out` then.
 
-    What each file finds in the images of the val split lies in `evaluation/`.
+    What each file finds in the images of the val split lies in `evaluation/`; `pictures/` has some of these images, and
+    `pictures.json` what the file that ships and stock find there.
 
     Raises:
         StageError: A checkpoint is of another head or recipe, or its file computes something else.
@@ -31,4 +33,7 @@ def export(job: Job) -> Decided:
         job.total = 3 * len(exported) + 2
         job.step("exported")
         timed, nms = Measuring(job).run(exported)
-        return Verdict(job, score(job, timed), nms).decide()
+        decided = Verdict(job, score(job, timed), nms).decide()
+        if decided.beside:
+            write_pictures(job, *decided.beside)
+        return decided

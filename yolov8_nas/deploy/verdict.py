@@ -48,11 +48,13 @@ class Decided:
         result: The verdict, with everything that was tried.
         engine: The TensorRT engine of what ships, or of what came closest; nothing of another kind of file.
         why_none: Why no file ships; nothing where one does.
+        beside: The file that ships, and that of stock it is compared with first; nothing where one is missing.
     """
 
     result: VerdictResult
     engine: Path | None
     why_none: str | None
+    beside: tuple[Scored, Scored] | None
 
 
 class Verdict:
@@ -96,7 +98,8 @@ class Verdict:
         )
         self.job.step(f"{shipped.name} ships" if shipped else "no file keeps the limits")
         engine = runs if runs.suffix == ".engine" else None
-        return Decided(result, engine, None if shipped else self._why_none(ours))
+        beside = (shipped, stock[0]) if shipped and stock else None
+        return Decided(result, engine, None if shipped else self._why_none(ours), beside)
 
     def _loss(self, file: Scored) -> float:
         """The objective of the search: 1 - mAP, or its weighted sum with latency."""

@@ -31,6 +31,7 @@ import torchvision  # noqa: F401 - with it, non_max_suppression takes torchvisio
 from numpy.typing import NDArray
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
+from ultralytics.utils.ops import scale_boxes
 
 from yolov8_nas.measure.benchmark import Timed, Timing, named, time_in_rounds, timed_runs
 from yolov8_nas.measure.protocol import VERIFY, Protocol
@@ -233,6 +234,42 @@ def boxes(file: Path, images: Sequence[Images], *, threads: int, runtime: Runtim
     runner = runtime.open(file, threads, len(images[0]))
     (taken,) = runner.get_inputs()
     return _counts([runner.run(None, {taken.name: x_BCHW})[0] for x_BCHW in images])
+
+
+def detect(
+    file: Path,
+    pictures: Sequence[NDArray[np.uint8]],
+    *,
+    imgsz: int,
+    batch: int,
+    threads: int,
+    runtime: Runtime = DEFAULT,
+) -> list[NDArray[np.float32]]:
+    """What a network finds in pictures, at the thresholds of `predict`.
+
+    Args:
+        file: The network.
+        pictures: (height, width, 3) in BGR, of any sizes.
+        imgsz: Side of the network's square input in pixels.
+        batch: Images per inference; the last batch is filled up with its last picture.
+        threads: Threads of the network on a CPU.
+        runtime: What runs it.
+
+    Returns:
+        Of each picture the detections from the most confident on, in pixels of the picture: (n, 6), as left, top,
+        right, bottom, confidence, class.
+    """
+    runner = runtime.open(file, threads, batch)
+    (taken,) = runner.get_inputs()
+    found = []
+    for start in range(0, len(pictures), batch):
+        some = [*pictures[start : start + batch]]
+        full = some + [some[-1]] * (batch - len(some))
+        output = runner.run(None, {taken.name: prepare(full, imgsz)})[0]
+        for picture, rows in zip(some, suppress(output), strict=False):  # the filling is not asked for
+            scale_boxes((imgsz, imgsz), rows[:, :4], picture.shape)
+            found.append(rows[:, :6].numpy().astype(np.float32))
+    return found
 
 
 def _frame(file: Path, images: Sequence[Images], threads: int, runtime: Runtime) -> Callable[[], None]:

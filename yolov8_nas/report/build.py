@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -13,11 +15,17 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from yolov8_nas.files import atomic_write
-from yolov8_nas.report import advice, plots, sections, wording
+from yolov8_nas.report import advice, pictures, plots, sections, wording
 from yolov8_nas.report.evidence import Outputs
 from yolov8_nas.report.wording import shown
 from yolov8_nas.runner.results import DatasetResult, SupernetEpoch, SupernetResult
 from yolov8_nas.runner.results.summary import Dataset, StageRow, Summary
+
+LARGEST: Final = 5_000_000
+"""Bytes of a report up to which it holds pictures; the rest of it takes about 2.3 MB, most of them Plotly's."""
+
+_MARGIN: Final = 20_000
+"""Bytes for what stands around pictures."""
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 _SPLITS: Final = ("train", "search", "val")
@@ -26,7 +34,7 @@ Evidence = Mapping[str | None, Mapping[str, Path]]
 """The folders that the stages of a run left, by label of the target (nothing for all of them) and stage."""
 
 
-def build_report(summary: Summary, evidence: Evidence, out: Path) -> Path:
+def build_report(summary: Summary, evidence: Evidence, out: Path, *, images: bool = True) -> Path:
     """Write the report of a run.
 
     Whatever part of the evidence is missing or unreadable, the report is written and says what is not there and why.
@@ -36,18 +44,37 @@ def build_report(summary: Summary, evidence: Evidence, out: Path) -> Path:
         summary: What the run came to.
         evidence: What its stages left.
         out: The HTML file to write.
+        images: Whether it may hold images of the dataset, as far as they leave it within `LARGEST`.
 
     Returns:
         `out`.
     """
-    page = _template().render(
-        **_page(summary, evidence),
-        style=Markup((_TEMPLATES / "report.css").read_text()),
-        script=Markup((_TEMPLATES / "report.js").read_text()),
-        plotly=Markup(get_plotlyjs()),
-    )
-    atomic_write(out, page)
+    parts = {
+        "style": Markup((_TEMPLATES / "report.css").read_text()),
+        "script": Markup((_TEMPLATES / "report.js").read_text()),
+        "plotly": _packed_plotly(),
+    }
+    page = _page(summary, evidence)
+
+    def rendered(room: int) -> str:
+        """The page with pictures that take so many characters at most."""
+        for target in page["targets"]:
+            target["pictures"] = pictures.view(
+                target["export"], target["identity"], allowed=images, room=room // len(page["targets"])
+            )
+        return _template().render(**page, **parts)
+
+    html = rendered(0)
+    if images and page["targets"]:
+        html = rendered(max(0, LARGEST - len(html.encode(errors="surrogatepass")) - _MARGIN))
+    atomic_write(out, html)
     return out
+
+
+@cache
+def _packed_plotly() -> Markup:
+    """Plotly's script, compressed, as text: a third of its 4.8 MB, which the page's own script unpacks."""
+    return Markup(base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode())
 
 
 @cache
@@ -84,7 +111,8 @@ def _page(summary: Summary, evidence: Evidence) -> dict[str, Any]:
     for i, entry in enumerate(summary.targets):
         outputs = {stage: left(stage, entry.id) for stage in sections.TARGET_STAGES}
         target = sections.Target(f"target-{i + 1}", entry, outputs, supernet)
-        targets.append({**sections.view(target), "advice": advice.view(entry, summary.stages, target.verdict)})
+        told = {"advice": advice.view(entry, summary.stages, target.verdict), "export": outputs["trt-export"]}
+        targets.append({**sections.view(target), **told})
     return {
         "title": run.name,
         "run_rows": sections.flatten(run.plain()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from yolov8_nas.foreign import html
 from yolov8_nas.report.wording import is_number, milliseconds, number, percent, score
@@ -72,6 +72,11 @@ class Network:
     generation: int | None = None
 
     @property
+    def latency_ms(self) -> float:
+        """Measured p50 latency where it was measured, else the prediction."""
+        return self.predicted_ms if self.measured_ms is None else self.measured_ms
+
+    @property
     def searched(self) -> bool:
         """Whether the search found it; the others are there for comparison."""
         return self.source not in COMPARED
@@ -128,11 +133,11 @@ def pareto(identity: str, front: Front) -> Plot:
     ]
     if front.stock:
         marker = {"size": 13, "color": "@series-2", "symbol": "diamond", "line": {"width": 1, "color": "@panel"}}
-        data.append(_scatter("stock", [front.stock], marker))
+        data.append(_scatter(f"stock, {_basis(front.stock)}", [front.stock], marker))
     if front.shipped:
         marker = {"size": 17, "color": "@series-4", "symbol": "star", "line": {"width": 1, "color": "@panel"}}
-        data.append(_scatter("shipped", [front.shipped], marker))
-    layout = axes("latency p50, predicted (ms)", "mAP50-95, search split")
+        data.append(_scatter(f"shipped, {_basis(front.shipped)}", [front.shipped], marker))
+    layout = axes("latency p50 (ms), predicted unless said otherwise", "mAP50-95, search split")
     if front.limit_ms is not None:
         layout |= _vertical(front.limit_ms, f"limit {milliseconds(front.limit_ms)}")
     return Plot(
@@ -141,9 +146,112 @@ def pareto(identity: str, front: Front) -> Plot:
         _pareto_label(front, len(best), compared),
         {"data": [trace for trace in data if trace["x"]], "layout": layout},
         "Accuracy is that of the supernet's weights on the search split, before fine-tuning: it ranks networks and is "
-        "not the accuracy that ships. Latency is the latency model's prediction, except for the hollow squares, which "
-        "were exported and measured; a thin line leads from each to its prediction.",
+        "not the accuracy that ships. Latency is the latency model's prediction, except where the legend says "
+        "measured: a hollow square stands at the measurement of a network, and a thin line leads from it to its "
+        "prediction.",
     )
+
+
+Kind = Literal["candidate", "shipped", "stock", "equal"]
+
+
+@dataclass(frozen=True)
+class File:
+    """One exported file, measured and scored.
+
+    Attributes:
+        name: What it is called.
+        kind: `candidate`, `shipped`, `stock`, or `equal` for stock of the latency of what ships.
+        latency_ms: Its measured p50 latency.
+        interval_ms: 95% interval of that.
+        score: Its mAP50-95 on the val split.
+    """
+
+    name: str
+    kind: Kind
+    latency_ms: float
+    score: float
+    interval_ms: tuple[float, float]
+
+
+_FILE_MARKERS: Final[Mapping[str, Figure]] = {
+    "candidate": {"size": 10, "color": "@series-1", "symbol": "circle"},
+    "stock": {"size": 13, "color": "@series-2", "symbol": "diamond"},
+    "equal": {"size": 13, "color": "@series-3", "symbol": "diamond"},
+    "shipped": {"size": 17, "color": "@series-4", "symbol": "star", "line": {"width": 1, "color": "@panel"}},
+}
+
+
+def exported(identity: str, files: Sequence[File], limit_ms: float | None) -> Plot:
+    """Measured latency against accuracy of the exported files: candidates with their front, stock, and what ships."""
+    ours = [file for file in files if file.kind in ("candidate", "shipped")]
+    front: list[File] = []
+    for file in sorted(ours, key=lambda f: (f.latency_ms, -f.score)):
+        if not front or file.score > front[-1].score:
+            front.append(file)
+    data: list[Figure] = []
+    if len(front) > 1:
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "front of the candidates",
+                "x": [_figure(f.latency_ms) for f in front],
+                "y": [_figure(f.score) for f in front],
+                "line": {"width": 1.5, "color": "@series-1"},
+                "hoverinfo": "skip",
+            }
+        )
+    candidates = [file for file in files if file.kind == "candidate"]
+    groups = [("candidate", candidates)] if candidates else []
+    groups += [(file.name, [file]) for kind in ("stock", "equal", "shipped") for file in files if file.kind == kind]
+    shades = {"stock": 0, "equal": 0}
+    for name, group in groups:
+        kind = group[0].kind
+        marker = {**_FILE_MARKERS[kind]}
+        if kind in shades:  # precisions and widths of stock are told apart by their shapes
+            marker["symbol"] = ("diamond", "square", "diamond-open", "square-open")[shades[kind] % 4]
+            shades[kind] += 1
+        data.append(_files(name, group, marker))
+    layout = axes("latency p50, measured (ms)", "mAP50-95, val split")
+    if limit_ms is not None:
+        layout |= _vertical(limit_ms, f"limit {milliseconds(limit_ms)}")
+    told = "; ".join(f"{f.name} {milliseconds(f.latency_ms)}, mAP50-95 {score(f.score)}" for f in files)
+    return Plot(
+        identity,
+        "The exported files: latency as measured, accuracy after training",
+        f"Scatter plot of {len(files)} exported files. {told}.",
+        {"data": data, "layout": layout},
+        "All files were measured in the same alternating rounds on this device; bars are 95 % intervals of the median. "
+        "Accuracy is that of one training each: the comparisons above tell how sure a difference is.",
+    )
+
+
+def _files(name: str, files: Sequence[File], marker: Figure) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": html(name),
+        "x": [_figure(f.latency_ms) for f in files],
+        "y": [_figure(f.score) for f in files],
+        "text": [html(f.name) for f in files],
+        "marker": marker,
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [_figure(max(0.0, f.interval_ms[1] - f.latency_ms)) for f in files],
+            "arrayminus": [_figure(max(0.0, f.latency_ms - f.interval_ms[0])) for f in files],
+            "thickness": 1,
+            "width": 3,
+            "color": "@muted",
+        },
+        "hovertemplate": "<b>%{text}</b><br>%{x:.3g} ms measured<br>mAP50-95 %{y:.3f}<extra></extra>",
+    }
+
+
+def _basis(network: Network) -> str:
+    """Where the latency of a network comes from, in a word."""
+    return "predicted" if network.measured_ms is None else "measured"
 
 
 @dataclass(frozen=True)
@@ -361,7 +469,7 @@ def _scatter(name: str, networks: Sequence[Network], marker: Figure, line: Figur
         "type": "scatter",
         "mode": "lines+markers" if line else "markers",
         "name": name,
-        "x": [_figure(n.predicted_ms) for n in networks],
+        "x": [_figure(n.predicted_ms if line else n.latency_ms) for n in networks],
         "y": [_figure(n.score) for n in networks],
         "text": [_hover(n) for n in networks],
         "marker": marker,
@@ -422,7 +530,9 @@ def _pareto_label(front: Front, best: int, compared: int) -> str:
         told.append(f"The limit is {milliseconds(front.limit_ms)}.")
     for name, network in (("Stock", front.stock), ("Shipped", front.shipped)):
         if network:
-            told.append(f"{name}: {milliseconds(network.predicted_ms)}, mAP50-95 {score(network.score)}.")
+            told.append(
+                f"{name}: {milliseconds(network.latency_ms)} {_basis(network)}, mAP50-95 {score(network.score)}."
+            )
     return " ".join(told)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -140,6 +140,7 @@ def view(target: Target) -> dict[str, Any]:
         "classes": _classes(target),
         "side_by_side": side_by_side(target),
         "rules": _rules(target),
+        "exported": _exported(target),
         "pareto": _pareto(target),
         "found": _found(target),
         "prior": _prior(target),
@@ -456,6 +457,45 @@ def _dimension(name: str) -> str:
     return name.replace("_", " ").replace(".", " ")
 
 
+def _latency_limit(target: Target) -> float | None:
+    """The tightest limit on the median latency of the network alone, in ms."""
+    limits = [
+        row.limit
+        for row in [*target.summary.constraints, *target.outputs["hw-probe"].rows(ResolvedLimit)]
+        if (row.metric, row.statistic, row.scope) == ("latency", "p50", "engine")
+    ]
+    return min(limits, default=None)
+
+
+def _as_measured(network: plots.Network | None, p50: float | None) -> plots.Network | None:
+    """A network at the latency that was measured of it, where that is known."""
+    return network if network is None or p50 is None else replace(network, measured_ms=p50)
+
+
+def _exported(target: Target) -> plots.Plot | None:
+    """The plot of all exported files; nothing where the export came to none."""
+    if target.verdict is None:
+        return None
+    shipped = target.shipped
+    files = [
+        _file(f"candidate {row.candidate}, {wording.precision(row.precision)}", "candidate", row)
+        for row in target.verdict.tried
+        if row.outcome != "shipped"
+    ]
+    for stock in target.verdict.baselines:
+        ratio = stock.latency_ms.p50 / shipped.latency_ms.p50 if shipped else 0.0
+        alike = abs(ratio - 1) <= _SAME_LATENCY
+        named = f"{wording.stock_name(stock.name)}, {stock.form}"
+        files.append(_file(f"{named}, of equal latency", "equal", stock) if alike else _file(named, "stock", stock))
+    if shipped:
+        files.append(_file(f"shipped, {wording.precision(shipped.precision)}", "shipped", shipped))
+    return plots.exported(f"{target.identity}-exported", files, _latency_limit(target)) if files else None
+
+
+def _file(name: str, kind: plots.Kind, row: FileFigures) -> plots.File:
+    return plots.File(name, kind, row.latency_ms.p50, row.map50_95, row.latency_interval_ms)
+
+
 def _pareto(target: Target) -> dict[str, Any]:
     search, networks = target.outputs["search"], target.history
     if not networks:
@@ -472,24 +512,21 @@ def _pareto(target: Target) -> dict[str, Any]:
     ]
     chosen = target.summary.architecture
     known = {network.name: network for network in [*candidates, *networks]}
-    limits = [
-        row.limit
-        for row in [*target.summary.constraints, *target.outputs["hw-probe"].rows(ResolvedLimit)]
-        if (row.metric, row.statistic, row.scope) == ("latency", "p50", "engine")
-    ]
+    model, limit_ms = target.summary.model, _latency_limit(target)
+    stock = target.outputs["hw-probe"].result(StockResult)
     front = plots.Front(
         networks=networks,
-        stock=_scored_stock(target, known),
-        shipped=known.get(chosen.digest) if chosen and target.summary.model else None,
-        limit_ms=min(limits) if limits else None,
+        stock=_as_measured(_scored_stock(target, known), stock.latency_ms.p50 if stock else None),
+        shipped=_as_measured(known.get(chosen.digest), model.latency_ms.p50) if chosen and model else None,
+        limit_ms=limit_ms,
         candidates=candidates,
     )
     searched = [n for n in networks if n.searched]
     facts = [("evaluated by the search", str(len(searched)))]
     facts.append(("for comparison", str(len(networks) - len(searched))))
     facts.append(("on the front", str(len(plots.pareto_front(searched)))))
-    if limits:
-        facts.append(("within the limit by prediction", str(sum(n.predicted_ms <= min(limits) for n in networks))))
+    if limit_ms is not None:
+        facts.append(("within the limit by prediction", str(sum(n.predicted_ms <= limit_ms for n in networks))))
     return {"plot": plots.pareto(f"{target.identity}-pareto", front), "missing": "", "facts": facts}
 
 

@@ -144,7 +144,8 @@ def close_run(
     with tempfile.TemporaryDirectory() as temporary:
         out = workdir or Path(temporary)
         summary = summarise(opened_store, run_id, out, config)
-        report = build_report(summary, evidence(opened_store, run_id, target_labels(config)), out / "report.html")
+        found = evidence(opened_store, run_id, target_labels(config))
+        report = build_report(summary, found, out / "report.html", images=config.report.images)
         for source, copy in ((out / "summary.json", summary_file), (report, report_file)):
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy_file(source, copy)

@@ -1,5 +1,5 @@
-// Draws the plots in the page's own colours, and again when the colour scheme or the width changes.
-(() => {
+// Unpacks Plotly, and draws the plots in the page's own colours, again when the colour scheme or the width changes.
+(async () => {
   "use strict";
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 640px)");
@@ -28,6 +28,19 @@
     }
   };
 
+  const unpack = async (packed) => {
+    const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  };
+
+  if (!("DecompressionStream" in window)) {
+    document.querySelector("#old-browser").hidden = false;
+    return;
+  }
+  const plotly = document.createElement("script");
+  plotly.textContent = await unpack(document.querySelector("#plotly").textContent);
+  document.body.append(plotly);
   dark.addEventListener("change", draw);
   narrow.addEventListener("change", draw);
   draw();

@@ -335,6 +335,80 @@ class VerdictResult(ResultFile):
     nms: Suppression
 
 
+class DrawnBox(Result):
+    """A box of a picture.
+
+    Attributes:
+        box: Left, top, right and bottom in pixels of the original image.
+        label: Index of its class.
+        confidence: Of a detection; nothing of a true box.
+        right: Whether a detection lies on a true box of its class, or a true box has such a detection.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    confidence: float | None
+    right: bool
+
+
+class Drawn(Result):
+    """What one network makes of an image.
+
+    Attributes:
+        found: Its detections, from the most confident on.
+        missed: The true boxes that it does not find.
+    """
+
+    found: tuple[DrawnBox, ...]
+    missed: tuple[DrawnBox, ...]
+
+
+class Picture(Result):
+    """An image of the val split with what two networks make of it.
+
+    Attributes:
+        name: File name of the image in the dataset's normal form.
+        file: Name of its copy, made smaller, in `pictures/`.
+        width: Of the original image, in pixels.
+        height: Of the original image, in pixels.
+        boxes: Its true boxes.
+        ours: What the network that ships makes of it.
+        stock: What stock makes of it.
+    """
+
+    name: str
+    file: str
+    width: int
+    height: int
+    boxes: int
+    ours: Drawn
+    stock: Drawn
+
+
+class PicturesResult(ResultFile):
+    """Images of the val split in which the network that ships and stock together miss the most.
+
+    Attributes:
+        confidence: Confidence from which a detection counts.
+        iou: Overlap from which a detection is right.
+        ours: File of the network that ships, in words.
+        stock: File of the stock network, in words.
+        classes: Names of the classes.
+        images: The images, the worst first.
+        of: How many images the split has.
+    """
+
+    FILE = "pictures.json"
+
+    confidence: float
+    iou: float
+    ours: str
+    stock: str
+    classes: tuple[str, ...]
+    images: tuple[Picture, ...]
+    of: int
+
+
 class EngineResult(ResultFile):
     """The TensorRT engine of what ships.
 

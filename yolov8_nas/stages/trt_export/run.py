@@ -23,6 +23,8 @@ from yolov8_nas.stages.trt_export.settings import ExportSettings
 def run(ctx: StageContext[ExportSettings]) -> None:
     """Write `verdict.json`, `engine.json`, `evaluation/*.npz`, and `model/` where a file keeps the limits.
 
+    Where stock was trained for comparison, `pictures.json` and `pictures/` as well.
+
     Raises:
         StageError: None does; the verdict with the table of what was tried is written all the same.
     """
