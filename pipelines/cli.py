@@ -5,7 +5,6 @@ They stand apart from the library's, which knows nothing of Kubeflow, and run in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +44,7 @@ Experiment = Annotated[str | None, typer.Option(help="Experiment; yolov8-nas, ma
 CreateExperiment = Annotated[bool, typer.Option("--create-experiment", help="Make the experiment where it is missing.")]
 Account = Annotated[str, typer.Option(help="Service account of the steps.")]
 Ui = Annotated[str | None, typer.Option(help="Address of the UI for links, where it is not that of --host.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")]
 
 
@@ -55,6 +55,7 @@ def compile_(
         Path | None, typer.Option("--kubernetes-manifests", help="Folder for Pipeline and PipelineVersion resources.")
     ] = None,
     namespace: Annotated[str | None, typer.Option(help="Namespace of these resources.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compile the pipeline to YAML for a Kubeflow Pipelines server."""
     from pipelines import compile
@@ -64,9 +65,13 @@ def compile_(
     if manifests is not None:
         compile.require_digests()
     compile.compile_pipeline(out)
-    terminal.say(f"wrote {out}")
-    if manifests is not None:
-        terminal.say(f"wrote {compile.write_manifest(out, manifests, namespace)}")
+    manifest = None if manifests is None else compile.write_manifest(out, manifests, namespace)
+    if as_json:
+        told = {"file": str(out), "manifest": None if manifest is None else str(manifest)}
+        terminal.say_json({**told, "not_named_by_digest": list(compile.floating_images())})
+    else:
+        for file in filter(None, (out, manifest)):
+            terminal.say(f"wrote {file}")
     if floating := compile.floating_images():
         terminal.say(
             f"warning: image {', '.join(floating)}: not named by digest; submit and schedule refuse this", error=True
@@ -93,6 +98,7 @@ def submit(
         float, typer.Option(min=0, help="Hours that --watch waits for a step that no node can take.")
     ] = 24.0,
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the pipeline in a Kubeflow cluster. The same pipeline is uploaded once, however often it is run."""
     from pipelines import nodes, request
@@ -102,7 +108,7 @@ def submit(
     asked = request.make(config, overrides or (), param or ())
     _check_names(service_account, namespace)
     if dry_run:
-        return _would_send(asked, experiment, service_account)
+        return _would_send(asked, experiment, service_account, as_json=as_json)
     server = Server(Access(host, namespace, token_file, token_env, ca))
     if unknown := nodes.check(asked.branches, asked.parameters.get("training_labels", {})):
         terminal.say(f"node labels not checked: {unknown}", error=True)
@@ -110,14 +116,24 @@ def submit(
         place = server.experiment(experiment or to.EXPERIMENT, create_experiment or experiment is None)
     version = to.upload(server)
     run = to.submit(server, asked, version, place, service_account)
-    terminal.say(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
-    terminal.say(f"run      {to.link(server, run.run_id, ui)}")
+    link = to.link(server, run.run_id, ui)
+    told = {"run_id": run.run_id, "link": link, "version": version.name, "uploaded": version.new, "state": None}
+
+    def tell(text: str) -> None:
+        terminal.say(text, error=as_json)
+
+    tell(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
+    tell(f"run      {link}")
+    if not watch and as_json:
+        terminal.say_json(told)
     if watch:
         from pipelines.watch import watch as follow
 
         labels = [branch.label for branch in asked.branches]
-        state = follow(server, run.run_id, labels, terminal.say, poll, unschedulable=unschedulable)
-        terminal.say(f"run {state.lower()}; its report is an artifact of the step Write the report")
+        state = follow(server, run.run_id, labels, tell, poll, unschedulable=unschedulable)
+        tell(f"run {state.lower()}; its report is an artifact of the step Write the report")
+        if as_json:
+            terminal.say_json({**told, "state": state})
         if state != "SUCCEEDED":
             raise typer.Exit(1)
     return None
@@ -140,6 +156,7 @@ def schedule(
     param: Parameters = None,
     service_account: Account = "yolov8-nas-runner",
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the pipeline again and again. Given once more, the command changes the schedule, or nothing."""
     from pipelines import request
@@ -150,12 +167,15 @@ def schedule(
     _check_names(service_account, namespace)
     wanted = to.Schedule(name or asked.config.name, to.cron(cron), enabled=not disabled)
     if dry_run:
-        return _would_send(asked, experiment, service_account, wanted)
+        return _would_send(asked, experiment, service_account, wanted, as_json=as_json)
     server = Server(Access(host, namespace, token_file, token_env, ca))
     with server.told("open the experiment"):
         place = server.experiment(experiment or to.EXPERIMENT, create_experiment or experiment is None)
     version = to.upload(server)
     done = to.schedule(server, asked, version, place, service_account, wanted)
+    if as_json:
+        told = {"schedule": wanted.name, "done": done, "cron": wanted.cron, "enabled": wanted.enabled}
+        return terminal.say_json({**told, "version": version.name, "uploaded": version.new})
     terminal.say(f"schedule {wanted.name}: {done}, {wanted.cron} (second minute hour day month weekday, UTC)")
     terminal.say(f"version  {version.name} ({'uploaded' if version.new else 'was there'})")
     return None
@@ -177,7 +197,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Measure here what no run tells, in minutes.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the steps of a run, the GPU hours of each pool as far as rates are known, and what they cost."""
     from pipelines import plan as planning
@@ -196,17 +216,8 @@ def plan(
     told = planning.assumptions(asked, steps) + ([f"Nothing could be measured here: {why_not}"] if why_not else [])
     if as_json:
         rows = [{**asdict(step), "hours": step.hours} for step in steps]
-        typer.echo(
-            json.dumps(
-                {
-                    "steps": rows,
-                    "pools": [asdict(pool) for pool in pools],
-                    "assumptions": told,
-                    "advice": [given.plain() for given in advice],
-                },
-                indent=1,
-            )
-        )
+        content = {"steps": rows, "pools": [asdict(pool) for pool in pools], "assumptions": told}
+        terminal.say_json({**content, "advice": [given.plain() for given in advice]})
         return
     _show_plan(steps, pools, told, priced=bool(price))
     for given in advice:
@@ -260,7 +271,9 @@ def _check_names(service_account: str, namespace: str | None) -> None:
         object_name(namespace, "--namespace")
 
 
-def _would_send(asked: object, experiment: str | None, service_account: str, wanted: object | None = None) -> None:
+def _would_send(
+    asked: object, experiment: str | None, service_account: str, wanted: object | None = None, *, as_json: bool
+) -> None:
     """Print what `submit` or `schedule` would send."""
     from pipelines import submit as to
     from pipelines.compile import NAME
@@ -277,7 +290,10 @@ def _would_send(asked: object, experiment: str | None, service_account: str, wan
             "parameters": described(asked),
             "targets": [{key: value for key, value in branch.plain().items() if value} for branch in asked.branches],
         }
+    if as_json:
+        return terminal.say_json(content)
     typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).rstrip())
+    return None
 
 
 def _price(text: str) -> tuple[str, float]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import fabricated
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
+from pipelines.cli import app as cluster_app
 from yolov8_nas.commands.main import app
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
+from yolov8_nas.report.terminal import next_steps
 from yolov8_nas.run import local, preflight
 from yolov8_nas.runner import process
 from yolov8_nas.runner.results.summary import Summary
@@ -229,6 +234,82 @@ def test_every_command_says_what_it_does(capfd: pytest.CaptureFixture[str]) -> N
         result = _invoke(command, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output + capfd.readouterr().out  # those for a cluster run in a process of their own
+
+
+def _leaves(command: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    parts = getattr(command, "commands", None)
+    if parts is None:
+        yield names, command
+    for name, part in (parts or {}).items():
+        yield from _leaves(part, (*names, name))
+
+
+def test_every_command_gives_json() -> None:
+    cluster = dict(_leaves(typer.main.get_command(cluster_app)))
+    everything = {**dict(_leaves(typer.main.get_command(app))), **cluster}  # which the first only hands on
+    assert ("submit",) in cluster and ("models", "show") in everything
+    without = [names for names, command in everything.items() if not any("--json" in p.opts for p in command.params)]
+    assert without == []
+
+
+def _json_of(*arguments: object, status: int = 0) -> Any:
+    result = _invoke(*arguments, "--json")
+    assert result.exit_code == status, result.output
+    return json.loads(result.stdout)
+
+
+def test_json_stands_alone_on_standard_output(
+    config: Path, tmp_path: Path, ran: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = _json_of("data", "make-demo", "data", "--images", 24, "--size", 64)
+    assert made == {"folder": "data", "images": 24, "size": 64, "seed": 0}
+    checked = _json_of("data", "check", "data")
+    assert sum(checked["images"].values()) == 24 and "scratch" in checked["classes"]
+    begun = _json_of("init", "--data", "data", "--out", "begun.yaml", "--hardware", "cpu-1t")
+    assert begun["file"] == "begun.yaml" and Path("begun.yaml").is_file()
+    keys = _json_of("models", "make-key", "keys")
+    assert Path(keys["private"]).is_file() and Path(keys["public"]).is_file()
+    checks = {row["what"]: row for row in json.loads(_invoke("doctor", "--json").stdout)}
+    assert checks["Python"]["ok"] is True
+    assert _json_of("run", config, "--workdir", "work") == fabricated.summary().plain()
+
+
+def test_json_of_a_failed_run_says_what_failed(
+    config: Path, tmp_path: Path, ran: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = {"name": "search", "target": "cpu-1t-fp32", "status": "failed", "seconds": 1.0, "error": "none keeps it"}
+    summary = fabricated.summary(stages=[failed], status="failed")
+    monkeypatch.setattr(local, "run_pipeline", lambda *_: summary)
+    assert _json_of("run", config, "--workdir", tmp_path / "work", status=1) == summary.plain()
+
+
+def test_unusable_input_leaves_standard_output_empty(tmp_path: Path) -> None:
+    for arguments in (("run", "missing.yaml"), ("data", "check", "missing"), ("models", "list", "--workdir", tmp_path)):
+        result = _invoke(*arguments, "--json")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_exit_statuses_are_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    table = page.partition("## Exit status")[2]
+    assert set(re.findall(r"^\| (\d+) \|", table, re.MULTILINE)) == {"0", "1", "2", "130"}
+
+
+@pytest.mark.parametrize(
+    ("shipped", "words"),
+    [(0, "raise the limit"), (1, "package runs/x --out serving"), (2, "runs/x/models/TARGET/model.onnx")],
+)
+def test_a_run_ends_with_what_to_do_next(shipped: int, words: str) -> None:
+    model = {"map50_95": 0.4, "map50": 0.6, "latency_ms": fabricated.latency(3.0), "memory_mb": None, "params": 1.0}
+    entry = {"model": "press-shop", "version": 3, "aliases": ()}
+    target = fabricated.target(model=model | {"gflops": 1.0, "files": {}}, registry=entry)
+    summary = fabricated.summary(*[target] * shipped or [fabricated.target()])
+    steps = next_steps(summary, Path("runs/x"))
+    assert len(steps) <= 3
+    assert any(words in step for step in steps)
+    assert bool(shipped) == any("models show press-shop/3 --workdir runs/x" in step for step in steps)
 
 
 def test_the_demo_and_the_examples_are_sound() -> None:

@@ -803,7 +803,12 @@ def test_commands_tell_people_and_programs(branch: Branch, model: str, uri: str,
     assert json.loads(ask("best", "--hardware", PROFILE["id"], "--max-latency", "3500us", "--model", model, "--json"))[
         "version"
     ] == 2  # fmt: skip
-    assert "map50_95" in ask("show", f"{model}/1")
+    told, everything = ask("show", f"{model}/2"), ask("show", f"{model}/2", "--all")
+    for words in ("champion of", "latency p50 ≤", "undecided against stock (+0.030", "signed", "licence of the data"):
+        assert words in told, words
+    assert not re.search("[0-9a-f]{32}", told) and "sha256" not in told.lower()
+    assert "files, by SHA-256" in everything and "latency_p90_ms" in everything
+    assert "nothing: no alias" in ask("show", f"{model}/1")
     assert "all with the SHA-256" in ask("pull", f"{model}/1", str(tmp_path / "pulled"))
     assert "again, instead of version 2" in ask("rollback", f"{model}/2", "--because", "test")
     assert [one["because"] for one in json.loads(ask("history", model, "--json"))][-1] == "test"

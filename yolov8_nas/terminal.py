@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -30,6 +32,23 @@ def say(text: object, *, error: bool = False) -> None:
         error: Whether it goes to standard error.
     """
     print(foreign.lines(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_json(content: Any) -> None:
+    """Print the result of a command for programs: JSON on standard output, and nothing else there.
+
+    Args:
+        content: Plain values. A number that is not finite becomes null, as JSON has no word for it.
+    """
+    print(json.dumps(_finite(content), indent=1, allow_nan=False), flush=True)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 class _Waiting(Status):

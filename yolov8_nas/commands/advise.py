@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import typer
 from rich.table import Table
 
+from yolov8_nas import terminal
 from yolov8_nas.advice import words
 from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError, StageError
@@ -74,7 +73,7 @@ def _tell(given: Mapping[str, Advice], missing: Mapping[str, Exception], *, as_j
             "targets": [advice.plain() for advice in given.values()],
             "not_measured": {label: str(error) for label, error in missing.items()},
         }
-        typer.echo(json.dumps(content, indent=1, allow_nan=False))
+        terminal.say_json(content)
         return
     console = Terminal()
     if not console.is_terminal:

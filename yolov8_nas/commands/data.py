@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,21 +18,46 @@ from yolov8_nas.terminal import Terminal
 if TYPE_CHECKING:
     from yolov8_nas.data.check import CheckedDataset
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def check(
     path: Annotated[str, typer.Argument(help="A folder, a data.yaml, COCO's JSON, an archive or an address.")],
+    as_json: AsJson = False,
 ) -> None:
     """Check a dataset as a run would, and tell what is in it."""
     from yolov8_nas.data.check import check_source
 
     with shown() as progress:
         dataset = check_source(path, progress)
+    if as_json:
+        return terminal.say_json(_plain(dataset))
     console = Terminal()
     for table in tables(dataset):
         console.print(table)
         console.print()
     for warning in dataset.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return None
+
+
+def _plain(dataset: CheckedDataset) -> dict[str, Any]:
+    """What is in a dataset, for programs."""
+    return {
+        "source": dataset.source,
+        "classes": list(dataset.names),
+        "images": dict(dataset.images),
+        "boxes": {split: dict(counts) for split, counts in dataset.boxes.items()},
+        "ledger": {
+            split: {
+                kind: {outcome: entry.plain() for outcome, entry in outcomes.items()}
+                for kind, outcomes in kinds.items()
+            }
+            for split, kinds in dataset.ledger.items()
+        },
+        "converted": dict(dataset.remarks),
+        "warnings": list(dataset.warnings),
+    }
 
 
 def make_demo(
@@ -40,6 +65,7 @@ def make_demo(
     images: Annotated[int, typer.Option(min=8, help="Number of images.")] = 320,
     size: Annotated[int, typer.Option(min=32, help="Side of an image in pixels.")] = 160,
     seed: Annotated[int, typer.Option(min=0, help="Another seed makes other images.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Make the demo's dataset: industrial surfaces with defects."""
     from yolov8_nas.data import demo
@@ -49,7 +75,10 @@ def make_demo(
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty; give a new folder")
     demo.make_demo(folder, images=images, size=size, seed=seed)
+    if as_json:
+        return terminal.say_json({"folder": str(folder), "images": images, "size": size, "seed": seed})
     terminal.say(f"wrote {images} images to {folder}")
+    return None
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import typer
 
 from yolov8_nas import terminal
 from yolov8_nas.commands.data import shown
+from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import InputError
 from yolov8_nas.files import atomic_write
 
@@ -21,10 +22,9 @@ def init(
     hardware: Annotated[str | None, typer.Option(help="Target device; this machine's GPU, or its CPU.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Hard limit.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and ask nothing.")] = False,
 ) -> None:
     """Look at a dataset and this machine, and write a commented configuration to begin with."""
-    from yolov8_nas.config import RunConfig
-    from yolov8_nas.data import weights
     from yolov8_nas.data.check import check_source
     from yolov8_nas.data.remote import is_address
     from yolov8_nas.data.source import local_path
@@ -36,7 +36,7 @@ def init(
         dataset = check_source(data, progress)
     for warning in dataset.warnings:
         terminal.say(f"warning: {warning}", error=True)
-    if not yes and sys.stdin.isatty():
+    if not (yes or as_json) and sys.stdin.isatty():
         if hardware is None:
             place = suggest.Place.named(typer.prompt("target device", default=place.hardware))
         if constraint is None:
@@ -50,9 +50,23 @@ def init(
     if not file.absolute().parent.is_dir():
         raise InputError(f"{file}: there is no folder {file.parent}; make it first")
     atomic_write(file, text.encode())
+    first = _missing_weights(config)
+    if as_json:
+        told = {"file": str(file), "name": config.name, "warnings": list(dataset.warnings), "first": first}
+        return terminal.say_json(told)
     terminal.say(f"wrote {file}")
+    if first is not None:
+        terminal.say(f"first: {first}")
+    terminal.say(f"next:  look through it, then yolov8-nas run {file}")
+    return None
+
+
+def _missing_weights(config: RunConfig) -> str | None:
+    """What has to be done for the weights to start from; nothing where they are there."""
+    from yolov8_nas.data import weights
+
     try:
         weights.local(config.supernet)
     except InputError as missing:
-        terminal.say(f"first: {missing}")
-    terminal.say(f"next:  look through it, then yolov8-nas run {file}")
+        return str(missing)
+    return None

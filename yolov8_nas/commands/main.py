@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -114,11 +114,11 @@ def _options(
 
 
 @app.command(rich_help_panel=START)
-def demo(workdir: Workdir = None) -> None:
+def demo(workdir: Workdir = None, as_json: AsJson = False) -> None:
     """Run the whole pipeline on this machine, small: made-up data, this machine's CPU."""
     from yolov8_nas.run.lifecycle import requested
 
-    _run(requested(""), workdir or Path("runs") / "demo")
+    _run(requested(""), workdir or Path("runs") / "demo", as_json=as_json)
 
 
 app.command(rich_help_panel=START)(init)
@@ -133,10 +133,11 @@ def run(
     constraint: Limits = None,
     precision: Precision = None,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run the whole pipeline on this machine for a configuration; run it again to go on where it stopped."""
     asked = _asked(config, data, hardware, constraint, precision, overrides)
-    _run(asked, workdir or Path("runs") / asked.name)
+    _run(asked, workdir or Path("runs") / asked.name, as_json=as_json)
 
 
 @app.command(rich_help_panel=START)
@@ -145,6 +146,7 @@ def retrain(
     workdir: Workdir = None,
     data: Data = None,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Retrain the registered model of a configuration where the dataset is a new one; end at once where it is not.
 
@@ -153,7 +155,7 @@ def retrain(
     asked = _asked(config, data, None, None, None, overrides)
     if asked.retrain is None:
         asked = RunConfig.parse({**asked.model_dump(mode="json"), "retrain": {}}, str(config))
-    _run(asked, workdir or Path("runs") / asked.name)
+    _run(asked, workdir or Path("runs") / asked.name, as_json=as_json)
 
 
 @app.command(rich_help_panel=START)
@@ -186,6 +188,7 @@ def search(
     constraint: Limits = None,
     precision: Precision = None,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run the pipeline up to the search, and tell what it found for each target.
 
@@ -196,10 +199,11 @@ def search(
 
     asked = _asked(config, data, hardware, constraint, precision, overrides)
     workdir = workdir or Path("runs") / asked.name
-    _check(asked, workdir)
-    console = Terminal()
+    console = Terminal(stderr=as_json)
+    _check(asked, workdir, console)
     session = nas.Session(asked, workdir.absolute(), console=console)
     failures = []
+    told: dict[str, Any] = {}
     for label in target_labels(asked):
         try:
             found = nas.search(session, label)
@@ -209,10 +213,19 @@ def search(
         file = workdir / "candidates" / f"{label}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         copy_file(found[0].folders["search"] / "candidates.json", file)
+        if as_json:
+            told[label] = {
+                "limits": [str(limit) for limit in found[0].limits],
+                "candidates": [_plain(subnet) for subnet in found],
+                "file": str(file),
+            }
+            continue
         limits = " and ".join(map(str, found[0].limits))
         console.print(f"\n{label}: networks that keep {limits}, as measured", style="bold", highlight=False)
         console.print(_candidates_table(found))
         console.print(f"candidates  {file}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        terminal.say_json(told)
     if failures:
         raise StageError("; ".join(failures))
 
@@ -231,6 +244,7 @@ def export(
         typer.Option(help="What an engine of TensorRT for RTX is for, for example NVIDIA_L4; built anywhere."),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; beside the model.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Export a detector as a file that needs no PyTorch, and compare the two."""
     from yolov8_nas.export.packaging import SUFFIXES
@@ -256,7 +270,10 @@ def export(
             nms=nms,
             gpu=gpu,
         )
+    if as_json:
+        return terminal.say_json({"file": str(file), "bytes": file.stat().st_size, "of": str(checkpoint)})
     terminal.say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    return None
 
 
 @app.command(rich_help_panel=MODEL)
@@ -270,6 +287,7 @@ def package(
     ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Copies of the network on a server.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="Serve an ONNX file on a GPU; engines always are.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write what Triton, KServe and DeepStream need to serve an exported detector."""
     from yolov8_nas.export import serving
@@ -281,9 +299,13 @@ def package(
     written = serving.package(
         file, out, name=title, storage_uri=storage_uri, max_batch=max_batch, instances=instances, place=place
     )
+    if as_json:
+        told = {"folder": str(out), "parts": list(written.parts), "model": title, "notes": list(written.notes)}
+        return terminal.say_json(told)
     terminal.say(f"wrote {out} ({', '.join(written.parts)}): model {title}")
     for note in written.notes:
         terminal.say(f"note: {note}")
+    return None
 
 
 app.command(rich_help_panel=MODEL)(sensitivity)
@@ -308,7 +330,7 @@ def probe(
     from yolov8_nas.device import machine
 
     if bundle is not None or results is not None:
-        return _probe_elsewhere(config, bundle, results, target, workdir)
+        return _probe_elsewhere(config, bundle, results, target, workdir, as_json=as_json)
     if not info:
         raise InputError(
             "probe: give --info, or a configuration with --bundle FILE or --import FILE; a device of this machine is "
@@ -317,14 +339,14 @@ def probe(
     with Terminal(stderr=True).status("looking at this machine") as status:
         found = machine.look(measure=not quick, note=lambda text: status.update(f"{text} (--quick leaves this out)"))
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        terminal.say_json(found.to_dict())
     else:
         Terminal().print(machine.table(found), highlight=False)
     return None
 
 
 @app.command(rich_help_panel=DEVICE)
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check this installation and this machine."""
     from yolov8_nas.commands.doctor import findings
 
@@ -332,7 +354,10 @@ def doctor() -> None:
     checks = findings()
     for check in checks:
         table.add_row(Text("ok", "green") if check.ok else Text("fault", "red"), check.what, check.found)
-    Terminal().print(table)
+    if as_json:
+        terminal.say_json([asdict(check) for check in checks])
+    else:
+        Terminal().print(table)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
@@ -359,7 +384,13 @@ for _name, _help in {
 
 
 def _probe_elsewhere(
-    file: Path | None, bundle: Path | None, results: Path | None, label: str | None, workdir: Path | None
+    file: Path | None,
+    bundle: Path | None,
+    results: Path | None,
+    label: str | None,
+    workdir: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Pack a bundle for a device elsewhere, or take in what was measured there."""
     from yolov8_nas.data.check import check_source
@@ -392,7 +423,9 @@ def _probe_elsewhere(
             store = local.store_of(config, workdir or Path("runs") / config.name)
             request |= {"results": results.absolute(), "store": store}
             process.call("yolov8_nas.stages.hw_probe.elsewhere:import_results", log=log, **request)
-    if bundle is not None:
+    if as_json:
+        terminal.say_json({"target": chosen[0], "bundle": _text(bundle), "imported": _text(results)})
+    elif bundle is not None:
         terminal.say(
             f"wrote {bundle} ({bundle.stat().st_size / 2**20:.0f} MiB); its README.txt says what to do with it"
         )
@@ -419,11 +452,14 @@ def _asked(
     return RunConfig.parse(with_absolute_paths(changed), f"{config} with the options given")
 
 
-def _check(config: RunConfig, workdir: Path) -> None:
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _check(config: RunConfig, workdir: Path, console: Terminal) -> None:
     """What can be told before a run begins."""
     from yolov8_nas.run import local, preflight
 
-    console = Terminal()
     store = local.store_of(config, workdir)
     preflight.check_folder(workdir)
     local.check_free(workdir)
@@ -467,16 +503,18 @@ def _check_retraining(config: RunConfig, workdir: Path, store: str, classes: Seq
         )
 
 
-def _run(config: RunConfig, workdir: Path) -> None:
+def _run(config: RunConfig, workdir: Path, *, as_json: bool) -> None:
     from yolov8_nas.registry import spool
-    from yolov8_nas.report.terminal import verdict
+    from yolov8_nas.report.terminal import next_steps, verdict
     from yolov8_nas.run import local
     from yolov8_nas.runner.stage import open_store
 
-    _check(config, workdir)
-    console = Terminal()
+    console = Terminal(stderr=as_json)
+    _check(config, workdir, console)
     with local.held(workdir):
         summary = local.run_pipeline(config, workdir, console)
+    if as_json:
+        terminal.say_json(summary.plain())
     console.print(verdict(summary))
     found = [("report", "report.html"), ("summary", "summary.json")]
     for target in summary.targets:
@@ -497,7 +535,25 @@ def _run(config: RunConfig, workdir: Path) -> None:
         for line in told or ["the pipeline ended early"]:
             terminal.say(f"failed: {line}", error=True)
         terminal.say(f"logs        {workdir / 'logs'}", error=True)
+    if steps := next_steps(summary, workdir):
+        console.print("\nwhat to do next", style="bold")
+        for step in steps:
+            console.print(f"  {step}", markup=False, highlight=False, soft_wrap=True)
+    if summary.run.status == "failed":
         raise typer.Exit(1)
+
+
+def _plain(subnet: Subnet) -> dict[str, Any]:
+    """A candidate of a search for programs; latencies in ms, memory in MiB."""
+    return {
+        "name": subnet.name,
+        "map50_95": subnet.map50_95,
+        "latency_ms": dict(subnet.latency_ms),
+        "memory_mb": subnet.memory_mb,
+        "params": subnet.cost.params,
+        "gflops": subnet.cost.gflops,
+        "slack": subnet.slack,
+    }
 
 
 def _candidates_table(found: Sequence[Subnet]) -> Table:

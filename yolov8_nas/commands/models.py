@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from yolov8_nas import terminal
@@ -48,7 +48,7 @@ def list_(
 
     versions = query.list_models(_uri(workdir, tracking), name)
     if as_json:
-        return _json([version.to_dict() for version in versions])
+        return terminal.say_json([version.to_dict() for version in versions])
     table = _table("model", "hardware", "precision", "mAP50-95", "p50, ms", "champion or challenger of")
     for version in versions:
         table.add_row(
@@ -64,11 +64,19 @@ def list_(
 
 
 @app.command()
-def show(model: Model, workdir: Where = _WORKDIR, tracking: Tracking = None, as_json: AsJson = False) -> None:
-    """Show everything that is recorded of a version."""
+def show(
+    model: Model,
+    workdir: Where = _WORKDIR,
+    tracking: Tracking = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Everything that is recorded, with digests and identifiers.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what whoever releases a version has to know; with --all, or as JSON, everything that is recorded of it."""
     from yolov8_nas.registry import query
 
-    _show(query.find(_uri(workdir, tracking), model), as_json)
+    _show(query.find(_uri(workdir, tracking), model), everything=everything, as_json=as_json)
 
 
 @app.command()
@@ -86,7 +94,8 @@ def best(
     from yolov8_nas.registry import query
 
     limit = _milliseconds(max_latency)
-    _show(query.best(_uri(workdir, tracking), hardware, limit, min_map, precision, name), as_json)
+    found = query.best(_uri(workdir, tracking), hardware, limit, min_map, precision, name)
+    _show(found, everything=False, as_json=as_json)
 
 
 @app.command()
@@ -107,7 +116,7 @@ def compare(
         "compare:compare", "comparing", tracking_uri=_uri(workdir, tracking), first=first, second=second, data=data
     )
     if as_json:
-        return _json(found)
+        return terminal.say_json(found)
     return _print_comparison(found)
 
 
@@ -143,7 +152,7 @@ def promote(
         "promote:promote", "scoring and measuring, alone on this host", tracking_uri=uri, reference=model, **asked
     )
     if as_json:
-        _json(result)
+        terminal.say_json(result)
     else:
         _print_promotion(result)
     if not result["promoted"]:
@@ -166,7 +175,7 @@ def rollback(
 
     version, change = restore(_uri(workdir, tracking), model, by=by, because=because)
     if as_json:
-        return _json({"model": version.model, "version": version.version, "change": change.to_dict()})
+        return terminal.say_json({"model": version.model, "version": version.version, "change": change.to_dict()})
     terminal.say(f"{version} is champion-{change.purpose} again, instead of version {change.before}")
     return None
 
@@ -185,7 +194,7 @@ def history(
     with opened(_uri(workdir, tracking)) as client:
         changes = changes_of(client, name)
     if as_json:
-        return _json([change.to_dict() for change in changes])
+        return terminal.say_json([change.to_dict() for change in changes])
     table = _table("when", "champion", "from", "to", "", "by", "because")
     for change in changes:
         before = "" if change.before is None else str(change.before)
@@ -208,7 +217,7 @@ def pull(
 
     version, made = fetch(_uri(workdir, tracking), model, folder)
     if as_json:
-        return _json({**version.to_dict(), "folder": str(made), "files": version.files})
+        return terminal.say_json({**version.to_dict(), "folder": str(made), "files": version.files})
     for name, digest in version.files.items():
         terminal.say(f"{digest[:16]}  {made / name}")
     terminal.say(f"{version}: {len(version.files)} files, all with the SHA-256 that they were registered with")
@@ -225,7 +234,7 @@ def sign(model: Model, workdir: Where = _WORKDIR, tracking: Tracking = None, as_
 
     version, key = seal(_uri(workdir, tracking), model)
     if as_json:
-        return _json({"model": version.model, "version": version.version, "key": key})
+        return terminal.say_json({"model": version.model, "version": version.version, "key": key})
     typer.echo(f"{version}: signed with the key {key}")
     return None
 
@@ -236,13 +245,17 @@ def make_key(
     hmac: Annotated[
         bool, typer.Option("--hmac", help="A shared secret instead: whoever can check a signature can make one.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a key to sign evidence with, and the public one to check it."""
     from yolov8_nas import signing
 
     private, public = signing.make_keys(folder, shared_secret=hmac)
+    if as_json:
+        return terminal.say_json({"private": str(private), "public": str(public)})
     typer.echo(f"{private}: keep it to those who run stages and register ({signing.KEY_VARIABLE})")
     typer.echo(f"{public}: give it to everybody who reads ({signing.TRUSTED_VARIABLE})")
+    return None
 
 
 @app.command()
@@ -250,7 +263,7 @@ def recheck(data: Data = None, workdir: Where = _WORKDIR, tracking: Tracking = N
     """Measure the champions of this machine again, and tell which no longer keep their limits."""
     rows = _apart("recheck:recheck", "measuring, alone on this host", tracking_uri=_uri(workdir, tracking), data=data)
     if as_json:
-        _json(rows)
+        terminal.say_json(rows)
     else:
         _print_recheck(rows)
     missed = [f"{row['model']}/{row['version']}" for row in rows if row["kept"] is False]
@@ -288,7 +301,7 @@ def sync(
         raise InputError(str(error)) from None
     if as_json:
         waiting = [{**asdict(entry), "folder": str(entry.folder)} for entry in done.waiting]
-        _json({"sent": list(done.sent), "waiting": waiting})
+        terminal.say_json({"sent": list(done.sent), "waiting": waiting})
     else:
         for what in done.sent:
             terminal.say(f"sent {what}")
@@ -328,10 +341,6 @@ def _apart(function: str, doing: str, **arguments: Any) -> Any:
 
     with process.log_file("models") as log, Terminal(stderr=True).status(doing):
         return process.call(f"yolov8_nas.registry.{function}", log=log, **arguments)
-
-
-def _json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=1))
 
 
 def _table(*columns: str) -> Table:
@@ -459,31 +468,85 @@ def _signed(version: RegisteredVersion) -> str:
     return f"NOT TRUSTED: {why}" if why else "with a trusted key"
 
 
-def _show(version: RegisteredVersion, as_json: bool) -> None:
+def _show(version: RegisteredVersion, *, everything: bool, as_json: bool) -> None:
     if as_json:
-        return _json(version.to_dict())
+        return terminal.say_json(version.to_dict())
     console = Terminal()
     console.print(f"{version}: {version.description}", style="bold", highlight=False)
-    lines: dict[str, Mapping[str, Any]] = {
-        "": {
-            "aliases": ", ".join(version.aliases) or "none",
-            "registered": f"{version.created:%Y-%m-%d %H:%M} UTC",
-            "loaded as": version.model_uri,
-            "signed": _signed(version),
-            "MLflow's run": version.run_id,
-        },
-        "measured": {name: _number(value) for name, value in version.metrics.items()},
-        "network": {key: value for key, value in version.params.items() if key != "architecture"},
-        "tags": {key: value for key, value in version.tags.items() if not key.startswith("sha256.")},
-        "files, by SHA-256": version.files,
-    }
-    for title, rows in lines.items():
-        table = Table(box=None, pad_edge=False, show_header=False)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for key, value in rows.items():
-            table.add_row(key, str(value))
-        if title:
-            console.print(f"\n{title}", style="bold")
-        console.print(table, highlight=False)
+    _print_rows(console, "", _for_release(version))
+    if everything:
+        _print_rows(console, "measured", {name: _number(value) for name, value in version.metrics.items()})
+        network = {key: value for key, value in version.params.items() if key != "architecture"}
+        _print_rows(console, "network", network)
+        tags = {key: value for key, value in version.tags.items() if not key.startswith("sha256.")}
+        _print_rows(console, "tags", {"MLflow's run": version.run_id, "loaded from": version.model_uri, **tags})
+        _print_rows(console, "files, by SHA-256", version.files)
+    else:
+        console.print("\n--all shows everything that is recorded, with digests; --json the same for programs")
     return None
+
+
+def _for_release(version: RegisteredVersion) -> dict[str, str]:
+    """What whoever releases a version asks first: is it champion, does it keep its limits, is it better than stock."""
+    metrics, tags = version.metrics, version.tags
+    latency = " / ".join(_number(metrics.get(f"latency_{name}_ms")) or "?" for name in ("p50", "p90", "p99"))
+    device = " ".join(tags[key] for key in ("runtime", "runtime_version") if key in tags)
+    classes = version.params.get("classes", "")
+    rows = {
+        "champion of": ", ".join(a.removeprefix("champion-") for a in version.aliases if a.startswith("champion-")),
+        "other aliases": ", ".join(alias for alias in version.aliases if not alias.startswith("champion-")),
+        "signed": _signed(version),
+        "limits, all kept": _limits(version),
+        "accuracy": f"mAP50-95 {_number(metrics.get('map50_95')) or 'not recorded'}{_against_stock(metrics)}",
+        "latency, p50 / p90 / p99": f"{latency} ms",
+        "peak memory": f"{metrics['memory_mb']:,.0f} MiB" if "memory_mb" in metrics else "not measured",
+        "measured on": f"{tags.get('hardware_model') or tags.get('hardware') or 'not recorded'}, {device}",
+        "network": f"{tags.get('precision', '?')}, {tags.get('imgsz', '?')} px, file {tags.get('file', '?')}",
+        "classes": classes if len(classes) <= _CLASSES_SHOWN else f"{classes[:_CLASSES_SHOWN]}...",
+        "licence": tags.get("license", "not recorded"),
+        "licence of the start weights": tags.get("license_start", "not recorded"),
+        "licence of the data": tags.get("license_data", "not recorded"),
+        "registered": f"{version.created:%Y-%m-%d %H:%M} UTC",
+        "load it as": f"models:/{version}",
+    }
+    if not rows["champion of"]:
+        rows["champion of"] = "nothing: no alias champion-... points to it"
+    return {name: value for name, value in rows.items() if value}
+
+
+_CLASSES_SHOWN = 200
+
+
+def _limits(version: RegisteredVersion) -> str:
+    """The limits of a version, which are kept by what was measured: another would not have been registered."""
+    from yolov8_nas.report import wording
+    from yolov8_nas.runner.results import LimitRow
+
+    try:
+        known = [{key: row[key] for key in LimitRow.model_fields if key in row} for row in version.limits]
+        rows = [LimitRow.model_validate(row) for row in known]
+    except InputError as error:
+        return str(error)
+    except ValidationError:
+        return "not readable: registered by another release"
+    return ", ".join(f"{wording.quantity(row)} {wording.bound(row)}" for row in rows)
+
+
+def _against_stock(metrics: Mapping[str, float]) -> str:
+    """The difference to stock in words; empty where none was trained beside it."""
+    difference, low, high = (metrics.get(f"map50_95_against_stock_{name}") for name in ("difference", "low", "high"))
+    if difference is None or low is None or high is None:
+        return "; no stock network was trained beside it"
+    word = "ahead of stock" if low > 0 else "behind stock" if high < 0 else "undecided against stock"
+    return f", {word} ({difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f})"
+
+
+def _print_rows(console: Terminal, title: str, rows: Mapping[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, str(value))
+    if title:
+        console.print(f"\n{title}", style="bold")
+    console.print(table, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -50,7 +49,7 @@ def sensitivity(
         runtime=runtime,
     )
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+        terminal.say_json(found.to_dict())
         return
     console = Terminal()
     console.print(_table(checkpoint, found), highlight=False)

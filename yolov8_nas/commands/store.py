@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ def list_(workdir: Where = _WORKDIR, store: Folder = None, as_json: AsJson = Fal
     """List results with their size, age and the runs that need them."""
     items = housekeeping.survey(_opened(workdir, store), STAGES)
     if as_json:
-        _json([_plain(item) for item in items])
+        terminal.say_json([_plain(item) for item in items])
     else:
         _show(items)
 
@@ -51,7 +50,7 @@ def size(workdir: Where = _WORKDIR, store: Folder = None, as_json: AsJson = Fals
         row["bytes"] += item.size
         row["unneeded_bytes"] += item.size if item in free else 0
     if as_json:
-        return _json({"stages": rows, "bytes": sum(item.size for item in items)})
+        return terminal.say_json({"stages": rows, "bytes": sum(item.size for item in items)})
     table = _table("stage", "results", "size", "no run needs", right=(1, 2, 3))
     for stage, row in rows.items():
         table.add_row(stage, str(row["results"]), _bytes(row["bytes"]), _bytes(row["unneeded_bytes"]))
@@ -98,7 +97,7 @@ def prune(
             for item in left:
                 terminal.say(f"still there, because somebody works on it or needs it now: {item.stage}/{item.key}")
     if as_json:
-        _json(
+        terminal.say_json(
             {
                 "removed": not dry_run,
                 "results": [_plain(item) for item in items],
@@ -172,10 +171,6 @@ def _bytes(count: int) -> str:
             break
         amount /= 1024
     return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-
-
-def _json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=1, allow_nan=False))
 
 
 def _table(*columns: str, right: tuple[int, ...]) -> Table:

@@ -253,7 +253,7 @@ def _device(client: MlflowClient, where: Sequence[str], hardware: str) -> str:
     for key in keys if "'" not in hardware else ():
         fits = f"tags.{key} = '{hardware}'"
         first = next(_complete(client, where, [fits], page=1), None)
-        if first is None:
+        if first is None or "hardware_id" not in first.tags:
             continue
         device: str = first.tags["hardware_id"]
         if (
@@ -261,9 +261,10 @@ def _device(client: MlflowClient, where: Sequence[str], hardware: str) -> str:
             or next(_complete(client, where, [fits, f"tags.hardware_id != '{device}'"], page=1), None) is None
         ):
             return device
-        devices = {model.tags["hardware_id"] for model in _complete(client, where, [fits])}
+        devices = {model.tags.get("hardware_id", "one of no identity") for model in _complete(client, where, [fits])}
         raise InputError(f"{hardware!r} is more than one device; give one of {', '.join(sorted(devices))}")
-    known = list(_complete(client, where, []))
+    # What does not say where it was measured (somebody took tags away) is on no device.
+    known = [model for model in _complete(client, where, []) if set(keys) <= set(model.tags)]
     names = {model.tags[key].lower(): model.tags[key] for model in known for key in reversed(keys)}
     near = difflib.get_close_matches(hardware.lower(), names, n=1, cutoff=0)
     there = {f"{model.tags['hardware_id']} ({model.tags['hardware_model']})" for model in known}

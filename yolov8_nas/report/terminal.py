@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -32,6 +34,36 @@ def verdict(summary: Summary) -> RenderableType:
         if target.gate:
             parts.append(Text(wording.gate(target.gate)))
     return Group(*parts)
+
+
+def next_steps(summary: Summary, workdir: Path) -> list[str]:
+    """What to do after a run, in three lines at most, each with a command or a file.
+
+    Args:
+        summary: What the run came to.
+        workdir: The work folder of the run.
+    """
+    folder = shlex.quote(str(workdir))
+    if summary.run.retraining and not summary.run.retraining.new:
+        return []
+    if not summary.targets:
+        return [f"correct what failed, and give the same command again: what is done is kept in {folder}"]
+    shipped = [target for target in summary.targets if target.model]
+    if not shipped:
+        return [
+            f"see in {workdir / 'report.html'} how far each candidate is from the limits (Candidates walked)",
+            "raise the limit, or tune more networks (--set finetune.candidates=4), and give the command again:",
+            "  supernet, latency tables and trainings that stay the same are not made again",
+        ]
+    steps = [f"look at what both networks miss: {workdir / 'report.html'}"]
+    if entry := next((target.registry for target in shipped if target.registry), None):
+        model = shlex.quote(f"{entry.model}/{entry.version}")
+        steps.append(f"before it is released: yolov8-nas models show {model} --workdir {folder}")
+    if len(shipped) == 1:
+        steps.append(f"serve it: yolov8-nas package {folder} --out serving")
+    else:
+        steps.append(f"serve one: yolov8-nas package {workdir / 'models' / 'TARGET' / 'model.onnx'} --out serving")
+    return steps
 
 
 def _heading(target: Target) -> Text:
