@@ -127,6 +127,19 @@ def test_a_containers_quota_counts_as_cores(tmp_path: Path) -> None:
     assert profile._cgroup_quota(tmp_path) is None
 
 
+def test_computing_leaves_cores_to_others_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "available_cores", lambda: 4)
+    for told, threads in (("", 4), ("3", 3), ("64", 4)):
+        monkeypatch.setenv(profile.THREADS_VARIABLE, told)
+        assert profile.computing_threads() == threads
+    monkeypatch.delenv(profile.THREADS_VARIABLE)
+    assert profile.computing_threads() == 4
+    for told in ("0", "-1", "two", "1.5"):
+        monkeypatch.setenv(profile.THREADS_VARIABLE, told)
+        with pytest.raises(InputError, match=f"YOLOV8_NAS_THREADS = '{told}': give a number of threads"):
+            profile.computing_threads()
+
+
 def test_the_regime_is_what_the_machine_tells(tmp_path: Path) -> None:
     nothing = profile.regime(tmp_path, tmp_path / "cpuinfo")
     assert nothing == {"governor": None, "boost": None, "mhz": None, "throttled": None}

@@ -38,7 +38,7 @@ from yolov8_nas.checkpoint.network import load
 from yolov8_nas.data import dataset
 from yolov8_nas.data.check import CheckedDataset, CheckedImage, checked
 from yolov8_nas.device.host import HostLock
-from yolov8_nas.device.profile import available_cores
+from yolov8_nas.device.profile import computing_threads
 from yolov8_nas.errors import InputError
 from yolov8_nas.evaluation import Comparison, Evaluation, Evaluator, compare
 from yolov8_nas.export.artifact import build_engine, write_onnx
@@ -172,7 +172,7 @@ def measure(
 
     target = resolve(hardware, runtime, "int8") if hardware is not None else None
     network, side = _read(checkpoint, imgsz)
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(computing_threads())
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     note("reading the dataset")
     with tempfile.TemporaryDirectory(prefix="yolov8-nas-sensitivity-") as folder:

@@ -23,6 +23,9 @@ INSTRUCTIONS: Final = (
 )  # fmt: skip
 """CPU flags, as Linux names them, for which ONNX Runtime has kernels of their own."""
 
+THREADS_VARIABLE: Final = "YOLOV8_NAS_THREADS"
+"""Names how many threads trainings and scorings take at most, on a machine that other work shares."""
+
 _GIB = 2**30
 
 
@@ -235,6 +238,21 @@ def available_cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its container rounded down, at least one."""
     cores = len(os.sched_getaffinity(0))
     return max(1, min(cores, int(_cgroup_quota(Path("/sys/fs/cgroup")) or cores)))
+
+
+def computing_threads() -> int:
+    """Threads for trainings and scorings: one for each usable core, or what `THREADS_VARIABLE` says where it is fewer.
+
+    What is measured runs on the threads of its target instead.
+
+    Raises:
+        InputError: The variable holds no positive number.
+    """
+    cores = available_cores()
+    most = os.environ.get(THREADS_VARIABLE) or str(cores)
+    if not (most.isascii() and most.isdigit()) or int(most) < 1:
+        raise InputError(f"{THREADS_VARIABLE} = {most!r}: give a number of threads, 1 or more, or unset it")
+    return min(cores, int(most))
 
 
 def _cgroup_quota(root: Path) -> float | None:

@@ -123,11 +123,11 @@ def score(checkpoint: Path, dataset: Path, *, imgsz: int, split: Literal["search
     import torch
 
     from yolov8_nas.data.dataset import data_yaml
-    from yolov8_nas.device.profile import available_cores
+    from yolov8_nas.device.profile import computing_threads
     from yolov8_nas.evaluation import evaluate
     from yolov8_nas.train.quantization import fold
 
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(computing_threads())
     with tempfile.TemporaryDirectory() as work:
         data = data_yaml(dataset, Path(work), validate_on=split)
         found = evaluate(fold(_read(checkpoint)), data, imgsz=imgsz, batch=BATCH, work=Path(work))
@@ -151,12 +151,12 @@ def write_subnet(
     import torch
 
     from yolov8_nas.data.dataset import data_yaml
-    from yolov8_nas.device.profile import available_cores
+    from yolov8_nas.device.profile import computing_threads
     from yolov8_nas.supernet.batchnorm import calibration_batches, recalibrate
     from yolov8_nas.supernet.derive import derive, save_checkpoint
     from yolov8_nas.supernet.supernet import Supernet
 
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(computing_threads())
     weights = Supernet.load(supernet)
     network = derive(weights, Architecture.from_dict(architecture))
     with tempfile.TemporaryDirectory() as work:

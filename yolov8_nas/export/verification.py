@@ -65,7 +65,9 @@ def verify_onnx(
     network = deepcopy(network).eval()
     exact = deepcopy(network).double()
     rounded = network.half().float() if half else network
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
     shapes = [(batch, imgsz, imgsz)] + [(batch + 1, imgsz, imgsz + 32)] * dynamic
     return max(_compare(exact, rounded, session, rng, shape, file.name, half) for shape in shapes)

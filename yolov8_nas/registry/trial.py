@@ -145,7 +145,7 @@ def score(entrants: Sequence[Entrant], images: Images, work: Path) -> list[Evalu
     """
     import torch
 
-    from yolov8_nas.device.profile import available_cores
+    from yolov8_nas.device.profile import computing_threads
     from yolov8_nas.evaluation import Evaluator
 
     for one in entrants:
@@ -155,7 +155,7 @@ def score(entrants: Sequence[Entrant], images: Images, work: Path) -> list[Evalu
                 f"{images.source}: its classes are {', '.join(images.classes)}, those of {one.version} are {classes}; "
                 "give the dataset that it was made for"
             )
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(computing_threads())
     evaluators = {
         size: Evaluator(images.data, imgsz=int(size), batch=BATCH, work=work / f"scores-{size}")
         for size in {one.version.tag("imgsz") for one in entrants}

@@ -25,7 +25,7 @@ from yolov8_nas.data import dataset as datasets
 from yolov8_nas.data.check import SPLITS, checked
 from yolov8_nas.data.remote import is_address
 from yolov8_nas.device.host import HostLock
-from yolov8_nas.device.profile import Profile, available_cores, cpu_model
+from yolov8_nas.device.profile import Profile, available_cores, computing_threads, cpu_model
 from yolov8_nas.errors import InputError, StageError, told
 from yolov8_nas.export.artifact import write_network
 from yolov8_nas.files import canonical_digest
@@ -306,7 +306,7 @@ def _rate_settings(config: RunConfig, dataset: DatasetResult) -> RateSettings:
 
 def measure_rates(ctx: StageContext[RateSettings], dataset: Path) -> None:
     """Write `rates.json`."""
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(computing_threads())
     begun = time.perf_counter()
     with _alone(ctx.host) as alone:
         found = measure_training(
@@ -333,7 +333,7 @@ def _machine() -> str:
     """What trains on this machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{cpu_model()}, {available_cores()} threads"
+    return f"{cpu_model()}, {computing_threads()} threads"
 
 
 def _costs(

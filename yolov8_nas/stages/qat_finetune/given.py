@@ -9,7 +9,7 @@ from typing import Final, Literal
 import torch
 
 from yolov8_nas.data import dataset
-from yolov8_nas.device.profile import available_cores
+from yolov8_nas.device.profile import computing_threads
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture
 from yolov8_nas.space.cost import cost
@@ -74,7 +74,7 @@ class Given:
         self.options = ctx.settings.finetune
         self.imgsz = ctx.settings.imgsz
         self.seed = ctx.settings.seed
-        torch.set_num_threads(available_cores())  # what importing Ultralytics left would be one, or depend on the order
+        torch.set_num_threads(computing_threads())  # what importing Ultralytics left is one, or depends on the order
         self.device = "0" if torch.cuda.is_available() else "cpu"
         self.supernet = Supernet.load(ctx.inputs["supernet-train"])
         self.names = list(self.supernet.names)

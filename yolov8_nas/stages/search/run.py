@@ -20,7 +20,7 @@ from typing import Final
 import torch
 
 from yolov8_nas.data import dataset
-from yolov8_nas.device.profile import Profile, available_cores
+from yolov8_nas.device.profile import Profile, computing_threads
 from yolov8_nas.errors import InputError
 from yolov8_nas.export import artifact
 from yolov8_nas.measure import engine_file
@@ -104,7 +104,7 @@ class _Search:
     def __init__(self, ctx: StageContext[SearchSettings]) -> None:
 
         _require_images(ctx.inputs["data-prep"])
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(computing_threads())
         self.ctx = ctx
         self.start = time.monotonic()
         self.settings = ctx.settings

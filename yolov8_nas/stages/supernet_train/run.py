@@ -121,14 +121,14 @@ def _train(ctx: StageContext[SupernetSettings]) -> None:
         import torch
 
         from yolov8_nas.data import dataset
-        from yolov8_nas.device.profile import available_cores
+        from yolov8_nas.device.profile import computing_threads
         from yolov8_nas.supernet import warmstart
         from yolov8_nas.supernet.batchnorm import calibration_batches
         from yolov8_nas.supernet.supernet import Supernet
         from yolov8_nas.supernet.training import CONDITIONS, train
 
         progress = ctx.progress if processes.first else Progress.silent()
-        torch.set_num_threads(max(1, available_cores() // processes.local_size))
+        torch.set_num_threads(max(1, computing_threads() // processes.local_size))
         recipe = recipe_of(ctx.settings)
         space = ctx.settings.space
         names = dataset.load(ctx.inputs["data-prep"]).classes
