@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 from kfp import dsl
 
 from yolov8_nas.advice import words
+from yolov8_nas.config import RunConfig
 from yolov8_nas.errors import StageError, told
 from yolov8_nas.foreign import markdown
 from yolov8_nas.reading import parse_json
@@ -109,18 +110,21 @@ def _show(told: Told, metrics: dsl.Metrics, report: dsl.Markdown) -> None:
     Path(report.path).write_text(told.markdown)
 
 
-def _advise(target: str, report: dsl.Markdown, *, may_measure: bool, **asked: Any) -> None:
+def _advise(target: str, report: dsl.Markdown, *, config: str, may_measure: bool, **asked: Any) -> None:
     """Add the advice on a target that was just probed to its step's page; it is told on the screen and recorded, too.
 
-    A run does not fail for want of it. A step in a cluster that has room to read a result only gives none.
+    A run does not fail for want of it. A step in a cluster that has room to read a result only gives none, and neither
+    does a run whose configuration asks for none.
 
     Args:
         target: Label of the target.
         report: The page.
+        config: Run configuration as JSON.
         may_measure: Whether there is room to measure what is not known.
         asked: What else `run.advising.advise_in_run` is told.
     """
-    if os.environ.get(IN_CLUSTER) and not may_measure:
+    wanted = RunConfig.parse(parse_json(config, "run configuration"), "run configuration").advice
+    if not wanted or (os.environ.get(IN_CLUSTER) and not may_measure):
         return
     folder = os.environ.get(LOGS_VARIABLE)
     try:
@@ -128,6 +132,7 @@ def _advise(target: str, report: dsl.Markdown, *, may_measure: bool, **asked: An
             given = process.call(
                 "yolov8_nas.run.advising:advise_in_run",
                 log=Path(folder) / "advice.log" if folder else log,
+                config=config,
                 label=target,
                 may_measure=may_measure,
                 **asked,

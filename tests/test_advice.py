@@ -495,10 +495,16 @@ def test_a_step_tells_the_advice_and_does_not_fail_for_want_of_it(
     done, told = Outcome("done", "digest", "key", 1.0), "# hw-probe\n"
     monkeypatch.setattr(step, "tell", lambda *what: Told({}, told))
 
-    def shown(stage: str = "hw-probe", outcome: Outcome = done, found: str = "") -> str:
+    def shown(stage: str = "hw-probe", outcome: Outcome = done, found: str = "", config: RunConfig = CONFIG) -> str:
         monkeypatch.setattr(step, "_survived", lambda *_: outcome)
         output, report = dsl.Artifact(uri=str(tmp_path / "tar")), dsl.Markdown(uri=str(tmp_path / "report.md"))
-        asked = {"config": "config", "target": "cpu-1t-fp32", "store": str(tmp_path), "run_id": "run", "found": found}
+        asked = {
+            "config": config.to_json(),
+            "target": "cpu-1t-fp32",
+            "store": str(tmp_path),
+            "run_id": "run",
+            "found": found,
+        }
         step.run_step(stage, **asked, output=output, metrics=dsl.Metrics(), report=report)
         return Path(report.path).read_text()
 
@@ -508,6 +514,7 @@ def test_a_step_tells_the_advice_and_does_not_fail_for_want_of_it(
     assert ("no advice on cpu-1t-fp32: no table" in out) is fails
     assert ("Search: " in out) is not fails
     assert shown("search") == told
+    assert shown(config=CONFIG.model_copy(update={"advice": False})) == told, "nobody asked for it"
     monkeypatch.setenv(IN_CLUSTER, "10.0.0.1")
     assert shown(found="key") == told, "a pod that only reads has no room"
     assert shown(outcome=replace(done, status="failed")) == told

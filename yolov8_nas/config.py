@@ -451,6 +451,8 @@ class RunConfig(_Section):
         space: A built-in search space or the path of a YAML file.
         imgsz: Side of the square network input in pixels, a multiple of 32.
         store: Folder of the stage store, or `s3://BUCKET/PREFIX`; nothing for `store` in the work folder.
+        advice: Whether each target is advised on after its probe. What advice needs is measured for it: stock sizes,
+            and training steps for about a minute.
         retrain: The run is a retraining of the registered model of this name; nothing for one from the start.
         signing: Keys of signatures; nothing for those that the environment names, if any.
         seed: Seed of everything that is random.
@@ -470,6 +472,7 @@ class RunConfig(_Section):
     tracking: TrackingConfig = TrackingConfig()
     report: ReportConfig = ReportConfig()
     store: Text | None = None
+    advice: bool = True
     retrain: RetrainConfig | None = None
     signing: SigningConfig | None = None
     seed: int = Field(0, ge=0, lt=2**32)
