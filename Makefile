@@ -12,7 +12,7 @@ KUBECTL := $(VENV)/.kubectl
 demo: $(READY)
 	$(BIN)/yolov8-nas demo
 
-# Two at a time: tests of one file stay together, the longest file comes first, and each process has a host lock of its
+# Two at a time: tests of one file stay together, the longest files come first, and each process has a host lock of its
 # own (tests/conftest.py). What was skipped, and why, is told at the end.
 test: $(READY) $(RTX) $(KUBECTL)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

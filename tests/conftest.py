@@ -30,16 +30,21 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 # With the number of threads the last bits of a training change, and after some steps everything.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Two processes test at once: threads of a stage would wait for each other at every layer of a tiny network.
+os.environ["YOLOV8_NAS_THREADS"] = "1"
 # Threads that spin for long while they wait make tests ten times slower on a machine with other work.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
-LONGEST = "test_whole_run.py"
-"""The file that takes longest, which two processes must not come to last: one of them would wait for minutes."""
+LONGEST = ("test_whole_run.py", "test_finetune.py", "test_hw_probe.py", "test_int8.py")
+"""The files that take longest, the longest first. `test_nas.py` waits for the table that the whole run measures."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    """Long files come first, short ones last: a process that came to a long one last would leave the other idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (order.get(item.path.name, len(order)), item.path not in slow))
 
 
 def pytest_collection_finish() -> None:

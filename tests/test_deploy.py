@@ -73,6 +73,7 @@ def images() -> list[Tensor]:
 
 def session(file: Path, *, optimise: bool = True) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -121,6 +122,7 @@ def test_int8_file(tmp_path: Path, images: list[Tensor]) -> None:
 
     # Optimised, it runs on integers: every convolution with BatchNorm, none in the head's outputs.
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(str(file), options)

@@ -22,6 +22,7 @@ from yolov8_nas.files import read_json, tree_digest
 from yolov8_nas.measure import benchmark, nms
 from yolov8_nas.measure.benchmark import Failed, Measurement, Percentiles
 from yolov8_nas.measure.latency_model import LatencyModel
+from yolov8_nas.measure.protocol import Protocol
 from yolov8_nas.measure.sampling import Sample, sample
 from yolov8_nas.runner.progress import Progress
 from yolov8_nas.runner.results import Latency, LatencyFit, LatencyTable, NmsResult, ResolvedLimit
@@ -38,6 +39,7 @@ from yolov8_nas.stages.hw_probe.settings import ProbeSettings
 from yolov8_nas.store.store import Store
 
 SPACE = SearchSpace.load("tiny")
+QUICK = Protocol(warmup=1, repetitions=4, min_rounds=3, max_rounds=4)
 NMS_MS = {"p50": 0.5, "p90": 0.6, "p99": 0.9}
 
 
@@ -49,7 +51,7 @@ def config(**changes: Any) -> RunConfig:
 
 
 def context(
-    folder: Path, run_config: RunConfig, store: Store | None = None, **changes: int
+    folder: Path, run_config: RunConfig, store: Store | None = None, **changes: Any
 ) -> StageContext[ProbeSettings]:
     for name in ("out", "partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -478,7 +480,7 @@ def test_a_poor_fit_fails_with_the_numbers(tmp_path: Path, device: Device) -> No
 def test_real_networks_are_probed(tmp_path: Path, runtime: str, precision: str) -> None:
     limits = ["latency<=300%stock"]  # of seven networks timed on a busy machine, some may all be slow
     probed = config(runtime=runtime, precision=precision, probe={"max_mape": 10.0}, constraints=limits)
-    ctx = context(tmp_path, probed, networks=4, holdout=2)
+    ctx = context(tmp_path, probed, networks=4, holdout=2, protocol=QUICK)
     run(ctx)
     rows = read_json(ctx.out / "latency_table.json")["rows"]
     by_role = {row["role"]: row for row in rows}

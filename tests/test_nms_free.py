@@ -244,6 +244,7 @@ def test_int8(network: DetectionModel, images: list[Tensor], tmp_path: Path) -> 
 
     file = export_onnx(loaded, tmp_path / "int8.onnx", imgsz=SIDE)
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     image = images[0][:1]
     with torch.no_grad():

@@ -420,6 +420,7 @@ def _plainly(model: onnx.ModelProto, *outputs: str) -> list[NDArray[Any]]:
     names = {value.name for value in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs if name not in names)
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
