@@ -89,6 +89,19 @@ GPU_PROFILE = PROFILE | {
 TRAINING = {"start": "weights", "begun_with": "yolov8n.pt", "epochs": 8, "computing": 1e12}
 
 
+DECIDED_BY = {
+    "difference": 0.01, "power": 0.8, "images": 80, "smallest": 0.0568, "images_needed": 2581,
+    "smallest_trained": 0.0681, "trainings": 13, "images_trained": 5131,
+}  # fmt: skip
+"""What is told beside an undecided comparison."""
+
+CLASSES: list[dict[str, Any]] = [
+    {"name": "scratch", "images": 60, "boxes": 90, "map50_95": 0.41, "low": 0.36, "high": 0.46, "why_not": None},
+    {"name": "dent", "images": 4, "boxes": 4, "map50_95": 0.3, "low": None, "high": None, "why_not": "few images"},
+]
+"""What the validation images tell of each class."""
+
+
 def dataset(**changes: Any) -> DatasetResult:
     """A dataset of two classes, but for `changes`."""
     fields = {
@@ -225,6 +238,7 @@ def against_stock(**changes: Any) -> AgainstStock:
     trainings = {"sd": 0.005, "freedom": 10.0, "source": "other runs"}
     fields = {"difference": 0.0142, "low": -0.0061, "high": 0.0339, "word": "undecided", "trainings": trainings}
     told = {"subject": "The shipped network", "what": "mAP50-95", "against": "YOLOv8n (FP32)"}
+    told |= {"decided_by": DECIDED_BY}
     return AgainstStock(**fields | told | changes)
 
 
@@ -276,13 +290,16 @@ def small_onnx(path: Path, bias: float = 0.0) -> Path:
     return path
 
 
-def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> dict[str, Path]:
+def write_outputs(
+    root: Path, *, map50_95: float = 0.41, p50: float = 3.0, choices: Sequence[tuple[float, float]] = ()
+) -> dict[str, Path]:
     """Write every stage's output below `root` as the stages do.
 
     Args:
         root: A folder per stage is made in it.
         map50_95: Score of the shipped network.
         p50: Its median latency in ms; the limit is 3.2 ms. Above it, nothing ships.
+        choices: Score and median latency of each network to choose from beside it.
 
     Returns:
         The folder of each stage but `register`.
@@ -343,6 +360,7 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
     comparison = {
         "difference": 0.03, "low": -0.01, "high": 0.07, "word": "undecided", "what": "mAP50-95", "subject": "It",
         "against": "YOLOv8n (FP32)", "trainings": {"sd": 0.005, "freedom": 10.0, "source": "other runs"},
+        "decided_by": DECIDED_BY,
     }  # fmt: skip
     verdict: dict[str, Any] = {
         "status": "met" if met else "failed",
@@ -367,10 +385,20 @@ def write_outputs(root: Path, *, map50_95: float = 0.41, p50: float = 3.0) -> di
         ],
         "comparison": comparison,
         "comparisons": [comparison],
+        "classes": CLASSES,
+        "choices": [],
         "quantization": None,
         "checkpoint_map50_95": map50_95,
         "confidence": None,
         "nms": {"confidence": 0.001, "iou": 0.7, "max_detections": 300, "threads": 1, "images": 3, "split": "search"},
     }
+    for number, (score, ms) in enumerate(choices, 1):
+        folder = folders["trt-export"] / "choices" / f"candidate-{number}-fp32"
+        folder.mkdir(parents=True)
+        small_onnx(folder / "model.onnx", bias=score + ms)
+        (folder / "best.pt").write_bytes(f"{number} {score} {ms}".encode())
+        network = space.sample(np.random.default_rng(number)).to_dict()
+        own = {"candidate": number, "architecture": network, "map50_95": score, "latency_ms": latency(ms).plain()}
+        verdict["choices"].append({**shipped, **own, "folder": folder.name, "comparison": None})
     write_json(folders["trt-export"] / "verdict.json", verdict)
     return folders

@@ -290,14 +290,23 @@ def test_fp32_ships(only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     verdict = json.loads((out / "verdict.json").read_text())
     assert [(row["candidate"], row["outcome"]) for row in verdict["tried"]] == [(1, "shipped"), (0, "less accurate")]
     assert verdict["quantization"] is None
-    assert verdict["comparison"]["word"] == "ahead"
+    assert (verdict["comparison"]["word"], verdict["comparison"]["decided_by"]) == ("ahead", None)
     assert len(verdict["comparisons"]) == 1
+    assert {row["name"]: row["map50_95"] for row in verdict["classes"]} == pytest.approx(
+        verdict["shipped"]["per_class"]
+    )
     assert {file.name for file in (out / "model").iterdir()} == {
         "model.onnx",
         "model_fp32.onnx",
         "best.pt",
         "subnet.pt",
     }
+    (other,) = verdict["choices"]  # it keeps the limits, too
+    assert (other["candidate"], other["precision"], other["folder"]) == (0, "fp32", "candidate-0-fp32")
+    assert other["comparison"]["subject"] == "Candidate 0"
+    beside = out / "choices" / other["folder"]
+    assert {file.name for file in beside.iterdir()} == {file.name for file in (out / "model").iterdir()}
+    assert file_sha256(beside / "best.pt") == file_sha256(only_fp32 / "qat-finetune" / "candidates" / "0" / "best.pt")
 
 
 def test_the_same_images_are_shown_with_what_both_find(
@@ -349,6 +358,18 @@ def test_the_export_needs_no_stage(only_fp32: Path, tmp_path: Path, monkeypatch:
     assert decided.result == VerdictResult.read(by_stage) and decided.why_none is None
     names = ("model.onnx", "best.pt")
     assert [file_sha256(job.out / "model" / n) for n in names] == [file_sha256(by_stage / "model" / n) for n in names]
+
+
+def test_what_would_decide_stands_beside_undecided(
+    only_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = only_fp32 / "qat-finetune"
+    shutil.copyfile(tuned / "candidates" / "1" / "best.pt", tuned / "baseline" / "best.pt")
+    out = run_export(only_fp32, tmp_path, monkeypatch, {}, precision="fp32")
+    compared = VerdictResult.read(out).comparison
+    assert compared is not None and compared.word == "undecided" and compared.decided_by is not None
+    assert (compared.decided_by.images, compared.decided_by.smallest) == (16, 0)  # the same network twice
+    assert compared.decided_by.trainings is not None
 
 
 def test_what_all_trainings_let_expect_decides_and_not_the_search_split_alone(

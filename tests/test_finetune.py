@@ -29,10 +29,11 @@ from yolov8_nas.device.host import HostLock
 from yolov8_nas.errors import InputError, StageError
 from yolov8_nas.files import canonical_digest, read_json
 from yolov8_nas.runner.progress import Progress
-from yolov8_nas.runner.results import CandidateResult, RescaledStock
+from yolov8_nas.runner.results import CandidateResult, FinetuneResult, RescaledStock
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.space import Architecture, SearchSpace, rescale
 from yolov8_nas.space.cost import cost
+from yolov8_nas.stages import data_prep, supernet_train
 from yolov8_nas.stages.qat_finetune import STAGE
 from yolov8_nas.stages.qat_finetune.given import CALIBRATION_IMAGES
 from yolov8_nas.stages.qat_finetune.run import rivals_of
@@ -325,6 +326,67 @@ def test_stock_is_trained_once_for_all_targets(
     assert not list((tmp_path / "first" / "partial").rglob("stock"))
 
 
+def test_another_limit_finds_trained_what_was_trained_for_the_first(
+    stage_inputs: Path, starts: dict[str, tuple[DetectionModel, Recipe]], tmp_path: Path
+) -> None:
+    rng, store = np.random.default_rng(0), Store(tmp_path / "store")
+    networks = [TINY.sample(rng) for _ in range(4)]
+    asked = {"candidates": 2, "epochs": 3, "rungs": [{"networks": 3, "epochs": 1}], "baseline": "none"}
+    trained: dict[str, set[str]] = {}
+    keys: dict[str, set[str]] = {}
+    told: dict[str, FinetuneResult] = {}
+    for limit, found in (("first", networks[:3]), ("second", [networks[2], networks[0], networks[3]])):
+        inputs = tmp_path / f"inputs-{limit}"
+        inputs.mkdir()
+        for name in ("data-prep", "supernet-train"):
+            (inputs / name).symlink_to(stage_inputs / name)
+        (inputs / "search").mkdir()
+        CandidateResult.write_all(inputs / "search", map(fabricated.candidate, found))
+        starts.clear()
+        STAGE.run(stage_context(tmp_path / limit, inputs, store=store, **asked))
+        trained[limit] = set(starts)
+        keys[limit] = {folder.name for folder in (tmp_path / "store" / "trainings").iterdir()}
+        told[limit] = FinetuneResult.read(tmp_path / limit / "out")
+    # All score alike, so the first two candidates are trained to the end: of the second limit, networks 2 and 0.
+    assert trained["first"] == {f"rung-1-candidate-{i}" for i in range(3)} | {"candidate-0", "candidate-1"}
+    assert trained["second"] == {"rung-1-candidate-2", "candidate-0"}  # networks 3 and 2
+    assert keys["first"] < keys["second"] and len(keys["second"]) - len(keys["first"]) == 2
+    assert [row.architecture for row in told["second"].candidates] == [networks[2], networks[0]]
+    rungs = [read_json(tmp_path / "second" / "out" / "rungs" / "1" / f"{i}.json") for i in range(3)]
+    assert [(row["index"], row["architecture"]) for row in rungs] == [
+        (i, networks[n].to_dict()) for i, n in enumerate((2, 0, 3))
+    ]
+    checkpoints = [tmp_path / "first/out/candidates/0/best.pt", tmp_path / "second/out/candidates/1/best.pt"]
+    assert same(*map(load_network, checkpoints))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"lr": 1e-4}, {"epochs": 3}, {"start": "scratch"}, {"nms_free": True}, {"distill": True}],
+)
+def test_what_a_training_depends_on_is_in_its_key(
+    changed: dict[str, Any],
+    stage_inputs: Path,
+    starts: dict[str, tuple[DetectionModel, Recipe]],
+    tmp_path: Path,
+) -> None:
+    store, asked = Store(tmp_path / "store"), {"epochs": 2, "baseline": "none"}
+    STAGE.run(stage_context(tmp_path / "first", stage_inputs, store=store, **asked))
+    starts.clear()
+    STAGE.run(stage_context(tmp_path / "second", stage_inputs, store=store, **asked | changed))
+    assert "candidate-0" in starts
+
+
+def test_another_limit_leaves_the_keys_of_data_and_supernet() -> None:
+    configs = [
+        RunConfig.parse({"space": "tiny", "targets": [{"hardware": "cpu-1t", "constraints": [limit]}]}, "run.yaml")
+        for limit in ("latency<=50ms", "latency<=80%stock")
+    ]
+    for stage in (data_prep.STAGE, supernet_train.STAGE):
+        first, second = (canonical_digest(stage.settings(config, None).plain()) for config in configs)
+        assert first == second  # and the tables': test_other_limits_on_the_same_device_measure_nothing
+
+
 def test_stocks_training_goes_on_for_whoever_comes_next(
     stage_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -566,6 +628,7 @@ from yolov8_nas.checkpoint import stock
 from yolov8_nas.config import RunConfig, TrainConfig
 from yolov8_nas.device.host import HostLock
 from yolov8_nas.runner.progress import Progress
+from yolov8_nas.stages import data_prep, supernet_train
 from yolov8_nas.stages.qat_finetune import STAGE
 from yolov8_nas.runner.stage import StageContext
 root, work = map(Path, sys.argv[1:])

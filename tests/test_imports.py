@@ -25,6 +25,7 @@ LAYERS = (
     ("store",),
     ("checkpoint",),
     ("evaluation",),
+    ("power",),
     ("runner",),
     ("measure",),
     ("data", "supernet"),

@@ -561,14 +561,14 @@ def test_the_report_tells_the_head(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_registered_version_tells_the_head(tmp_path: Path) -> None:
-    from yolov8_nas.stages.register.run import _deployable
+    from yolov8_nas.stages.register.run import _submission
     from yolov8_nas.stages.register.settings import RegisterSettings
 
     folders = write_outputs(tmp_path / "outputs")
     asked_for = dict.fromkeys(RegisterSettings.model_fields, "") | {"constraints": ()}
     ctx: Any = SimpleNamespace(inputs=folders, out=tmp_path, settings=SimpleNamespace(**asked_for))
-    assert "head" not in _deployable(ctx).params
+    assert "head" not in _submission(ctx).deployable.params
     file = folders["trt-export"] / "verdict.json"
     verdict = read_json(file)
     write_json(file, verdict | {"nms": verdict["nms"] | {"nms_free": True}})
-    assert _deployable(ctx).params["head"] == "one-to-one"
+    assert _submission(ctx).deployable.params["head"] == "one-to-one"

@@ -185,6 +185,29 @@ def test_a_version_says_under_which_licences_it_stands(
     assert (told["license_start"].startswith(expected[0]), told["license_data"].startswith(expected[1])) == (True, True)
 
 
+def test_what_can_be_chosen_is_registered_beside_what_ships(branch: Branch, model: str, uri: str) -> None:
+    front = [(0.38, 2.4), (0.35, 1.7)]
+    entry = branch.register(map50_95=0.41, p50=3.0, choices=front)
+    versions = [choice["version"] for choice in entry["choices"]]
+    assert (versions, entry["version"]) == ([1, 2], 3)  # what ships is the newest
+    purposes = [query.find(uri, f"{model}/{version}").purpose for version in (*versions, 3)]
+    assert len(set(purposes)) == 3 and all(own.startswith(f"{purposes[2]}-net-") for own in purposes[:2])
+    assert [choice["aliases"] for choice in entry["choices"]] == [[f"champion-{own}"] for own in purposes[:2]]
+    assert entry["aliases"] == [f"champion-{purposes[2]}"]
+    hardware = PROFILE["id"]
+    chosen = [query.best(uri, hardware, limit, name=model) for limit in (3.2, 2.5, 2.0)]
+    assert [(one.version, one.metrics["map50_95"]) for one in chosen] == [(3, 0.41), (1, 0.38), (2, 0.35)]
+    runs = [tracking.connect(uri).get_run(one.run_id) for one in chosen]
+    assert [run.data.metrics["latency_p50_ms"] for run in runs] == [3.0, 2.4, 1.7]  # a run of its own each
+    again = branch.register(map50_95=0.41, p50=3.0, choices=front)
+    assert [choice["version"] for choice in again["choices"]] == versions and again["version"] == 3
+
+
+def test_files_that_can_be_chosen_and_files_that_ship_are_two_contents() -> None:
+    files, limits = {"model.onnx": "0" * 64}, [{"metric": "latency", "limit": 3.2}]
+    assert register.content_digest(files, "cpu", limits, "0123abcd") != register.content_digest(files, "cpu", limits)
+
+
 def test_same_content_twice_is_one_version(branch: Branch, model: str, uri: str) -> None:
     first = branch.register()
     again = branch.register()
@@ -547,7 +570,7 @@ def test_what_the_server_cannot_take_is_kept_and_sent_later(
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", away)
-    kept = [branch.register(run_id="once", map50_95=0.4) for _ in range(2)]
+    kept = [branch.register(run_id="once", map50_95=0.4, choices=[(0.3, 2.0)]) for _ in range(2)]
     monkeypatch.undo()
     assert not any("version" in entry for entry in kept)
     (entry,) = spool.waiting(branch.store)  # the same twice is one
@@ -565,11 +588,12 @@ def test_what_the_server_cannot_take_is_kept_and_sent_later(
     weights.write_bytes(good)
     assert [one.what for one in spool.waiting(branch.store)] == [entry.what]
 
-    assert branch.register(map50_95=0.5)["version"] == 2  # the next run sends first what waited
+    assert branch.register(map50_95=0.5)["version"] == 3  # the next run sends first what waited
     assert spool.waiting(branch.store) == []
-    assert [version.version for version in query.list_models(uri, model)] == [2, 1]
-    assert query.find(uri, f"{model}/1").metrics["map50_95"] == 0.4
-    assert [change.version for change in champions.history(tracking.connect(uri), model)] == [1, 2]
+    assert [version.version for version in query.list_models(uri, model)] == [3, 2, 1]
+    assert [query.find(uri, f"{model}/{n}").metrics["map50_95"] for n in (1, 2)] == [0.3, 0.4]
+    assert "-net-" in query.find(uri, f"{model}/1").purpose
+    assert [change.version for change in champions.history(tracking.connect(uri), model)] == [1, 2, 3]
 
 
 def keep_stage(store: Store, run_id: str, target: str | None, outputs: Path, **differently: Any) -> None:

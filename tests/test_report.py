@@ -443,6 +443,7 @@ class MadeUpRun:
             | {"files": {"best.pt": "targets/cpu/best.pt", "model.onnx": "targets/cpu/model.onnx"}},
             baselines=baselines,
             registry={"model": name, "version": 3, "aliases": []},
+            classes=[{**fabricated.CLASSES[i == 0], "name": one} for i, one in enumerate(classes)],
         )
         self.stages = [
             {"name": n, "target": None if i < 2 else LABEL, "seconds": s, "peak_memory_mb": 1900 - 70 * i}
@@ -549,6 +550,10 @@ def test_says_what_an_engineer_asks_first(run: MadeUpRun, page: Page) -> None:
         "0.413",
         "0.399",
         "the interval holds zero",
+        "1 point would take about 2,600 images. Between two networks, each trained once, they decide 6.8 points",
+        "Too rare in the validation images to say anything about: scratch (in 4 images).",
+        "dent 0.413 0.399 60 90 0.360 to 0.460",
+        "scratch 0.413 0.399 4 4 too rare",
     ):
         assert words in page.text.replace("\N{NO-BREAK SPACE}", " ")
 
@@ -1015,7 +1020,8 @@ def _printed(summary: Summary) -> str:
 
 def test_terminal_verdict(run: MadeUpRun) -> None:
     target = run.target.model_copy(update={"comparison": fabricated.against_stock()})
-    printed = _printed(fabricated.summary(target))
+    printed = " ".join(_printed(fabricated.summary(target)).split())
+    assert "13 trainings of each and about 5,200 images" in printed and "scratch (in 4 images)" in printed
     for words in ("Example CPU", "kept", "0.413", "searched, FP32 (shipped)", "stock YOLOv8n", "undecided", "interval"):
         assert words in printed
 

@@ -99,8 +99,10 @@ def test_finished_run_has_every_key_of_the_schema(run: FinishedRun) -> None:
     assert target["baselines"][0]["latency_ms"]["p50"] == 4.0
     errors = {"mape": 0.03, "spearman": 0.98, "networks": 40, "holdout": 10, "coverage": 0.9}
     assert target["latency_model"] == errors
-    assert target["registry"] == REGISTERED.plain()
+    assert target["registry"] == {**REGISTERED.plain(), "choices": []}
     assert target["comparison"]["word"] == "undecided"
+    assert target["comparison"]["decided_by"]["images_needed"] == 2581
+    assert [row["why_not"] for row in target["classes"]] == [None, "few images"]
 
 
 def test_files_that_ship_are_copied_and_found_by_relative_paths(run: FinishedRun) -> None:

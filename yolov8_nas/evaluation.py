@@ -454,6 +454,24 @@ def _worded(difference: float, low: float, high: float) -> Comparison:
 def mean_average_precision(images: Sequence[ImageStats], weights: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """mAP50-95 of weighted images: Ultralytics' definition, with each image counted as often as its weight says.
 
+    Args:
+        images: Statistics of the images.
+        weights: How often each image counts, one row per result: (results, images).
+
+    Returns:
+        mAP50-95 by row of `weights`: (results,).
+    """
+    _, scores = class_average_precision(images, weights)
+    present = ~np.isnan(scores)
+    mean: NDArray[np.float64] = np.where(present, scores, 0.0).sum(1) / np.maximum(present.sum(1), 1)
+    return mean
+
+
+def class_average_precision(
+    images: Sequence[ImageStats], weights: NDArray[np.integer[Any]]
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """AP50-95 of each class over weighted images; see `mean_average_precision`.
+
     Precision only matters where recall grows. So the detections of a class shrink to those that are right at some IoU
     threshold, each with the number of wrong ones before it: a few hundred points instead of tens of thousands.
 
@@ -462,7 +480,8 @@ def mean_average_precision(images: Sequence[ImageStats], weights: NDArray[np.int
         weights: How often each image counts, one row per result: (results, images).
 
     Returns:
-        mAP50-95 by row of `weights`: (results,).
+        The classes that have boxes, rising: (classes,), and AP50-95 by row of `weights`, NaN where a row has no box of
+        the class: (results, classes).
     """
     owner = np.concatenate([np.full(len(image.conf), i) for i, image in enumerate(images)])
     order = np.argsort(-np.concatenate([image.conf for image in images]))
@@ -472,14 +491,13 @@ def mean_average_precision(images: Sequence[ImageStats], weights: NDArray[np.int
     targets = np.concatenate([image.target_cls for image in images])
     target_owner = np.concatenate([np.full(len(image.target_cls), i) for i, image in enumerate(images)])
 
-    scores = np.full((len(weights), len(np.unique(targets))), np.nan)
-    for column, c in enumerate(np.unique(targets)):
+    labels = np.unique(targets)
+    scores = np.full((len(weights), len(labels)), np.nan)
+    for column, c in enumerate(labels):
         boxes = weights @ np.bincount(target_owner[targets == c], minlength=len(images))
         mine = predicted == c
         scores[:, column] = _average_precision(tp[mine], owner[mine], weights, boxes)
-    present = ~np.isnan(scores)
-    mean: NDArray[np.float64] = np.where(present, scores, 0.0).sum(1) / np.maximum(present.sum(1), 1)
-    return mean
+    return labels, scores
 
 
 def _average_precision(

@@ -22,7 +22,8 @@ def export(job: Job) -> Decided:
     """Export, measure and score, and decide which file ships: it lies in `model/` of `job.out` then.
 
     What each file finds in the images of the val split lies in `evaluation/`; `pictures/` has some of these images, and
-    `pictures.json` what the file that ships and stock find there.
+    `pictures.json` what the file that ships and stock find there. What can be chosen
+    in its place, since it keeps the limits too, lies in `choices/`.
 
     Raises:
         StageError: A checkpoint is of another head or recipe, or its file computes something else.

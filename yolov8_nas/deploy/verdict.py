@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from yolov8_nas.deploy.comparing import against_stock, told_of_classes
 from yolov8_nas.deploy.files import Scored
 from yolov8_nas.deploy.job import Job
-from yolov8_nas.evaluation import TYPICAL_SPREAD, Evaluation, TrainingSpread, compare
+from yolov8_nas.evaluation import Evaluation, compare
 from yolov8_nas.export import artifact
 from yolov8_nas.export.thresholds import confidences
 from yolov8_nas.files import copy_file, write_json
 from yolov8_nas.runner.results import (
     Accuracy,
-    AgainstStock,
     CandidateFile,
+    Choice,
     Confidence,
     Difference,
     FileFigures,
@@ -27,7 +28,6 @@ from yolov8_nas.runner.results import (
     Quantized,
     Rival,
     Shipped,
-    Spread,
     StockFile,
     Suppression,
     TrainingCost,
@@ -70,6 +70,7 @@ class Verdict:
         self.job = job
         self.files = files
         self.nms = nms
+        self.tuned = FinetuneResult.read(job.tuned)
 
     def decide(self) -> Decided:
         """Walk the files from the most wanted on, and ship the first that holds."""
@@ -81,8 +82,8 @@ class Verdict:
         stock = _same_precision_first(stock, shipped)
         checkpoint = self._checkpoint(shipped) if shipped else None
         if shipped:
-            self._ship(shipped)
-        comparisons = self._comparisons(shipped, stock, ours) if shipped else ()
+            self._lay(shipped, self.job.out / "model")
+        comparisons = against_stock(shipped, stock, ours, self.tuned) if shipped else ()
         result = VerdictResult(
             status="met" if shipped else "failed",
             chosen_on="search split and folds of the train split",
@@ -91,9 +92,11 @@ class Verdict:
             baselines=tuple(map(self._baseline, stock)),
             comparison=next(iter(comparisons), None),
             comparisons=comparisons,
+            classes=told_of_classes(shipped.val, self.job.classes) if shipped else (),
+            choices=tuple(self._choice(file, stock) for file in ours if self._is_choice(file, shipped)),
             quantization=self._quantization(files, shipped or ours[0]),
             checkpoint_map50_95=checkpoint.map50_95 if checkpoint else None,
-            confidence=self._confidence(shipped, files, checkpoint) if shipped and checkpoint else None,
+            confidence=self._confidence(shipped, self.job.out / "model") if shipped else None,
             nms=self.nms,
         )
         self.job.step(f"{shipped.name} ships" if shipped else "no file keeps the limits")
@@ -172,9 +175,24 @@ class Verdict:
         suffix = file.runs.suffix
         return Shipped(**dict(self._described(file)), file=f"model{suffix}" if suffix != ".pt" else "best.pt")
 
-    def _checkpoint(self, shipped: Scored) -> Evaluation:
-        """The score of the checkpoint of what ships."""
-        return self.job.evaluate(self.job.evaluator("val"), "checkpoint-val", shipped.folder / "best.pt")
+    def _is_choice(self, file: Scored, shipped: Scored | None) -> bool:
+        """Whether a file can be chosen in the place of the one that ships."""
+        return shipped is not None and file is not shipped and file.precision in self.job.wanted and self._holds(file)
+
+    def _choice(self, file: Scored, stock: Sequence[Scored]) -> Choice:
+        """Lay a file beside the one that ships."""
+        folder = self.job.out / Choice.IN / file.name
+        self._lay(file, folder)
+        self._confidence(file, folder)
+        rivals = [one for one in stock if one.precision == file.precision][:1]
+        compared = against_stock(file, rivals, (), self.tuned, subject=f"Candidate {file.candidate}")
+        told = dict(self._shipped(file))
+        return Choice(**told, folder=folder.name, comparison=next(iter(compared), None))
+
+    def _checkpoint(self, file: Scored) -> Evaluation:
+        """The score of a candidate's checkpoint in floating point."""
+        name = f"checkpoint-{file.candidate}-val"
+        return self.job.evaluate(self.job.evaluator("val"), name, file.folder / "best.pt")
 
     def _tried(self, file: Scored, shipped: Scored | None) -> Tried:
         outcome: Literal["shipped", "not asked for", "limit missed", "less accurate", "less wanted"]
@@ -205,29 +223,6 @@ class Verdict:
             training=_training(file),
         )
 
-    def _comparisons(
-        self, shipped: Scored, stock: Sequence[Scored], ours: Sequence[Scored]
-    ) -> tuple[AgainstStock, ...]:
-        """The shipped file against stock: in its own precision first, then FP32 against FP32."""
-        pairs = [(shipped, file) for file in stock]
-        if shipped.precision != "fp32":
-            own = [f for f in ours if f.candidate == shipped.candidate and f.precision == "fp32"]
-            pairs += [(fp32, file) for fp32 in own for file in stock if file.precision == "fp32"]
-        spread = _spread(FinetuneResult.read(self.job.tuned))
-        return tuple(
-            AgainstStock(
-                **dict(Difference.of(compare(first.val, second.val, spread=spread))),
-                trainings=Spread.of(spread),
-                subject="The shipped network" if first is shipped else f"In {first.precision.upper()} the network",
-                what=f"mAP50-95 on val, {first.precision.upper()} against {second.precision.upper()}, "
-                f"as exported; 95% interval over images and trainings, whose standard deviation from seed to seed is "
-                f"taken as {100 * spread.sd:.1f} points, from {spread.source}",
-                against=f"{second.row.name} ({second.precision.upper()})",
-            )
-            for first, second in pairs
-            if isinstance(second.row, Rival)
-        )
-
     def _quantization(self, files: Sequence[Scored], shown: Scored) -> Quantized | None:
         """FP32 and INT8 of one network side by side, where INT8 was asked for, and INT8 that was only calibrated."""
         pair = {file.precision: file for file in files if file.candidate == shown.candidate}
@@ -255,38 +250,38 @@ class Verdict:
         )
         return self.job.evaluate(self.job.evaluator("val"), f"{onnx.stem}-val", onnx)
 
-    def _ship(self, shipped: Scored) -> None:
-        model = self.job.out / "model"
-        model.mkdir()
-        copy_file(shipped.onnx, model / "model.onnx")
-        if shipped.runs.suffix == ".engine":
-            for file in self.job.work.glob(f"{shipped.runs.name}*"):  # and what is known of it, in JSON
-                if ".kernels" in file.suffixes:
+    def _lay(self, file: Scored, folder: Path) -> None:
+        """Lay a file and what belongs to it into a folder of what ships."""
+        folder.mkdir(parents=True)
+        copy_file(file.onnx, folder / "model.onnx")
+        if file.runs.suffix == ".engine":
+            for part in self.job.work.glob(f"{file.runs.name}*"):  # and what is known of it, in JSON
+                if ".kernels" in part.suffixes:
                     continue  # compiled for this driver, and made anew elsewhere
-                copy_file(file, model / file.name.replace(shipped.runs.stem, "model"))
+                copy_file(part, folder / part.name.replace(file.runs.stem, "model"))
         for precision in self.job.runtimes:
-            other = self.job.work / f"candidate-{shipped.candidate}-{precision}.onnx"
+            other = self.job.work / f"candidate-{file.candidate}-{precision}.onnx"
             if other.exists():
-                copy_file(other, model / f"model_{precision}.onnx")
+                copy_file(other, folder / f"model_{precision}.onnx")
         for checkpoint in ("subnet.pt", "best.pt", "qat.pt"):
-            if (shipped.folder / checkpoint).exists():
-                copy_file(shipped.folder / checkpoint, model / checkpoint)
+            if (file.folder / checkpoint).exists():
+                copy_file(file.folder / checkpoint, folder / checkpoint)
 
-    def _confidence(self, shipped: Scored, files: Sequence[Scored], checkpoint: Evaluation) -> Confidence | None:
+    def _confidence(self, file: Scored, folder: Path) -> Confidence | None:
         """The change of confidences in INT8, with thresholds to take in place of floating point's: `thresholds.json`.
 
         They are held against the same network in floating point: its file where it was exported, else its checkpoint.
         """
-        if shipped.precision != "int8":
+        if file.precision != "int8":
             return None
-        floats = [f for f in files if f.candidate == shipped.candidate and f.precision != "int8"]
+        floats = [f for f in self.files if f.candidate == file.candidate and f.precision != "int8"]
         told = Confidence(
             of="model_fp32.onnx" if floats else "best.pt",
-            images=len(shipped.val.images),
+            images=len(file.val.images),
             split="val",
-            **dict(confidences(floats[0].val if floats else checkpoint, shipped.val)),
+            **dict(confidences(floats[0].val if floats else self._checkpoint(file), file.val)),
         )
-        write_json(self.job.out / "model" / "thresholds.json", told.plain())
+        write_json(folder / "thresholds.json", told.plain())
         return told
 
     def _why_none(self, ours: Sequence[Scored]) -> str:
@@ -319,13 +314,3 @@ def _expected(file: Scored) -> float:
 
 def _same_precision_first(stock: Sequence[Scored], shipped: Scored | None) -> list[Scored]:
     return sorted(stock, key=lambda f: shipped is not None and f.precision != shipped.precision)
-
-
-def _spread(summary: FinetuneResult) -> TrainingSpread:
-    """How far apart trainings of one network lie: what is typical, and what this run's own repeated ones tell."""
-    groups: dict[str, list[float]] = {}
-    for rival in (summary.baseline, summary.rescaled):
-        for row in rival.halving.ranking if rival else ():
-            if rival and len(row.scores) == len(rival.halving.rungs):
-                groups.setdefault(row.architecture.digest, []).append(row.scores[-1])
-    return TYPICAL_SPREAD.updated(list(groups.values()), "this run's own repeated trainings of stock")

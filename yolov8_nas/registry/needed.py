@@ -34,7 +34,7 @@ def standing(store: Store, runs: Iterable[str]) -> dict[str, str]:
 
 
 def _needs(store: Store, run: str, registered: RegisterResult) -> str | None:
-    """Why the registry needs the run of a version; nothing where the version is gone."""
+    """Why the registry needs the run of versions; nothing where all of it are gone."""
     if registered.version is None:
         return f"a version of {registered.model} waits to be registered"
     opened = store.root / "runs" / run / "run.json"
@@ -42,10 +42,12 @@ def _needs(store: Store, run: str, registered: RegisterResult) -> str | None:
     tracking.check_server(uri)
     with tracking.foreseen(uri):
         client = tracking.connect(uri)
-        try:
-            client.get_model_version(registered.model, str(registered.version))
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-    return f"{registered.model} version {registered.version} is registered"
+        for version in (registered.version, *(choice.version for choice in registered.choices)):
+            try:
+                client.get_model_version(registered.model, str(version))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            else:
+                return f"{registered.model} version {version} is registered"
+    return None

@@ -42,6 +42,8 @@ CONTENT: Final = "content"
 MODEL_ID: Final = "model_id"
 PURPOSE: Final = "purpose"
 LIMITS: Final = "limits"
+CHOICE: Final = "choice"
+"""Tag of a version that is to be chosen from beside the one that ships: eight digits of its architecture's digest."""
 HASH: Final = "sha256."
 SCORES: Final = "sha256_of_scores"
 EXAMPLE_FILE: Final = "input_example.json"
@@ -108,8 +110,9 @@ class Deployable:
 
     @property
     def purpose(self) -> str:
-        """What it is champion or challenger for."""
-        return purpose(self.hardware_id, self.precision, self.limits, self.scale)
+        """What it is champion or challenger for; one to choose from has a purpose of its own network."""
+        ours = purpose(self.hardware_id, self.precision, self.limits, self.scale)
+        return f"{ours}{_CHOSEN}{_slug(self.tags[CHOICE])[:_CHOICE_LETTERS]}" if CHOICE in self.tags else ours
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ def check_aliases(config: RunConfig) -> None:
     scale = SearchSpace.load(config.space).scale
     for target in config.targets:
         ours = len(alias(CHALLENGER, purpose("x" * _HARDWARE_LETTERS, "int8", target.constraints, scale)))
+        ours += len(_CHOSEN) + _CHOICE_LETTERS
         if ours > ALIAS_LETTERS:
             count = len(target.constraints)
             raise InputError(
@@ -198,7 +202,7 @@ def register(client: MlflowClient, run: str, deployable: Deployable) -> Registra
     """
     digests = deployable.digests()
     limits = [{key: limit[key] for key in _LIMIT if key in limit} for limit in deployable.resolved]
-    content = content_digest(digests, deployable.hardware_id, limits)
+    content = content_digest(digests, deployable.hardware_id, limits, deployable.tags.get(CHOICE))
     tags = {
         **deployable.tags,
         "hardware_id": deployable.hardware_id,
@@ -258,8 +262,10 @@ def _complete(client: MlflowClient, name: str, number: str, model_id: str) -> No
     client.set_model_version_tag(name, number, STATE, COMPLETE)
 
 
-def content_digest(files: Mapping[str, str], hardware_id: str, limits: Sequence[Mapping[str, Any]]) -> str:
-    """What tells one deployable from another: the SHA-256 of its files, its device and its limits.
+def content_digest(
+    files: Mapping[str, str], hardware_id: str, limits: Sequence[Mapping[str, Any]], choice: str | None = None
+) -> str:
+    """What tells one deployable from another: the SHA-256 of its files, its device, its limits and its purpose.
 
     A limit that is a share of stock is that share: what it comes to in an hour's milliseconds is no part of it, so that
     the same files registered again are the same version.
@@ -268,13 +274,16 @@ def content_digest(files: Mapping[str, str], hardware_id: str, limits: Sequence[
         {key: value for key, value in limit.items() if not ("share" in limit and key in ("limit", "stock"))}
         for limit in limits
     ]
-    return canonical_digest({"files": dict(files), "hardware": hardware_id, "constraints": asked})
+    chosen = {CHOICE: choice} if choice else {}
+    return canonical_digest({"files": dict(files), "hardware": hardware_id, "constraints": asked, **chosen})
 
 
 ALIAS_LETTERS: Final = 255
 """Letters of an alias in MLflow."""
 
 _HARDWARE_LETTERS: Final = 64  # of an alias
+_CHOSEN: Final = "-net-"
+_CHOICE_LETTERS: Final = 8
 
 _LARGEST_EXAMPLE: Final = 4_000_000  # bytes: an image of 640 pixels takes 2.5 million
 

@@ -27,7 +27,8 @@ class Submission:
         parent: MLflow's id of the run that the branch belongs to.
         run_id: Id of the pipeline run.
         label: Label of the target.
-        deployable: The detector.
+        deployable: The detector that ships.
+        choices: Detectors to choose from beside it.
         evidence: Files by the path that they get among the run's artifacts.
         shared_files: The same of what all branches share; they go to the parent run.
     """
@@ -37,29 +38,29 @@ class Submission:
     run_id: str
     label: str
     deployable: Deployable
+    choices: tuple[Deployable, ...] = ()
     evidence: Mapping[str, Path] = field(default_factory=dict)
     shared_files: Mapping[str, Path] = field(default_factory=dict)
 
     def files(self) -> dict[str, Path]:
         """Every file of it, by a name that is its own."""
-        model = {f"model/{name}": path for name, path in self.deployable.files.items()}
-        scores = {"scores.npz": self.deployable.scores} if self.deployable.scores else {}
+        found: dict[str, Path] = {}
+        for folder, detector in (("", self.deployable), *((f"choice-{i}/", one) for i, one in enumerate(self.choices))):
+            found |= {f"{folder}model/{name}": path for name, path in detector.files.items()}
+            if detector.scores:
+                found[f"{folder}scores.npz"] = detector.scores
         evidence = {f"evidence/{name}": path for name, path in self.evidence.items()}
-        return {**model, **scores, **evidence, **{f"shared/{name}": path for name, path in self.shared_files.items()}}
+        return {**found, **evidence, **{f"shared/{name}": path for name, path in self.shared_files.items()}}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the files."""
         values = {
             one.name: getattr(self, one.name)
             for one in fields(self)
-            if one.name not in ("deployable", "evidence", "shared_files")
+            if one.name not in ("deployable", "choices", "evidence", "shared_files")
         }
-        detector = {
-            one.name: getattr(self.deployable, one.name)
-            for one in fields(Deployable)
-            if one.name not in ("files", "scores")
-        }
-        return {**values, "deployable": detector}
+        choices = {"choices": [_plain(one) for one in self.choices]} if self.choices else {}
+        return {**values, "deployable": _plain(self.deployable), **choices}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], files: Mapping[str, Path]) -> Submission:
@@ -68,17 +69,39 @@ class Submission:
         def below(folder: str) -> dict[str, Path]:
             return {name.removeprefix(folder): path for name, path in files.items() if name.startswith(folder)}
 
-        detector = dict(values["deployable"])
-        detector["limits"] = tuple(detector["limits"])
-        deployable = Deployable(**detector, files=below("model/"), scores=files.get("scores.npz"))
-        return cls(**{**values, "deployable": deployable}, evidence=below("evidence/"), shared_files=below("shared/"))
+        def detector(told: Mapping[str, Any], folder: str = "") -> Deployable:
+            limits, scores = tuple(told["limits"]), files.get(f"{folder}scores.npz")
+            return Deployable(**{**told, "limits": limits}, files=below(f"{folder}model/"), scores=scores)
+
+        choices = tuple(detector(one, f"choice-{i}/") for i, one in enumerate(values.get("choices", ())))
+        known = {**values, "deployable": detector(values["deployable"]), "choices": choices}
+        return cls(**known, evidence=below("evidence/"), shared_files=below("shared/"))
 
 
-def submit(client: MlflowClient, submission: Submission) -> tuple[str, Registration]:
-    """Log the evidence to a run of the branch's own and register the detector.
+def _plain(detector: Deployable) -> dict[str, Any]:
+    return {one.name: getattr(detector, one.name) for one in fields(Deployable) if one.name not in ("files", "scores")}
 
-    Returns:
-        MLflow's id of that run, and where the detector stands.
+
+@dataclass(frozen=True)
+class Submitted:
+    """What came of a submission.
+
+    Attributes:
+        run: MLflow's id of the branch's run.
+        shipped: Where the detector that ships stands.
+        choices: Where those to choose from stand, in their order.
+    """
+
+    run: str
+    shipped: Registration
+    choices: tuple[Registration, ...]
+
+
+def submit(client: MlflowClient, submission: Submission) -> Submitted:
+    """Log the evidence to a run of the branch's own and register the detectors, the one that ships last.
+
+    The newest version of the model is the one that ships then. Each of the others has a run of its own: a run has one
+    figure of a name.
     """
     where = experiment_id(client, submission.experiment)
     run = target_run(client, where, submission.parent, submission.run_id, submission.label)
@@ -86,9 +109,14 @@ def submit(client: MlflowClient, submission: Submission) -> tuple[str, Registrat
         upload(partial(client.log_artifact, run, str(file), name.rpartition("/")[0]))
     for name, file in submission.shared_files.items():
         _log_once(client, submission.parent, name, file)
-    registration = register(client, run, submission.deployable)
+    choices = []
+    for number, choice in enumerate(submission.choices):
+        own = target_run(client, where, submission.parent, submission.run_id, f"{submission.label}-choice-{number}")
+        choices.append(register(client, own, choice))
+        client.set_terminated(own, "FINISHED")
+    shipped = register(client, run, submission.deployable)
     client.set_terminated(run, "FINISHED")
-    return run, registration
+    return Submitted(run, shipped, tuple(choices))
 
 
 def _log_once(client: MlflowClient, run: str, name: str, file: Path) -> None:

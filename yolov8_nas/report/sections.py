@@ -138,6 +138,7 @@ def view(target: Target) -> dict[str, Any]:
         "limits": [_limit(row, target) for row in summary.constraints],
         "headline": _headline(target),
         "classes": _classes(target),
+        "rare": wording.rare_sentence(summary.classes),
         "side_by_side": side_by_side(target),
         "rules": _rules(target),
         "exported": _exported(target),
@@ -149,7 +150,8 @@ def view(target: Target) -> dict[str, Any]:
         "frame": _frame(target),
         "tuning": _tuning(target),
         "quantization": _quantization(target),
-        "tried": [_tried(row) for row in verdict.tried] if verdict else [],
+        "tried": [_tried(row, target) for row in verdict.tried] if verdict else [],
+        "choose": wording.choose_sentence(summary.registry, summary.hardware.name),
         "tried_missing": target.outputs["trt-export"].why_missing("table of candidates"),
         "device": flatten(device),
         "registry": _registry(target),
@@ -358,15 +360,27 @@ def _headline(target: Target) -> dict[str, Any]:
 
 def _compared(row: AgainstStock) -> tuple[str, str]:
     """A comparison as a sentence, and what was compared."""
-    return wording.comparison_sentence(row, row.subject, wording.stock_name(row.against)), row.what
+    sentence = wording.comparison_sentence(row, row.subject, wording.stock_name(row.against))
+    return f"{sentence} {wording.decided_by_sentence(row.decided_by)}".rstrip(), row.what
 
 
-def _classes(target: Target) -> list[tuple[str, float, float | None]]:
-    """mAP50-95 of each class: shipped, and the first stock network."""
+def _classes(target: Target) -> list[dict[str, Any]]:
+    """mAP50-95 of each class: shipped, with what the validation images tell of it, and the first stock network."""
     stock = next(iter(target.summary.baselines), None)
     theirs = stock.per_class if isinstance(stock, StockFile) else {}
     ours = target.shipped.per_class if target.shipped else {}
-    return [(name, value, theirs.get(name)) for name, value in ours.items()]
+    known = {row.name: row for row in target.summary.classes}
+    return [
+        {
+            "name": name,
+            "ours": ours.get(name),
+            "theirs": theirs.get(name),
+            "images": known[name].images if name in known else None,
+            "boxes": known[name].boxes if name in known else None,
+            "told": wording.class_interval(known.get(name)),
+        }
+        for name in dict.fromkeys([*ours, *known])
+    ]
 
 
 def _place(value: float, reach: float) -> float:
@@ -780,7 +794,17 @@ def _quotient(dividend: float | None, divisor: float | None) -> float | None:
     return None if dividend is None or not divisor else dividend / divisor
 
 
-def _tried(row: Tried) -> dict[str, Any]:
+def _version(row: Tried, entry: told.Registry | None) -> str:
+    """The version that a file is registered as."""
+    if entry is None:
+        return wording.ABSENT
+    if row.outcome == "shipped":
+        return str(entry.version)
+    found = (one for one in entry.choices if (one.candidate, one.precision) == (row.candidate, row.precision))
+    return next((str(one.version) for one in found), wording.ABSENT)
+
+
+def _tried(row: Tried, target: Target) -> dict[str, Any]:
     missed = [
         f"{wording.quantity(limit)} {wording.with_unit(limit.measured, limit.unit)}, limit {wording.bound(limit)}"
         for limit in row.constraints
@@ -792,6 +816,7 @@ def _tried(row: Tried) -> dict[str, Any]:
         "outcome": row.outcome,
         "reason": row.reason or "; ".join(missed),
         "shipped": row.outcome == "shipped",
+        "version": _version(row, target.summary.registry),
     } | _measures(row)
 
 

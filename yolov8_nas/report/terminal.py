@@ -31,6 +31,9 @@ def verdict(summary: Summary) -> RenderableType:
         if compared := target.comparison:
             other = wording.stock_name(compared.against)
             parts.append(Text(wording.comparison_sentence(compared, "The shipped network", other)))
+            parts += _told(wording.decided_by_sentence(compared.decided_by))
+        parts += _told(wording.rare_sentence(target.classes))
+        parts += _told(wording.choose_sentence(target.registry, target.hardware.name))
         if target.gate:
             parts.append(Text(wording.gate(target.gate)))
     return Group(*parts)
@@ -64,6 +67,10 @@ def next_steps(summary: Summary, workdir: Path) -> list[str]:
     else:
         steps.append(f"serve one: yolov8-nas package {workdir / 'models' / 'TARGET' / 'model.onnx'} --out serving")
     return steps
+
+
+def _told(sentence: str) -> list[Text]:
+    return [Text(sentence)] if sentence else []
 
 
 def _heading(target: Target) -> Text:

@@ -9,14 +9,16 @@ from typing import Any, Final, TypeGuard
 from yolov8_nas import foreign
 from yolov8_nas.runner.results import (
     AgainstStock,
+    ClassEvidence,
     Compared,
     Confidences,
+    DecidedBy,
     Difference,
     LimitRow,
     LimitUsed,
     RuleEvidence,
 )
-from yolov8_nas.runner.results.summary import Gate
+from yolov8_nas.runner.results.summary import Gate, Registry
 from yolov8_nas.space.limits import LOWER
 
 ABSENT: Final = "–"
@@ -37,6 +39,13 @@ UNUSED: Final = 0.1
 
 _MINUS: Final = "\N{MINUS SIGN}"
 _NBSP: Final = "\N{NO-BREAK SPACE}"
+_RARE_SHOWN: Final = 8
+_WHY_NOT: Final = {
+    "no box": "no box",
+    "few images": "in {images} images",
+    "wide interval": "in {images} images, and its interval is wide",
+}
+"""Why nothing can be said of a class, by `results.ClassEvidence.why_not`."""
 _QUANTITIES: Final = {"params": "parameters", "flops": "FLOPs"}
 
 
@@ -230,6 +239,74 @@ def comparison_sentence(comparison: Difference, one: str, other: str) -> str:
         case "undecided":
             return f"{one} against {other} is undecided: {figures}, and the interval holds zero.{allowed}"
     return f"{one} against {other}: {figures}.{allowed}"
+
+
+def decided_by_sentence(decided: DecidedBy | None) -> str:
+    """What the validation images decide, and what would decide one point; empty where nothing is told."""
+    if decided is None:
+        return ""
+    images, asked = whole(decided.images), points(decided.difference)
+    if decided.images_needed is None:
+        return f"The two files find the same in all {images} validation images: more of the same decide nothing."
+    told = (
+        f"These {images} validation images decide a difference of {points(decided.smallest)} between two files "
+        f"({percent(decided.power, 0)} of the time); {asked} would take about {rounded_up(decided.images_needed)}."
+    )
+    if decided.smallest_trained is None:
+        return told
+    told += f" Between two networks, each trained once, they decide {points(decided.smallest_trained)}; "
+    if decided.trainings is None or decided.images_trained is None:
+        return f"{told}for {asked} trainings lie too far apart, however many images there are."
+    more = rounded_up(decided.images_trained)
+    return f"{told}{asked} would take {whole(decided.trainings)} trainings of each and about {more}."
+
+
+def choose_sentence(entry: Registry | None, hardware: str) -> str:
+    """How to take another registered version than the one that ships; empty where there is none."""
+    if entry is None or not entry.choices:
+        return ""
+    versions = ", ".join(str(choice.version) for choice in entry.choices)
+    return (
+        f"To choose from without another run: versions {versions} of {entry.model} keep the limits, too. "
+        f"yolov8-nas models best --hardware {hardware} --model {entry.model} --max-latency MS picks the most accurate "
+        "within another limit."
+    )
+
+
+def rare_sentence(classes: Sequence[ClassEvidence]) -> str:
+    """Which classes are too rare in the validation images to say anything about; empty where none is."""
+    rare = [row for row in classes if row.why_not]
+    if not rare:
+        return ""
+    each = ", ".join(
+        f"{row.name} ({_WHY_NOT[row.why_not].format(images=whole(row.images))})"
+        for row in rare[:_RARE_SHOWN]
+        if row.why_not
+    )
+    more = f" and {len(rare) - _RARE_SHOWN} more" if len(rare) > _RARE_SHOWN else ""
+    return f"Too rare in the validation images to say anything about: {each}{more}."
+
+
+def class_interval(row: ClassEvidence | None) -> str:
+    """The 95% interval of a class's AP50-95, or why there is none."""
+    if row is None:
+        return ABSENT
+    interval = ABSENT if row.low is None else f"{score(row.low)} to {score(row.high)}"
+    if row.why_not is None:
+        return interval
+    return "too rare" if row.low is None else f"{interval}, too rare"
+
+
+def points(difference: float) -> str:
+    """A difference in mAP (0 to 1) as points without a sign."""
+    shown = number(100 * difference, 2).removesuffix(".0")
+    return f"{shown}{_NBSP}point{'s' * (shown != '1')}"
+
+
+def rounded_up(images: int) -> str:
+    """A number of images that is an estimate, in two digits, and never too few."""
+    step = 10 ** max(0, len(str(images)) - 2)
+    return f"{whole(math.ceil(images / step) * step)} images"
 
 
 def confidence_sentence(confidence: Confidences) -> str:

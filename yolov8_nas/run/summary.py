@@ -176,6 +176,7 @@ class _Branch:
             latency_model=LatencyModel(**_common(fit, LatencyModel)) if fit else None,
             registry=Registry(**registry.plain()) if registry and registry.version is not None else None,
             comparison=verdict.comparison if verdict else None,
+            classes=verdict.classes if verdict else (),
             quantization=verdict.quantization if verdict else None,
             engine=self._result("trt-export", EngineResult),
             gate=self.gate,

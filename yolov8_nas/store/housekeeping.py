@@ -1,7 +1,7 @@
 """What lies in a stage store, how large it is, and which of it nobody needs.
 
 A result is needed by the runs whose records name it. Records do not name what results have in common (latency tables,
-trainings of stock, training rates, supernets from a registry): that is always kept, and so are submissions that wait
+trainings of networks, training rates, supernets from a registry): that is always kept, and so are submissions that wait
 for a tracking server. A key that is not done holds the checkpoints of a run that may go on, and is kept unless it is
 asked for.
 """

@@ -23,9 +23,12 @@ from yolov8_nas.runner.results.export import (
     AheadResult,
     BuiltAhead,
     CandidateFile,
+    Choice,
+    ClassEvidence,
     Confidence,
     Confidences,
     ConfidenceSpread,
+    DecidedBy,
     Difference,
     Drawn,
     DrawnBox,
@@ -54,11 +57,11 @@ from yolov8_nas.runner.results.finetune import (
     Rival,
     Rung,
     ShortTraining,
-    StockTrainingResult,
     TrainingRecipe,
     Tuned,
     TunedCandidate,
     TuningResult,
+    WholeTraining,
 )
 from yolov8_nas.runner.results.form import (
     Latency,
@@ -89,7 +92,7 @@ from yolov8_nas.runner.results.probe import (
     TimedLoad,
 )
 from yolov8_nas.runner.results.record import StageRecord
-from yolov8_nas.runner.results.register import RegisterResult
+from yolov8_nas.runner.results.register import RegisteredChoice, RegisterResult
 from yolov8_nas.runner.results.search import (
     CandidateResult,
     Choices,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import JsonValue
 
@@ -169,6 +169,31 @@ class Spread(Result):
         return cls(sd=spread.sd, freedom=spread.freedom, source=spread.source)
 
 
+class DecidedBy(Result):
+    """What validation images would decide a difference; see `power.Power`."""
+
+    difference: float
+    power: float
+    images: int
+    smallest: float
+    images_needed: int | None
+    smallest_trained: float | None
+    trainings: int | None
+    images_trained: int | None
+
+
+class ClassEvidence(Result):
+    """What the validation images tell of one class of the file that ships; see `power.ClassTold`."""
+
+    name: str
+    images: int
+    boxes: int
+    map50_95: float | None
+    low: float | None
+    high: float | None
+    why_not: Literal["no box", "few images", "wide interval"] | None
+
+
 class AgainstStock(Difference):
     """A file against stock's.
 
@@ -177,12 +202,29 @@ class AgainstStock(Difference):
         subject: Whose file it is, in words.
         what: What is compared, in words.
         against: What it is compared with.
+        decided_by: What would decide a difference of one point; nothing where the images decide.
     """
 
     trainings: Spread
     subject: str
     what: str
     against: str
+    decided_by: DecidedBy | None = None
+
+
+class Choice(Shipped):
+    """A file to choose from beside the one that ships: of another candidate or precision, and it keeps the limits.
+
+    Attributes:
+        IN: Folder in which each has a folder of its own.
+        folder: Name of that.
+        comparison: It against stock in its own precision; nothing without stock.
+    """
+
+    IN: ClassVar[str] = "choices"
+
+    folder: str
+    comparison: AgainstStock | None
 
 
 class Accuracy(Result):
@@ -314,6 +356,8 @@ class VerdictResult(ResultFile):
         baselines: Stock's files.
         comparison: What ships against stock in its own precision.
         comparisons: The same with all that it is compared with.
+        classes: What the validation images tell of each class.
+        choices: What can be chosen in its place: all other files in a precision asked for that keep the limits.
         quantization: FP32 and INT8 side by side; nothing where INT8 was not asked for.
         checkpoint_map50_95: Score of the checkpoint of what ships.
         confidence: The change of confidences; nothing where a file in floating point ships.
@@ -329,6 +373,8 @@ class VerdictResult(ResultFile):
     baselines: tuple[StockFile, ...]
     comparison: AgainstStock | None
     comparisons: tuple[AgainstStock, ...]
+    classes: tuple[ClassEvidence, ...] = ()
+    choices: tuple[Choice, ...] = ()
     quantization: Quantized | None
     checkpoint_map50_95: float | None
     confidence: Confidence | None

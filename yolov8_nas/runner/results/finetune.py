@@ -178,8 +178,8 @@ class ShortTraining(ResultFile):
     curves: Curves
 
 
-class StockTrainingResult(ResultFile):
-    """The outcome of a shared training of stock.
+class WholeTraining(ResultFile):
+    """The outcome of a whole training that targets and runs share.
 
     Attributes:
         epoch: The epoch whose weights were kept, from 1.

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from yolov8_nas.runner.results.form import ResultFile
+from yolov8_nas.runner.results.form import Result, ResultFile
+
+
+class RegisteredChoice(Result):
+    """A version to choose from beside the one that ships.
+
+    Attributes:
+        version: The version.
+        candidate: Index of the candidate in the search's `candidates.json`.
+        precision: Precision of its file.
+        aliases: Aliases that point at the version.
+    """
+
+    version: int
+    candidate: int
+    precision: str
+    aliases: tuple[str, ...]
 
 
 class RegisterResult(ResultFile):
@@ -21,6 +37,7 @@ class RegisterResult(ResultFile):
         role: `champion`, `challenger`, or nothing where another version has taken both since.
         run_id: MLflow's id of the run that it was registered from.
         spooled: Where it is kept to be sent later; nothing where it is registered.
+        choices: The versions to choose from beside it.
     """
 
     FILE = "registry.json"
@@ -35,6 +52,7 @@ class RegisterResult(ResultFile):
     role: str | None = None
     run_id: str | None = None
     spooled: str | None = None
+    choices: tuple[RegisteredChoice, ...] = ()
 
     def plain(self) -> dict[str, JsonValue]:
         """As plain JSON values: of a version that is not registered only why, and where it is kept."""

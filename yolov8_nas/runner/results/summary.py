@@ -12,9 +12,17 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from yolov8_nas.runner.results.advice import Advice
-from yolov8_nas.runner.results.export import AgainstStock, EngineResult, Quantized, StockFile, TrainingCost
+from yolov8_nas.runner.results.export import (
+    AgainstStock,
+    ClassEvidence,
+    EngineResult,
+    Quantized,
+    StockFile,
+    TrainingCost,
+)
 from yolov8_nas.runner.results.form import Latency, Network, Result, ResultFile
 from yolov8_nas.runner.results.probe import LimitRow
+from yolov8_nas.runner.results.register import RegisteredChoice
 
 
 class Part(Result):
@@ -176,11 +184,12 @@ class LatencyModel(Part):
 
 
 class Registry(Part):
-    """The registered version."""
+    """The registered version, and those to choose from beside it."""
 
     model: str
     version: int
     aliases: tuple[str, ...]
+    choices: tuple[RegisteredChoice, ...] = ()
 
 
 class Gate(Part):
@@ -215,6 +224,7 @@ class Target(Part):
         latency_model: Error of the latency model.
         registry: The registered version.
         comparison: What ships against stock in its own precision.
+        classes: What the validation images tell of each class.
         quantization: FP32 and INT8 side by side.
         engine: The TensorRT engine of what ships.
         gate: What the promotion gate said, in a retraining.
@@ -237,6 +247,7 @@ class Target(Part):
     comparison: AgainstStock | None
     quantization: Quantized | None
     engine: EngineResult | None
+    classes: tuple[ClassEvidence, ...] = ()
     gate: Gate | None = None
     advice: Advice | None = None
 

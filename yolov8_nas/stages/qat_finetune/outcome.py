@@ -93,7 +93,7 @@ class Outcome:
             observed = quantize(deepcopy(tuned.network), self.given.calibration, keep_float)
             # What INT8 costs without training for it: what the training is compared with.
             save_qat_checkpoint(observed, folder / "ptq.pt", names=self.given.names, imgsz=self.given.imgsz)
-            quantized = self.trainings.carry_out(f"{entrant.name}, INT8", observed, self.qat, teacher=tuned.network)
+            quantized = self.trainings.for_int8(entrant, observed, self.qat, tuned.network)
             save_qat_checkpoint(quantized.network, folder / "qat.pt", names=self.given.names, imgsz=self.given.imgsz)
             score["int8"] = quantized.score
             best_epoch["int8"] = quantized.epoch

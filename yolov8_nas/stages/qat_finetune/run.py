@@ -7,8 +7,9 @@ costs nothing but the fold's images, which are not trained on, and all networks 
 is the mean over the last epochs (`Recipe.window`). Whole trainings see all images of the train split, as stock's do;
 what a network scored on the folds counts in the accuracy that is expected of it, by which trt-export ships.
 
-Every training has a folder of its own in `partial` and goes on from its last epoch. Stock's, in floating point, is a
-part of its own in the store: it is the same for every target, so the first one trains it and the others find it.
+Every training is a part of its own in the store, under a key of all that it depends on, and goes on from its last
+epoch. Neither limit nor target is in that key: with another limit, or for another target, the same network is found
+trained.
 """
 
 from __future__ import annotations
@@ -195,8 +196,7 @@ class _Finetuning:
             entrant = arm.entrants[i]
             recipe = replace(arm.recipe, seed=entrant.seed)
             network, self.trainings.begun[entrant.name] = self.trainings.start(arm, entrant)
-            carry_out = self.trainings.shared if arm is self.stock else self.trainings.carry_out
-            whole[i] = carry_out(entrant.name, self.trainings.headed(network), recipe, teacher=teacher)
+            whole[i] = self.trainings.shared(arm, entrant, self.trainings.headed(network), recipe, teacher)
             score = average(whole[i].curves[: whole[i].epoch], recipe.window)
             return Result(score, whole[i].seconds)
 

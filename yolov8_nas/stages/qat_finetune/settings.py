@@ -9,7 +9,7 @@ from yolov8_nas.runner.settings import StageSettings
 from yolov8_nas.stages.supernet_train.settings import Weights, start_weights
 
 VERSION: Final = 8
-"""Version of the stage, and of the trainings of stock that it shares."""
+"""Version of the stage, and of the trainings that it shares."""
 
 QAT_COST: Final = 3
 """What an epoch with fake quantization counts in progress; one without counts 1."""

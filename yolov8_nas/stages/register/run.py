@@ -11,18 +11,30 @@ Beside the configuration it takes the run's own parameters, given to `run_stage`
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from yolov8_nas.data import dataset
 from yolov8_nas.device.profile import Profile
 from yolov8_nas.files import file_sha256, tree_files, write_json
 from yolov8_nas.registry import spool
-from yolov8_nas.registry.register import Deployable
-from yolov8_nas.registry.submission import SUPERNET, Submission, submit
+from yolov8_nas.registry.register import CHOICE, Deployable
+from yolov8_nas.registry.submission import SUPERNET, Submission, Submitted, submit
 from yolov8_nas.registry.tracking import UnavailableError, connect, unavailable, without_credentials
-from yolov8_nas.runner.results import Difference, RegisterResult, Shipped, StockResult, VerdictResult
+from yolov8_nas.runner.results import (
+    Choice,
+    Difference,
+    RegisteredChoice,
+    RegisterResult,
+    Shipped,
+    StockResult,
+    VerdictResult,
+)
 from yolov8_nas.runner.stage import StageContext
 from yolov8_nas.stages.register.settings import RegisterSettings
+
+CHOOSE: Final = "; to choose from beside the one that ships"
+"""The end of the description of a version that can be chosen in the place of the one that ships."""
 
 LICENCE: Final = "AGPL-3.0"
 """Licence of Ultralytics' networks, and so of what is derived from them; checkpoint and ONNX file say so, too."""
@@ -36,7 +48,7 @@ def run(ctx: StageContext[RegisterSettings]) -> None:
     _send_what_waits(ctx, uri)
     ctx.progress.update(1, 2, "logging measurements, registering the model")
     try:
-        run, done = submit(connect(uri), submission)
+        done = submit(connect(uri), submission)
     except Exception as error:
         if ctx.store is None or not unavailable(error):
             raise
@@ -50,10 +62,23 @@ def run(ctx: StageContext[RegisterSettings]) -> None:
         ctx.progress.note(f"{result.reason}; `yolov8-nas models sync` or the next run sends it")
         message = f"{result.model} is not registered yet"
     else:
-        result = RegisterResult(**asdict(done), run_id=run, tracking_uri=without_credentials(uri))
-        message = f"{done.model} version {done.version}" + (f" is {done.role}: {done.reason}" if done.role else "")
+        result = _result(ctx, done, without_credentials(uri))
+        ships = done.shipped
+        message = f"{ships.model} version {ships.version}" + (f" is {ships.role}: {ships.reason}" if ships.role else "")
     result.write(ctx.out)
     ctx.progress.update(2, 2, message)
+
+
+def _result(ctx: StageContext[RegisterSettings], done: Submitted, uri: str) -> RegisterResult:
+    result = RegisterResult(**asdict(done.shipped), run_id=done.run, tracking_uri=uri)
+    if not done.choices:
+        return result
+    told = VerdictResult.read(ctx.inputs["trt-export"]).choices
+    choices = tuple(
+        RegisteredChoice(version=one.version, candidate=file.candidate, precision=file.precision, aliases=one.aliases)
+        for one, file in zip(done.choices, told, strict=True)
+    )
+    return result.model_copy(update={"choices": choices})
 
 
 def _send_what_waits(ctx: StageContext[RegisterSettings], uri: str) -> None:
@@ -70,12 +95,19 @@ def _send_what_waits(ctx: StageContext[RegisterSettings], uri: str) -> None:
 
 
 def _submission(ctx: StageContext[RegisterSettings]) -> Submission:
+    exported = ctx.inputs["trt-export"]
+    verdict = VerdictResult.read(exported)
+    assert verdict.shipped is not None, "a target whose verdict has failed does not come so far"
+    detectors = _Detectors(ctx, verdict)
     return Submission(
         experiment=ctx.settings.experiment,
         parent=ctx.settings.mlflow_run,
         run_id=ctx.settings.run_id,
         label=ctx.settings.label,
-        deployable=_deployable(ctx),
+        deployable=detectors.of(verdict.shipped, exported / "model", verdict.comparison),
+        choices=tuple(
+            detectors.of(one, exported / Choice.IN / one.folder, one.comparison, choice=True) for one in verdict.choices
+        ),
         evidence={
             f"{stage}/{name}": file
             for stage, folder in ctx.inputs.items()
@@ -89,41 +121,63 @@ def _submission(ctx: StageContext[RegisterSettings]) -> Submission:
     )
 
 
-def _deployable(ctx: StageContext[RegisterSettings]) -> Deployable:
-    verdict = VerdictResult.read(ctx.inputs["trt-export"])
-    shipped = verdict.shipped
-    assert shipped is not None, "a target whose verdict has failed does not come so far"
-    profile = Profile.read(ctx.inputs["hw-probe"])
-    described = ctx.out / "architecture.json"
-    write_json(described, shipped.architecture.to_dict())
-    scores = ctx.inputs["trt-export"] / "evaluation" / f"candidate-{shipped.candidate}-{shipped.precision}.npz"
-    return Deployable(
-        name=ctx.settings.model,
-        files={**tree_files(ctx.inputs["trt-export"] / "model"), described.name: described},
-        hardware_id=profile.id,
-        precision=shipped.precision,
-        limits=ctx.settings.constraints,
-        scale=StockResult.read(ctx.inputs["hw-probe"]).scale,
-        resolved=[limit.model_dump(mode="json", exclude_none=True) for limit in shipped.constraints],
-        metrics=_metrics(shipped, verdict.comparison),
-        params={"architecture": described.read_text(), **_params(ctx, nms_free=verdict.nms.nms_free)},
-        tags={
-            "hardware": profile.name,
-            "hardware_model": profile.model,
-            "runtime": profile.runtime_name,
-            "runtime_version": profile.runtime_version,
-            "architecture": shipped.architecture.digest,
-            "file": shipped.file,
-            **licences(shipped, ctx.settings.data_license),
-            **_tags(ctx),
-        },
-        description=(
-            f"{shipped.precision}, {ctx.settings.imgsz} px, on {profile.model} with {profile.runtime_name} "
-            f"{profile.runtime_version}: mAP50-95 {shipped.map50_95:.3f}, p50 {shipped.latency_ms.p50:.3g} ms; "
-            f"keeps {', '.join(ctx.settings.constraints)}"
-        ),
-        scores=scores if scores.is_file() else None,
-    )
+class _Detectors:
+    """Detectors of one target, ready to be registered.
+
+    Args:
+        ctx: The context of the stage.
+        verdict: trt-export's result.
+    """
+
+    def __init__(self, ctx: StageContext[RegisterSettings], verdict: VerdictResult) -> None:
+        self.ctx = ctx
+        self.profile = Profile.read(ctx.inputs["hw-probe"])
+        self.scale = StockResult.read(ctx.inputs["hw-probe"]).scale
+        self.params = _params(ctx, nms_free=verdict.nms.nms_free)
+        self.tags = _tags(ctx)
+
+    def of(self, file: Shipped, folder: Path, comparison: Difference | None, *, choice: bool = False) -> Deployable:
+        """The detector of an exported file.
+
+        Args:
+            file: The file.
+            folder: Where it lies, with what belongs to it.
+            comparison: It against stock.
+            choice: Whether it is one to choose from, and not the one that ships.
+        """
+        settings, profile, network = self.ctx.settings, self.profile, file.architecture
+        described = self.ctx.out / (f"architecture-{folder.name}.json" if choice else "architecture.json")
+        write_json(described, network.to_dict())
+        name = f"candidate-{file.candidate}-{file.precision}.npz"
+        scores = self.ctx.inputs["trt-export"] / "evaluation" / name
+        return Deployable(
+            name=settings.model,
+            files={**tree_files(folder), "architecture.json": described},
+            hardware_id=profile.id,
+            precision=file.precision,
+            limits=settings.constraints,
+            scale=self.scale,
+            resolved=[limit.model_dump(mode="json", exclude_none=True) for limit in file.constraints],
+            metrics=_metrics(file, comparison),
+            params={"architecture": described.read_text(), **self.params},
+            tags={
+                "hardware": profile.name,
+                "hardware_model": profile.model,
+                "runtime": profile.runtime_name,
+                "runtime_version": profile.runtime_version,
+                "architecture": network.digest,
+                "file": file.file,
+                **licences(file, settings.data_license),
+                **self.tags,
+                **({CHOICE: network.digest[:8]} if choice else {}),
+            },
+            description=(
+                f"{file.precision}, {settings.imgsz} px, on {profile.model} with {profile.runtime_name} "
+                f"{profile.runtime_version}: mAP50-95 {file.map50_95:.3f}, p50 {file.latency_ms.p50:.3g} ms; "
+                f"keeps {', '.join(settings.constraints)}{CHOOSE if choice else ''}"
+            ),
+            scores=scores if scores.is_file() else None,
+        )
 
 
 def _metrics(shipped: Shipped, comparison: Difference | None) -> dict[str, float]:

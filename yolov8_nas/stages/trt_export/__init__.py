@@ -18,7 +18,7 @@ def _build_ahead(ctx: StageContext[settings.ExportSettings]) -> None:
     run(ctx)
 
 
-STAGE = Stage("trt-export", 12, settings.settings, _run)
+STAGE = Stage("trt-export", 13, settings.settings, _run)
 
 AHEAD = Stage("build-ahead", 1, settings.settings, _build_ahead, always_run=True)
 """What of the export needs no device, for a CPU node: engines of TensorRT for RTX, left in the store. Not one of the

@@ -24,6 +24,7 @@ def run(ctx: StageContext[ExportSettings]) -> None:
     """Write `verdict.json`, `engine.json`, `evaluation/*.npz`, and `model/` where a file keeps the limits.
 
     Where stock was trained for comparison, `pictures.json` and `pictures/` as well.
+    What can be chosen in its place lies in `choices/`, a folder each with the same files.
 
     Raises:
         StageError: None does; the verdict with the table of what was tried is written all the same.
