@@ -31,6 +31,7 @@ from yolov8_nas.measure import benchmark, nms
 from yolov8_nas.measure import tensorrt_rtx as rtx
 from yolov8_nas.measure.benchmark import Measurement, Percentiles, Timing
 from yolov8_nas.measure.engine_file import read_manifest
+from yolov8_nas.measure.runtime import DEFAULT
 from yolov8_nas.report.step import tell
 from yolov8_nas.run import local
 from yolov8_nas.runner.progress import Progress
@@ -226,6 +227,12 @@ def test_the_verdict_is_of_the_engine_that_the_cpu_node_built(
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(nms, "measure_with_nms", timed)
     monkeypatch.setattr(nms, "boxes", lambda *_, **__: {"boxes": 0.0, "detections": 0.0})
+    detect = nms.detect
+    monkeypatch.setattr(
+        nms,
+        "detect",
+        lambda file, *pictures, **how: detect(file.with_suffix(".onnx"), *pictures, **{**how, "runtime": DEFAULT}),
+    )
     monkeypatch.setattr(
         Evaluator,
         "evaluate",
