@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from yolov8_nas.evaluation import Evaluation, ImageStats, TrainingSpread, compare, mean_average_precision
-from yolov8_nas.power import POINT, ClassTold, Power, classes_told, power_of
+from yolov8_nas.power import POINT, classes_told, power_of
 from yolov8_nas.report import wording
 from yolov8_nas.runner.results import ClassEvidence, DecidedBy
 
@@ -65,7 +65,7 @@ def test_trainings_that_lie_apart_take_more_trainings_and_not_images_alone() -> 
         power_of(first, second, spread=spread)
         for spread in (TrainingSpread(0.001, 1e6, "here"), TrainingSpread(0.009, 4.0, "here"), None)
     )
-    assert files == replace(far, smallest_trained=None, trainings=None, images_trained=None)
+    assert files == far.model_copy(update={"smallest_trained": None, "trainings": None, "images_trained": None})
     assert close.trainings == 1
     # 2 * 0.9^2 * (1.96 + 0.84)^2 / k is half of one point squared at k = 25.4; that the spread is estimated adds one.
     assert far.trainings == 27
@@ -80,7 +80,7 @@ def test_files_that_find_the_same_are_decided_by_no_images() -> None:
     first = detector(1, 20, 0.6)
     told = power_of(first, first)
     assert (told.smallest, told.images_needed) == (0, None)
-    assert "more of the same decide nothing" in wording.decided_by_sentence(DecidedBy(**asdict(told)))
+    assert "more of the same decide nothing" in wording.decided_by_sentence(told)
 
 
 def test_different_images_are_not_compared() -> None:
@@ -99,8 +99,8 @@ def test_classes_that_are_too_rare() -> None:
     assert (wide.images, wide.why_not) == (15, "wide interval") and wide.low is not None and wide.high is not None
     assert (few.images, few.boxes, few.why_not, few.low) == (5, 10, "few images", None)
     assert few.map50_95 is not None
-    assert none == ClassTold("rust", 0, 0, None, None, None, "no box")
-    rows = [ClassEvidence(**asdict(told)) for told in (common, wide, few, none)]
+    assert none == ClassEvidence(name="rust", images=0, boxes=0, map50_95=None, low=None, high=None, why_not="no box")
+    rows = [common, wide, few, none]
     assert wording.rare_sentence(rows) == (
         "Too rare in the validation images to say anything about: dent (in 15 images, and its interval is wide), "
         "hole (in 5 images), rust (no box)."
@@ -111,14 +111,14 @@ def test_classes_that_are_too_rare() -> None:
 
 
 def test_the_words() -> None:
-    told = Power(POINT, 0.8, 80, 0.0568, 2581, smallest_trained=0.0681, trainings=13, images_trained=5131)
-    assert wording.decided_by_sentence(DecidedBy(**asdict(told))).replace("\N{NO-BREAK SPACE}", " ") == (
+    files = DecidedBy(difference=POINT, power=0.8, images=80, smallest=0.0568, images_needed=2581)
+    told = files.model_copy(update={"smallest_trained": 0.0681, "trainings": 13, "images_trained": 5131})
+    assert wording.decided_by_sentence(told).replace("\N{NO-BREAK SPACE}", " ") == (
         "These 80 validation images decide a difference of 5.7 points between two files (80 % of the time); 1 point "
         "would take about 2,600 images. Between two networks, each trained once, they decide 6.8 points; 1 point would "
         "take 13 trainings of each and about 5,200 images."
     )
-    apart = replace(told, trainings=None, images_trained=None)
-    assert "however many images" in wording.decided_by_sentence(DecidedBy(**asdict(apart)))
-    files = Power(POINT, 0.8, 80, 0.0568, 2581)
-    assert wording.decided_by_sentence(DecidedBy(**asdict(files))).endswith("2,600 images.")
+    apart = told.model_copy(update={"trainings": None, "images_trained": None})
+    assert "however many images" in wording.decided_by_sentence(apart)
+    assert wording.decided_by_sentence(files).endswith("2,600 images.")
     assert wording.decided_by_sentence(None) == ""

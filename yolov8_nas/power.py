@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from yolov8_nas.evaluation import (
     class_average_precision,
     mean_average_precision,
 )
+from yolov8_nas.runner.results import ClassEvidence, DecidedBy
 
 POINT: Final = 0.01
 """The difference in mAP50-95 that is asked about: one point."""
@@ -39,65 +39,11 @@ FEW_IMAGES: Final = 10
 WIDE: Final = 0.2
 """Width of a 95% interval of a class's AP50-95 from which on it says nothing: 20 points."""
 
-Why: TypeAlias = Literal["no box", "few images", "wide interval"]
-"""Why nothing can be said of a class."""
-
 _DRAWS: Final = 300
 """Their spread is known to 4%."""
 
 _SAME: Final = 1e-9
 _MOST_TRAININGS: Final = 1000
-
-
-@dataclass(frozen=True)
-class Power:
-    """The differences in mAP50-95 that validation images decide, `power` of the time.
-
-    Attributes:
-        difference: The difference that is asked about, in mAP from 0 to 1.
-        power: How often it is to be decided, from 0 to 1.
-        images: Images at hand.
-        smallest: The smallest difference between two files that these images decide.
-        images_needed: Images that decide `difference` between two files; nothing where the two files find the same in
-            every image, so that no image tells.
-        smallest_trained: The smallest difference between two networks, each trained once, that these images decide;
-            nothing where files are compared.
-        trainings: Trainings of each network, with several seeds, that decide `difference` between the two on
-            `images_trained` images; likewise, and where more than a thousand would be needed.
-        images_trained: Images that it takes then.
-    """
-
-    difference: float
-    power: float
-    images: int
-    smallest: float
-    images_needed: int | None
-    smallest_trained: float | None = None
-    trainings: int | None = None
-    images_trained: int | None = None
-
-
-@dataclass(frozen=True)
-class ClassTold:
-    """What the validation images tell of one class.
-
-    Attributes:
-        name: The class.
-        images: Images with a box of it.
-        boxes: Its boxes.
-        map50_95: Its AP50-95; nothing without a box.
-        low: Lower end of the 95% interval over images; nothing where there are fewer images than `FEW_IMAGES`.
-        high: Upper end; likewise.
-        why_not: Why nothing can be said of it; nothing where something can.
-    """
-
-    name: str
-    images: int
-    boxes: int
-    map50_95: float | None
-    low: float | None
-    high: float | None
-    why_not: Why | None
 
 
 def power_of(
@@ -109,7 +55,7 @@ def power_of(
     power: float = POWER,
     draws: int = _DRAWS,
     seed: int = 0,
-) -> Power:
+) -> DecidedBy:
     """What the images of two evaluations decide, and how many would decide a difference.
 
     Args:
@@ -128,17 +74,23 @@ def power_of(
         raise ValueError("the two evaluations are of different images: score both on the same split")
     drawn, images = _Drawn(first, second, power, draws, seed), len(first.images)
     smallest = drawn.smallest(images)
-    told = Power(difference, power, images, smallest, drawn.images(difference, smallest))
+    told = DecidedBy(
+        difference=difference,
+        power=power,
+        images=images,
+        smallest=smallest,
+        images_needed=drawn.images(difference, smallest),
+    )
     if spread is None:
         return told
     trainings = next((k for k in range(1, _MOST_TRAININGS) if _of(spread, k, power) <= difference / math.sqrt(2)), None)
     rest = math.sqrt(difference**2 - _of(spread, trainings, power) ** 2) if trainings else 0.0
-    return replace(
-        told,
-        smallest_trained=math.hypot(smallest, _of(spread, 1, power)),
-        trainings=trainings,
-        images_trained=drawn.images(rest, smallest) if trainings else None,
-    )
+    trained = {
+        "smallest_trained": math.hypot(smallest, _of(spread, 1, power)),
+        "trainings": trainings,
+        "images_trained": drawn.images(rest, smallest) if trainings else None,
+    }
+    return told.model_copy(update=trained)
 
 
 def _of(spread: TrainingSpread, trainings: int, power: float) -> float:
@@ -181,7 +133,9 @@ def _many(images: int, smallest: float, difference: float) -> int:
     return max(2, math.ceil(images * (smallest / difference) ** 2))
 
 
-def classes_told(evaluation: Evaluation, names: Sequence[str], *, draws: int = 1000, seed: int = 0) -> list[ClassTold]:
+def classes_told(
+    evaluation: Evaluation, names: Sequence[str], *, draws: int = 1000, seed: int = 0
+) -> tuple[ClassEvidence, ...]:
     """What the validation images tell of each class.
 
     Args:
@@ -195,16 +149,18 @@ def classes_told(evaluation: Evaluation, names: Sequence[str], *, draws: int = 1
     weights = np.concatenate([np.ones((1, n), dtype=drawn.dtype), drawn])
     labels, scores = class_average_precision(evaluation.images, weights)
     columns = {int(label): scores[:, column] for column, label in enumerate(labels)}
-    return [_told(name, label, evaluation.images, columns.get(label)) for label, name in enumerate(names)]
+    return tuple(_told(name, label, evaluation.images, columns.get(label)) for label, name in enumerate(names))
 
 
-def _told(name: str, label: int, images: Sequence[ImageStats], scores: NDArray[np.float64] | None) -> ClassTold:
+def _told(name: str, label: int, images: Sequence[ImageStats], scores: NDArray[np.float64] | None) -> ClassEvidence:
     boxes = [int((image.target_cls == label).sum()) for image in images]
-    with_it, total = sum(count > 0 for count in boxes), sum(boxes)
+    with_it = sum(count > 0 for count in boxes)
+    told = ClassEvidence(name=name, images=with_it, boxes=sum(boxes))
     if scores is None:
-        return ClassTold(name, with_it, total, None, None, None, "no box")
+        return told.model_copy(update={"why_not": "no box"})
+    told = told.model_copy(update={"map50_95": float(scores[0])})
     if with_it < FEW_IMAGES:
-        return ClassTold(name, with_it, total, float(scores[0]), None, None, "few images")
-    low, high = np.nanpercentile(scores[1:], [2.5, 97.5])
-    why: Why | None = "wide interval" if high - low > WIDE else None
-    return ClassTold(name, with_it, total, float(scores[0]), float(low), float(high), why)
+        return told.model_copy(update={"why_not": "few images"})
+    low, high = map(float, np.nanpercentile(scores[1:], [2.5, 97.5]))
+    why = "wide interval" if high - low > WIDE else None
+    return told.model_copy(update={"low": low, "high": high, "why_not": why})

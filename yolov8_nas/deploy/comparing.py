@@ -1,17 +1,14 @@
-"""What ships against stock, and what the validation images can tell of that."""
+"""What ships against stock."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from yolov8_nas.deploy.files import Scored
-from yolov8_nas.evaluation import TYPICAL_SPREAD, Evaluation, TrainingSpread, compare
-from yolov8_nas.power import classes_told, power_of
+from yolov8_nas.evaluation import TYPICAL_SPREAD, TrainingSpread, compare
+from yolov8_nas.power import power_of
 from yolov8_nas.runner.results import (
     AgainstStock,
-    ClassEvidence,
-    DecidedBy,
     Difference,
     FinetuneResult,
     Rival,
@@ -58,13 +55,8 @@ def _against(first: Scored, second: Scored, spread: TrainingSpread, subject: str
         f"as exported; 95% interval over images and trainings, whose standard deviation from seed to seed is "
         f"taken as {100 * spread.sd:.1f} points, from {spread.source}",
         against=f"{second.row.name} ({second.precision.upper()})",
-        decided_by=DecidedBy(**asdict(power_of(first.val, second.val, spread=spread))) if undecided else None,
+        decided_by=power_of(first.val, second.val, spread=spread) if undecided else None,
     )
-
-
-def told_of_classes(val: Evaluation, names: Sequence[str]) -> tuple[ClassEvidence, ...]:
-    """What the validation images tell of each class of the dataset."""
-    return tuple(ClassEvidence(**asdict(told)) for told in classes_told(val, names))
 
 
 def _spread(summary: FinetuneResult) -> TrainingSpread:

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from yolov8_nas.deploy.comparing import against_stock, told_of_classes
+from yolov8_nas.deploy.comparing import against_stock
 from yolov8_nas.deploy.files import Scored
 from yolov8_nas.deploy.job import Job
 from yolov8_nas.evaluation import Evaluation, compare
 from yolov8_nas.export import artifact
 from yolov8_nas.export.thresholds import confidences
 from yolov8_nas.files import copy_file, write_json
+from yolov8_nas.power import classes_told
 from yolov8_nas.runner.results import (
     Accuracy,
     CandidateFile,
@@ -92,7 +93,7 @@ class Verdict:
             baselines=tuple(map(self._baseline, stock)),
             comparison=next(iter(comparisons), None),
             comparisons=comparisons,
-            classes=told_of_classes(shipped.val, self.job.classes) if shipped else (),
+            classes=classes_told(shipped.val, self.job.classes) if shipped else (),
             choices=tuple(self._choice(file, stock) for file in ours if self._is_choice(file, shipped)),
             quantization=self._quantization(files, shipped or ours[0]),
             checkpoint_map50_95=checkpoint.map50_95 if checkpoint else None,

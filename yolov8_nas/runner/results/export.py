@@ -170,28 +170,52 @@ class Spread(Result):
 
 
 class DecidedBy(Result):
-    """What validation images would decide a difference; see `power.Power`."""
+    """The differences in mAP50-95 that validation images decide, `power` of the time.
+
+    Attributes:
+        difference: The difference that is asked about, in mAP from 0 to 1.
+        power: How often it is to be decided, from 0 to 1.
+        images: Images at hand.
+        smallest: The smallest difference between two files that these images decide.
+        images_needed: Images that decide `difference` between two files; nothing where the two files find the same in
+            every image, so that no image tells.
+        smallest_trained: The smallest difference between two networks, each trained once, that these images decide;
+            nothing where files are compared.
+        trainings: Trainings of each network, with several seeds, that decide `difference` between the two on
+            `images_trained` images; likewise, and where more than a thousand would be needed.
+        images_trained: Images that it takes then.
+    """
 
     difference: float
     power: float
     images: int
     smallest: float
     images_needed: int | None
-    smallest_trained: float | None
-    trainings: int | None
-    images_trained: int | None
+    smallest_trained: float | None = None
+    trainings: int | None = None
+    images_trained: int | None = None
 
 
 class ClassEvidence(Result):
-    """What the validation images tell of one class of the file that ships; see `power.ClassTold`."""
+    """What the validation images tell of one class.
+
+    Attributes:
+        name: The class.
+        images: Images with a box of it.
+        boxes: Its boxes.
+        map50_95: Its AP50-95; nothing without a box.
+        low: Lower end of the 95% interval over images; nothing where there are too few of them.
+        high: Upper end; likewise.
+        why_not: Why nothing can be said of it; nothing where something can.
+    """
 
     name: str
     images: int
     boxes: int
-    map50_95: float | None
-    low: float | None
-    high: float | None
-    why_not: Literal["no box", "few images", "wide interval"] | None
+    map50_95: float | None = None
+    low: float | None = None
+    high: float | None = None
+    why_not: Literal["no box", "few images", "wide interval"] | None = None
 
 
 class AgainstStock(Difference):
