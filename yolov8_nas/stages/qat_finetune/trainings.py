@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -195,23 +196,26 @@ class Trainings:
         taught_by: str | None = None,
     ) -> SharedTraining:
         """All that a training of a network depends on."""
-        weights = self.ctx.settings.supernet.weights
-        begins = {
-            "weights": weights.sha256 if weights else None,
-            "supernet": file_sha256(self.ctx.inputs["supernet-train"] / "supernet.safetensors"),
-            "scratch": None,
-        }
+        weights, sha256 = self.ctx.settings.supernet.weights, None
+        if start == "supernet":
+            sha256 = self._supernet_sha256
+        elif start == "weights" and weights:
+            sha256 = weights.sha256
         return SharedTraining(
             dataset=dataset.load(self.ctx.inputs["data-prep"]).digest,
             architecture=architecture.digest,
             start=start,
-            sha256=begins[start],
+            sha256=sha256,
             recipe=recipe,
             nms_free=self.given.options.nms_free,
             seed=self.given.seed,
             held_out=held_out,
             taught_by=taught_by,
         )
+
+    @cached_property
+    def _supernet_sha256(self) -> str:
+        return file_sha256(self.ctx.inputs["supernet-train"] / "supernet.safetensors")
 
     def _found(
         self,
